@@ -37,7 +37,7 @@
 //! The steps of a turn work on those parts, with one file per subject: `handshake` (the request
 //! head, joining), `http_read` and `waiting` (answers without a WebSocket, requests that wait),
 //! `intake` (from bytes to messages to the state), `held_writers` (clients that wait for
-//! compaction), `delivery` (which session is sent what, and when), `conflation` (clients that read
+//! compaction), `delivery` (what each session receives, and when), `conflation` (clients that read
 //! too slowly), `deadlines` (timers), `closing` (closing, drain), `encoding` (snapshots),
 //! `eviction` and `shedding` (which session is closed when memory or connections run out),
 //! `clock_corrections` (after an absence), `failure` (a log that cannot be written, a panic).
@@ -212,12 +212,12 @@ impl Shard {
 
     /// Ends a turn. Durability depends on the order of its steps:
     ///
-    /// 1. Requests that waited for the state are answered, timers expire, sessions are evicted for
-    ///    as long as too much memory is held, and the log is measured.
+    /// 1. Waiting requests are answered once the state is available, timers expire, sessions are
+    ///    evicted while too much memory is held, and the log is measured.
     /// 2. Bytes that an earlier turn left unread are read, so that their ops join this turn's
     ///    batch.
-    /// 3. Members are queued for the ops that became visible since the last turn, and the sends of
-    ///    those ops are watched to measure their latency.
+    /// 3. Members are queued to receive the ops that became visible since the last turn, and the
+    ///    sends of those ops are watched to measure their latency.
     /// 4. The log: a batch is handed over when no log operation is in flight and either the round
     ///    of sends is complete or the batch is old. From here on the batch is closed, so no op can
     ///    end up counted as synced by an fdatasync that does not cover it. A failed log is
@@ -269,7 +269,7 @@ impl Shard {
         Some(output)
     }
 
-    /// Returns whether the next turn should follow immediately, even without a new input.
+    /// Returns whether the next turn should follow immediately, even if there is no new input.
     #[must_use]
     pub fn has_work(&self) -> bool {
         let may_send = !self.sends.is_empty()

@@ -68,7 +68,7 @@ pub fn token(ttl_s: Option<u64>) -> String {
     mint(&secret(), "client", START_UNIX_S, ttl_s)
 }
 
-/// Returns the request with which a client joins `workspace`.
+/// Returns the request that a client sends to join `workspace`.
 #[must_use]
 pub fn join_request(workspace: &str, token: &str) -> String {
     upgrade_request(&format!("/v1/sync/{workspace}?token={token}"))

@@ -12,9 +12,9 @@
 //!      └────────────── one write ──────────────────────┘
 //! ```
 //!
-//! A write that extends the file makes the file system commit its journal; a write over existing
-//! bytes does not. So a write past the end of the file also appends some zeros, which later writes
-//! can overwrite.
+//! A write that extends the file makes the file system commit its journal, whereas a write over
+//! existing bytes does not. So a write past the end of the file also appends some zeros, which
+//! later writes can overwrite.
 
 use std::io;
 
@@ -53,7 +53,7 @@ pub struct BlockWriter {
     filled_end: u64,
     /// The file grows to a multiple of this many bytes.
     fill_bytes: u64,
-    /// The bytes being appended, and how many of them earlier writes have written.
+    /// The bytes being appended, and how many of them have been written so far.
     appended: Option<(Vec<u8>, usize)>,
     spare: Blocks,
 }

@@ -83,8 +83,8 @@ pub struct Link {
     pub path: PathBuf,
     /// The segment's header.
     pub header: SegmentHeader,
-    /// The log position where the next segment begins, and so where this one ends. Bytes after it
-    /// are ignored ([`super::past_end`]). `None` for the last segment.
+    /// The log position where the next segment begins and this one ends. Bytes after it are ignored
+    /// ([`super::past_end`]). `None` for the last segment.
     pub end_position: Option<LogPosition>,
     /// The length of the file.
     pub file_bytes: u64,
@@ -385,7 +385,7 @@ pub(super) fn unfilled_bytes(bytes: &[u8]) -> usize {
 struct ReadWindow<'a, F> {
     file: &'a F,
     bytes: &'a mut Vec<u8>,
-    /// The offset in the file of the first of `bytes`.
+    /// The file offset of the first of `bytes`.
     base: usize,
     /// The end of the part of the file that belongs to the log.
     end: usize,

@@ -1,8 +1,8 @@
-//! Group commit as a state machine without I/O: fill a batch, write it, sync it.
+//! Group commit as a state machine without I/O: it fills a batch, writes it and syncs it.
 //!
 //! Ops are appended to the batch that is being filled. At most one log operation is in flight: the
 //! write of a batch, the fdatasync that covers it, or the opening of the next segment. All ops that
-//! arrive in the meantime go to the next batch, so the busier the shard is, the more ops share one
+//! arrive in the meantime go to the next batch, so the busier the shard is, the more ops share an
 //! fdatasync.
 //!
 //! ```text
@@ -56,7 +56,7 @@ pub struct OpenSegment {
     pub first_position: LogPosition,
     /// The checksum of its header, which seeds the checksums of its batches.
     pub salt: u32,
-    /// Whether each write is on disk when it returns, so that no fdatasync is needed.
+    /// Whether each write is on disk when it returns; if so, no fdatasync is needed.
     pub writes_through: bool,
 }
 
@@ -284,8 +284,8 @@ impl Commit {
     /// commit, whichever was later.
     ///
     /// No send starts during a commit. A batch therefore waits for a quarter of the time that the
-    /// previous commit took, up to [`COMMIT_AGE_MAX_US`], so that even a shard whose rounds never
-    /// finish has a fifth of its time for sends, as long as that limit is not reached.
+    /// previous commit took, up to [`COMMIT_AGE_MAX_US`]. So even a shard whose rounds never finish
+    /// has a fifth of its time for sends, as long as that limit is not reached.
     #[must_use]
     pub fn batch_due_us(&self) -> Option<u64> {
         let took_us = self.idle_since_us.saturating_sub(self.begun_us);
@@ -318,7 +318,7 @@ impl Commit {
         self.handed.advance(self.filling.len() as u64)
     }
 
-    /// Returns the number of the open segment within its shard.
+    /// Returns the index of the open segment within its shard.
     #[must_use]
     pub fn segment_index(&self) -> u64 {
         self.segment.index
@@ -609,8 +609,8 @@ impl Commit {
         Err(LogBroken)
     }
 
-    /// Handles an outcome that arrives after the log was marked as failed. Only now may the log be
-    /// reopened, since the kernel is no longer working on the old file.
+    /// Handles an outcome that arrives after the log was marked as failed. The log may be reopened
+    /// only now that the kernel is no longer working on the old file.
     fn late(&mut self) {
         assert_eq!(
             self.phase,

@@ -4,12 +4,12 @@
 //! path of an op. It reads all closed segments of the data directory once, and indexes the winning
 //! op of each key: the key and a few numbers, but not the value. Then it divides each folder's
 //! chain into groups of segments whose winning ops fill one segment, and replaces each group that
-//! has enough dead bytes by one segment. [`super::record`] describes what a crash can leave at each
-//! step.
+//! has enough dead bytes with one segment. [`super::record`] describes what a crash can leave at
+//! each step.
 //!
 //! Segments that are known to contain only superseded ops are not even read
-//! ([`Compaction::sweep`]). If a few keys are written over and over, nearly all segments are like
-//! that.
+//! ([`Compaction::sweep`]). If a few keys are overwritten again and again, that applies to nearly
+//! all segments.
 //!
 //! An op is dropped only if an op in a closed segment of any folder, which is therefore on disk,
 //! supersedes it. The order in which segments are read afterwards does not matter, because replay
@@ -43,8 +43,8 @@ use crate::seq::Seq;
 #[cfg(test)]
 mod tests;
 
-/// The reason why a compaction ended early. Segments that have already been replaced stay replaced;
-/// the others are unchanged.
+/// The reason why a compaction stopped early. Segments that have already been replaced stay
+/// replaced; the others are unchanged.
 #[derive(Debug, Error)]
 pub enum CompactionError {
     /// A segment cannot be read.
@@ -86,7 +86,7 @@ impl CompactionError {
     }
 }
 
-/// The settings that decide which segments are rewritten, and how large the new ones are.
+/// The settings that determine which segments are rewritten, and how large the new ones are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
     /// A group of segments is rewritten if at least one in `dead_share` of its bytes is dead.
@@ -144,7 +144,7 @@ pub struct Compaction<D: Disk> {
     settings: Settings,
     /// Whether to work in small steps, in increasing order of the disk space that they need.
     is_short_of_room: bool,
-    /// The closed segments; those of one folder are adjacent and in order.
+    /// The closed segments. Those of one folder are adjacent and in order.
     links: Vec<Link>,
     /// The number of `links` that are in the index. A sweep counts all of them, since it reads
     /// none.

@@ -1,4 +1,4 @@
-//! The data directory: the locks that keep it to one process, and the identity of its log.
+//! The data directory: the locks that reserve it for one process, and the identity of its log.
 //!
 //! | file | |
 //! | --- | --- |
@@ -9,7 +9,7 @@
 //! | `shard-NN/NNNNNNNNNN.aof` | the segments of each shard ([`super::segment`]) |
 //!
 //! Every folder is synced after an entry in it is created or renamed, because a file that loses its
-//! name is lost together with its contents. The sync is repeated if the entry already exists, since
+//! name is lost along with its contents. The sync is repeated if the entry already exists, since
 //! the process that created it may have been killed before its own sync.
 
 use std::io;
@@ -67,7 +67,7 @@ pub struct Identity {
 #[derive(Debug)]
 pub struct Lock<F> {
     /// Locking `LOCK` alone is not enough: it can be deleted while a server is running, and the
-    /// next server would lock a new file of that name. Locking the folder alone is not enough
+    /// next server would lock a new file with that name. Locking the folder alone is not enough
     /// either: older servers did not lock it, and some file systems cannot lock folders.
     _folder: F,
     file: F,
@@ -173,7 +173,7 @@ pub enum DirectoryError {
 }
 
 impl DataDirectory {
-    /// Opens a data directory on the disks of this machine, and gives a new one a random epoch. See
+    /// Opens a data directory on this machine's disks. A new directory is given a random epoch. See
     /// [`DataDirectory::open_on`].
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, DirectoryError> {
         let path = path.into();
@@ -421,8 +421,8 @@ fn not_created<D: Disk>(disk: &D, path: &Path, source: io::Error) -> DirectoryEr
     }
 }
 
-/// Returns the name of an entry that no server has created, if the folder contains no log. Hidden
-/// entries are ignored, as is the `lost+found` folder of a new file system.
+/// Returns the name of an entry that no server has created, unless the folder contains a log.
+/// Hidden entries are ignored, as is the `lost+found` folder of a new file system.
 #[must_use]
 pub fn other_file<D: Disk>(disk: &D, path: &Path) -> Option<String> {
     // If the folder cannot be listed, the next step reports it.
@@ -526,7 +526,7 @@ fn read_meta<D: Disk>(disk: &D, path: &Path) -> Result<Option<Identity>, Directo
     match disk.open(&file).and_then(|meta| meta.read_whole(&mut text)) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            // With a new epoch, every existing segment would seem to belong to another directory.
+            // With a new epoch, all existing segments would appear to belong to another directory.
             let shards = shards(disk, path).map_err(|source| DirectoryError::Io {
                 path: path.to_path_buf(),
                 source,
@@ -541,7 +541,7 @@ fn read_meta<D: Disk>(disk: &D, path: &Path) -> Result<Option<Identity>, Directo
         }
         Err(source) => return Err(DirectoryError::Io { path: file, source }),
     }
-    // Only the version field is the same in every format, so it is read first, on its own.
+    // Only the version field is the same in every format, so it is read first and by itself.
     let version: Version =
         serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
     if version.format_version > u64::from(FORMAT_VERSION) {

@@ -1,5 +1,5 @@
-//! The file system operations that the log needs, behind a trait, so that all code that makes
-//! decisions about files can also run on a simulated disk.
+//! The file system operations that the log needs, as a trait, so that all code that makes decisions
+//! about files can also run on a simulated disk.
 //!
 //! Each method is one system call, or its equivalent on a simulated disk. Any call may fail, and a
 //! crash may happen between any two. [`super::record`] lists the assumptions about what a crash
@@ -62,7 +62,7 @@ pub trait Disk: Debug + Clone + Send + Sync + 'static {
     }
     /// Returns the space of the file system that contains this folder: statvfs(3).
     fn space(&self, folder: &Path) -> io::Result<Space>;
-    /// Renames a file, and atomically replaces an existing one at `to`: rename(2).
+    /// Renames a file, atomically replacing an existing one at `to`: rename(2).
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Adds a second name to a file: link(2). If the file system has no hard links, the new name
     /// refers to a copy, which is synced to disk.
@@ -248,7 +248,7 @@ impl Disk for HostDisk {
 
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
         match fs::hard_link(from, to) {
-            // The errors of file systems without hard links (link(2)).
+            // The errors returned by file systems without hard links (link(2)).
             Err(error)
                 if matches!(
                     Errno::from_io_error(&error),
@@ -318,8 +318,8 @@ impl DiskFile for File {
     fn write_through(&self) -> io::Result<bool> {
         let flags = rustix::fs::fcntl_getfl(self)?;
         let set = rustix::fs::fcntl_setfl(self, flags | OFlags::DIRECT);
-        // Some file systems accept the flag, but reject blocks that are too short for them, so a
-        // read is tried here.
+        // Some file systems accept the flag but reject blocks that are too short for them, so try a
+        // read here.
         let mut block = Blocks::new(BLOCK_BYTES);
         block.resize(BLOCK_BYTES, 0);
         let probed = set.and_then(|()| rustix::io::pread(self, &mut *block, 0));

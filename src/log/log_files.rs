@@ -26,7 +26,7 @@ pub struct LogFiles<D: Disk> {
     directory: Arc<DataDirectory<D>>,
     /// The open segment. Its file is shared with a rebuild, which syncs it.
     segment: Segment<Arc<D::File>>,
-    /// If set, segments are written through, if the file system supports that, and grow by this
+    /// If set, segments are written through where the file system supports it, and grow by this
     /// many bytes at a time.
     fill_bytes: Option<u64>,
     sources: Sources,
@@ -47,7 +47,7 @@ pub enum LogFilesError {
         /// The system's error.
         source: io::Error,
     },
-    /// The open segment is no longer at its path. The server cannot restore its ops there.
+    /// The open segment is no longer at its path, and the server cannot restore its ops there.
     #[error(
         "{path} was deleted or moved away under the running server: stop the server, \
          move the data directory back or put it back from a backup, and start it again"
@@ -56,8 +56,8 @@ pub enum LogFilesError {
         /// The segment.
         path: PathBuf,
     },
-    /// `LOCK` is no longer at its path, so nothing keeps a server of an older version from using
-    /// the directory as well.
+    /// `LOCK` is no longer at its path, so nothing prevents an older server from using the
+    /// directory, too.
     #[error(
         "{path} was deleted or replaced under the running server, and another server may use the \
          data directory by now: stop every server on it, and start one again"
@@ -170,7 +170,7 @@ impl<D: Disk> LogFiles<D> {
     }
 
     fn check(&self, is_there: io::Result<bool>) -> Result<(), LogFilesError> {
-        // The path is cloned only for an error, because this check runs on every commit.
+        // The path is cloned only if there is an error, because this check runs on every commit.
         let path = || self.segment.path.clone();
         match is_there {
             Ok(true) => Ok(()),
@@ -297,7 +297,7 @@ impl<D: Disk> Creation<D> {
         let segment = create(directory, &folder, header, reserve_bytes, self.fill_bytes)
             .map_err(|source| self.failed(source))?;
         if let Some((path, bytes)) = &self.closed {
-            // Readers stop at this length anyway: if this fails, some disk space is wasted.
+            // Readers stop at this length anyway, so if this fails, only some disk space is wasted.
             let _ = segment::trim(directory.disk(), path, *bytes);
         }
         Ok(segment)
@@ -340,7 +340,7 @@ pub struct Rebuild<D: Disk> {
 }
 
 impl<D: Disk> Rebuild<D> {
-    /// Creates the next segment and visits the ops. This waits for the disk, so it must not run on
+    /// Creates the next segment and visits the ops. This blocks on the disk, so it must not run on
     /// a shard's thread.
     pub fn run(&self, visit: impl FnMut(&LoggedOp<'_>)) -> Result<Segment<D::File>, LogFilesError> {
         let header = SegmentHeader {
@@ -349,7 +349,7 @@ impl<D: Disk> Rebuild<D> {
         };
         self.creation.remove_unused()?;
         // No space is reserved beyond what a segment without ops needs, so that on a nearly full
-        // disk the shard can still serve its state while it refuses ops.
+        // disk, the shard can still serve its state while refusing ops.
         let segment = self.creation.create(header, 0)?;
         recovery::replay(&self.creation.directory, &self.sources, visit)?;
         Ok(segment)

@@ -6,7 +6,7 @@
 //! received an error for these ops, although with `--durability interval` or `none` the ops may
 //! have been sent to other clients before that. Or a second server used the data directory and
 //! truncated the segment while the first one was still writing to it: the ops were then sent to
-//! clients of the first server, and are lost.
+//! clients of the first server, but are lost.
 
 use super::chain::{Link, RecoveryError};
 use super::disk::DiskFile;

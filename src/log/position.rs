@@ -14,8 +14,8 @@ pub struct LogPosition(u64);
 impl LogPosition {
     /// The beginning of the log.
     pub const START: Self = Self(0);
-    /// A position that is visible from the start, for bytes that contain no ops, or only ops that
-    /// were recovered from the disk.
+    /// A position that is visible from the start, for bytes that contain no ops or only ops
+    /// recovered from the disk.
     pub const NONE: Self = Self::START;
     /// A position after every op. It is the visible position if ops are sent without waiting for
     /// the disk.

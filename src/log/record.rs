@@ -1,4 +1,5 @@
-//! The format of the log: how ops become bytes, and how bytes are checked when they are read back.
+//! The format of the log: how ops are encoded, and how the bytes are checked when they are read
+//! back.
 //!
 //! The log of a shard is a sequence of *segments*, which are files written from front to back. A
 //! segment is a header followed by *batches*. A batch is what one group commit writes: a header,
@@ -87,35 +88,36 @@
 //!   *replaced*: they are not read, and the next start removes them.
 //!
 //! A compacted segment is completely on disk before it gets its name, and its last batch is empty.
-//! So any bad byte in it is damage, and so is a missing last batch. Of the ops in the segments that
-//! it was made from, it contains at least those that no op in any closed segment of the data
-//! directory supersedes. The op with a workspace's largest seq is the last change to its key, so it
-//! is always kept, and the workspace's seqs continue from it.
+//! So any bad byte in it is damage, as is a missing last batch. Of the ops in the segments that it
+//! was made from, it contains at least those that no op in any closed segment of the data directory
+//! supersedes. The op with a workspace's largest seq is the last change to its key, so it is always
+//! kept, and the workspace's seqs continue from it.
 //!
 //! A valid record after a bad one therefore proves nothing: it is normal after a power cut. Bad
 //! bytes prove damage only if they had been *synced*, and each batch header records how far the log
-//! had been synced before it. This gives the rule for the first bad byte of a shard's last segment,
-//! at position `p`: if any later batch header is valid at its exact offset and its durable position
-//! is greater than `p`, then bytes that were on disk were lost or altered, and that is **damage**
-//! ([`damage_behind`]).
+//! had been synced before it. This yields the rule for the first bad byte of a shard's last
+//! segment, at position `p`: if any later batch header is valid at its exact offset and its durable
+//! position is greater than `p`, then bytes that were on disk were lost or altered, and that is
+//! **damage** ([`damage_behind`]).
 //!
-//! The last batch has no later header to vouch for it, although its ops have often been sent to
-//! every client. But an interrupted write always leaves something *missing*: the batch that holds
-//! the first bad byte was handed to the kernel in one piece, so all of it should be there, and any
-//! byte that differs from what was written is in a sector that was not written. So, by assumption
-//! 2, either the file ends within the batch, or one sector's part of the batch is all zeros.
-//! Records contain no such run of zeros: a zero byte (U+0000) is possible only in a key, and each
-//! key is followed by a JSON value. If neither is the case ([`is_interrupted`]), the write was
-//! complete and its bytes have been altered since, and that is **damage** too. If the batch header
-//! itself is bad, the length of the batch is unknown, so only the header is checked.
+//! For the last batch, there is no later header that could prove anything, although its ops have
+//! often been sent to all clients. But an interrupted write always leaves something *missing*: the
+//! batch that holds the first bad byte was handed to the kernel in one piece, so all of it should
+//! be there, and any byte that differs from what was written is in a sector that was not written.
+//! So, by assumption 2, either the file ends within the batch, or one sector's part of the batch is
+//! all zeros. Records contain no such run of zeros: a zero byte (U+0000) is possible only in a key,
+//! and each key is followed by a JSON value. If neither is the case ([`is_interrupted`]), the write
+//! was complete and its bytes have been altered since, and that is also **damage**. If the batch
+//! header itself is bad, the length of the batch is unknown, so only the header is checked.
 //!
 //! Otherwise, the bytes from `p` on are a **torn tail**, which is cut off. Nothing proves that they
 //! were ever acknowledged to a client. Everything valid before `p` is kept, even part of a batch,
 //! because each op is complete in itself.
 //!
-//! A crash never makes such a header a false proof: the headers of unsynced batches were written
-//! before the sync that would have moved the durable position past the unsynced part. So the
-//! durable positions in them are at or before the start of that part, and thus at or before `p`.
+//! A crash never makes a later batch header a false proof: the headers of unsynced batches were
+//! written before the sync that would have moved the durable position past the unsynced part. So
+//! the durable positions in them are at or before the start of that part, and thus at or before
+//! `p`.
 //!
 //! In an earlier segment, any bad byte is damage, since the segment was synced before the next one
 //! was created. The file may end between two records of a batch only if a recovery cut it there,

@@ -1,12 +1,12 @@
-//! Reads the log back, when the server starts and when a shard rebuilds itself.
+//! Reads back the log when the server starts and when a shard rebuilds itself.
 //!
 //! This module applies the rules derived in [`super::record`] to the files. Everything is read and
 //! checked before anything is cut off or removed, so a damaged log is left as it was found.
 //!
 //! An op that is sent to a client after a start must be durable, even if the previous process was
 //! killed between a write and its sync, or if one of its syncs failed and left pages in the cache
-//! that are not on disk. So each last segment is synced, dropped from the cache and only then read,
-//! so that the read returns what is really on disk.
+//! that never reached the disk. Each last segment is therefore synced, dropped from the cache and
+//! only then read, so that the read returns what is really on disk.
 //!
 //! After an error, the ops visited so far must be discarded.
 
@@ -73,7 +73,8 @@ pub struct RecoveryReport {
 }
 
 impl RecoveryReport {
-    /// Returns where the next segment of `shard` begins, even if it has no folder yet.
+    /// Returns the place where the next segment of `shard` begins, even if the shard has no folder
+    /// yet.
     #[must_use]
     pub fn tail(&self, shard: u32) -> Tail {
         self.tails

@@ -1,5 +1,5 @@
-//! Advice on how to fix a disk error, by error number. All messages get such advice from this
-//! module.
+//! Advice on how to fix a disk error, by error number. All messages that contain such advice obtain
+//! it from this module.
 
 use std::fmt;
 use std::io;

@@ -67,7 +67,7 @@ pub struct RepairPlan<D: Disk> {
     disk: D,
     data: PathBuf,
     epoch: [u8; 16],
-    /// Whether `meta.json` is missing or damaged, and so must be written again.
+    /// Whether `meta.json` is missing or damaged and must therefore be rewritten.
     is_meta_lost: bool,
     aside: PathBuf,
     strays: Vec<Stray>,
@@ -133,8 +133,7 @@ impl<D: Disk> RepairPlan<D> {
         self.is_meta_lost
     }
 
-    /// Returns the files that are set aside as they are, because the repaired log does not use
-    /// them.
+    /// Returns the files that are set aside unchanged, because the repaired log does not use them.
     #[must_use]
     pub fn strays(&self) -> &[Stray] {
         &self.strays

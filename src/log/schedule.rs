@@ -35,7 +35,7 @@ pub struct FolderUsage {
 /// Decides when to compact, from the folder sizes and the results of earlier compactions.
 #[derive(Debug)]
 pub struct Schedule {
-    /// A folder with no more than this many closed bytes is not worth a compaction.
+    /// A folder with no more than this many closed bytes is not worth compacting.
     floor_bytes: u64,
     /// The result of the last compaction of each folder.
     left: BTreeMap<u32, Left>,
@@ -139,7 +139,7 @@ impl Schedule {
         dead_bytes.saturating_mul(COMPACTION_DEAD_SHARE) >= folder.closed_bytes.max(1)
     }
 
-    /// Returns the pause to make after working for `worked`: the longer the logs are, the shorter
+    /// Returns how long to pause after working for `worked`. The longer the logs are, the shorter
     /// the pause.
     #[must_use]
     pub fn pause(&self, all: &[FolderUsage], is_short: bool, worked: Duration) -> Duration {
@@ -187,8 +187,8 @@ impl Schedule {
         self.lacks_room = true;
     }
 
-    /// Returns whether the last compaction had too little room on the disk. The next one should
-    /// then need little, and nothing else may use the free space.
+    /// Returns whether the last compaction had too little room on the disk. If so, the next one
+    /// should need little space, and nothing else may use the free space.
     #[must_use]
     pub fn lacks_room(&self) -> bool {
         self.lacks_room
@@ -207,8 +207,8 @@ impl Schedule {
         is_new
     }
 
-    /// Records the free space of the disk. If the last compaction had too little, and there is now
-    /// more than a quarter more, the next one need not wait.
+    /// Records the free space of the disk. If the last compaction had too little, and free space
+    /// has since grown by more than a quarter, the next one need not wait.
     pub fn looked(&mut self, free_bytes: u64) {
         if let Some(failure) = &mut self.failure
             && failure
@@ -357,8 +357,8 @@ impl DiskRoom {
         position.advance(room_bytes)
     }
 
-    /// Returns how large the reserve should be, or `None` if there is no room for one or the logs
-    /// are shorter than `floor_bytes`.
+    /// Returns the size that the reserve should have, or `None` if there is no room for one or the
+    /// logs are shorter than `floor_bytes`.
     #[must_use]
     pub fn reserve_bytes(&self, all: &[FolderUsage], floor_bytes: u64) -> Option<u64> {
         let closed_bytes: u64 = all.iter().map(|folder| folder.closed_bytes).sum();

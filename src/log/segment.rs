@@ -30,7 +30,7 @@ pub struct Segment<F> {
 }
 
 impl<F: DiskFile> Segment<F> {
-    /// Makes each later write bypass the page cache, if the file system supports that, so that it
+    /// Makes all later writes bypass the page cache, if the file system supports that, so that each
     /// is on disk when it returns. The file then grows by `fill_bytes` at a time, so zeros follow
     /// the appended bytes.
     pub fn write_through(mut self, fill_bytes: u64) -> io::Result<Self> {

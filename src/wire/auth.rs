@@ -1,9 +1,9 @@
 //! Tokens: JWT (RFC 7519) signed with HS256.
 //!
 //! jsonwebtoken checks the signature. Its claim validation is not used, because it reads the clock,
-//! whereas time is an argument here. [`Verifier::verify`] is safe because of its order: it checks
-//! the structure of the token, then that `alg` is HS256, then the signature, and only then the
-//! claims.
+//! whereas this module takes the time as an argument. [`Verifier::verify`] is safe because of its
+//! order: it checks the structure of the token, then that `alg` is HS256, then the signature, and
+//! only then the claims.
 //!
 //! Rules P20 to P25 of the [protocol](crate::wire) define what a client sees.
 //!
@@ -66,7 +66,7 @@ pub struct Grant {
     pub expires_at_us: Option<u64>,
 }
 
-/// The reason why a token is refused. Its text is the message of the 401 answer.
+/// The reason why a token is refused. The error's text is the message of the 401 answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum AuthError {
     /// There is no token, or it is empty.
@@ -240,7 +240,7 @@ fn decode_object(part: &str) -> Result<Map<String, Value>, AuthError> {
     serde_json::from_slice(&json).map_err(|_| AuthError::Malformed)
 }
 
-/// Returns the `sub` claim of a verified token, for the log.
+/// Returns the `sub` claim of a verified token, for use in the log.
 #[must_use]
 pub fn subject(token: &str) -> Option<Box<str>> {
     let claims = decode_object(token.split('.').nth(1)?).ok()?;

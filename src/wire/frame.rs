@@ -54,8 +54,8 @@ pub enum FrameEvent<'a> {
 pub struct Decoded<'a> {
     /// The number of input bytes that were consumed; 0 if the frame is incomplete.
     pub consumed: usize,
-    /// The message or control frame that those bytes complete. `None` with `consumed > 0` means a
-    /// fragment of a message that is not complete yet.
+    /// The message or control frame that those bytes complete. `None` with `consumed > 0` means
+    /// that they are a fragment of a message that is not complete yet.
     pub event: Option<FrameEvent<'a>>,
 }
 
@@ -74,7 +74,7 @@ impl Decoded<'_> {
 
 /// A violation of RFC 6455 by a client.
 ///
-/// Its text is short enough to be the reason in a close frame.
+/// The error's text is short enough to be the reason in a close frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum FrameError {
     /// An opcode from 3 to 7 or from 11 to 15.
@@ -270,7 +270,7 @@ impl Decoder {
     }
 }
 
-/// Returns whether the next frame is a data frame rather than a control frame, judging by its first
+/// Returns whether the next frame is a data frame rather than a control frame, based on its first
 /// byte.
 #[must_use]
 pub fn is_data(input: &[u8]) -> bool {
@@ -398,7 +398,7 @@ fn close_event(payload: &[u8]) -> Result<FrameEvent<'_>, FrameError> {
 /// Returns whether a close frame may carry `code` (section 7.4, and the IANA registry).
 ///
 /// 1004 has no meaning; 1005, 1006 and 1015 are for use within an endpoint only; 1016 to 2999 are
-/// unassigned. tungstenite's `CloseCode::is_allowed` differs in one code: it refuses 1014 (bad
+/// unassigned. tungstenite's `CloseCode::is_allowed` differs for one code: it refuses 1014 (bad
 /// gateway), which is registered.
 #[must_use]
 pub fn may_be_sent(code: u16) -> bool {

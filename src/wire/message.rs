@@ -85,7 +85,7 @@ pub enum MessageError {
 /// A parser of messages. Each shard has one, and reuses its buffers for every message.
 pub struct Parser {
     buffers: Buffers,
-    // Empty between calls, so that no node outlives the text that it points into.
+    // Always empty between calls, so that no node outlives the text that it points into.
     tape: Vec<Node<'static>>,
     scratch: Vec<u8>,
 }

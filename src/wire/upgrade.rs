@@ -1,4 +1,4 @@
-//! The request head of a connection (RFC 9112, parsed by httparse) and every HTTP answer to it.
+//! The request head of a connection (RFC 9112, parsed by httparse) and all HTTP answers to it.
 //!
 //! A connection carries one request: a WebSocket upgrade, a read of a workspace, or a page. Every
 //! answer other than 101 closes it. The [protocol](crate::wire) lists the answers and the order of
@@ -109,7 +109,7 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<(usize, Request)>, Answer> {
     })
 }
 
-/// The reason why a head was not parsed into a request.
+/// The reason why a head could not be parsed into a request.
 enum HeadError {
     /// The head has more fields than the buffer can hold.
     TooManyFields,

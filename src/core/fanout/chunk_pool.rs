@@ -97,7 +97,7 @@ pub struct ChunkPool {
     free_count: usize,
     free_bytes: usize,
     spans: FreeLists<Spans>,
-    /// Lists for received bytes that do not yet form a whole frame.
+    /// Lists for received bytes that do not yet form a complete frame.
     unparsed: FreeLists<Vec<u8>>,
     /// Short lists for the same purpose, so that a session with few bytes does not hold a long
     /// list.
@@ -205,7 +205,7 @@ impl ChunkPool {
         })
     }
 
-    /// Copies received bytes that do not yet form a whole frame.
+    /// Copies received bytes that do not yet form a complete frame.
     pub(in crate::core) fn keep_unparsed(&mut self, bytes: &[u8]) -> Vec<u8> {
         let lists = match bytes.len() {
             0 => return Vec::new(),

@@ -31,8 +31,8 @@ impl<L: Default> FreeLists<L> {
         list
     }
 
-    /// Adds a list to the pool. The caller must have emptied it, and `bytes` is its memory. The
-    /// list is dropped if it has no memory, or if the pool is full.
+    /// Adds a list to the pool. The caller must have emptied it; `bytes` is the memory that it
+    /// holds. The list is dropped if it has no memory, or if the pool is full.
     pub fn give(&mut self, emptied: L, bytes: usize) {
         if bytes > 0
             && self.free.len() < LISTS_KEPT_MAX

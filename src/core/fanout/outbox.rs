@@ -18,7 +18,7 @@
 //! separately. So no frame that is sent from the window extends past `visible_end`.
 //!
 //! A session whose cursor falls out of the window is *behind*. Instead of the frames, it receives
-//! the latest op of each key that has changed since, which `core::shard::delivery` reads from the
+//! the latest op for each key that has changed since, which `core::shard::delivery` reads from the
 //! workspace when the socket drains.
 
 use std::collections::VecDeque;
@@ -85,7 +85,7 @@ pub struct Due {
     pub awaits: Option<EncodedState>,
 }
 
-/// The memory that an answer holds.
+/// The memory held by an answer.
 #[derive(Debug, Clone, Copy, Default)]
 #[expect(clippy::struct_field_names, reason = "a unit comes last in a name")]
 struct AnswerCost {
@@ -448,7 +448,7 @@ impl Outbox {
         end: WindowOffset,
         pool: &mut OutboxPool,
     ) -> bool {
-        // A conflated session is not sent its own ops either.
+        // A conflated session does not receive its own ops either.
         if self.behind().is_some() {
             return true;
         }
@@ -472,9 +472,9 @@ impl Outbox {
         let Some(extras) = &mut self.extras else {
             return;
         };
-        // Answers after a state that is not ready make no sense without it, so they are dropped
-        // too. An answer that is ready but not yet visible is dropped alone, because those after it
-        // concern other ops.
+        // Answers that follow a state that is not ready make no sense without it, so they are
+        // dropped too. An answer that is ready but not yet visible is dropped alone, because those
+        // after it concern other ops.
         let answers = &mut extras.answers;
         let ready = answers.iter().take_while(|answer| answer.is_ready());
         answers.truncate(ready.count());
@@ -488,8 +488,8 @@ impl Outbox {
         pool.answer_bytes += extras.cost.own_bytes;
     }
 
-    /// Drops everything except the send in flight. Returns whether this cuts off an answer of which
-    /// part was already sent.
+    /// Drops everything except the send in flight. Returns whether an answer that has already been
+    /// partly sent is cut off.
     pub fn drop_all(&mut self, pool: &mut OutboxPool) -> bool {
         pool.answer_bytes -= self.cost().own_bytes;
         let extras = self.extras.take();
@@ -506,7 +506,7 @@ impl Outbox {
     /// Frames are limited to [`SEND_BYTES_MAX`] in total, unless a single one is longer: a send
     /// keeps its chunks alive even after the window has dropped them. Answers are limited to
     /// [`ANSWER_SEND_BYTES_MAX`]: the session holds their chunks from the moment they are queued
-    /// until the last byte is sent, however many sends that takes.
+    /// until their last byte has been sent, however many sends that takes.
     pub fn take(
         &mut self,
         view: Option<View<'_>>,

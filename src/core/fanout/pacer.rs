@@ -8,7 +8,7 @@
 
 use crate::limits::{PACE_AFTER_US, PACE_PAUSE_US_MAX, PACE_SHARE};
 
-/// The state that decides when a shard pauses between send slices.
+/// The state that determines when a shard pauses between send slices.
 #[derive(Debug)]
 pub struct Pacer {
     /// The current busy period, or the next one.
@@ -20,7 +20,7 @@ pub struct Pacer {
 /// The number of a busy period, during which the send queue is never empty.
 pub type BusyPeriod = u32;
 
-/// The value for a session that has not been sent anything yet.
+/// The value for a session to which nothing has been sent yet.
 pub const NEVER: BusyPeriod = 0;
 
 /// A busy period in which a slice has left sessions in the queue.
@@ -28,10 +28,10 @@ pub const NEVER: BusyPeriod = 0;
 struct Saturation {
     /// The time at which a slice first left a session in the queue.
     since_us: u64,
-    /// The time of the last slice, until the pause after it has been decided.
+    /// The time of the last slice, until the decision about the pause after it has been made.
     slice_us: Option<u64>,
-    /// Whether a session was sent to twice in this period, so that a pause would have merged the
-    /// two sends. A long queue of sessions that each get one send gains nothing from a pause.
+    /// Whether any session received two sends in this period, which a pause would have merged into
+    /// one. If each session in a long queue receives a single send, a pause gains nothing.
     is_repeated: bool,
 }
 

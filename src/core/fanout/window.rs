@@ -41,7 +41,7 @@ impl WindowPool {
         self.frames_taken
     }
 
-    /// Resets the memory total after all windows were dropped with their rooms.
+    /// Resets the memory total after all windows have been dropped together with their rooms.
     pub fn forget_windows(&mut self) {
         self.window_bytes = 0;
     }
@@ -234,7 +234,7 @@ impl Window {
             .map_or(self.start, |last| self.frames[last].end)
     }
 
-    /// Returns the seq of the last frame before `offset`, which is a frame's end.
+    /// Returns the seq of the last frame before `offset`, which must be the end of a frame.
     #[must_use]
     pub fn seq_at(&self, offset: WindowOffset) -> Seq {
         if offset >= self.end

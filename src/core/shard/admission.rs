@@ -1,5 +1,5 @@
-//! Connections that are not served yet: requests that wait for the state of the shard, the rate
-//! limit on handshakes, and the choice of connections to shed when the connection limit is reached.
+//! Admission of connections: requests that wait for the state of the shard, the rate limit on
+//! handshakes, and the choice of connections to shed when the connection limit is reached.
 
 use std::collections::BTreeMap;
 
@@ -11,8 +11,9 @@ use crate::core::shard::sessions::Sessions;
 /// Waiting requests, and connections that may be shed. They are keyed by session number, and are
 /// therefore in order of arrival.
 ///
-/// Invariant: there is a request for each session that waits for the state of the shard; silent
-/// connections have not sent a complete head, and answered connections have nothing left to send.
+/// Invariant: each session that waits for the state of the shard has a request here; silent
+/// connections have not sent a complete head, and answered connections have nothing left to
+/// receive.
 #[derive(Default)]
 pub(super) struct Admission {
     waiting: BTreeMap<u64, (SessionId, Handoff)>,
@@ -73,7 +74,7 @@ impl Admission {
         queue.silent.insert(session.number, id);
     }
 
-    /// Records that a connection has been sent its complete answer.
+    /// Records that a connection's complete answer has been sent.
     pub fn answered(&mut self, id: SessionId, session: &Session) {
         let queue = &mut self.shedding[session.listener as usize];
         queue.answered.insert(session.number, id);
@@ -86,7 +87,7 @@ impl Admission {
         queue.answered.remove(&session.number);
     }
 
-    /// Returns the number of connections accepted by `listener` that may be shed.
+    /// Returns the number of sheddable connections that `listener` accepted.
     pub fn sheddable_count(&self, listener: ListenerKind) -> usize {
         let queue = &self.shedding[listener as usize];
         queue.silent.len() + queue.answered.len()

@@ -22,7 +22,7 @@ impl Shard {
     ///
     /// These are the age of ops that are not on disk yet (a crash in `interval` mode may lose no
     /// more than its interval), latencies, the expiry of tokens, and rates: a client may have sent
-    /// at its full rate during the absence, and all of it arrives at once.
+    /// at its full rate during the absence, and all those bytes arrive at once.
     pub(super) fn allow_for_absence(&mut self, missed: Missed, clock: Clock) {
         self.log.has_aged(missed.us);
         self.sends.has_aged(missed.us);

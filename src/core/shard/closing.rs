@@ -1,4 +1,4 @@
-//! The end of a session: closing, aborting, and the drain when the server stops.
+//! The end of a session: closing, aborting, and draining when the server stops.
 
 use crate::core::fanout::window::Chunk;
 use crate::core::fanout::window_offset::WindowOffset;
@@ -20,8 +20,8 @@ pub(super) const POLICY_VIOLATION: u16 = 1008;
 pub(super) const TOKEN_EXPIRED: u16 = 4001;
 
 impl Shard {
-    /// Queues the last bytes of a session after those that are visible or already queued, and
-    /// removes the session from its room.
+    /// Queues a session's last bytes after those that are visible or already queued, and removes
+    /// the session from its room.
     pub(super) fn send_last(&mut self, id: SessionId, chunk: Chunk, clock: Clock) {
         let is_closing = |session: &Session| session.state() == State::Closing;
         if self.sessions.get(id).is_none_or(is_closing) {
@@ -31,8 +31,8 @@ impl Shard {
         self.queue_last(id, chunk, LogPosition::NONE, clock);
     }
 
-    /// Queues the last bytes of a session that has left its room, to be sent once `visible_from` is
-    /// visible.
+    /// Queues the last bytes of a session that has left its room. They are sent once `visible_from`
+    /// is visible.
     pub(super) fn queue_last(
         &mut self,
         id: SessionId,
@@ -46,8 +46,8 @@ impl Shard {
         self.update_memory(id);
     }
 
-    /// Begins to close a session that has left its room. It is sent what is visible and what is
-    /// queued next, and is then closed.
+    /// Begins to close a session that has left its room. What is visible and what is queued next is
+    /// still sent; then the session is closed.
     pub(super) fn begin_closing(&mut self, id: SessionId, clock: Clock) {
         self.admission.keep(&self.sessions[id]);
         let visible_position = self.log.visible_position();

@@ -1,5 +1,5 @@
-//! Conflation: a session that reads too slowly is sent the latest op of each changed key instead of
-//! every op.
+//! Conflation: a session that reads too slowly receives only the latest op for each changed key
+//! instead of every op.
 
 use crate::core::fanout::outbox::{Behind, Due, OutboxPool};
 use crate::core::fanout::room::RoomId;
@@ -11,9 +11,9 @@ use crate::limits::{CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, SESSION_BYTES_SPAR
 use crate::wire::message;
 
 impl Shard {
-    /// Encodes the next part of a conflated session's backlog: the latest op of each key that has
-    /// changed in the meantime, except for the session's own ops. Returns `false` if the session is
-    /// not conflated, or if the previous part is still queued.
+    /// Encodes the next part of a conflated session's backlog: the latest op for each key that has
+    /// changed in the meantime, except the session's own ops. Returns `false` if the session is not
+    /// conflated, or if the previous part is still queued.
     ///
     /// The walk is bounded in bytes and in steps, because entries that the session itself wrote
     /// cost steps but no bytes. If the walk stops before the newest entry, the session stays
@@ -110,7 +110,7 @@ impl Shard {
         self.update_memory(id);
     }
 
-    /// Conflates a session whose backlog of frames exceeds the limit: it is sent the latest op of
+    /// Conflates a session whose backlog of frames exceeds the limit. It receives the latest op for
     /// each key instead.
     pub(super) fn conflate(&mut self, id: SessionId) {
         let session = &mut self.sessions[id];
@@ -121,8 +121,8 @@ impl Shard {
     }
 }
 
-/// Makes a session fall out of its room's window. From the op after its cursor, it is sent the
-/// latest op of each key.
+/// Makes a session fall out of its room's window. From the op after its cursor on, it receives only
+/// the latest op for each key.
 pub(super) fn fall_behind(session: &mut Session, window: &Window, pool: &mut OutboxPool) {
     let since = window.seq_at(session.outbox.cursor());
     session

@@ -11,7 +11,7 @@ use crate::core::shard::session::SessionId;
 const LOST: u16 = 1006;
 /// The code for a close frame that contains no code (RFC 6455 section 7.4.1).
 const NO_STATUS: u16 = 1005;
-/// The longest text from a client that is logged. A longer text is truncated.
+/// The length of the longest text from a client that is logged in full. A longer text is truncated.
 const TEXT_BYTES_MAX: usize = 128;
 
 /// A connection event to be logged.
@@ -44,7 +44,7 @@ pub enum Party {
 }
 
 impl Party {
-    /// Returns the name of the party in the server's log.
+    /// Returns the name that the server's log uses for the party.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

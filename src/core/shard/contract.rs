@@ -35,7 +35,7 @@ pub struct ShardConfig {
     pub sync_interval_us: u64,
     /// The time between two pings to a client.
     pub ping_interval_us: u64,
-    /// The number of broadcast bytes by which a client may lag before it is conflated.
+    /// The number of broadcast bytes by which a client may lag behind before it is conflated.
     pub outbox_bytes_max: usize,
     /// The length of the longest message that is accepted.
     pub message_bytes_max: usize,
@@ -57,7 +57,7 @@ pub struct ShardConfig {
     /// The number of bytes by which the log may exceed the length that its live data justify before
     /// any workspace is slowed down.
     pub log_spare_bytes: u64,
-    /// The time by which a timestamp may be ahead of the clock.
+    /// How far a timestamp may be ahead of the clock.
     pub future_skew_us: u64,
     /// The longest time that a drain may take.
     pub drain_us: u64,
@@ -88,7 +88,8 @@ pub struct Limits {
     pub connections_per_workspace: Option<usize>,
     /// The size of a workspace's entries in a log without superseded ops.
     pub workspace_bytes: Option<u64>,
-    /// The number of requests with a token per second, over all shards: each has an equal share.
+    /// The number of requests with a token per second, over all shards, each of which gets an equal
+    /// share.
     pub handshakes_per_second: Option<u32>,
 }
 
@@ -116,10 +117,10 @@ pub enum Received<'a> {
 pub enum Input<'a> {
     /// A receive ended.
     Received(SessionId, Received<'a>),
-    /// A send ended, and the kernel accepted this many bytes of it. If there was an error, or no
+    /// A send ended, and the kernel accepted this many of its bytes. If there was an error, or no
     /// bytes were accepted, the connection is broken.
     Sent(SessionId, Spans, io::Result<usize>),
-    /// A [`LogStep::Write`] ended, and this many bytes of it were written.
+    /// A [`LogStep::Write`] ended, and this many of its bytes were written.
     LogWritten(Vec<u8>, io::Result<usize>),
     /// A [`LogStep::Sync`] ended.
     LogSynced(io::Result<()>),
@@ -129,7 +130,7 @@ pub enum Input<'a> {
     /// later. For a shard created with [`Shard::recovering`](super::Shard::recovering), this is the
     /// first input about the log.
     Rebuilt(io::Result<(OpenSegment, Vec<Workspace>)>),
-    /// The log's files are no longer at their paths: anything written to them would be lost.
+    /// The log's files are no longer at their paths, so anything written to them would be lost.
     LogDisplaced,
     /// The log was measured, because a segment was opened, a compaction freed space, or the free
     /// space of the disk changed.
@@ -150,9 +151,9 @@ pub enum Output {
     Send(SessionId, Spans),
     /// Close the sending side, because the last byte was sent.
     Finish(SessionId),
-    /// Shut both sides down, so that the operations in flight end.
+    /// Shut down both sides, so that the operations in flight end.
     Abort(SessionId),
-    /// Close the descriptor and forget the session: nothing is in flight.
+    /// Close the descriptor and forget the session, which has nothing in flight.
     Close(SessionId),
     /// Move the connection to the shard that owns its workspace, and forget the session here.
     Handoff(SessionId, u32, Box<Handoff>),
@@ -163,8 +164,8 @@ pub enum Output {
     Page(SessionId, PageRequest),
     /// Carry out the next step of the log on its open segment.
     Log(LogStep),
-    /// Create the segment that follows the failed one, which ends at this point, and read the
-    /// shard's state back.
+    /// Create the segment that follows the failed one, which ends at this point, and read back the
+    /// shard's state.
     Rebuild(End),
     /// The shard can serve again (`true`), or no longer can (`false`).
     Ready(bool),

@@ -1,6 +1,6 @@
 //! The counters of a shard: plain numbers, published by its caller once per turn.
 //!
-//! Nothing here is atomic, allocates or reads a clock: counting an op is a single addition.
+//! No counter is atomic, allocates or reads a clock; counting an op is a single addition.
 
 /// The upper bounds of the classes of durations: 1, 2 and 5 in each decade. Longer durations are
 /// counted in an additional last class.
@@ -151,7 +151,7 @@ counters! {
     ops,
     /// Ops that lost to the current op of their key.
     ops_lost,
-    /// Ops that were sent again after they had already been applied.
+    /// Ops resent after they had already been applied.
     ops_duplicate,
     /// Malformed messages.
     refused_bad_message,
@@ -232,8 +232,8 @@ counters! {
     log_live_bytes,
     /// The length of the open segment.
     log_open_bytes,
-    /// The length of the log in the shard's folder. The open segment counts as no longer than
-    /// usual.
+    /// The length of the log in the shard's folder. The open segment counts with at most its usual
+    /// length.
     log_bytes,
     /// The length of the log at which all writers wait for compaction.
     log_bytes_max,

@@ -1,4 +1,4 @@
-//! Sending: decides which session is sent what, and when.
+//! Sending: decides what each session receives, and when.
 //!
 //! Sessions with pending bytes are in a queue. Each turn serves a slice of it, and each session is
 //! sent everything that is pending for it at that moment: the busier the shard, the larger the
@@ -27,7 +27,7 @@ impl Shard {
         }
     }
 
-    /// Makes the ops visible that a commit allows to be sent, and wakes the sessions that wait for
+    /// Makes visible the ops that a commit allows to be sent, and wakes the sessions that wait for
     /// the log.
     pub(super) fn show_committed(&mut self) {
         if self.log.show() {
@@ -51,8 +51,7 @@ impl Shard {
     /// Serves a slice of the queue, unless a commit is in flight or the shard pauses.
     ///
     /// A slice is bounded so that receives and log completions never wait for a thousand sends. In
-    /// `always` mode the commits already separate the slices, so the shard does not pause in
-    /// addition.
+    /// `always` mode the commits already separate the slices, so the shard adds no pauses.
     pub(super) fn send_slice(&mut self, clock: Clock) {
         let has_commits = self.config.durability == Durability::Always;
         if self.log.holds_sends() || !has_commits && self.sends.is_pausing(clock.now_us) {
@@ -77,7 +76,7 @@ impl Shard {
         }
     }
 
-    /// Returns whether a session has more pending bytes than a send of frames may carry.
+    /// Returns whether a session has more pending bytes than one send of frames may carry.
     fn is_owed_bulk(&mut self, id: SessionId) -> bool {
         let session = self.sessions.get_mut(id);
         session.is_some_and(|session| session.outbox.waiting_bytes() > SEND_BYTES_MAX)
@@ -100,7 +99,7 @@ impl Shard {
     }
 
     /// Starts measuring how long it takes to send the ops that became visible in this turn to all
-    /// sessions that are to receive them now. Only the ops of one commit are measured at a time.
+    /// sessions that must now receive them. Only the ops of one commit are measured at a time.
     pub(super) fn watch_sends(&mut self, clock: Clock) {
         let since_us = if self.config.durability == Durability::Always {
             self.sends.take_shown_since_us()
@@ -118,7 +117,7 @@ impl Shard {
     /// A session has at most one send in flight, so whatever becomes pending in the meantime
     /// accumulates for the next send. A session with nothing to send leaves the queue for one of
     /// three reasons: its first answer is not visible yet, and the next commit will queue it again;
-    /// it is closing and has been sent its last byte; or it is up to date, and the next op will
+    /// it is closing and its last byte has been sent; or it is up to date, and the next op will
     /// queue it.
     fn serve(&mut self, id: SessionId, clock: Clock) -> usize {
         let Some(session) = self.sessions.get_mut(id) else {
@@ -183,7 +182,7 @@ impl Shard {
         }
         let session = &mut self.sessions[id];
         if clock.now_us - session.last_progress_us > SECOND_US {
-            // The socket was full and no longer is: the peer has read.
+            // The socket was full and no longer is, so the peer has read something.
             session.last_received_us = clock.now_us;
         }
         if let Some(transfer) = &mut session.transfer {
@@ -243,7 +242,7 @@ impl Shard {
         let session = &mut self.sessions[id];
         if session.intake == Intake::Paused && session.outbox.answer_bytes() <= most_bytes / 2 {
             session.intake = Intake::Unread;
-            // A paused session is not read from, so its silence so far does not count.
+            // The server does not read from a paused session, so its silence so far does not count.
             session.last_received_us = clock.now_us;
             self.reads.queue(id, Intake::Unread);
         }

@@ -57,7 +57,7 @@ impl Shard {
         }
     }
 
-    /// Returns the number of bytes that may be queued for a session or in flight to it before its
+    /// Returns the number of bytes that may be queued for or in flight to a session before its
     /// messages are left unread.
     pub(super) fn answer_bytes_max(&self) -> usize {
         if self.budget.is_tight() {
@@ -172,7 +172,7 @@ impl Shard {
 
     // ---- checks ----
 
-    /// Checks the sums of the memory held against the sessions, and the budget against its limit.
+    /// Checks the totals of the memory held against the sessions, and the budget against its limit.
     ///
     /// # Panics
     /// If a sum is wrong or a budget is exceeded.

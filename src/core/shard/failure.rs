@@ -1,8 +1,8 @@
-//! Failures: a log that cannot be written, or a panic. The shard closes its members, discards
-//! everything that is not on disk, and starts over from what is on disk, without restarting the
-//! server.
+//! Failures, which are panics and logs that cannot be written. The shard closes its members,
+//! discards everything that is not on disk, and starts over from what is on disk, without
+//! restarting the server.
 //!
-//! In `always` mode, none of the discarded ops was sent to another client, and their senders
+//! In `always` mode, none of the discarded ops have been sent to other clients, and their senders
 //! receive error 500.
 
 use std::io;
@@ -73,7 +73,7 @@ impl Shard {
         }
     }
 
-    /// Closes a session if the failure requires it, and otherwise lets it continue.
+    /// Closes a session if the failure requires it; otherwise, lets it continue.
     fn end_after_failure(&mut self, id: SessionId, is_loser: bool, is_culprit: bool, clock: Clock) {
         let session = &self.sessions[id];
         match session.state() {

@@ -22,7 +22,7 @@ use crate::wire::auth::{self, Grant, Verifier};
 use crate::wire::frame;
 use crate::wire::upgrade::{self, Answer, Request, SyncRequest};
 
-/// The room that a client joins, and the state that it receives.
+/// The room that a client joins, and the state to send to it.
 struct RoomEntry {
     room_id: RoomId,
     snapshot: Snapshot,
@@ -60,7 +60,8 @@ impl Shard {
         id
     }
 
-    /// Opens a session whose client must be answered within `answer_us`, and returns its id.
+    /// Opens a session whose client must receive an answer within `answer_us`, and returns the
+    /// session's id.
     pub(super) fn open_session(
         &mut self,
         listener: ListenerKind,
@@ -334,7 +335,8 @@ impl Shard {
         Ok(RoomEntry { room_id, snapshot })
     }
 
-    /// Makes a client a member of its workspace. The client is sent a 101, then the init message.
+    /// Makes a client a member of its workspace. The client receives a 101, followed by the init
+    /// message.
     fn join(
         &mut self,
         id: SessionId,

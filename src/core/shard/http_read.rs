@@ -155,8 +155,8 @@ impl Shard {
     ///
     /// A seq is reused for another op when the server starts on a restored copy of its log, and
     /// when a shard rebuilds its state from a log that has lost ops already sent in `interval` or
-    /// `none` mode. The tag therefore also contains the random id of this start of the server, and
-    /// the number of rebuilds since then. It is weak, because the number of connections may change
+    /// `none` mode. So the tag also contains the random id of this start of the server, and the
+    /// number of rebuilds since then. It is weak, because the number of connections may change
     /// while the state does not.
     fn entity_tag(&self, seq: Seq) -> String {
         let (start_id, rebuilds_count) = (self.config.start_id, self.log.rebuilds_count());
@@ -236,7 +236,7 @@ impl Shard {
             init, timestamps, ..
         } = snapshot;
         let timestamps = timestamps.expect("a snapshot for a read over HTTP has timestamps");
-        // Eviction uses the transfers to find the receivers of a state and how far they lag.
+        // Eviction uses the transfers to find a state's receivers and how far they lag behind.
         let both = smallvec![init.clone(), timestamps.clone()];
         *transfer = Some(Box::new(StateTransfer::new(room_id, both)));
         outbox.push_state(init, fields, due.clone(), pool);

@@ -97,7 +97,7 @@ impl Shard {
         }
     }
 
-    /// Reads more from the sessions whose bytes were not all read in an earlier turn.
+    /// Continues reading from the sessions whose bytes were not all read in an earlier turn.
     pub(super) fn read_on(&mut self, clock: Clock) {
         for _ in 0..self.reads.unread_count() {
             if self.log.is_full() {
@@ -115,11 +115,11 @@ impl Shard {
     }
 
     pub(super) fn read_bytes(&mut self, id: SessionId, bytes: &mut [u8], clock: Clock) {
-        // The bytes are moved out of the session while they are read: a message may close the
-        // session, which drops its bytes, or cause an eviction, which must not count them.
+        // The bytes are moved out of the session while they are read, because a message may close
+        // the session, which drops its bytes, or cause an eviction, which must not count them.
         let mut unparsed = std::mem::take(&mut self.sessions[id].unparsed);
         // Only an incomplete frame is copied. A long one grows in a buffer of its own; a short one
-        // is joined with the bytes that follow in a buffer that all sessions share.
+        // is joined with the bytes that follow it in a buffer that all sessions share.
         if unparsed.is_empty() {
             let read = self.read_frames(id, bytes, clock);
             unparsed = self.pool.keep_unparsed(&bytes[read.consumed..]);
@@ -191,7 +191,7 @@ impl Shard {
         let (mut read, mut frames) = (Read::default(), 0);
         let intake = loop {
             let answer_bytes = self.sessions[id].outbox.answer_bytes();
-            // A client that does not read its answers is no longer read from. Otherwise the answers
+            // Stop reading from a client that does not read its answers. Otherwise, the answers
             // would exhaust the memory.
             if answer_bytes > self.answer_bytes_max() {
                 break Intake::Paused;
@@ -296,7 +296,7 @@ impl Shard {
         }
     }
 
-    /// Counts a message of a session against its rate limit.
+    /// Counts a message against the session's rate limit.
     fn pace(&mut self, id: SessionId, clock: Clock) -> Pace {
         match self.config.limits.ops_per_second {
             None => Pace::Within,
@@ -314,8 +314,8 @@ impl Shard {
             journal.op(id);
         }
         match message {
-            // A ping that exceeds the rate is not refused: it has already counted as a sign of
-            // life.
+            // A ping that exceeds the rate is not refused, because it has already counted as a sign
+            // of life.
             Ok(Message::Ping) => {}
             _ if pace == Pace::Over => self.refuse_too_many(id, message.ok()),
             Ok(Message::Op(op)) => self.apply(id, op, clock),

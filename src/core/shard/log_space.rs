@@ -1,10 +1,10 @@
 //! The limits on a shard's log and its disk: which clients wait for compaction, and which ops are
 //! refused.
 //!
-//! A log of overwrites grows as fast as clients write, and shrinks as fast as compaction works.
+//! A log of overwrites grows as fast as clients write, and shrinks as fast as compaction runs.
 //! Between two marks, both relative to the live data, workspaces that write a lot are therefore
-//! slowed down to a rate that compaction can sustain; at the second mark, they wait. Workspaces
-//! that write little continue up to a third mark.
+//! slowed down to a rate that compaction can sustain; at the second mark, they must wait.
+//! Workspaces that write little continue up to a third mark.
 //!
 //! ```text
 //!   0 ─── compaction begins ─── slow ═══ rate falls to 0 ═══ full ─── light writers only ─── stop
@@ -34,9 +34,9 @@ pub struct LogSize {
     pub open_index: u64,
     /// The length of the measured segments.
     pub closed_bytes: u64,
-    /// The number of those bytes that a compaction would keep, as far as is known. It may exceed
-    /// the shard's live data: after a start with a different number of shards, its folder also
-    /// holds ops of other shards.
+    /// The number of those bytes that a compaction would keep, as far as known. It may exceed the
+    /// shard's live data: after a start with a different number of shards, its folder also holds
+    /// ops of other shards.
     pub kept_bytes: u64,
     /// Whether compaction is working. If not, clients that waited for it would wait forever.
     pub is_compacted: bool,
@@ -65,11 +65,11 @@ impl LogSize {
 /// The lengths of a log at which writers are limited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Marks {
-    /// The length from which workspaces that write a lot are slowed down.
+    /// The length at which workspaces that write a lot are slowed down.
     pub slow_bytes: u64,
-    /// The length from which those workspaces wait.
+    /// The length at which those workspaces must wait.
     pub full_bytes: u64,
-    /// The length from which all writers wait.
+    /// The length at which all writers must wait.
     pub stop_bytes: u64,
 }
 
@@ -116,7 +116,7 @@ impl Marks {
 enum Level {
     /// All of them.
     Free,
-    /// Workspaces that write little, and all others at this rate in total.
+    /// Workspaces that write little without a limit, and all others at this rate in total.
     Slow { bytes_per_second: u64 },
     /// None of them.
     Stopped,
@@ -140,8 +140,8 @@ pub struct LogSpace {
 }
 
 impl LogSpace {
-    /// Returns the state of a log that has not been measured yet. Each of its marks includes a
-    /// multiple of `spare_bytes`.
+    /// Returns the state of a log that has not been measured yet. Each of the log's marks includes
+    /// a multiple of `spare_bytes`.
     #[must_use]
     pub fn new(spare_bytes: u64) -> Self {
         Self {

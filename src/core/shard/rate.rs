@@ -1,4 +1,4 @@
-//! Rate limits: token buckets, and the treatment of clients that exceed them.
+//! Rate limits: token buckets, and the handling of clients that exceed them.
 //!
 //! A bucket is implemented as a meter of the tokens taken: its level falls at the given rate, and a
 //! request that does not fit into the bucket is over the limit. This is the continuous-state leaky
@@ -46,7 +46,7 @@ impl Rate {
     }
 
     /// Returns the rate of refusals above which a client that may send `per_second` messages is
-    /// closed: a tenth of that rate indefinitely, and a burst of [`PATIENCE_S`] seconds' worth.
+    /// closed: a tenth of that rate indefinitely, plus a burst of [`PATIENCE_S`] seconds' worth.
     fn of_refusals(per_second: u32) -> Self {
         let count = u64::from(per_second);
         Self {

@@ -42,7 +42,8 @@ impl ReadQueues {
 
     // ---- bytes that were received and not read ----
 
-    /// Queues a session according to its [`Intake`], after its bytes were read as far as possible.
+    /// Queues a session according to its [`Intake`], once its bytes have been read as far as
+    /// possible.
     pub fn queue(&mut self, id: SessionId, intake: Intake) {
         match intake {
             Intake::Receiving => self.receives.push(id),
@@ -84,7 +85,8 @@ impl ReadQueues {
         self.still_held.push_back(id);
     }
 
-    /// Ends a round of retries. Sessions that could not write come before those that could.
+    /// Ends a round of retries. Sessions that still cannot write are placed before those that
+    /// could.
     pub fn end_tries(&mut self) {
         self.still_held.append(&mut self.held);
         std::mem::swap(&mut self.held, &mut self.still_held);
@@ -101,7 +103,7 @@ impl ReadQueues {
         }
     }
 
-    /// Records, at the end of a turn, whether sessions wait for the log.
+    /// Records, at the end of a turn, whether any sessions are waiting for the log.
     pub fn end_turn(&mut self, now_us: u64) {
         self.held_since_us = (!self.held.is_empty()).then_some(now_us);
     }
@@ -114,7 +116,7 @@ impl ReadQueues {
 
     // ---- failures and checks ----
 
-    /// Removes all queued sessions: none of them stays a member after a failure.
+    /// Removes all queued sessions, because none of them stays a member after a failure.
     pub fn reset(&mut self) {
         self.unread.clear();
         self.held.clear();

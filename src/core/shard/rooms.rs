@@ -1,4 +1,5 @@
-//! The rooms of a shard: their table, the index by workspace, and the rooms with work to do.
+//! The rooms of a shard: their table, the index by workspace, and the list of rooms with work to
+//! do.
 
 use std::ops::{Index, IndexMut};
 

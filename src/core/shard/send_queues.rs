@@ -40,7 +40,7 @@ struct Watch {
 impl SendQueues {
     // ---- the queues ----
 
-    /// Queues a session so that its pending bytes are sent, if sending to it is possible and it is
+    /// Queues a session so that its pending bytes are sent, provided that it can be sent to and is
     /// not queued yet. A session with a send in flight is queued when that send ends.
     pub fn queue(&mut self, id: SessionId, session: &mut Session) {
         push(&mut self.short, id, session);

@@ -114,7 +114,7 @@ pub(crate) enum Intake {
     /// Bytes that were received but wait until the log has room for the session's ops. The session
     /// is queued to read them.
     Held,
-    /// No source: the session is not read until its outbox drains.
+    /// No source, because the session is not read until its outbox drains.
     Paused,
 }
 
@@ -154,7 +154,7 @@ pub(crate) struct Session {
     /// The memory of the session's incomplete message or head, as last counted.
     pub unfinished_bytes: u32,
     pub decoder: Decoder,
-    /// Frames without content since the last ping, at most
+    /// The number of frames without content since the last ping, at most
     /// [`EMPTY_FRAMES_MAX`](crate::limits::EMPTY_FRAMES_MAX).
     pub empty_frames: u32,
     /// Bytes that were received but not decoded yet.
@@ -168,14 +168,15 @@ pub(crate) struct Session {
     /// stale.
     pub timer_tick: u64,
     pub last_received_us: u64,
-    /// The last time at which the socket accepted bytes, or a send started on an idle socket.
+    /// The last time that the socket accepted bytes or a send started on an idle socket.
     pub last_progress_us: u64,
-    /// The shard's busy period in which the session was last sent anything.
+    /// The shard's busy period in which something was last sent to the session.
     pub last_busy_period: BusyPeriod,
     pub next_ping_us: u64,
     /// The Unix time at which the token expires, or [`u64::MAX`] for never.
     pub expires_at_us: u64,
-    /// The deadline of the current state: for the head or the answer, the drain, or the last bytes.
+    /// The deadline of the current state, that is, for the head or the answer, for the drain, or
+    /// for the last bytes.
     pub deadline_us: u64,
 }
 
@@ -309,7 +310,7 @@ impl Session {
         self.close == Close::Gone
     }
 
-    /// Checks that the state, the close state and the operations in flight agree.
+    /// Checks that the state, the close state and the operations in flight are consistent.
     pub fn invariants(&self) {
         let is_closing = self.state == State::Closing;
         assert!(
@@ -372,7 +373,8 @@ impl StateTransfer {
         self.lag_us = (self.lag_us + took_us).saturating_sub(worth_us);
     }
 
-    /// Returns the lag `in_flight_us` after a send began or the socket last accepted bytes.
+    /// Returns the lag when `in_flight_us` have passed since a send began or the socket last
+    /// accepted bytes.
     pub fn lag_us(&self, in_flight_us: u64) -> u64 {
         self.lag_us + in_flight_us
     }

@@ -1,18 +1,18 @@
 //! The memory that a shard holds for individual sessions: incomplete messages and request heads,
 //! and answers until their last byte is sent.
 //!
-//! One budget covers all of it, so no client can use memory that is not counted. Bytes that are
-//! sent to several sessions, such as a correction or a list of users, count once while they are
-//! alive. Each session is exempt up to [`SESSION_BYTES_SPARED`], and a session that holds no more
-//! than that is never evicted, so other clients cannot affect a client that sends only small
-//! messages.
+//! One budget covers all of this memory, so no client can use memory that is not counted. Bytes
+//! that are sent to several sessions, such as a correction or a list of users, count once while
+//! they are alive. Each session is exempt up to [`SESSION_BYTES_SPARED`], and a session that holds
+//! no more than that is never evicted, so other clients cannot affect a client that sends only
+//! small messages.
 //!
 //! When the budget is exceeded, [`SessionBudget::next_to_evict`] returns the session to evict.
 //! Sessions are grouped into size classes, each twice the size of the one below. The largest class
 //! comes first, and within it the session that has been in the class longest. The choice is
 //! therefore deterministic, and costs the same for ten sessions as for ten thousand.
 //!
-//! The memory of a connection that was shut down is freed when the kernel has ended its send. Until
+//! The memory of a connection that was shut down is freed once the kernel has ended its send. Until
 //! then it is *being freed*: it does not count, and no other session is evicted because of it.
 
 use std::rc::{Rc, Weak};
@@ -38,7 +38,7 @@ pub(super) struct SessionMemory {
     pub own_bytes: usize,
     /// Memory that other sessions may also hold.
     pub shared_bytes: usize,
-    /// The part of the memory that is unused capacity. It counts, but does not put the session into
+    /// The part of the memory that is unused capacity. It counts, but does not move the session to
     /// a larger class. Otherwise, the session of a growing message, whose buffer doubles, would be
     /// evicted before that of a message of the same length that has stopped growing.
     pub spare_bytes: usize,

@@ -19,8 +19,8 @@ use crate::core::shard::timers::{Wheel, tick_of};
 
 /// The connections of a shard.
 ///
-/// Invariant: the counts agree with the table; a session that has ended has nothing in flight; only
-/// members have a user name.
+/// Invariant: the counts match the table; a session that has ended has nothing in flight; only
+/// members have user names.
 pub(super) struct Sessions {
     table: Slab<Session>,
     counts: SessionCounts,
@@ -54,7 +54,7 @@ impl Sessions {
 
     // ---- the table ----
 
-    /// Adds a session that must have sent its request head, or received its answer, by
+    /// Adds a session whose request head must arrive, or whose answer must be sent, by
     /// `deadline_us`.
     pub fn open(
         &mut self,
@@ -246,9 +246,9 @@ impl Sessions {
 
     // ---- failures and checks ----
 
-    /// Recounts the sessions, since a panic may have left the counts inconsistent, and removes all
-    /// user names, since no session stays a member. The memory of each session must be counted
-    /// again.
+    /// Recounts the sessions, because a panic may have left the counts inconsistent, and removes
+    /// all user names, because no session stays a member. The memory of each session must be
+    /// counted again.
     pub fn reset(&mut self) {
         self.users.clear();
         for (_, session) in &mut self.table {

@@ -6,10 +6,10 @@
 //! while the shard is absent. All deadlines, including any added to the code later, move with that
 //! clock without having to be adjusted individually.
 //!
-//! After each turn, a shard reports when the next one must begin. If it begins more than
-//! [`LATENESS_US_MAX`] later than that, the shard was absent. A shorter delay is not an absence:
-//! timers are accurate to a tick, and a busy machine is often a few milliseconds late. Three rules
-//! determine the shard's time after an absence:
+//! After each turn, a shard reports when the next one must begin. If that turn begins more than
+//! [`LATENESS_US_MAX`] late, the shard was absent. A shorter delay is not an absence: timers are
+//! accurate to a tick, and a busy machine is often a few milliseconds late. Three rules determine
+//! the shard's time after an absence:
 //!
 //! - The time after the due time does not count.
 //! - Nor does the time just before the due time, for as long as the time missed but at most
@@ -25,7 +25,7 @@
 use crate::core::shard::contract::Clock;
 use crate::limits::{GRACE_US, LATENESS_US_MAX};
 
-/// The difference between the clock of a shard and the clock of its caller.
+/// The difference between a shard's clock and its caller's clock.
 #[derive(Debug, Default)]
 pub struct Absence {
     total_us: u64,
@@ -39,16 +39,16 @@ pub struct Absence {
 struct Sleep {
     from_us: u64,
     due_us: u64,
-    /// The last time at which the shard was running.
+    /// The last time that the shard was known to be running.
     seen_us: u64,
 }
 
 /// The durations of an absence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Missed {
-    /// The time for which the shard's clock stopped.
+    /// The time during which the shard's clock stood still.
     pub us: u64,
-    /// The time for which the shard received nothing, that is, the time since its last turn.
+    /// The time during which the shard received nothing, that is, the time since its last turn.
     pub deaf_us: u64,
 }
 

@@ -19,7 +19,7 @@ pub(super) enum Health {
     Serving,
     /// The server is starting: the log is being read.
     Recovering,
-    /// The log has failed and will be reopened at this time.
+    /// The log has failed and will be reopened at `next_try_us`.
     Failed {
         next_try_us: u64,
     },
@@ -40,8 +40,8 @@ pub(super) struct Append<'a> {
 /// The log of a shard.
 ///
 /// Invariant: `durable ≤ written ≤ handed over`, which [`Commit`] guarantees. In `always` mode, no
-/// op is visible before it is durable. Each op that is not visible yet has its sender in `senders`.
-/// The log is open if and only if the shard serves.
+/// op is visible before it is durable. The sender of each op that is not visible yet is in
+/// `senders`. The log is open if and only if the shard serves.
 pub(super) struct ShardLog {
     commit: Commit,
     usage: SegmentUsage,
@@ -59,7 +59,7 @@ pub(super) struct ShardLog {
     segment_bytes_max: u64,
     /// The delay before the next attempt to open a failed log.
     reopen_wait_us: u64,
-    /// The number of times that the state was read back from the log since the start.
+    /// The number of times that the state has been read back from the log since the start.
     rebuilds_count: u64,
 }
 
@@ -159,7 +159,7 @@ impl ShardLog {
         is_rebuild
     }
 
-    /// Records that the log could not be read, so that it is retried.
+    /// Records that the log could not be read, and schedules another attempt.
     pub fn rebuild_failed(&mut self, now_us: u64) {
         self.fail_until(now_us);
     }
@@ -170,7 +170,7 @@ impl ShardLog {
 
     // ---- ops ----
 
-    /// Returns the mark for an op that is applied now.
+    /// Returns the mark for an op applied now.
     pub fn mark(&self) -> Mark {
         self.usage.mark()
     }
@@ -189,8 +189,8 @@ impl ShardLog {
         self.live_bytes += after;
         let position = self.commit.push(&op.record, now_us);
         self.space.wrote(allowance, &op.record, now_us);
-        // The senders in the batch that is being written do not count: they are removed with that
-        // batch, and this op is in the next one.
+        // The senders in the batch that is being written do not count, because they are removed
+        // with that batch and this op is in the next one.
         if self.senders[self.written_senders..].last() != Some(&op.sender) {
             self.senders.push(op.sender);
         }
@@ -230,7 +230,7 @@ impl ShardLog {
         self.commit.is_ready()
     }
 
-    /// Returns whether a commit is in flight during which no send may start.
+    /// Returns whether the commit in flight prevents sends from starting.
     pub fn holds_sends(&self) -> bool {
         self.commit.holds_sends()
     }
@@ -378,7 +378,7 @@ impl ShardLog {
         self.commit.segment_bytes_written()
     }
 
-    /// Returns the length of the log that its limits apply to.
+    /// Returns the log length to which the limits apply.
     pub fn bytes(&self) -> u64 {
         self.space.log_bytes()
     }

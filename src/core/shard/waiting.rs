@@ -1,11 +1,11 @@
-//! Requests that wait for the state of a shard, and the reasons why others are answered with 500 or
-//! 503.
+//! Requests that wait for the state of a shard, and the reasons why other requests are answered
+//! with 500 or 503.
 //!
-//! The server does not refuse a request that it could serve a moment later. A request that needs a
-//! state that is still being read, at startup or after a failure, waits in its session until the
-//! state is available, but no longer than a handshake may take, counted from when the connection
-//! was accepted ([`HEAD_TIMEOUT_US`](crate::limits::HEAD_TIMEOUT_US)). If the connection ends, its
-//! request is dropped. At most one request waits per session, and a turn answers at most
+//! The server does not refuse a request that it may be able to serve a moment later. A request that
+//! needs a state that is still being read, at startup or after a failure, waits in its session
+//! until the state is available, but no longer than a handshake may take, counted from when the
+//! connection was accepted ([`HEAD_TIMEOUT_US`](crate::limits::HEAD_TIMEOUT_US)). If the connection
+//! ends, its request is dropped. At most one request waits per session, and a turn answers at most
 //! [`WAITING_PER_TURN_MAX`] of them, so that thousands of waiting requests do not delay the turn.
 //!
 //! The reasons and their answers:
@@ -26,7 +26,8 @@
 //!   ([`encoding`](crate::core::shard::encoding)).
 //! - A read over HTTP shows an op that was lost with the log, or a request caused a panic: 500
 //!   immediately, since the queued answer is no longer correct.
-//! - `/readyz` on a server that is not ready: 503 immediately, which is the answer.
+//! - `/readyz` on a server that is not ready: 503 immediately, since reporting that is the purpose
+//!   of the request.
 
 use crate::core::shard::contract::{Clock, Handoff, Intent};
 use crate::core::shard::session::{SessionId, State};
@@ -75,8 +76,8 @@ impl Shard {
         self.fulfil(id, handoff, refusal, clock);
     }
 
-    /// Keeps the bytes that a client sends after a waiting request. If `bytes` is empty, the client
-    /// has closed its sending side.
+    /// Stores the bytes that a client sends after a waiting request. If `bytes` is empty, the
+    /// client has closed its sending side.
     pub(super) fn received_waiting(&mut self, id: SessionId, bytes: &[u8]) {
         let handoff = self.admission.waiting(&self.sessions[id]);
         let handoff = handoff.expect("a session waits with its request");

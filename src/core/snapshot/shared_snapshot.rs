@@ -14,7 +14,7 @@ pub(crate) enum SnapshotKind {
     /// The init message, for a session that then follows the window. The state may be slightly old,
     /// as long as the frames after it are still in the window.
     Init,
-    /// The newest state with its timestamps, for a read over HTTP, after which no frames are sent.
+    /// The newest state with its timestamps, for an HTTP read, which is not followed by frames.
     HttpRead,
 }
 
@@ -75,7 +75,8 @@ impl SharedSnapshot {
         self.timestamps.upgrade()
     }
 
-    /// Returns whether any session still holds a part of it, so that it could be sent again.
+    /// Returns whether any session still holds a part of the snapshot, so that it can be sent
+    /// again.
     pub fn is_held(&self) -> bool {
         self.init.strong_count() > 0 || self.timestamps.strong_count() > 0
     }

@@ -1,8 +1,8 @@
 //! The encoded states of a shard: those that are held, those in progress, and the budget for both.
 //!
-//! One encoding serves all sessions that want the same state. So only clients that request the
-//! states of many workspaces, or of one workspace at many points in time, without reading them can
-//! use up memory. All encodings share a budget; once it is exhausted, requests are answered with
+//! One encoding serves all sessions that want the same state. So clients can use up memory only by
+//! requesting the states of many workspaces, or of one workspace at many points in time, without
+//! reading them. All encodings share a budget; once it is exhausted, requests are answered with
 //! 503.
 //!
 //! A state of at most `step_bytes` (see [`Snapshots::new`]) is encoded immediately. A larger one
@@ -129,7 +129,7 @@ impl Snapshots {
         Ok(self.encode(slot, room, kind))
     }
 
-    /// Returns a snapshot of a room after a shortage, once slow receivers have been dropped. A
+    /// Returns a snapshot of a room after a shortage, when slow receivers have been dropped. A
     /// state no larger than the answers that any session may have queued is encoded even if it
     /// exceeds the budget, so that clients of large workspaces do not keep out those of small ones.
     pub fn request_again(
@@ -190,7 +190,7 @@ impl Snapshots {
     fn encode(&mut self, slot: RoomId, room: &Room, kind: SnapshotKind) -> Snapshot {
         let need = self.need(slot, room, kind);
         let is_small = need.bytes <= self.step_bytes;
-        // A room without a state may be removed when its last member leaves, so it must not have an
+        // A room without state may be removed when its last member leaves, so it must not have an
         // encoding in progress. If the init message is pending, the rest is not encoded
         // immediately, however small it is: timestamps must not be ready before their init message.
         let snapshot = if room.workspace.is_untouched() || is_small && !need.is_pending {
@@ -257,7 +257,7 @@ impl Snapshots {
     /// Preserves the states that are being encoded. Must be called before an op with this key and
     /// timestamp is applied.
     pub fn preserve(&mut self, slot: RoomId, workspace: &Workspace, key: &str, timestamp: u64) {
-        // In nearly all cases nothing is being encoded, and this costs an op one comparison.
+        // In nearly all cases nothing is being encoded, and an op costs only this comparison.
         if self.queue.is_empty() {
             return;
         }
@@ -265,7 +265,7 @@ impl Snapshots {
         let Some(held) = held.filter(|held| !held.encoders.is_empty()) else {
             return;
         };
-        // A new key gets a slot that no encoding reads.
+        // A new key is given a slot that no encoding in progress reads.
         if let Some(slot) = workspace.slot_of(key) {
             let entry = workspace.entry(slot);
             if timestamp <= entry.timestamp() {
@@ -287,8 +287,8 @@ impl Snapshots {
     }
 
     fn room_mut(&mut self, slot: RoomId) -> &mut RoomSnapshots {
-        // Each live room has a state that is held or in progress. So at least half of the rooms in
-        // the map are dead when they are removed, which pays for the scan.
+        // Each live room has a state that is held or in progress. So the scan is worth its cost: it
+        // removes at least half of the rooms in the map.
         let alive_max = self.budget.len() + self.queue.len();
         if !self.rooms.contains_key(&slot) && self.rooms.len() >= 2 * alive_max {
             self.rooms.retain(|_, held| held.is_alive());
@@ -465,7 +465,7 @@ impl RoomSnapshots {
         self.shared.init().filter(|_| is_newest)
     }
 
-    /// Returns the encoder that is going to produce this part of the newest state.
+    /// Returns the encoder that will produce this part of the newest state.
     fn newest_encoder(&self, room: &Room, part: SnapshotPart) -> Option<&StateEncoder> {
         let mut newest_first = self.encoders.iter().rev();
         newest_first

@@ -14,7 +14,7 @@
 //!
 //! An entry never leaves its slot, and a new key gets a slot after all others. So the state at one
 //! moment consists of the slots that existed then, with their entries at that time. Before an op
-//! overwrites an entry that is still to be read, [`StateEncoder::preserve`] saves a copy of it. So
+//! overwrites an entry that still has to be read, [`StateEncoder::preserve`] saves a copy of it. So
 //! only the entries that change in the meantime are copied, not the whole state.
 
 use std::rc::Rc;
@@ -83,7 +83,7 @@ impl StateEncoder {
         self.point
     }
 
-    /// Returns a part that is not finished yet, for one more receiver.
+    /// Returns an unfinished part, for one more receiver.
     pub fn pending(&self, part: SnapshotPart) -> Option<EncodedState> {
         let writer = self.writers().find(|writer| writer.part == part)?;
         Some(EncodedState::Pending(Rc::clone(&writer.pending)))
@@ -92,8 +92,8 @@ impl StateEncoder {
     /// Schedules the timestamps for encoding after the init message.
     ///
     /// # Panics
-    /// If an op has won since the encoding began, because entries read before that op are not kept
-    /// for a second pass, or if the timestamps are already being encoded.
+    /// If an op has won since the encoding began, because entries read before that op have not been
+    /// kept for a second pass, or if the timestamps are already being encoded.
     pub fn add_timestamps(&mut self, workspace: &Workspace) {
         assert_eq!(
             workspace.seq(),
@@ -109,7 +109,7 @@ impl StateEncoder {
         self.next = Some(PartWriter::new(workspace, SnapshotPart::Timestamps));
     }
 
-    /// Saves a copy of an entry that an op may overwrite, if it is still to be read.
+    /// Saves a copy of an entry that an op may overwrite, if the entry still has to be read.
     pub fn preserve(&mut self, slot: u32, entry: &Entry) {
         self.frozen.preserve(slot, entry);
     }
@@ -240,7 +240,7 @@ impl FrozenState {
     fn preserve(&mut self, slot: u32, entry: &Entry) {
         let is_still_read = slot >= self.next || self.has_second_pass;
         if slot < self.slots && is_still_read {
-            // Only the first time: after that, the slot holds an entry from a later moment.
+            // Save only the first one: after that, the slot holds an entry from a later moment.
             self.overwritten
                 .entry(slot)
                 .or_insert_with(|| OverwrittenEntry {

@@ -19,8 +19,8 @@ impl Tag {
         Self(u32::try_from(upper).expect("32 bits are left"))
     }
 
-    /// Returns a hash of the tag for the table, which derives the position from the lowest bits and
-    /// its markers from the highest ones: both must depend on the tag.
+    /// Returns a hash of the tag for the table, which derives positions from the lowest bits and
+    /// its markers from the highest ones, so both must depend on the tag.
     fn spread(self) -> u64 {
         u64::from(self.0).wrapping_mul(0x9E37_79B9_7F4A_7C15)
     }
@@ -33,7 +33,7 @@ pub struct Index {
 }
 
 impl Index {
-    /// Returns the slot with this tag for which `is_it` returns true.
+    /// Returns the slot with this tag for which `is_it` returns `true`.
     pub fn find(&self, tag: Tag, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
         let found = self
             .places

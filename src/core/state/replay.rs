@@ -45,7 +45,7 @@ struct Waiting {
 }
 
 impl Replay {
-    /// Returns an empty replay. `hash_seed` keys the hashes of all ids and keys.
+    /// Returns an empty replay. `hash_seed` seeds the hashes of all ids and keys.
     #[must_use]
     pub fn new(hash_seed: u64) -> Self {
         Self {
@@ -88,7 +88,7 @@ impl Replay {
             std::mem::take(&mut self.texts),
         );
         for op in &group {
-            // The results are not used: the accesses load the table's cache lines in parallel.
+            // The results are not used; the accesses only load the table's cache lines in parallel.
             black_box(self.index.find(op.workspace_tag, |_| true));
         }
         for op in &mut group {

@@ -1,8 +1,8 @@
 //! The state of a workspace: last-write-wins registers in the order of their last change.
 //!
-//! Each op that wins gets the next `seq` of its workspace. The entries are linked in the order of
-//! their last change, so that the changes since seq S are the tail of a list. That tail is exactly
-//! what a client that has fallen behind must be sent, however long ago it fell behind.
+//! Each op that wins is given the next `seq` of its workspace. The entries are linked in the order
+//! of their last change, so that the changes since seq S are the tail of a list. That tail is
+//! exactly what a client that has fallen behind must be sent, however long ago it fell behind.
 //!
 //! Architecture invariant: this module knows nothing about clients, sockets or the log. A workspace
 //! is plain data that may be built on another thread (during recovery) and moved to its shard.
@@ -26,7 +26,7 @@ mod texts;
 
 pub use entry::{Entry, Source, Writer};
 
-/// Stands for "no slot", at either end of the list of changes.
+/// The value for "no slot", at either end of the list of changes.
 const NONE: u32 = u32::MAX;
 
 /// The result of applying an op.
@@ -34,7 +34,7 @@ const NONE: u32 = u32::MAX;
 pub enum Verdict<'a> {
     /// The op won and is now the state of its key.
     Won {
-        /// The position of the op in the order of the workspace's ops.
+        /// The position of the op in the sequence of the workspace's ops.
         seq: Seq,
         /// The mark of the entry that it replaced.
         replaced: Mark,
@@ -63,7 +63,7 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// Returns an empty workspace. `hash_seed` keys the hash of its keys, so that no client can
+    /// Returns an empty workspace. `hash_seed` seeds the hash of its keys, so that no client can
     /// choose keys that collide.
     #[must_use]
     pub fn new(id: &str, hash_seed: u64) -> Self {
@@ -202,7 +202,7 @@ impl Workspace {
         self.entries[slot as usize].texts.bytes().next()
     }
 
-    /// Merges the state of the same workspace as read from another part of the log.
+    /// Merges the state of the same workspace that was read from another part of the log.
     pub fn restore_from(&mut self, other: &Self) {
         self.seq = self.seq.max(other.seq);
         for (_, entry) in &other.entries {

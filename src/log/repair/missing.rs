@@ -38,7 +38,7 @@ struct Last {
 }
 
 impl SeqTracker {
-    /// Adds the next op, which may be one that was already added.
+    /// Adds the next op, which may have been added before.
     pub fn visit(&mut self, op: &LoggedOp<'_>, is_compacted: bool) {
         self.had_compacted |= is_compacted;
         let now = Last {

@@ -29,7 +29,7 @@ pub struct SegmentRewrite {
     pub is_last: bool,
     /// The header of the new file.
     pub header: SegmentHeader,
-    /// The reason why the segment cannot stay as it is.
+    /// The reason why the segment cannot be kept as it is.
     pub what: String,
     /// The intact and the lost parts of the segment.
     pub recovery: SegmentRecovery,
@@ -124,8 +124,8 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
     }
 
     /// Returns the plan. `candidates` must be in order. A shard that has begun a log but has no
-    /// segment left gets one without ops. Calls `progress` with the length of each segment after
-    /// reading it.
+    /// segment left is given one without ops. Calls `progress` with the length of each segment
+    /// after reading it.
     pub fn plan(
         mut self,
         candidates: Vec<FoundSegment>,

@@ -8,13 +8,14 @@ use super::super::record::{
     SegmentHeader, batches,
 };
 
-/// Moves a reader that has encountered a fault to the next place from which checksums prove the
-/// data, and returns the range of bytes that this skips, or `None` if nothing after the fault can
-/// be proven. The reader must hold all bytes up to the end of the file.
+/// Moves a reader that has encountered a fault to the next place where checksums prove that the
+/// data is intact. Returns the range of bytes that this skips, or `None` if nothing after the fault
+/// can be proven intact. The reader must hold all bytes up to the end of the file.
 ///
 /// Each batch header starts its own checksum chain, so the next valid one is such a place. Often
-/// reading can continue earlier, at the record after the bad one: its checksum proves it if seeded
-/// with the bad record's checksum, either as stored or as computed, whichever is correct.
+/// reading can continue earlier, at the record after the bad one: that record's checksum proves it
+/// intact if seeded with the bad record's checksum, either as stored or as computed, whichever is
+/// correct.
 pub fn skip_damage(reader: &mut Reader<'_>) -> Option<Range<usize>> {
     let fault = reader.cursor();
     let near = if fault.offset() < fault.batch_end {

@@ -39,7 +39,7 @@ pub struct Stray {
 #[derive(Debug, Default)]
 pub struct DirectoryScan {
     /// The segments of each shard, in order of their indexes. If several files claim the same
-    /// index, the one with the correct name comes first.
+    /// index, the correctly named one comes first.
     pub folders: BTreeMap<u32, Vec<FoundSegment>>,
     /// The files that are not segments of this log.
     pub strays: Vec<Stray>,

@@ -54,8 +54,8 @@ impl<'a> UriHost<'a> {
 
     /// Returns whether the host is a name or address that can only refer to this machine.
     ///
-    /// This check detects DNS rebinding: a page whose own domain name was made to point to this
-    /// machine sends requests that name the page's host.
+    /// This check detects DNS rebinding: if a page's own domain name is made to point to this
+    /// machine, the page's requests still name its own host.
     pub fn is_loopback(self) -> bool {
         match self {
             Self::Name(name) => {

@@ -74,7 +74,8 @@ pub(super) fn workspace_id(segment: &str) -> Result<String, &'static str> {
 /// Returns the first `token` parameter that is not empty (P11, P21).
 ///
 /// Queries are form-encoded, as in browsers (WHATWG URL section 5.1), so `+` is a space, unlike in
-/// a path. A token that cannot be decoded is not an error here: it is answered with 401, not 400.
+/// a path. A token that cannot be decoded is not an error here, because it must be answered with
+/// 401, not 400.
 pub(super) fn query_token(query: &str) -> Option<String> {
     form_urlencoded::parse(query.as_bytes())
         .find(|(name, value)| name == "token" && !value.is_empty())
