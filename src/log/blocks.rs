@@ -163,7 +163,7 @@ mod tests {
 
     const HEADER: [u8; SEGMENT_HEADER_BYTES] = [b'h'; SEGMENT_HEADER_BYTES];
 
-    /// A file that accepts whole blocks at their places, and nothing else.
+    /// A file that accepts only whole, aligned blocks.
     #[derive(Default)]
     struct File {
         bytes: Vec<u8>,
@@ -232,7 +232,7 @@ mod tests {
     }
 
     proptest! {
-        /// The file is what was appended, whatever the lengths are and wherever writes are cut
+        /// The file contains what was appended, whatever the lengths and wherever writes are cut
         /// short.
         #[test]
         fn the_file_is_what_was_appended(
@@ -257,7 +257,7 @@ mod tests {
                     let taken = outcome.unwrap_or(0);
                     naive.extend_from_slice(&bytes[from..from + taken]);
                     from += taken;
-                    // Before the first write the header is there by another way.
+                    // Before the first write, the header does not come from the writer.
                     if !file.bytes.is_empty() {
                         prop_assert_eq!(&file.bytes[..naive.len()], naive.as_slice());
                         let mut rest = file.bytes[naive.len()..].iter();

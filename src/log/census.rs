@@ -136,7 +136,7 @@ mod tests {
             .iter()
             .map(|(_, op)| record::op_bytes(op) as u64)
             .collect();
-        // In any order: last write wins.
+        // In any order, the last write wins.
         for order in [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [1, 0, 4, 2, 3]] {
             let mut census = Census::default();
             for place in order {

@@ -480,7 +480,7 @@ mod tests {
         let file = HostDisk.create(&path).unwrap();
         let write = |bytes: &[u8], at| DiskFile::write_all_at(&file, bytes, at);
         write(b"header", 0).unwrap();
-        // If the file system cannot do it, the file stays as it was.
+        // If the file system does not support it, the file is unchanged.
         let takes_bytes = !DiskFile::write_through(&file).unwrap();
         let mut blocks = Blocks::new(BLOCK_BYTES);
         blocks.resize(2 * BLOCK_BYTES, b'b');

@@ -356,7 +356,7 @@ mod tests {
             })
         });
         assert_eq!(parser.parse(text), expected, "{text}");
-        // Nothing is carried over in the buffers from one message to the next.
+        // The buffers carry nothing over from one message to the next.
         let _ = parser
             .parse(r#"{"type":"op","payload":{"key":"\u0041","value":[1,[2]],"timestamp":1}}"#);
         assert_eq!(parser.parse(text), expected, "{text}, again");

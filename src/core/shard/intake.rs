@@ -563,7 +563,7 @@ mod tests {
         for (ahead_us, most_us, most, ahead) in [
             (SECOND_US * 86_401, SECOND_US * 86_400, "1day", "1day 1s"),
             (SECOND_US * 7262, SECOND_US * 60, "1m", "2h 1m 2s"),
-            // Less than a second is reported as one.
+            // Less than a second is reported as one second.
             (5, 0, "0s", "1s"),
         ] {
             let text = skew_text(ahead_us, most_us);

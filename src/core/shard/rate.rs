@@ -147,8 +147,8 @@ mod tests {
     use super::*;
     use crate::limits::SECOND_US;
 
-    /// A naive model: the times at which tokens were taken. A token may be taken if every period
-    /// that ends now contains no more of them than the burst and what the rate yields in it.
+    /// A naive model: the times at which tokens were taken. A token may be taken if no period that
+    /// ends now contains more of them than the burst plus what the rate yields in that period.
     fn model_takes(taken_us: &[u64], rate: Rate, now_us: u64) -> bool {
         (0..=taken_us.len()).all(|first| {
             let begin_us = taken_us.get(first).copied().unwrap_or(now_us);
@@ -210,7 +210,7 @@ mod tests {
 
     #[test]
     fn a_burst_is_two_seconds_worth() {
-        // Nearly at once: the leakage is negligible.
+        // Sent almost at once, so the leakage is negligible.
         for (limit, within) in [(1, 2), (10, 20), (1000, 2000)] {
             assert_eq!(paces(limit, 1 << 40, within + 5), (within, 5, false));
         }
@@ -221,8 +221,8 @@ mod tests {
         for (limit, per_second, count, expected) in [
             // A tenth over the rate: that tenth is refused indefinitely.
             (100, 110, 110_000, (100_200, 9_800, false)),
-            // Twice the rate: once the burst is used up, half is refused, of which a tenth of the
-            // rate is forgiven.
+            // Twice the rate: once the burst is used up, half of the messages are refused, and
+            // refusals up to a tenth of the rate are forgiven.
             (100, 200, 100_000, (1_511, 1_111, true)),
             // A flood: the burst, and then ten seconds' worth of refusals.
             (100, 1 << 40, 100_000, (200, 1_000, true)),

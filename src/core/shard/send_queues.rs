@@ -251,8 +251,8 @@ mod tests {
             sends.wait_for_log(id, &mut sessions[id]);
         }
         sends.invariants(&sessions);
-        // The state that a panic may leave: a session that was taken but is still marked, one with
-        // a send in flight, one that is in both queues, and one whose slot is free.
+        // The state that a panic may leave behind: a session that was taken but is still marked,
+        // one with a send in flight, one that is in both queues, and one whose slot is free.
         assert_eq!(sends.pop(), Some(ids[0]));
         sessions[ids[1]].sending = true;
         sends.defer(ids[2]);

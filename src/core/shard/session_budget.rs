@@ -400,8 +400,8 @@ mod tests {
     }
 
     proptest! {
-        /// Compares the budget with a plain list of what each session holds and since when it has
-        /// been in its class.
+        /// Compares the budget with a plain list of what each session holds and when it entered its
+        /// class.
         #[test]
         fn it_agrees_with_a_plain_list(
             steps in prop::collection::vec(

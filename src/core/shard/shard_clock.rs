@@ -170,8 +170,8 @@ mod tests {
     }
 
     proptest! {
-        /// The shard's time never goes back, advances in turns that are late, and is never faster
-        /// than the caller's.
+        /// The shard's time never goes back, advances in late turns, and never runs faster than the
+        /// caller's.
         #[test]
         fn time_advances(
             turns in prop::collection::vec(

@@ -512,7 +512,7 @@ mod tests {
                 prop_assert_eq!(changes(&workspace, entry.seq(), hint), expected);
                 prop_assert_eq!(changes(&workspace, since, hint), model.changed_since(since));
             }
-            // The log yields the same state in any order of its records.
+            // The records of the log yield the same state in any order.
             for reversed in [false, true] {
                 if reversed {
                     log.reverse();

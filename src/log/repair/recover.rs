@@ -294,7 +294,7 @@ mod tests {
                     assert_eq!(restore_header(&bytes, place), Some(header), "{damage:?}");
                 }
             }
-            // Without a batch that proves a header, there is none.
+            // Without a batch that proves it, no header is returned.
             let stranger = HeaderHints {
                 epoch: [8; 16],
                 ..place
