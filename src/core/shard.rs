@@ -157,7 +157,7 @@ impl Shard {
         shard
     }
 
-    /// Returns a shard whose state is still being read: requests that need the state wait until
+    /// Returns a shard whose state is still being read. Requests that need the state wait until
     /// [`Input::Rebuilt`] delivers it.
     #[must_use]
     pub fn recovering(config: ShardConfig, clock: Clock) -> Self {
@@ -259,8 +259,8 @@ impl Shard {
     }
 
     /// Returns the next output to carry out. A session's slot becomes free only when its last
-    /// output is returned: until the caller has seen that a connection is gone, its id must not
-    /// refer to another.
+    /// output is returned, because its id must not refer to another connection until the caller has
+    /// seen that this one is gone.
     pub fn poll_output(&mut self) -> Option<Output> {
         let output = self.outputs.pop_front()?;
         if let Output::Close(id) | Output::Handoff(id, ..) = &output {
@@ -331,7 +331,7 @@ impl Shard {
     }
 
     /// Checks everything that must hold between two calls: the invariant of each part, and the
-    /// memory held by sessions against its sums and the budget.
+    /// memory held by sessions against the totals and the budget.
     ///
     /// # Panics
     /// If any of them is violated.

@@ -257,7 +257,7 @@ mod tests {
                     let taken = outcome.unwrap_or(0);
                     naive.extend_from_slice(&bytes[from..from + taken]);
                     from += taken;
-                    // Before the first write, the header does not come from the writer.
+                    // Before the first write, this file does not contain the header yet.
                     if !file.bytes.is_empty() {
                         prop_assert_eq!(&file.bytes[..naive.len()], naive.as_slice());
                         let mut rest = file.bytes[naive.len()..].iter();

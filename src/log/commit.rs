@@ -398,7 +398,7 @@ impl Commit {
         };
         let from = from + count;
         if from < batch_bytes {
-            // A short write is not an error (write(2)): another write continues it.
+            // A short write is not an error (write(2)); another write continues it.
             self.phase = Phase::Writing { batch_bytes, from };
             let offset = self.offset(self.written) + from as u64;
             return Ok(Some(LogStep::Write {

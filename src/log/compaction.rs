@@ -1,4 +1,4 @@
-//! Compaction: rewrites closed segments without their superseded ops.
+//! Compaction, which rewrites closed segments without their superseded ops.
 //!
 //! Compaction runs in the background, on closed segments only, and shares nothing with the code
 //! path of an op. It reads all closed segments of the data directory once, and indexes the winning
@@ -98,7 +98,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Returns the settings of a running server: segments with few dead bytes are left alone.
+    /// Returns the settings of a running server, which leaves segments with few dead bytes alone.
     #[must_use]
     pub fn routine(segment_bytes_min: u64, segment_bytes_max: u64) -> Self {
         Self {
@@ -108,8 +108,8 @@ impl Settings {
         }
     }
 
-    /// Returns these settings without the threshold for dead bytes: every group that would shrink
-    /// is rewritten.
+    /// Returns these settings without the threshold for dead bytes, so that every group that would
+    /// shrink is rewritten.
     #[must_use]
     pub fn thorough(self) -> Self {
         Self {
@@ -433,8 +433,8 @@ impl<D: Disk> Compaction<D> {
         Ok(written_bytes)
     }
 
-    /// Replaces the group with the new segment. The order makes this safe: the old segments are
-    /// removed only once the rename of the new one is on disk.
+    /// Replaces the group with the new segment. This is safe because the old segments are removed
+    /// only once the rename of the new one is on disk.
     fn swap(
         &self,
         group: std::ops::Range<usize>,

@@ -123,7 +123,7 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
     /// while it is open. Returns `false` if it is shared or claimed.
     fn claim(&self) -> io::Result<bool>;
     /// Drops the file's clean pages from the page cache, so that the next read comes from the disk.
-    /// This is only advice: if the kernel ignores it, reads still return what was written.
+    /// This is only advice. If the kernel ignores it, reads still return what was written.
     fn drop_cache(&self);
 
     /// Writes all of `bytes`, in as many calls as necessary.
@@ -174,8 +174,8 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct HostDisk;
 
-/// The permission bits of new folders: only the server's user may access the log, regardless of the
-/// umask.
+/// The permission bits of new folders, which let only the server's user access the log, regardless
+/// of the umask.
 const FOLDER_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
@@ -268,7 +268,7 @@ impl Disk for HostDisk {
 
     fn lock(&self, path: &Path) -> io::Result<Result<File, File>> {
         let mut options = OpenOptions::new();
-        // The file is not truncated: until the lock is taken, the content belongs to another
+        // Do not truncate the file: until the lock is acquired, its content belongs to another
         // process.
         options.read(true).write(true).create(true).truncate(false);
         let file = options.mode(FILE_MODE).open(path)?;

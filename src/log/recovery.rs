@@ -46,7 +46,8 @@ impl Tail {
     }
 }
 
-/// A torn tail that was cut off: the remains of writes that had not been synced before a crash.
+/// A torn tail that was cut off, consisting of the remains of writes that had not been synced
+/// before a crash.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Torn {
     /// The segment.

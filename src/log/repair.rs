@@ -1,4 +1,4 @@
-//! Repairs a damaged log: intact ops are kept, everything else is set aside, and nothing is
+//! Repairs a damaged log. Intact ops are kept, everything else is set aside, and nothing is
 //! deleted.
 //!
 //! A repair is planned first, and the plan lists everything that the repair will do and everything

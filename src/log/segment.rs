@@ -171,8 +171,8 @@ pub fn sweep<D: Disk>(disk: &D, folder: &Path) -> io::Result<()> {
 }
 
 /// Truncates a segment to its first `bytes`, releases the disk space claimed past them, and makes
-/// both changes durable. A segment that has been cut is never appended to again: the next one
-/// begins where it ends.
+/// both changes durable. A segment that has been cut is never appended to again, because the next
+/// one begins where it ends.
 ///
 /// # Errors
 /// `InvalidInput` if the file is already shorter, because a cut must never create a hole.

@@ -13,8 +13,8 @@
 //! frame is neither consumed nor changed, so it does not matter where the network splits the
 //! stream.
 //!
-//! Invariant: this module never answers a frame. Pongs, the closing handshake and time limits
-//! belong to the session.
+//! Invariant: this module never answers a frame. Pongs, the closing handshake and time limits are
+//! handled by the session.
 
 use std::io::Cursor;
 

@@ -13,9 +13,9 @@
 //! ```
 //!
 //! `start ≤ cursor ≤ end` and `start ≤ visible_end ≤ end` always hold ([`Outbox::invariants`]). The
-//! cursor is beyond `visible_end` only if no frame in between has to be sent from the window: each
-//! is one of the session's own ops, or an op in its init message, which waits for the log
-//! separately. So no frame that is sent from the window extends past `visible_end`.
+//! cursor is beyond `visible_end` only if no frame in between has to be sent from the window,
+//! because each is one of the session's own ops, or an op in its init message, which waits for the
+//! log separately. So no frame that is sent from the window extends past `visible_end`.
 //!
 //! A session whose cursor falls out of the window is *behind*. Instead of the frames, it receives
 //! the latest op for each key that has changed since, which `core::shard::delivery` reads from the
@@ -452,7 +452,7 @@ impl Outbox {
         if self.behind().is_some() {
             return true;
         }
-        // The usual case: the session is up to date, so there is nothing to track.
+        // Usually the session is up to date, so there is nothing to track.
         if self.cursor == start {
             self.cursor = end;
             return true;

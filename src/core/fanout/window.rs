@@ -86,9 +86,9 @@ pub struct Window {
     /// The seq at `start`, which is the seq of the last dropped frame.
     start_seq: Seq,
     capacity_bytes: usize,
-    /// The initial size of the next chunk: the size that the last one reached, which saves copies
-    /// while the chunk grows. It is halved with each chunk, so that the effect of a single long
-    /// frame soon wears off.
+    /// The initial size of the next chunk. It is the size that the last one reached, which saves
+    /// copies while the chunk grows. The hint is halved with each chunk, so that the effect of a
+    /// single long frame soon wears off.
     chunk_bytes_hint: usize,
     /// Several pieces copied into one, shared by all sessions whose cursors are at the same offset.
     joined: Option<Piece>,

@@ -58,8 +58,8 @@ impl Shard {
         session.outbox.leave(visible_position, &mut self.pool);
         session.deadline_us = clock.now_us + LINGER_US;
         self.sessions.schedule(id, clock.now_us + LINGER_US);
-        // Incoming bytes are still read and dropped: bytes left unread would make the kernel reset
-        // the connection, and the last bytes sent to the peer might be lost.
+        // Incoming bytes are still read and dropped, because bytes left unread would make the
+        // kernel reset the connection, and the last bytes sent to the peer might be lost.
         self.reads.receive(id);
         self.update_memory(id);
         self.enqueue(id);
@@ -153,7 +153,7 @@ impl Shard {
         }
     }
 
-    /// Begins the drain: new requests are refused, and members are closed one after another over
+    /// Begins the drain. New requests are refused, and members are closed one after another over
     /// the configured time. A second call closes all of them immediately.
     pub(super) fn start_drain(&mut self, clock: Clock) {
         let (first, total_us) = match self.drain {
@@ -179,7 +179,7 @@ impl Shard {
         }
     }
 
-    /// Advances the drain: once all sessions have ended, the log is synced and sealed.
+    /// Advances the drain. Once all sessions have ended, the log is synced and sealed.
     pub(super) fn go_on_draining(&mut self, clock: Clock) {
         match self.drain {
             Drain::No | Drain::Sealed => {}

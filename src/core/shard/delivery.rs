@@ -41,7 +41,8 @@ impl Shard {
             .announce(self.log.visible_position(), |slot, visible_end| {
                 let (id, session) = self.sessions.at(slot);
                 let outbox = &session.outbox;
-                // The sender of an op does not receive it: the sender's cursor is already past it.
+                // The sender of an op does not receive it, because the sender's cursor is already
+                // past it.
                 if outbox.cursor() < visible_end || outbox.behind().is_some() {
                     self.sends.queue(id, session);
                 }
@@ -82,8 +83,8 @@ impl Shard {
         session.is_some_and(|session| session.outbox.waiting_bytes() > SEND_BYTES_MAX)
     }
 
-    /// Serves some of the sessions with a large backlog: only a few per turn, since each of them
-    /// may take as long as a whole slice.
+    /// Serves some of the sessions with a large backlog, but only a few per turn, since each of
+    /// them may take as long as a whole slice.
     fn send_bulk(&mut self, clock: Clock) {
         let mut bytes = 0;
         for _ in 0..BULK_SENDS_PER_TURN_MAX {

@@ -48,7 +48,7 @@ impl Shard {
     }
 
     /// Resets all parts except the log. A panic may have interrupted a change to any of them, so
-    /// only the sessions themselves are trusted: all counts and queues are made consistent with
+    /// only the sessions themselves are trusted. All counts and queues are made consistent with
     /// them again. The rooms are read back from the log.
     fn reset(&mut self) {
         self.rooms.reset();

@@ -219,8 +219,8 @@ impl Shard {
             if let Some(journal) = &mut self.connection_log {
                 journal.forget(id);
             }
-            // The session has nothing in flight: a request is parsed when a receive ends, and the
-            // new owner arms the next receive.
+            // The session has nothing in flight, because a request is parsed when a receive ends,
+            // and the new owner arms the next receive.
             self.retire(id);
             self.outputs
                 .push_back(Output::Handoff(id, owner, Box::new(handoff)));

@@ -278,8 +278,8 @@ impl Shard {
     /// stream of small frames that are a part of a fragmented message" (section 10.4) among the
     /// attacks that an endpoint must withstand. Frames without content are therefore bounded for
     /// every client. All other frames are bounded by the length of a message, and by the rate limit
-    /// if there is one. Within these bounds, a session takes turns with the others: a turn reads at
-    /// most [`MESSAGES_PER_TURN_MAX`] frames of any kind from each session.
+    /// if there is one. Within these bounds, a session takes turns with the others, since a turn
+    /// reads at most [`MESSAGES_PER_TURN_MAX`] frames of any kind from each session.
     fn count_frame(&mut self, id: SessionId, is_empty: bool, clock: Clock) {
         let session = &mut self.sessions[id];
         session.empty_frames += u32::from(is_empty);
@@ -341,8 +341,8 @@ impl Shard {
 
     /// Applies an op to its workspace, and answers the sender if the op does not win.
     ///
-    /// An op that wins is added to the batch before its frame is added to the window: the frame
-    /// records the log position from which it may be sent, and so does each answer that contains
+    /// An op that wins is added to the batch before its frame is added to the window, because the
+    /// frame records the log position from which it may be sent, as does each answer that contains
     /// the op.
     fn apply(&mut self, id: SessionId, op: Op<'_>, clock: Clock) {
         assert!(

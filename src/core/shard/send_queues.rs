@@ -142,8 +142,7 @@ impl SendQueues {
         Some(watch.since_us)
     }
 
-    /// Accounts for time during which the clock stood still: everything that waits is older by
-    /// `us`.
+    /// Adds `us`, during which the clock stood still, to the age of everything that waits.
     pub fn has_aged(&mut self, us: u64) {
         let aged = |since_us: u64| since_us.saturating_sub(us);
         self.shown_since_us = self.shown_since_us.map(aged);

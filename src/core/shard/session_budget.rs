@@ -28,7 +28,7 @@ use crate::seq::Seq;
 
 /// The link that marks the end of a list.
 const NONE: u32 = u32::MAX;
-/// The number of size classes: one for each bit length of a size.
+/// The number of size classes, one for each bit length of a size.
 const SIZE_CLASSES: usize = usize::BITS as usize + 1;
 
 /// The memory that a session holds.
@@ -260,8 +260,8 @@ impl SessionBudget {
     /// Adds the frame with this key, which has just been encoded.
     pub fn add_frame(&mut self, key: SharedFrameKey, frame: &Chunk) {
         self.add_shared(frame);
-        // There are at most twice as many keys as live chunks: a key costs far less than its frame,
-        // and the cost of removing the dead ones is amortized over the insertions.
+        // There are at most twice as many keys as live chunks. A key costs far less than its frame,
+        // and the cost of removing dead keys is amortized over the insertions.
         if self.frames.len() >= 2 * self.shared.len() {
             self.frames.retain(|_, frame| frame.strong_count() > 0);
         }

@@ -1,7 +1,7 @@
 //! The connections of a shard: their table, user names, rate meters and timers.
 //!
-//! A slot of the table is reused only when nothing in flight refers to it: a session that has ended
-//! keeps its slot until the caller has received the output that reports its end
+//! A slot of the table is reused only when nothing in flight refers to it, so a session that has
+//! ended keeps its slot until the caller has received the output that reports its end
 //! ([`Sessions::remove`]). A [`SessionId`] also carries a generation, so that a handle kept beyond
 //! that finds nothing.
 

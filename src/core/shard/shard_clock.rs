@@ -16,8 +16,8 @@
 //!   [`GRACE_US`]. It is unknown when during its sleep the shard was stopped, and reading what it
 //!   would have received by then may take a turn or two. So the shard reads before it enforces
 //!   deadlines.
-//! - [`LATENESS_US_MAX`] always counts, so that time advances for a shard that is late in every
-//!   turn: a server that is always overloaded still closes dead connections.
+//! - [`LATENESS_US_MAX`] always counts, so that time advances even for a shard that is late in
+//!   every turn. So a server that is always overloaded still closes dead connections.
 //!
 //! A long turn is also an absence if something became due in the meantime. A deadline that passes
 //! while it waits for an operation in flight is not an absence, since the shard keeps having turns.

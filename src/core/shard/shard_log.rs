@@ -106,7 +106,7 @@ impl ShardLog {
         self.live_bytes = live_bytes;
     }
 
-    /// Abandons the log: all ops that are not visible are lost. Returns their senders, some of
+    /// Abandons the log. All ops that are not visible are lost. Returns their senders, some of
     /// which may appear more than once. The log is retried after a delay that grows with each
     /// failure.
     pub fn reset(&mut self, now_us: u64) -> Vec<SessionId> {
@@ -388,8 +388,7 @@ impl ShardLog {
         self.space.stop_bytes()
     }
 
-    /// Accounts for time during which the clock stood still: everything that waits is older by
-    /// `us`.
+    /// Adds `us`, during which the clock stood still, to the age of everything that waits.
     pub fn has_aged(&mut self, us: u64) {
         self.commit.has_aged(us);
     }

@@ -11,8 +11,8 @@
 //! - If there is none, a connection that has received its complete answer and only has to close its
 //!   own side.
 //!
-//! A client with a token is never shed: neither a member of a workspace, nor a client whose request
-//! waits or whose answer is being sent. A connection to `--admin-port` is shed only to make room
+//! A client with a token is never shed, whether it is a member of a workspace, its request is
+//! waiting, or its answer is being sent. A connection to `--admin-port` is shed only to make room
 //! for another connection to that port, and the same applies to `--port`.
 //!
 //! The time limit for a head is not shortened while there is room for more connections, so a slow

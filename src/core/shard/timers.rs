@@ -1,8 +1,8 @@
 //! A timer wheel with one current entry per session, in slots of one tick each.
 //!
-//! A session is woken at the earliest of its deadlines and then sets the next one, so activity is
-//! free: it moves no timers. A stale entry, which expires earlier or later than its session needs,
-//! is recognized because its tick differs from the one stored in the session.
+//! A session is woken at the earliest of its deadlines and then sets the next one, so activity
+//! costs nothing, because it moves no timers. A stale entry, which expires earlier or later than
+//! its session needs, is recognized because its tick differs from the one stored in the session.
 //!
 //! Varghese and Lauck, "Hashed and Hierarchical Timing Wheels" (1987), scheme 4.
 
@@ -36,8 +36,8 @@ impl<T: Copy> Wheel<T> {
         }
     }
 
-    /// Adds an entry and returns the tick at which it expires: at `at_us` or up to a tick later. An
-    /// entry that lies more than one round of the wheel ahead expires early.
+    /// Adds an entry and returns the tick at which it expires. That is at `at_us` or up to one tick
+    /// later. An entry that lies more than one round of the wheel ahead expires early.
     pub fn insert(&mut self, at_us: u64, entry: T) -> u64 {
         let last = self.next_tick + TIMER_SLOTS as u64 - 1;
         let tick = tick_of(at_us).clamp(self.next_tick, last);

@@ -51,8 +51,8 @@ pub(crate) struct Snapshot {
 /// The most recently encoded snapshot of a workspace, available for as long as any session holds
 /// it.
 ///
-/// The references are weak: a snapshot is freed as soon as all its receivers have received it, and
-/// a workspace that no client joins costs nothing.
+/// The references are weak: a snapshot is freed as soon as all receivers have received it, and a
+/// workspace that no client joins costs nothing.
 #[derive(Default)]
 pub(in crate::core) struct SharedSnapshot {
     point: SnapshotPoint,

@@ -54,7 +54,7 @@ struct RoomSnapshots {
     encoders: VecDeque<StateEncoder>,
 }
 
-/// The reason why a state cannot be encoded: the budget has no room for it.
+/// The error returned when the budget has no room for a state.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::core) struct SnapshotShortage {
     /// The number of bytes to encode.
@@ -192,7 +192,8 @@ impl Snapshots {
         let is_small = need.bytes <= self.step_bytes;
         // A room without state may be removed when its last member leaves, so it must not have an
         // encoding in progress. If the init message is pending, the rest is not encoded
-        // immediately, however small it is: timestamps must not be ready before their init message.
+        // immediately, however small it is, because timestamps must not be ready before their init
+        // message.
         let snapshot = if room.workspace.is_untouched() || is_small && !need.is_pending {
             self.encode_at_once(slot, room, kind)
         } else {

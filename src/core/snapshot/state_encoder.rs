@@ -1,5 +1,5 @@
-//! Encoding of states: small ones immediately, large ones in steps while ops continue to be
-//! applied.
+//! Encoding of states. Small ones are encoded immediately, large ones in steps while ops continue
+//! to be applied.
 //!
 //! # A large state
 //!
@@ -140,8 +140,8 @@ impl StateEncoder {
         let part = *part;
         let start = out.len();
         if start == 0 {
-            // Reserve exactly the announced length up front: growing would copy what has been
-            // written so far, and might round the capacity up.
+            // Reserve exactly the announced length up front: growing would copy everything written
+            // so far, and might round up the capacity.
             out.reserve_exact(pending.bytes());
             match part {
                 SnapshotPart::Init => state::put_init_start(out, self.init_fields_bytes),

@@ -1,4 +1,4 @@
-//! An index of the items of a slab or a list: maps the hash of an item to the number of its slot.
+//! An index of the items of a slab or a list, which maps the hash of an item to its slot number.
 //!
 //! The table stores a part of the hash next to the slot number. So the items themselves, which are
 //! elsewhere in memory, are read only for the final comparison, and neither for wrong candidates
@@ -26,7 +26,7 @@ impl Tag {
     }
 }
 
-/// A map from the tags of items to the numbers of their slots.
+/// A map from the tags of items to their slot numbers.
 #[derive(Debug, Default)]
 pub struct Index {
     places: HashTable<(Tag, u32)>,

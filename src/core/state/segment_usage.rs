@@ -10,7 +10,7 @@
 //! next one is opened.
 //!
 //! Architecture invariant: this module does not access the log. A table covers only the ops applied
-//! since its shard was opened: ops read from the log have no mark, and the segments that contain
+//! since its shard was opened. Ops read from the log have no mark, and the segments that contain
 //! them are never reported as dead.
 //!
 //! The name is from Rosenblum and Ousterhout, "The Design and Implementation of a Log-Structured

@@ -39,7 +39,7 @@ pub enum Verdict<'a> {
         /// The mark of the entry that it replaced.
         replaced: Mark,
     },
-    /// The state already holds the same value and timestamp: the op was resent.
+    /// The state already holds the same value and timestamp, because the op was resent.
     Same,
     /// The op lost to this entry.
     Lost(&'a Entry),
@@ -105,7 +105,7 @@ impl Workspace {
         self.seq == Seq::NONE
     }
 
-    /// Applies an op: the later timestamp wins; if they are equal, the op that was applied first
+    /// Applies an op. The later timestamp wins; if they are equal, the op that was applied first
     /// stays.
     pub fn apply(&mut self, key: &str, value: &str, timestamp: u64, writer: Writer) -> Verdict<'_> {
         let mark = UNMARKED;
@@ -159,7 +159,7 @@ impl Workspace {
         }
     }
 
-    /// Merges an op read from the log: the later timestamp wins; if they are equal, the lower seq
+    /// Merges an op read from the log. The later timestamp wins; if they are equal, the lower seq
     /// wins. The calls may come in any order; [`Workspace::finish_restore`] must follow the last
     /// one.
     pub fn restore(&mut self, key: &str, value: &str, timestamp: u64, seq: Seq) {

@@ -85,7 +85,7 @@ impl Entry {
         if self.value_capacity() / 4 > value.len().max(64) {
             self.texts.shrink_to(self.texts.len() + value.len());
         }
-        // Do not double the capacity: the next value need not be longer than this one.
+        // Do not double the capacity, since the next value need not be longer than this one.
         self.texts.reserve_exact(value.len());
         self.texts.push_str(value);
     }
