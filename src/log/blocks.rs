@@ -1,8 +1,8 @@
 //! Turns appends of any length into writes of whole blocks, as required for writes that bypass the
 //! page cache (open(2), `O_DIRECT`).
 //!
-//! An append may begin and end anywhere in a block. The block in which it begins is rewritten with
-//! the same bytes before the append, as the page cache would do. The block in which it ends is
+//! An append may begin and end anywhere in a block. The block in which it begins is rewritten, with
+//! the bytes before the append unchanged, as the page cache would do. The block in which it ends is
 //! padded with zeros.
 //!
 //! ```text

@@ -1,7 +1,7 @@
 //! Statistics on the contents of a log: the number of records and bytes, and how many of them are
 //! live.
 //!
-//! For each key in the state, only the key and a few numbers are held in memory, but not the value.
+//! For each key in the state, only the key and a few numbers are held in memory, not the value.
 
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;

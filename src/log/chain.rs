@@ -272,7 +272,7 @@ impl Link {
                 }
             }
             cursor = reader.cursor();
-            // A fault here may only mean that the rest of the file has not been read yet. It is
+            // A fault here may just mean that the rest of the file has not been read yet. It is
             // evaluated once everything after it is in memory.
             if window.is_at_end() {
                 break fault;

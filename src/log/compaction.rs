@@ -1,4 +1,4 @@
-//! Compaction, which rewrites closed segments without their superseded ops.
+//! Compaction of closed segments: they are rewritten without their superseded ops.
 //!
 //! Compaction runs in the background, on closed segments only, and shares nothing with the code
 //! path of an op. It reads all closed segments of the data directory once, and indexes the winning
@@ -602,7 +602,8 @@ impl WinnerIndex {
         };
         let keys = self.workspaces.entry_ref(op.workspace).or_default();
         if let Some(held) = keys.get_mut(op.key) {
-            // The same rule as in `Workspace::restore`, which later reads the ops that are kept.
+            // This is the same rule as in `Workspace::restore`, which later reads the ops that are
+            // kept.
             if !op.wins_over(held.timestamp, held.seq) {
                 return;
             }

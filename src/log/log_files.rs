@@ -72,8 +72,8 @@ pub enum LogFilesError {
 }
 
 impl<D: Disk> LogFiles<D> {
-    /// Creates the first segment that a shard writes, after everything that was recovered. With
-    /// `fill_bytes`, this segment and the following ones are [written
+    /// Creates the first segment that a shard writes, which follows everything that was recovered.
+    /// With `fill_bytes`, this segment and the following ones are [written
     /// through](Segment::write_through), if the file system supports it.
     pub fn open(
         directory: Arc<DataDirectory<D>>,

@@ -8,7 +8,7 @@
 //! appended in the meantime, and it treats the end of an open segment like that of any last
 //! segment: an incomplete record there is not a fault. A single read may return zeros that pad the
 //! file, followed by a batch that the server wrote over later zeros in the meantime. This looks
-//! like a fault until the read is repeated.
+//! like a fault until the data is read again.
 //!
 //! A fault is reported only if it is found three times in a row, each time after the files were
 //! reopened or reread. Everything that a running server does to the files takes them from one valid

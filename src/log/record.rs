@@ -133,10 +133,11 @@
 //! indistinguishable from a torn tail, so the log is cut off before it, without a message if only
 //! zeros follow. A byte of these batches was altered, and either the batch begins or ends a byte or
 //! two from a sector boundary and its checksum happens to have zeros up to that boundary, or the
-//! batch has a key with hundreds of U+0000. Some segments, but not all, vanished from the end of a
-//! folder (`meta.json` records which shards have begun a log, [`super::directory`]). The last
-//! segment was truncated exactly at the end of a batch or record. Finally, a change that spans more
-//! than 32 consecutive bits passes a checksum with a probability of 1 in 2^32.
+//! batch contains a key with hundreds of U+0000 characters. Some segments, but not all, vanished
+//! from the end of a folder (`meta.json` records which shards have begun a log,
+//! [`super::directory`]). The last segment was truncated exactly at the end of a batch or record.
+//! Finally, a change that spans more than 32 consecutive bits passes a checksum with a probability
+//! of 1 in 2^32.
 //!
 //! Architecture invariant: this module uses no files, no clock and no randomness, and never panics
 //! because of bytes read from disk.

@@ -52,8 +52,8 @@ pub fn file_name(index: u64) -> String {
 /// appears under that name only once its header is on disk, so a segment with an incomplete header
 /// is always damage and never the result of a crash.
 ///
-/// `reserve_bytes` of disk space are claimed in advance without changing the file's length, so that
-/// a full disk is noticed at this point, when no op depends on it. Nothing is claimed if
+/// `reserve_bytes` of disk space are claimed in advance, without changing the file's length, so
+/// that a full disk is noticed while no op depends on the segment. Nothing is claimed if
 /// `reserve_bytes` is zero or the file system does not support it. [`cut`] releases the unused
 /// space.
 ///

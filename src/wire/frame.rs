@@ -397,7 +397,7 @@ fn close_event(payload: &[u8]) -> Result<FrameEvent<'_>, FrameError> {
 
 /// Returns whether a close frame may carry `code` (section 7.4, and the IANA registry).
 ///
-/// 1004 has no meaning; 1005, 1006 and 1015 are for use within an endpoint only; 1016 to 2999 are
+/// 1004 has no meaning; 1005, 1006 and 1015 are only for use within an endpoint; 1016 to 2999 are
 /// unassigned. tungstenite's `CloseCode::is_allowed` differs for one code: it refuses 1014 (bad
 /// gateway), which is registered.
 #[must_use]

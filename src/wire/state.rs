@@ -83,7 +83,7 @@ pub fn put_init<'a>(
     );
 }
 
-/// Appends the frame header of an init message and its text up to the fields.
+/// Appends the frame header and the start of an init message, up to its fields.
 pub fn put_init_start(out: &mut Vec<u8>, fields_bytes: usize) {
     frame::put_text_header(out, init_payload_bytes(fields_bytes));
     out.extend_from_slice(INIT_START.as_bytes());
@@ -95,7 +95,7 @@ pub fn put_init_field(out: &mut Vec<u8>, key: &str, value: &str) {
     out.extend_from_slice(value.as_bytes());
 }
 
-/// Appends the text of an init message after its fields.
+/// Appends the end of an init message, after its fields.
 pub fn put_init_end(out: &mut Vec<u8>) {
     out.extend_from_slice(INIT_END.as_bytes());
 }
@@ -131,7 +131,7 @@ pub fn put_stamps<'a>(out: &mut Vec<u8>, seq: Seq, fields: impl Iterator<Item = 
     put_stamps_end(out, seq);
 }
 
-/// Appends the text of the stamps up to their fields.
+/// Appends the start of the stamps, up to their fields.
 pub fn put_stamps_start(out: &mut Vec<u8>) {
     out.extend_from_slice(STAMPS_START.as_bytes());
 }
@@ -142,19 +142,19 @@ pub fn put_stamp_field(out: &mut Vec<u8>, key: &str, timestamp: u64) {
     put_number(out, timestamp);
 }
 
-/// Appends the text of the stamps after their fields.
+/// Appends the end of the stamps, after their fields.
 pub fn put_stamps_end(out: &mut Vec<u8>, seq: Seq) {
     out.extend_from_slice(STAMPS_SEQ.as_bytes());
     put_number(out, seq.get());
     out.extend_from_slice(STAMPS_END.as_bytes());
 }
 
-/// Appends the text of a state over HTTP up to its fields.
+/// Appends the start of a state over HTTP, up to its fields.
 pub fn put_http_state_start(out: &mut Vec<u8>) {
     out.extend_from_slice(HTTP_START.as_bytes());
 }
 
-/// Appends the text of a state over HTTP after its stamps.
+/// Appends the end of a state over HTTP, after its stamps.
 pub fn put_http_state_end(out: &mut Vec<u8>, connections: usize) {
     put_number(out, connections as u64);
     out.extend_from_slice(HTTP_END.as_bytes());

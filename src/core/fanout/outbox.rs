@@ -80,8 +80,8 @@ pub struct Due {
     pub at: WindowOffset,
     /// This log position is visible.
     pub visible_from: LogPosition,
-    /// This state is ready. An HTTP response consists of a head, fields and timestamps, queued as
-    /// separate answers, and they must be sent either all together or not at all.
+    /// This state is ready. An HTTP response consists of a head, fields and timestamps. They are
+    /// queued as separate answers, of which either all or none must be sent.
     pub awaits: Option<EncodedState>,
 }
 
@@ -488,8 +488,8 @@ impl Outbox {
         pool.answer_bytes += extras.cost.own_bytes;
     }
 
-    /// Drops everything except the send in flight. Returns whether an answer that has already been
-    /// partly sent is cut off.
+    /// Drops everything except the send in flight. Returns whether that cuts off an answer that has
+    /// been partly sent.
     pub fn drop_all(&mut self, pool: &mut OutboxPool) -> bool {
         pool.answer_bytes -= self.cost().own_bytes;
         let extras = self.extras.take();
@@ -645,8 +645,8 @@ impl Extras {
         self.answers.is_empty() && self.own.is_empty() && self.behind.is_none()
     }
 
-    /// Moves up to `bytes_max` bytes of the first answer to `spans`, if it may be sent. Returns the
-    /// number of bytes moved and, if that completed the answer, its cost.
+    /// Moves up to `bytes_max` bytes of the first answer to `spans` if the answer may be sent.
+    /// Returns the number of bytes moved and, if that completed the answer, its cost.
     fn take_answer(
         &mut self,
         visible_position: LogPosition,

@@ -26,9 +26,9 @@ pub const NEVER: BusyPeriod = 0;
 /// A busy period in which a slice has left sessions in the queue.
 #[derive(Debug)]
 struct Saturation {
-    /// The time at which a slice first left a session in the queue.
+    /// When a slice first left a session in the queue.
     since_us: u64,
-    /// The time of the last slice, until the decision about the pause after it has been made.
+    /// The time of the last slice. Cleared once it is decided whether to pause after it.
     slice_us: Option<u64>,
     /// Whether any session received two sends in this period, which a pause would have merged into
     /// one. If each session in a long queue receives a single send, a pause gains nothing.

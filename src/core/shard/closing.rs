@@ -137,7 +137,7 @@ impl Shard {
             self.rooms[room_id].user_left(&user);
         }
         if let Some(moved) = self.rooms.remove_member(room_id, member) {
-            // The room's last member has moved to the index that became free.
+            // The room's last member has moved to the freed index.
             let (moved, _) = self.sessions.at(moved);
             let state = State::Open {
                 room: room_id,

@@ -121,8 +121,8 @@ impl Shard {
     }
 }
 
-/// Makes a session fall out of its room's window. From the op after its cursor on, it receives only
-/// the latest op for each key.
+/// Makes a session fall out of its room's window. It then receives only the latest op for each key,
+/// starting with the op after its cursor.
 pub(super) fn fall_behind(session: &mut Session, window: &Window, pool: &mut OutboxPool) {
     let since = window.seq_at(session.outbox.cursor());
     session

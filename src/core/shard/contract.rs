@@ -113,7 +113,7 @@ pub enum Received<'a> {
     Broken,
 }
 
-/// An event. If it is an error that needs to be logged, the caller has already logged it.
+/// An event. If it contains an error that needs to be logged, the caller has already logged it.
 pub enum Input<'a> {
     /// A receive ended.
     Received(SessionId, Received<'a>),

@@ -169,7 +169,7 @@ counters! {
     refused_handshakes,
     /// Joins and reads over HTTP refused because too many encoded states were being sent.
     refused_snapshot_bytes,
-    /// Sessions evicted because the memory held for individual sessions was too large.
+    /// Sessions evicted because individual sessions held too much memory in total.
     given_up_sessions,
     /// Encoded states evicted because their receivers were slow and other states needed the memory.
     given_up_states,
@@ -232,8 +232,8 @@ counters! {
     log_live_bytes,
     /// The length of the open segment.
     log_open_bytes,
-    /// The length of the log in the shard's folder. The open segment counts with at most its usual
-    /// length.
+    /// The length of the log in the shard's folder. For the open segment, at most the usual length
+    /// is counted.
     log_bytes,
     /// The length of the log at which all writers wait for compaction.
     log_bytes_max,

@@ -1,4 +1,4 @@
-//! Failures, which are panics and logs that cannot be written. The shard closes its members,
+//! Handling of failures: a log that cannot be written, or a panic. The shard closes its members,
 //! discards everything that is not on disk, and starts over from what is on disk, without
 //! restarting the server.
 //!

@@ -402,7 +402,7 @@ impl Shard {
             .outbox
             .push(answer, at, LogPosition::NONE, &mut self.pool);
         let all = 0..init.bytes();
-        // Unlike the 101, the state may show ops that are not durable yet.
+        // Unlike the 101, the state may contain ops that are not durable yet.
         let due = Due {
             at,
             visible_from,

@@ -1,5 +1,5 @@
-//! Clients that wait for compaction, which are members of workspaces that write a lot while the log
-//! is too long.
+//! Clients that must wait for compaction because their workspaces write a lot while the log is too
+//! long.
 //!
 //! From its next message on, such a client's bytes are left unread. The ops sent to it, the control
 //! frames before that message, and all other clients are not affected.

@@ -51,7 +51,7 @@ struct Read {
     has_ended: bool,
 }
 
-/// The frame of the entry that an op lost to, which is sent to the op's sender.
+/// The frame of the entry that an op lost to. It is sent to the op's sender.
 enum Correction {
     Own(Chunk),
     Shared(Chunk),

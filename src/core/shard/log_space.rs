@@ -48,8 +48,8 @@ impl LogSize {
     /// The size before anything has been measured, which imposes no limit.
     pub const UNKNOWN: Self = Self::unmeasured(LogPosition::MAX);
 
-    /// Returns the size before the log has been measured, with the position up to which the disk
-    /// has room.
+    /// Returns the size of a log that has not been measured yet, with the position up to which the
+    /// disk has room.
     #[must_use]
     pub const fn unmeasured(room_end: LogPosition) -> Self {
         Self {

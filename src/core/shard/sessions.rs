@@ -189,8 +189,8 @@ impl Sessions {
         &mut self.meters[id.slot as usize]
     }
 
-    /// Allows each client the messages and frames that it may have sent during the last `us`
-    /// microseconds, in which no bytes were read.
+    /// Allows each client the messages and frames that it may have sent during a period of `us` in
+    /// which no bytes were read.
     pub fn allow_for(&mut self, per_second: u32, us: u64) {
         for meter in &mut self.meters {
             meter.allow_for(per_second, us);

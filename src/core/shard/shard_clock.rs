@@ -12,7 +12,7 @@
 //! the shard's time after an absence:
 //!
 //! - The time after the due time does not count.
-//! - Nor does the time just before the due time, for as long as the time missed but at most
+//! - Neither does a period just before the due time that is as long as the time missed, but at most
 //!   [`GRACE_US`]. It is unknown when during its sleep the shard was stopped, and reading what it
 //!   would have received by then may take a turn or two. So the shard reads before it enforces
 //!   deadlines.

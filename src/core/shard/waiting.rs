@@ -18,14 +18,14 @@
 //! - The log has failed and is not being retried yet: 500, since nothing indicates that the next
 //!   attempt will succeed.
 //! - The server is stopping: 503 immediately, since this process will not serve the request.
-//! - The limit of connections or members is reached: 503 immediately, since it is unknown when a
+//! - The limit on connections or members is reached: 503 immediately, since it is unknown when a
 //!   connection will end. Any silent connection has already been shed.
 //! - Too many handshakes per second: 503 immediately. The limit exists to shed load, and a waiting
 //!   request is load.
 //! - Too many encoded states are being sent: 503 immediately. They have a budget with its own rules
 //!   ([`encoding`](crate::core::shard::encoding)).
-//! - A read over HTTP shows an op that was lost with the log, or a request caused a panic: 500
-//!   immediately, since the queued answer is no longer correct.
+//! - The answer to an HTTP read contains an op that was lost with the log, or a request caused a
+//!   panic: 500 immediately, since the queued answer is no longer correct.
 //! - `/readyz` on a server that is not ready: 503 immediately, since reporting that is the purpose
 //!   of the request.
 

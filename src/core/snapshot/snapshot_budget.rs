@@ -1,4 +1,4 @@
-//! The limit on the memory of a shard's encoded states, and its accounting.
+//! The limit on the memory of a shard's encoded states, and the accounting of that memory.
 
 use crate::core::fanout::encoded_state::Chunk;
 use crate::core::fanout::shared_chunks::SharedChunks;
@@ -8,7 +8,7 @@ use crate::limits::{SNAPSHOT_RESERVE_SHARE, SNAPSHOT_SMALL_BYTES};
 /// still being encoded.
 ///
 /// Invariant: bytes held ≤ `bytes_max`, unless [`SnapshotBudget::admit_over`] has admitted a state
-/// beyond it. In that case, bytes held ≤ the total right after that admission.
+/// beyond it. In that case, the bytes held never exceed the total right after that admission.
 pub(in crate::core) struct SnapshotBudget {
     bytes_max: usize,
     chunks: SharedChunks,
@@ -47,8 +47,8 @@ impl SnapshotBudget {
         self.pending_bytes += bytes;
     }
 
-    /// Withdraws a promise, because the bytes were encoded and added, or because no session wants
-    /// them any more.
+    /// Withdraws a promise, either because the bytes were encoded and added, or because no session
+    /// wants them anymore.
     pub fn release(&mut self, bytes: usize) {
         self.pending_bytes -= bytes;
     }

@@ -1,4 +1,5 @@
-//! The encoded states of a shard: those that are held, those in progress, and the budget for both.
+//! The encoded states of a shard: those that are held, those being encoded, and the budget for
+//! both.
 //!
 //! One encoding serves all sessions that want the same state. So clients can use up memory only by
 //! requesting the states of many workspaces, or of one workspace at many points in time, without
@@ -33,9 +34,9 @@ use crate::limits::{
 /// `queue` once for each of its encodings in progress.
 pub(in crate::core) struct Snapshots {
     budget: SnapshotBudget,
-    /// The number of bytes that all encodings in progress may write per turn, in total.
+    /// The total number of bytes that all encodings in progress may write per turn.
     step_bytes: usize,
-    /// The rooms with a snapshot that is held or being encoded, and some that used to have one.
+    /// The rooms that have a snapshot, held or being encoded, and some that used to have one.
     rooms: HashMap<RoomId, RoomSnapshots, FixedState>,
     /// The rooms with encodings in progress, in the order of their turns.
     queue: VecDeque<RoomId>,
@@ -508,7 +509,7 @@ fn is_newest(room: &Room, point: SnapshotPoint) -> bool {
 
 /// Returns whether an init message of `bytes` bytes, of the state at `point`, is usable for a
 /// session that joins now. The newest message always is. An older one is usable as long as all
-/// later frames are still in the window and are at most half as long as the message.
+/// later frames are still in the window and their total length is at most half that of the message.
 fn is_init_usable(room: &Room, point: SnapshotPoint, bytes: usize) -> bool {
     let frames_bytes = room.window.end().bytes_since(point.at);
     let is_cheap = point.at >= room.window.start() && frames_bytes <= bytes / 2;

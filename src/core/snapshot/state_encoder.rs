@@ -35,7 +35,7 @@ pub(in crate::core) fn part_bytes(workspace: &Workspace, part: SnapshotPart) -> 
     }
 }
 
-/// Encodes a part of the current state in one go.
+/// Encodes a part of the current state in a single step.
 pub(in crate::core) fn encode(workspace: &Workspace, part: SnapshotPart) -> Chunk {
     let bytes = part_bytes(workspace, part);
     let mut out = Vec::with_capacity(bytes);
@@ -47,7 +47,7 @@ pub(in crate::core) fn encode(workspace: &Workspace, part: SnapshotPart) -> Chun
     Rc::new(out)
 }
 
-/// An encoder of the state at one moment that works in steps.
+/// A stepwise encoder of the state at one moment.
 pub(in crate::core) struct StateEncoder {
     point: SnapshotPoint,
     /// The length of the fields of the init message, which determines the length in its header.

@@ -2,8 +2,8 @@
 //!
 //! Each entry of a workspace is marked with the segment that was open when its op was applied. The
 //! op is in that segment, or in the next one if the next one was opened while the op's batch was
-//! still being filled. So a segment is *dead* (all its ops are superseded) when no entry has its
-//! mark or that of the segment before it. Its file may then be deleted without being read.
+//! still being filled. So a segment is *dead*, that is, all its ops are superseded, when no entry
+//! has its mark or that of the segment before it. Its file may then be deleted without being read.
 //!
 //! The ops that superseded its ops must be on disk by then. That is certain only for ops in a
 //! closed segment, so segments that were dead when one segment was opened are reported when the

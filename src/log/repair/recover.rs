@@ -23,7 +23,7 @@ pub struct LostRange {
     pub bytes: Range<u64>,
     /// A description of what is wrong at the first byte.
     pub what: String,
-    /// Whether an interrupted write may have caused this, because nothing proves that these bytes
+    /// Whether an interrupted write may have caused this. If so, nothing proves that these bytes
     /// were ever on disk.
     pub is_torn: bool,
 }

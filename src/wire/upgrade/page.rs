@@ -71,7 +71,7 @@ impl Provenance {
 }
 
 /// Header fields that proxies add: those of RFC 7239 and RFC 9110, and vendor-specific ones. All
-/// names that begin with `X-Forwarded` count as well.
+/// names that begin with `X-Forwarded` count, too.
 const PROXY_FIELDS: [&str; 12] = [
     "cf-connecting-ip",
     "cf-ray",
