@@ -3,7 +3,7 @@
 //!
 //! The unit tests, the simulation, the allocation test and the benches all drive a
 //! [`Shard`](crate::core::shard::Shard). They start from [`shard_config`], so that a new setting
-//! needs a value in only one place, and each changes only the settings that it tests. The server
+//! needs a value in only one place, and each overrides only the settings that it tests. The server
 //! itself does not use this module.
 
 use std::sync::Arc;
@@ -24,8 +24,8 @@ pub const HASH_SEED: u64 = 5;
 
 /// Returns the configuration of a server's only shard.
 ///
-/// It has the defaults of `etherply serve`, except that segments never fill up and clients are not
-/// limited.
+/// It uses the defaults of `etherply serve`, except that segments never fill up and clients have no
+/// limits.
 #[must_use]
 pub fn shard_config() -> ShardConfig {
     ShardConfig {
