@@ -170,8 +170,8 @@ impl ReceiveBuffers {
         assert!(was_lent, "the kernel gives up a buffer that it was lent");
     }
 
-    /// Returns the number of buffers that the kernel holds or has filled without the ring having
-    /// seen the completion.
+    /// Returns the number of buffers that the kernel holds, including those it has filled but whose
+    /// completions the ring has not seen yet.
     pub fn lent_count(&self) -> usize {
         self.lent.iter().filter(|is_lent| **is_lent).count()
     }
@@ -192,7 +192,7 @@ pub(super) mod sanitizer {
     pub type Stretch = (*const u8, usize);
 
     /// The memory that an operation points the kernel to. It is read when the operation's flight
-    /// ends, so that the sanitizer reports it if it was freed earlier.
+    /// ends, so that the sanitizer reports an error if it was freed earlier.
     #[cfg(address_sanitizer)]
     pub struct Pointed(Vec<Stretch>);
     #[cfg(not(address_sanitizer))]

@@ -1,8 +1,8 @@
 //! The listening socket: opened here, or inherited from a service manager (`sd_listen_fds(3)`).
 //!
 //! An inherited socket outlives this process. The service manager holds it too and passes it to the
-//! successor, so this process must not do anything to it that would affect the successor:
-//! shutdown(2) acts on every descriptor of a socket. The server accepts connections from it only
+//! successor, so this process must do nothing that would affect the successor; in particular,
+//! shutdown(2) acts on every descriptor of a socket. The server accepts connections on it only
 //! while it serves. Connections that arrive before or after that wait in the socket's accept queue.
 
 use std::io;
@@ -36,7 +36,7 @@ pub enum ListenError {
     AddressInUse {
         /// The address.
         address: SocketAddr,
-        /// The name of the setting of the port.
+        /// The name of the port setting.
         port: String,
     },
     /// The server cannot listen on the address.
@@ -83,9 +83,9 @@ pub enum ListenError {
 /// The names of the address settings as they were given, for messages.
 #[derive(Debug, Clone, Copy)]
 pub struct AddressNames<'a> {
-    /// The name of the setting of the IP address.
+    /// The name of the address setting.
     pub host: &'a str,
-    /// The name of the setting of the port.
+    /// The name of the port setting.
     pub port: &'a str,
 }
 
@@ -119,8 +119,8 @@ impl Listener {
     }
 
     /// Binds a socket to `address`; no client can connect before [`Self::listen`]. If the port is
-    /// in use, this retries for a moment: after a server is killed, the kernel ends its ring later
-    /// than its process, and pending accepts in the ring hold the port until then.
+    /// in use, this retries for a moment: after a server is killed, the kernel tears down its ring
+    /// later than its process, and until then, pending accepts in the ring hold the port.
     pub fn bind(address: SocketAddr, names: AddressNames<'_>) -> Result<Self, ListenError> {
         let at_address = |source| listen_error(address, names, source);
         let begun = Instant::now();
@@ -187,8 +187,8 @@ impl AsFd for Listener {
 }
 
 /// Returns the sockets that were passed to this process. `LISTEN_PID` names the process they are
-/// meant for: without it they are ignored, as `sd_listen_fds(3)` says, since a process that merely
-/// inherited the variables has some other file at that descriptor.
+/// meant for: without it, they are ignored, as `sd_listen_fds(3)` specifies, because a process that
+/// merely inherited the variables has some other file at that descriptor.
 fn passed() -> ListenFd {
     if environment::value("LISTEN_PID").is_some() {
         return ListenFd::from_env();

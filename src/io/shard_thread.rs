@@ -27,12 +27,12 @@ pub struct Start {
     pub go: Receiver<()>,
 }
 
-/// A shard's report, sent once, that its ring is set up or why it could not be.
+/// A shard's one-time report on whether its ring was set up.
 #[derive(Default)]
 pub struct RingReport(Option<Sender<io::Result<()>>>);
 
 impl RingReport {
-    /// Creates a report that is sent to this channel.
+    /// Creates a report that is sent on this channel.
     #[must_use]
     pub fn new(sender: Sender<io::Result<()>>) -> Self {
         Self(Some(sender))
@@ -54,7 +54,7 @@ impl Drop for RingReport {
     }
 }
 
-/// Starts a shard's thread. When it ends, `stopped` is called with whether it ended without an
+/// Starts a shard's thread. When the thread ends, it calls `stopped` with `true` if there was no
 /// error.
 ///
 /// # Errors
