@@ -16,14 +16,14 @@
 //!
 //! *This machine* ([`Visitor::check_is_here`]) means that the connection comes from a loopback
 //! address, no proxy has forwarded the request, and the request names a loopback host. The last
-//! condition keeps out pages of another site whose name was made to resolve to 127.0.0.1 (DNS
+//! condition keeps out pages of another site whose name has been made to resolve to 127.0.0.1 (DNS
 //! rebinding): the browser treats this server as that site and lets the site's scripts read the
 //! responses, but it still sends the site's name in `Host`.
 //!
 //! An admin port answers every request that reaches its address, including requests through
-//! proxies, because an operator set those up. If the address is a loopback address, every page that
-//! a browser on this machine opens can reach it too, so the host must be a loopback host. On any
-//! other address the host may be any name, because monitoring systems scrape by names that only
+//! proxies, because an operator has set those up. If the address is a loopback address, every page
+//! that a browser on this machine opens can reach it too, so the host must be a loopback host. On
+//! any other address the host may be any name, because monitoring systems scrape by names that only
 //! their network knows; keep such an address out of reach of browsers.
 
 use std::net::IpAddr;
@@ -99,7 +99,7 @@ impl Pages {
     }
 
     /// Moves the console and the metrics to an admin port on this address, if there is one. They
-    /// are then not available on the public port.
+    /// are then no longer available on the public port.
     #[must_use]
     pub fn with_admin_host(self, admin_host: Option<IpAddr>) -> Self {
         Self { admin_host, ..self }
@@ -192,7 +192,8 @@ impl Pages {
             .with("Referrer-Policy", "no-referrer")
     }
 
-    /// Applies the rule for all pages that are not public: the table at the top of this module.
+    /// Applies the access rules of the table at the top of this module to a page that is not
+    /// public.
     fn check(&self, request: &PageRequest, visitor: Visitor) -> Result<(), &'static str> {
         let PageRequest {
             page, provenance, ..
