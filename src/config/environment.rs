@@ -1,4 +1,4 @@
-//! Distinguishes variables that are settings from those that only look like settings.
+//! Distinguishes variables that are settings from those that merely look like settings.
 //!
 //! Kubernetes describes every Service of a namespace to every pod in it through variables that
 //! begin with the Service's name (`enableServiceLinks`, on by default). For a Service named
@@ -17,7 +17,7 @@ pub(super) const SECRET_PREVIOUS: &str = "ETHERPLY_JWT_SECRET_PREVIOUS";
 const PREFIX: &str = "ETHERPLY_";
 /// The prefix of variables with which tests inject faults. Only debug builds read them.
 const FAULT_PREFIX: &str = "ETHERPLY_FAULT_";
-/// The minimum similarity of a name for it to be suggested.
+/// The minimum similarity at which a name is suggested.
 const SIMILARITY_MIN: f64 = 0.6;
 
 /// A variable that has the server's prefix but is not one of its variables.

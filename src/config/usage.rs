@@ -13,7 +13,7 @@ use super::{CommandLine, Given, environment};
 pub enum UsageError {
     /// The user asked for help or for the version.
     Help(Error),
-    /// The command line is wrong. The text is one line that says why and what to do.
+    /// The command line is invalid. The text is one line that says why and what to do.
     Wrong(String),
 }
 
