@@ -46,7 +46,7 @@ pub struct Kernel {
 
 #[derive(Debug, Clone, Serialize)]
 pub struct RingSupport {
-    /// The reason why not every shard can have a ring, if there is one.
+    /// The problem that keeps some shards from having a ring, if there is one.
     pub fault: Option<RingFault>,
     /// The number of rings that could be created at once; the server needs one per shard.
     pub set_up: u32,
@@ -114,7 +114,7 @@ pub struct Directory {
     pub is_there: bool,
     /// The process id of the server that is using the directory, if there is one.
     pub server: Option<String>,
-    /// The reason why files cannot be written and synced there, if there is one.
+    /// The problem that keeps files from being written and synced there, if there is one.
     pub fault: Option<String>,
     /// The remedy for the fault, if one is known.
     pub fault_remedy: Option<&'static str>,
