@@ -24,9 +24,10 @@ pub struct Status {
     pub recovery: RecoveryProgress,
     public: Arc<ConnectionCount>,
     admin: Arc<ConnectionCount>,
-    /// For each shard and listener: the number of connections that the shard could shed for new
-    /// ones at the end of its last turn, less those claimed since. A number instead of a flag,
-    /// because a shard may accept many connections before the shard that it asks has a turn.
+    /// For each shard and listener, the number of connections that the shard could shed for new
+    /// ones at the end of its last turn, minus those claimed since. This is a number rather than a
+    /// flag, because a shard may accept many connections before the shard that it asks runs its
+    /// next turn.
     sheddable: Vec<[AtomicUsize; 2]>,
     /// The statistics of each shard.
     pub stats: Vec<ShardStats>,
@@ -60,7 +61,7 @@ impl Status {
         self.each_ready().all(|ready| ready)
     }
 
-    /// Returns for each shard in order whether it serves.
+    /// Returns whether each shard serves, in the order of the shards.
     pub fn each_ready(&self) -> impl Iterator<Item = bool> {
         self.ready.iter().map(|ready| ready.load(Ordering::Relaxed))
     }
@@ -96,8 +97,8 @@ impl Status {
         self.sheddable[shard as usize][listener as usize].store(count, Ordering::Relaxed);
     }
 
-    /// Finds a shard other than `shard` that has a connection to shed, and claims one. Until the
-    /// next turn of that shard ends, it is found once for each of its connections.
+    /// Finds a shard other than `shard` that has a connection to shed, and claims one. Until that
+    /// shard ends its next turn, each of its connections can be claimed only once.
     #[must_use]
     pub fn claim_sheddable(&self, shard: u32, listener: ListenerKind) -> Option<usize> {
         let claims = |other: &usize| {

@@ -15,7 +15,8 @@ use crate::core::shard::counters::{
 };
 use crate::limits::LONGEST_TURN_WINDOW_US;
 
-/// The number of recent fdatasyncs that are kept, which covers the last seconds of a busy shard.
+/// The number of recent fdatasyncs whose durations are kept, enough for the last seconds of a busy
+/// shard.
 const SYNCS_COUNT: usize = 256;
 
 /// A [`Tally`] that one thread writes and others read.
@@ -59,8 +60,8 @@ impl<const CLASSES: usize> SharedTally<CLASSES> {
         Tally {
             counts,
             sum: self.sum.load(Ordering::Relaxed),
-            // Computed from the classes so that they add up, whatever has been stored in the
-            // meantime.
+            // Computed from the classes so that the total matches them, whatever has been stored in
+            // the meantime.
             count: counts.iter().sum(),
         }
     }
