@@ -379,7 +379,7 @@ pub enum LogFormat {
 /// Errors in the settings that prevent the server from starting.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// There is no usable secret for the tokens.
+    /// There is no usable secret for signing tokens.
     #[error(transparent)]
     Secret(#[from] SecretError),
     /// `--dev` was used with an address that other machines can reach.

@@ -61,8 +61,8 @@ pub struct Compactor {
 }
 
 impl Compactor {
-    /// Starts the thread for a server with this many shards. Nothing is compacted until every shard
-    /// has reported its first rotation: before that, its open segment is not known.
+    /// Starts the thread for a server with `shards` shards. Nothing is compacted until every shard
+    /// has reported its first rotation: before that, its open segment is unknown.
     pub fn start(
         directory: Arc<DataDirectory>,
         shards: usize,
@@ -161,7 +161,7 @@ impl Loop {
         u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
-    /// Returns how long to sleep if no event arrives.
+    /// Returns the time to sleep if no event arrives.
     fn wait(&self) -> Duration {
         let wait_us = self.next_look_us.saturating_sub(self.now_us());
         Duration::from_micros(wait_us)
@@ -201,7 +201,7 @@ impl Loop {
         is_done
     }
 
-    /// Handles a failed compaction. Returns whether it may be retried at once.
+    /// Handles a failed compaction. Returns whether it may be retried immediately.
     fn failed(&mut self, error: &CompactionError) -> bool {
         if error.is_for_room() {
             self.schedule.ran_out_of_room();
@@ -334,7 +334,7 @@ impl Loop {
         }
     }
 
-    /// Handles the events that have arrived, checks the disk if that is due, and notifies the
+    /// Handles the events that have arrived, checks the disk if a check is due, and notifies the
     /// shards of changes.
     fn catch_up(&mut self, look_us: u64) {
         loop {

@@ -80,7 +80,7 @@ pub enum ListenError {
     DevAddress(IpAddr),
 }
 
-/// The names of the address settings as they were given, for messages.
+/// The names of the address settings as the user gave them, for use in messages.
 #[derive(Debug, Clone, Copy)]
 pub struct AddressNames<'a> {
     /// The name of the address setting.
@@ -94,7 +94,7 @@ pub struct AddressNames<'a> {
 pub struct Listener {
     socket: TcpListener,
     address: SocketAddr,
-    /// The names of the host and port settings as they were given.
+    /// The names of the host and port settings as the user gave them.
     names: (String, String),
     is_inherited: bool,
 }

@@ -1,5 +1,5 @@
-//! Reads the log at startup, with the shards' folders in parallel on one thread per core, and shows
-//! the progress.
+//! Reads the log at startup, processing the shards' folders in parallel on one thread per core, and
+//! shows the progress.
 
 use std::cell::Cell;
 use std::io::IsTerminal;
@@ -103,7 +103,7 @@ impl<'a> ReadMeter<'a> {
         }
     }
 
-    /// Records the end of a segment whose file is `file_bytes` long, headers included.
+    /// Records the end of a segment whose file is `file_bytes` long, including headers.
     fn segment(&self, file_bytes: u64) {
         self.untold_bytes.set(0);
         let told_bytes = self.told_bytes.take();

@@ -223,7 +223,8 @@ impl<T: Tokens> Ring<T> {
         }
     }
 
-    /// Returns how many times the kernel has refused operations, which were then submitted again.
+    /// Returns the number of times that the kernel has refused operations, which were then
+    /// submitted again.
     #[must_use]
     pub fn retries(&self) -> u64 {
         self.submissions.retries()

@@ -48,7 +48,7 @@ use crate::wire::auth::{Verifier, mint};
 /// what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// There is no usable secret for the tokens.
+    /// There is no usable secret for signing tokens.
     #[error(transparent)]
     Secret(#[from] SecretError),
     /// The kernel or the container does not let this process use `io_uring`.
@@ -66,7 +66,7 @@ pub enum ServeError {
          raise it (ulimit -n), or lower --shards"
     )]
     FilesLimit {
-        /// The limit of open files.
+        /// The open-file limit.
         limit: u64,
         /// The number of shards that were requested.
         shards: u32,
@@ -488,8 +488,8 @@ fn watch_signals(events: Sender<ServerEvent>) -> Result<(), ServeError> {
     Ok(())
 }
 
-/// Returns the maximum number of connections: the configured number, capped by the limit of open
-/// files, which is raised as far as the system allows.
+/// Returns the maximum number of connections: the configured number, capped by the open-file limit,
+/// which is first raised as far as the system allows.
 fn connections_max(settings: &ServeArgs, shards: u32) -> Result<usize, ServeError> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {

@@ -1,4 +1,4 @@
-//! A shard's thread, which owns the shard's core and its ring, and runs its turns.
+//! The thread of a shard, which owns the shard's state machine and its ring, and runs its turns.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -61,8 +61,8 @@ impl Drop for RingReport {
 ///
 /// If the thread cannot be started.
 pub fn spawn(mut start: Start, stopped: impl Fn(bool) + Send + 'static) -> Result<(), ThreadError> {
-    /// Reports on every way out, even a panic, because the server must not keep running with a dead
-    /// shard.
+    /// Reports the end of the thread, even by a panic, because the server must not keep running
+    /// with a dead shard.
     struct StopReporter<F: Fn(bool)>(F, bool);
     impl<F: Fn(bool)> Drop for StopReporter<F> {
         fn drop(&mut self) {

@@ -3,7 +3,7 @@
 //!
 //! tokio-uring submits when tokio parks, and does not report whether that worked: if the kernel
 //! refuses (`io_uring_enter(2)`: EAGAIN if there is no memory for a request, EBUSY until
-//! completions are taken), the operations stay in the queue while the thread sleeps. Therefore,
+//! completions are drained), the operations stay in the queue while the thread sleeps. Therefore,
 //! shortly after operations have been queued, the guard wakes the loop once and enters the kernel
 //! itself. It almost always finds nothing left to submit. A server without operations arms no
 //! guard.
@@ -51,7 +51,7 @@ impl Submissions {
         self.queued < RING_ENTRIES || self.submit_all().is_ok()
     }
 
-    /// Records that an operation is put into the queue.
+    /// Records that an operation is being queued.
     ///
     /// # Panics
     /// If there is no room for it.

@@ -4,10 +4,10 @@
 //! All shards share one connection limit. A shard whose accept exceeds the limit sheds one of its
 //! own connections: the oldest that has not sent its request head, or else one whose answer has
 //! been sent completely ([`shedding`](crate::core::shard::shedding)). If it has neither, it asks
-//! another shard that had one at the end of its last turn. If that shard no longer has one either,
-//! the server stays one connection over the limit until some connection ends. The total stays
-//! bounded: when [`REFUSALS_IN_FLIGHT_MAX`] more connections than the limit are open, further ones
-//! are closed without an answer.
+//! another shard, which had one at the end of its last turn, to shed that one. If that shard no
+//! longer has one either, the server stays one connection over the limit until some connection
+//! ends. The total stays bounded: when [`REFUSALS_IN_FLIGHT_MAX`] more connections than the limit
+//! are open, further ones are closed without an answer.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
