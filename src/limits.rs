@@ -8,7 +8,8 @@
 
 /// The longest request head. A longer one is answered with 431.
 pub const HEAD_BYTES_MAX: usize = 16 * 1024;
-/// The largest number of header fields that fit into a head: the shortest is `a:` and a line feed.
+/// The largest number of header fields that fit into a head: the shortest field is `a:` and a line
+/// feed.
 pub const HEADERS_MAX: usize = HEAD_BYTES_MAX / 3;
 /// The number of header fields for which the first parse of a head has room. A head with more
 /// fields is parsed again, with room for [`HEADERS_MAX`].
@@ -21,12 +22,12 @@ pub const WAITING_PER_TURN_MAX: usize = 64;
 pub const HEAD_TIMEOUT_US: u64 = 10 * SECOND_US;
 /// The longest workspace id, after percent-decoding.
 pub const WORKSPACE_ID_BYTES_MAX: usize = 256;
-/// The longest `userId` that is listed in the presence of a workspace.
+/// The longest `userId` that is listed in a workspace's presence.
 pub const USER_ID_BYTES_MAX: usize = 256;
 /// The tolerance for `exp` and `nbf` (RFC 7519 section 4.1.4: "some small leeway").
 pub const TOKEN_LEEWAY_S: u64 = 30;
-/// The shortest secret that is accepted without a warning. RFC 7518 section 3.2 requires the size
-/// of the hash.
+/// The shortest secret that is accepted without a warning. RFC 7518 section 3.2 requires at least
+/// the size of the hash.
 pub const SECRET_BYTES_ADVISED: usize = 32;
 
 // ---- messages (wire/protocol.md, "Messages from the client") ----
@@ -123,7 +124,7 @@ pub const LOG_BURST_BYTES: u64 = 1024 * 1024;
 pub const LIGHT_BYTES_PER_SECOND: u64 = 64 * 1024;
 /// The burst of [`LIGHT_BYTES_PER_SECOND`], for each workspace.
 pub const LIGHT_BURST_BYTES: u64 = 256 * 1024;
-/// The interval at which clients that wait for compaction are retried.
+/// The interval between attempts to resume clients that wait for compaction.
 pub const HELD_RETRY_US: u64 = 2_000;
 /// The interval at which the free disk space is checked while no compaction is running.
 pub const DISK_LOOK_US: u64 = SECOND_US;
@@ -154,10 +155,10 @@ pub const COMPACTION_BATCH_BYTES: usize = 1024 * 1024;
 /// The number of bytes that compaction reads before it yields: about a quarter of a millisecond of
 /// CPU time.
 pub const COMPACTION_READ_BYTES: usize = 256 * 1024;
-/// The time from a failed compaction to the next attempt.
+/// The delay between a failed compaction and the next attempt.
 pub const COMPACTION_RETRY_US: u64 = 30 * SECOND_US;
 /// The number of bytes by which a segment grows at a time in `always` mode, filled with zeros in
-/// advance. Only the writes that extend the file are slow.
+/// advance. This way, only the writes that extend the file are slow.
 pub const SEGMENT_FILL_BYTES: u64 = 256 * 1024;
 /// The size of a batch of ops at which the shard stops reading messages until the batch is written.
 pub const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -182,7 +183,7 @@ pub const PLACE_CHECK_COMMIT_US: u64 = 50_000;
 
 /// The number of bytes of a segment that are read at a time.
 pub const READ_BYTES: usize = 256 * 1024;
-/// The interval between two log lines about the progress of reading the log.
+/// The interval between log lines that report the progress of recovery.
 pub const PROGRESS_INTERVAL_MS: u64 = 2_000;
 
 // ---- sending ----
@@ -253,8 +254,8 @@ pub const PRESENCE_NAMES_MAX: usize = 1000;
 pub const CHUNK_BYTES_MIN: usize = 256;
 /// The size up to which frames share a chunk. A longer frame gets a chunk of its own.
 pub const CHUNK_BYTES_MAX: usize = 64 * 1024;
-/// The longest init message that a shard keeps for the next client that joins. Each shard keeps
-/// one.
+/// The longest init message that a shard keeps for the next client that joins. Each shard keeps at
+/// most one.
 pub const INIT_BYTES_KEPT_MAX: usize = 4 * 1024 * 1024;
 /// The memory of all encoded states that a shard may be sending at once, in init messages and in
 /// answers to reads over HTTP.
@@ -337,24 +338,25 @@ pub const SHARDS_MAX: u32 = 1024;
 pub const RING_ENTRIES: u32 = 1024;
 /// The number of entries in a shard's completion queue.
 pub const COMPLETION_ENTRIES: u32 = 8192;
-/// The time from submitting operations to checking that the kernel has accepted them, and between
-/// attempts to submit the remaining ones.
+/// The delay between submitting operations and checking that the kernel has accepted them, and
+/// between attempts to submit the remaining ones.
 pub const RESUBMIT_US: u64 = 20_000;
-/// The time for which a ring that is shutting down tries to submit its remaining operations.
+/// The maximum time that a ring spends trying to submit its remaining operations while it shuts
+/// down.
 pub const LAST_SUBMIT_US: u64 = SECOND_US;
 /// The size of a provided receive buffer.
 pub const RECEIVE_BYTES_MAX: usize = 16 * 1024;
 /// The number of receive buffers provided for a shard.
 pub const RECEIVE_BUFFERS: u16 = 128;
-/// The memory of a busy shard without any state: its receive buffers, the chunks that it keeps, and
-/// two batches, since one fills while the other is written.
+/// The memory that a busy shard uses in addition to its state: its receive buffers, the chunks that
+/// it keeps, and two batches, since one fills while the other is written.
 pub const SHARD_BYTES: u64 = (RECEIVE_BUFFERS as usize * RECEIVE_BYTES_MAX
     + CHUNK_BYTES_KEPT_MAX
     + 2 * BATCH_BYTES_MAX) as u64;
 /// The number of shards per core above which the server warns when it starts, because the shards
 /// would wait for each other.
 pub const SHARDS_PER_CORE_MAX: usize = 4;
-/// The number of accepts that a shard has in flight.
+/// The number of accepts that a shard keeps in flight.
 pub const ACCEPTS_IN_FLIGHT: usize = 16;
 /// The maximum number of connections that wait in the kernel to be accepted (listen(2)). The kernel
 /// caps it at net.core.somaxconn.
@@ -364,7 +366,7 @@ pub const LISTEN_BACKLOG: i32 = 4096;
 pub const PORT_WAIT_US: u64 = 500_000;
 /// The pause in accepting connections when the process has no file descriptors left.
 pub const ACCEPT_PAUSE_US: u64 = 100_000;
-/// The interval between two warnings about such a pause.
+/// The minimum interval between two warnings about such a pause.
 pub const ACCEPT_WARNING_US: u64 = 10 * SECOND_US;
 /// The number of descriptors that client connections cannot use: for standard streams, signals,
 /// connections that are being refused, and those to `--admin-port`.
@@ -375,8 +377,8 @@ pub const DESCRIPTORS_PER_SHARD: u64 = 10;
 /// The maximum number of connections to `--admin-port`. On any further connection, requests to
 /// workspaces are refused.
 pub const ADMIN_CONNECTIONS_MAX: usize = 32;
-/// The number of connections to `--admin-port` beyond that limit that are still answered instead of
-/// being dropped, while the connections shed for them are closing.
+/// The number of connections to `--admin-port` beyond that limit that are still answered rather
+/// than dropped while the connections shed for them are closing.
 pub const ADMIN_REFUSALS_IN_FLIGHT_MAX: usize = 16;
 /// The minimum time for which the longest turn of a loop is reported. The maximum is twice that
 /// time.
@@ -397,7 +399,7 @@ pub const fn session_budget_bytes(message_bytes_max: usize) -> usize {
     }
 }
 
-/// One second, in the unit of all times inside the server.
+/// One second in microseconds, the unit of all times inside the server.
 pub const SECOND_US: u64 = 1_000_000;
 
 const _: () = assert!(

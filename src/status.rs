@@ -20,7 +20,7 @@ pub struct Status {
     ready: Vec<AtomicBool>,
     /// The time at which the server was started, in Unix microseconds.
     pub started_unix_us: u64,
-    /// The recovery progress while the server starts.
+    /// The progress of recovery at startup.
     pub recovery: RecoveryProgress,
     public: Arc<ConnectionCount>,
     admin: Arc<ConnectionCount>,
@@ -77,7 +77,7 @@ impl Status {
         self.count(listener).connections.load(Ordering::Relaxed)
     }
 
-    /// Counts a new connection. Returns its permit and the number of connections before it.
+    /// Counts a new connection. Returns its permit and the previous number of connections.
     #[must_use]
     pub fn take_permit(&self, listener: ListenerKind) -> (ConnectionPermit, usize) {
         let count = self.count(listener);
@@ -132,7 +132,7 @@ impl RecoveryProgress {
         self.done_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Returns the number of bytes read and the total number to read.
+    /// Returns the number of bytes read so far and the total number to read.
     #[must_use]
     pub fn bytes(&self) -> (u64, u64) {
         let total_bytes = self.total_bytes.load(Ordering::Relaxed);

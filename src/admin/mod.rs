@@ -46,7 +46,7 @@ const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; st
 #[derive(Debug)]
 pub struct Pages {
     has_console: bool,
-    /// The token that the console puts into its form.
+    /// The token that the console fills into its form.
     token: Mutex<Option<String>>,
     /// The address of the admin port, if there is one.
     admin_host: Option<IpAddr>,
@@ -59,13 +59,13 @@ pub struct Pages {
 pub struct Visitor {
     /// The listener that accepted its connection.
     pub listener: ListenerKind,
-    /// Whether the address it connects from belongs to this machine.
+    /// Whether it connected from an address of this machine.
     pub is_local: bool,
 }
 
 impl Visitor {
-    /// Checks that a request was made on this machine and for this machine. The error says why it
-    /// was not.
+    /// Checks that a request came from this machine and was addressed to it. The error says which
+    /// condition failed.
     pub fn check_is_here(self, provenance: Provenance) -> Result<(), &'static str> {
         if !self.is_local {
             return Err("the request comes from another machine");
@@ -86,7 +86,7 @@ fn check_host(provenance: Provenance) -> Result<(), &'static str> {
 
 impl Pages {
     /// Creates the pages: the client module, and the console if it is enabled. Every visitor from
-    /// this machine receives `token`, so it is only for servers that no other machine can reach.
+    /// this machine receives `token`, so pass one only if no other machine can reach the server.
     #[must_use]
     pub fn new(has_console: bool, token: Option<String>) -> Self {
         Self {

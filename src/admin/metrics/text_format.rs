@@ -13,7 +13,7 @@ pub(super) enum Value {
     Microseconds(u64),
 }
 
-/// The page while it is being written.
+/// The metrics page while it is being written.
 pub(super) struct MetricsPage(Vec<u8>);
 
 impl MetricsPage {

@@ -40,7 +40,7 @@ pub struct Kernel {
     /// Whether this process has `CAP_IPC_LOCK`, which exempts it from the limit of locked memory.
     pub may_lock_memory: bool,
     pub clock_source: Option<String>,
-    /// The time that one read of the clock takes.
+    /// The time taken by one read of the clock.
     pub clock_read_ns: u64,
 }
 
@@ -91,7 +91,7 @@ pub struct Network {
     pub send_bytes_max: Option<u64>,
     /// The range of ports for outgoing connections.
     pub local_ports: Option<(u16, u16)>,
-    /// The ranges that outgoing connections do not use.
+    /// The reserved ranges, which outgoing connections do not use.
     pub reserved_ports: Vec<(u16, u16)>,
 }
 

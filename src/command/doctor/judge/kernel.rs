@@ -10,8 +10,8 @@ const OLDEST: (u32, u32) = (5, 10);
 /// The first kernel on which a pending receive holds no buffer, so that no poll is needed before
 /// it.
 const PENDING_WITHOUT_BUFFER: (u32, u32) = (5, 19);
-/// The longest time that reading a clock takes if it needs no system call. Such a clock takes a few
-/// tens of nanoseconds, and any other takes longer than this.
+/// The maximum read time of a clock that needs no system call. Reading such a clock takes a few
+/// tens of nanoseconds; reading any other takes longer than this.
 const CLOCK_READ_NS_MAX: u64 = 200;
 
 const RAISE_LOCKED: &str = "raise the limit of locked memory (ulimit -l), or lower --shards: \
