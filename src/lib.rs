@@ -93,8 +93,8 @@
 //! - **Conflation**: sending a client that has fallen behind its window only the latest op of each
 //!   changed key.
 //! - **Correction**: the winning op, sent to a client whose op lost.
-//! - **Damage**: bytes of the log that were written to disk correctly but are wrong now. The server
-//!   refuses to start on a damaged log.
+//! - **Damage**: bytes of the log that are wrong even though they had already been written to disk.
+//!   The server refuses to start on a damaged log.
 //! - **Drain**: closing all connections, spread over some seconds, when the server stops.
 //! - **Durable**: confirmed by the disk.
 //! - **Entry**: a key of a workspace with the value and the timestamp of its winning op.
