@@ -18,7 +18,7 @@ mod verify;
 /// ends.
 const RECORDS_BEYOND: u8 = 3;
 
-/// Runs a log command. An error is one line that says what to do.
+/// Runs a log command. On failure, returns one line that says what to do.
 pub fn run(settings: &LogArgs) -> Result<ExitCode, String> {
     raise_file_limit();
     let data = &settings.data_dir;

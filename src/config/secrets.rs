@@ -47,7 +47,7 @@ pub enum SecretError {
         name: String,
         /// The path of the file.
         path: PathBuf,
-        /// The system's error.
+        /// The underlying I/O error.
         source: io::Error,
     },
     /// The secret file that `--dev` keeps is empty.
@@ -60,7 +60,7 @@ pub enum SecretError {
     Dev {
         /// The path of the file.
         path: PathBuf,
-        /// The system's error.
+        /// The underlying I/O error.
         source: io::Error,
     },
     /// The system cannot provide random bytes.

@@ -215,7 +215,7 @@ pub(super) mod sanitizer {
         }
     }
 
-    /// Reverts [`hide`].
+    /// Undoes [`hide`].
     #[cfg_attr(not(address_sanitizer), expect(unused_variables))]
     pub fn show(address: *const u8, bytes: usize) {
         #[cfg(address_sanitizer)]

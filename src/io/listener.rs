@@ -44,7 +44,7 @@ pub enum ListenError {
     Address {
         /// The address.
         address: SocketAddr,
-        /// The system's error.
+        /// The underlying I/O error.
         source: io::Error,
         /// The remedy.
         remedy: String,

@@ -20,7 +20,7 @@ use crate::log::record::{LoggedOp, op_bytes};
 use crate::log::recovery::{Recovery, RecoveryError, RecoveryReport};
 use crate::status::RecoveryProgress;
 
-/// Reads the log and partitions its workspaces among `shards`.
+/// Reads the log and partitions its workspaces among `shards` shards.
 pub fn recover<D: Disk>(
     directory: &DataDirectory<D>,
     shards: u32,

@@ -488,7 +488,7 @@ impl<T: Tokens> Ring<T> {
         self.submit_pointing(pointed, Operation::WriteBlocks(token, blocks), entry);
     }
 
-    /// Makes a file's data durable: fdatasync(2).
+    /// Makes a file's data durable with fdatasync(2).
     pub fn sync(&mut self, fd: BorrowedFd<'_>, token: T::Signal) {
         let entry = opcode::Fsync::new(types::Fd(fd.as_raw_fd()))
             .flags(types::FsyncFlags::DATASYNC)
@@ -496,7 +496,7 @@ impl<T: Tokens> Ring<T> {
         self.submit(Operation::Signal(token), entry);
     }
 
-    /// Completes after `after_us` microseconds with the error ETIME.
+    /// Starts a timer, which completes after `after_us` microseconds with the error ETIME.
     pub fn timer(&mut self, after_us: u64, token: T::Signal) {
         let nanoseconds = u32::try_from(after_us % 1_000_000 * 1000).expect("below a second");
         let mut time = self.spare.times.pop().unwrap_or_default();
@@ -508,7 +508,7 @@ impl<T: Tokens> Ring<T> {
         self.submit_pointing(pointed, Operation::Timer(token, time), entry);
     }
 
-    /// Waits until an eventfd(2) is signalled and resets it.
+    /// Waits for an eventfd(2) to be signalled, and resets it.
     pub fn wait(&mut self, event: BorrowedFd<'_>, token: T::Signal) {
         let mut count = Box::new(0_u64);
         let address = (&raw mut *count).cast();

@@ -84,7 +84,7 @@ pub enum ServeError {
     Segment {
         /// The data directory.
         path: PathBuf,
-        /// The system's error.
+        /// The underlying I/O error.
         source: io::Error,
     },
     /// The system could not provide a descriptor or a random number.
@@ -513,7 +513,7 @@ fn connections_max(settings: &ServeArgs, shards: u32) -> Result<usize, ServeErro
     Ok(wanted.unwrap_or(allowed).min(allowed))
 }
 
-/// Returns the number of connections that a process can have with this open-file limit.
+/// Returns the number of client connections that an open-file limit of `files` allows.
 pub fn connections_allowed(files: u64, shards: u32) -> Result<usize, ServeError> {
     let reserved = DESCRIPTORS_RESERVED + DESCRIPTORS_PER_SHARD * u64::from(shards);
     if files <= reserved {

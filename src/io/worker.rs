@@ -121,7 +121,7 @@ struct TurnTimes {
 }
 
 impl Worker {
-    /// Creates a worker for the shard with this number. Its clock starts at `started`.
+    /// Creates a worker for the shard `number`. Its clock starts at `started`.
     #[must_use]
     pub fn new(shard: Shard, number: u32, context: WorkerContext, started: Instant) -> Self {
         let is_accepting = !context.listener.is_inherited();

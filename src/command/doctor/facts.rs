@@ -59,13 +59,13 @@ pub struct RingSupport {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RingFault {
-    /// ENOSYS.
+    /// ENOSYS: there is no `io_uring`.
     Missing,
-    /// EPERM or EACCES.
+    /// EPERM or EACCES: this process may not set up a ring.
     Forbidden,
-    /// ENOMEM.
+    /// ENOMEM: there is not enough memory for a ring.
     NoMemory,
-    /// EMFILE or ENFILE.
+    /// EMFILE or ENFILE: no file descriptor is left.
     NoDescriptor,
     /// The kernel lacks operations that the server needs.
     LacksOperations,
@@ -165,7 +165,7 @@ pub struct Processor {
     /// The CPU quota of the control group, in thousandths of a core.
     pub quota_millicores: Option<u64>,
     pub governors: Vec<String>,
-    /// The load average of the last minute, in hundredths.
+    /// The load average over the last minute, in hundredths.
     pub load_percent: Option<u64>,
     /// The memory limit of the control group.
     pub memory_max_bytes: Option<u64>,

@@ -31,8 +31,8 @@ pub(super) type Enter = Box<dyn FnMut() -> io::Result<u32>>;
 /// The submission queue of a ring.
 pub(super) struct Submissions {
     pub(super) enter: Enter,
-    /// An upper bound on the operations in the queue: the number queued since it was last known to
-    /// be empty.
+    /// An upper bound on the number of operations in the queue: the number queued since it was last
+    /// known to be empty.
     queued: u32,
     retries: u64,
 }
