@@ -1,4 +1,5 @@
-//! A WebSocket client that fails the test if it receives something unexpected, and prints both.
+//! A WebSocket client that fails the test if it receives something unexpected, and prints what it
+//! expected and what it received.
 
 use super::raw::handshake_head;
 use super::server::Server;
@@ -10,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::{Error, Message, client::IntoClientRequest};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
-/// The next thing that a client sees.
+/// An event on a client's connection.
 #[derive(Debug)]
 pub enum Event {
     Text(String),
@@ -77,7 +78,7 @@ impl Client {
         client
     }
 
-    /// Connects, and tries again until it succeeds: for a shard that is failing.
+    /// Connects, retrying until it succeeds, for use with a shard that is failing.
     pub async fn connect_at_last(server: &Server, workspace: &str) -> Client {
         super::eventually(&format!("a connection to {workspace}"), async || {
             let mut client = Client::dial(server.addr(), &Server::sync_path(workspace))
@@ -145,7 +146,7 @@ impl Client {
         self.send_text(&op_text(op)).await;
     }
 
-    /// Sends an op that wins, since its timestamp is greater than all before it.
+    /// Sends an op that wins, since its timestamp is greater than all earlier ones.
     pub async fn write(&mut self, key: &str, value: Value) -> Op {
         let op = Op::new(key, value, stamp());
         self.send_op(&op).await;
@@ -239,8 +240,8 @@ impl Client {
         }
     }
 
-    /// Checks that nothing is on its way to this client: the next message to arrive is an op that
-    /// `peer` sends now.
+    /// Checks that no message is in flight to this client: the next one to arrive must be an op
+    /// that `peer` sends now.
     pub async fn expect_silence(&mut self, peer: &mut Client) {
         let barrier = peer
             .write("barrier of expect_silence", json!(stamp()))
@@ -249,8 +250,8 @@ impl Client {
         assert_eq!(next, barrier, "something came before the barrier");
     }
 
-    /// Checks that nothing is on its way to this client, without a peer: the next message to arrive
-    /// answers a malformed message.
+    /// Checks without a peer that no message is in flight to this client: the next one to arrive
+    /// must be the answer to a malformed message.
     pub async fn expect_no_answer(&mut self) {
         self.send_text(r#"{"type":"barrier of expect_no_answer"}"#)
             .await;

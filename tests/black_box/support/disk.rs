@@ -1,4 +1,4 @@
-//! Disks that fail on demand: a limit on file sizes, a full tmpfs, and a disk in memory that
+//! Disks that fail on demand: a limit on file sizes, a full tmpfs, and an in-memory disk that
 //! refuses writes.
 
 use rustix::process::{Pid, Resource, Rlimit, geteuid, prlimit};
@@ -24,8 +24,8 @@ pub fn limit_file_size(pid: Pid, limit: Option<u64>) {
     .expect("the server runs");
 }
 
-/// Makes every new descriptor of the process fail that would have this number or a greater one.
-/// Those that are open stay open.
+/// Makes the process fail to open any descriptor with this number or a greater one. Those that are
+/// open stay open.
 pub fn limit_open_files(pid: Pid, limit: u64) {
     prlimit(
         Some(pid),
@@ -56,7 +56,8 @@ pub struct Mount {
 }
 
 impl Mount {
-    /// Mounts a tmpfs of this size. `None`, with a printed reason, where mounting is not allowed.
+    /// Mounts a tmpfs of this size. Returns `None`, with a printed reason, if mounting is not
+    /// allowed.
     pub fn tmpfs(size: &str) -> Option<Mount> {
         Mount::run(&["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
     }
@@ -90,7 +91,7 @@ impl Mount {
     }
 
     fn unmount(&self) {
-        // Operations in flight may hold the disk a little longer than a killed process lives.
+        // Operations in flight may hold the disk for a little longer than a killed process lives.
         let path = self.path().display().to_string();
         for _ in 0..200 {
             let output = Command::new("umount").arg(&path).output();
@@ -114,27 +115,28 @@ impl Drop for Mount {
     }
 }
 
-/// Whether the file system has a journal, which decides what it does on a failing disk.
+/// The choice of a journal for the file system, which decides what it does on a failing disk.
 ///
 /// Without one it continues, and a later fdatasync succeeds although its blocks never reached the
 /// disk: a minimal program that writes, syncs and mounts again finds zeros in every second run.
-/// With one it turns read-only until it is mounted again, and lost nothing in 40 runs.
+/// With one it turns read-only until it is mounted again; it lost nothing in 40 runs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Journal {
     No,
     Yes,
 }
 
-/// A disk in memory (zram) whose writes fail on demand.
+/// An in-memory disk (zram) whose writes fail on demand.
 ///
-/// A loop device over a sparse file would not do: where there is space for a part of a write, it
-/// reports that all of it was written (Linux 6.18).
+/// A loop device over a sparse file would not do: if there is space for part of a write, it reports
+/// that all of it was written (Linux 6.18).
 pub struct MemoryDisk {
     number: u32,
 }
 
 impl MemoryDisk {
-    /// Creates a disk with an ext4. `None`, with a printed reason, where the host has no zram.
+    /// Creates a disk with an ext4 file system. Returns `None`, with a printed reason, if the host
+    /// has no zram.
     pub fn ext4(size: &str, journal: Journal) -> Option<MemoryDisk> {
         // Reading this file creates a device.
         let number = match std::fs::read_to_string("/sys/class/zram-control/hot_add") {
@@ -169,7 +171,7 @@ impl MemoryDisk {
         format!("/dev/zram{}", self.number)
     }
 
-    /// Makes every write fail that would need more memory.
+    /// Makes every write that needs more memory fail.
     pub fn fail(&self) {
         self.set("mem_limit", "4096");
     }

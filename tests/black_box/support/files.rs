@@ -29,7 +29,8 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Reads all files under a folder, by their path in it. Empty if there is no such folder.
+/// Reads all files under a folder, by their path in it. The result is empty if there is no such
+/// folder.
 pub fn image(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut image = BTreeMap::new();
     let mut folders = vec![folder.to_path_buf()];

@@ -1,7 +1,8 @@
-//! Shared by the black-box tests: the server as a process, its clients, tokens and raw sockets.
+//! The helpers that the black-box tests share: the server as a process, its clients, tokens and raw
+//! sockets.
 //!
-//! Nothing here knows the inside of the server. Every wait is bounded by [`PATIENCE`], and a wait
-//! that fails names what it waited for.
+//! Nothing here knows the internals of the server. Every wait is bounded by [`PATIENCE`], and a
+//! wait that fails names what it waited for.
 
 pub mod client;
 pub mod disk;
@@ -18,7 +19,7 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The longest that a test waits for anything before it fails. It is not a measure of speed.
+/// The maximum time that a test waits for anything before it fails. It is not a measure of speed.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Reports that the calling test cannot run on this host. `.ci/run` counts these lines.
@@ -60,7 +61,7 @@ pub fn now_s() -> u64 {
     now_us() / 1_000_000
 }
 
-/// Returns a timestamp greater than all that it has returned before, so an op that carries it wins.
+/// Returns a timestamp greater than all those returned before, so an op that carries it wins.
 pub fn stamp() -> u64 {
     static LAST: AtomicU64 = AtomicU64::new(0);
     let now = now_us();
@@ -81,7 +82,7 @@ pub async fn eventually<T>(what: &str, probe: impl AsyncFnMut() -> Option<T>) ->
     eventually_in(PATIENCE, what, probe).await
 }
 
-/// [`eventually`] with a bound of its own.
+/// Polls like [`eventually`], with a bound of its own.
 pub async fn eventually_in<T>(
     limit: Duration,
     what: &str,

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// First bytes of frames: FIN and the opcode.
+/// The first bytes of frames: FIN and the opcode.
 pub const TEXT: u8 = 0x81;
 pub const BINARY: u8 = 0x82;
 pub const CLOSE: u8 = 0x88;
@@ -87,7 +87,7 @@ impl Raw {
 
     /// Sends like [`Raw::send`], to a server that may close before it has read everything.
     pub async fn send_lossy(&mut self, bytes: &[u8]) {
-        // What the server says instead is what the test asserts.
+        // The test asserts what the server says instead.
         let _ = within("room in the socket", self.stream.write_all(bytes)).await;
     }
 
@@ -98,7 +98,8 @@ impl Raw {
         self.answer().await
     }
 
-    /// Reads a response: the head, and a body of the length that it states, or all until the end.
+    /// Reads a response: the head, and a body of the length that it states, or everything up to the
+    /// end.
     pub async fn answer(&mut self) -> Answer {
         let head_len = loop {
             if let Some(at) = self
@@ -193,7 +194,7 @@ impl Raw {
         );
     }
 
-    /// Reads all that arrives until the connection ends.
+    /// Reads everything that arrives until the connection ends.
     pub async fn rest(&mut self) -> Vec<u8> {
         within("the end of the connection", async {
             while self.fill().await {}
@@ -220,7 +221,7 @@ impl Raw {
         self.unread.drain(..len).collect()
     }
 
-    /// Reads once. False at the end of the connection, which may be a reset.
+    /// Reads once. Returns false at the end of the connection, which may be a reset.
     async fn fill(&mut self) -> bool {
         let mut chunk = vec![0; 64 * 1024];
         let read = within("bytes from the server", self.stream.read(&mut chunk)).await;

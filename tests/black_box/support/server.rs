@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-/// How to start a server. A clone shares the data directory.
+/// The settings with which a server starts. A clone shares the data directory.
 #[derive(Clone)]
 pub struct Setup {
     shards: u32,
@@ -28,7 +28,7 @@ pub struct Setup {
     prelude: Vec<String>,
     /// A command that runs the server in the same process, as prlimit(1) does.
     wrapper: Vec<String>,
-    /// The socket that it inherits as its descriptor 3, as from a service manager.
+    /// The socket that the server inherits as descriptor 3, as from a service manager.
     passed: Option<Arc<OwnedFd>>,
     _folder: Arc<TempDir>,
 }
@@ -40,7 +40,7 @@ impl Default for Setup {
 }
 
 impl Setup {
-    /// Two shards, an empty data directory, the secret [`SECRET`].
+    /// Returns a setup with two shards, an empty data directory and the secret [`SECRET`].
     pub fn new() -> Setup {
         raise_open_files_limit();
         let folder = TempDir::new().expect("a temporary folder");
@@ -104,13 +104,14 @@ impl Setup {
         self
     }
 
-    /// Runs a shell command in the server's process before the server, after those already set.
+    /// Runs a shell command in the server's process before the server starts, after the commands
+    /// already set.
     pub fn prepared(mut self, command: &str) -> Setup {
         self.prelude.push(command.into());
         self
     }
 
-    /// Runs the server by this command, which must become the server: setpriv(1), prlimit(1).
+    /// Runs the server through this command, which must become the server: setpriv(1), prlimit(1).
     pub fn wrapped(mut self, command: &[&str]) -> Setup {
         self.wrapper = command.iter().map(ToString::to_string).collect();
         self
@@ -129,7 +130,7 @@ impl Setup {
         server
     }
 
-    /// Starts the server and waits until its port is open, when it may still be reading its log.
+    /// Starts the server and waits until its port is open; it may still be reading its log then.
     pub async fn start_reading(self) -> Server {
         let arguments = self.serve_arguments();
         let command = self.command(&arguments);
@@ -140,7 +141,7 @@ impl Setup {
         server
     }
 
-    /// Starts the server on a free port and connects as soon as that is open.
+    /// Starts the server on a free port and connects as soon as that port is open.
     pub async fn start_and_connect(self) -> (Server, Raw) {
         let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         let addr = free.local_addr().expect("it is bound");
@@ -170,7 +171,7 @@ impl Setup {
             std::thread::yield_now();
         }
         let came = !has_ended(&mut child) && begun.elapsed() < PATIENCE;
-        // Fails where the process has ended already.
+        // This fails if the process has already ended.
         let _ = child.kill();
         child.wait().expect("a killed child is reaped");
         assert!(
@@ -268,7 +269,7 @@ impl Setup {
                 command.env(name, value);
             }
         }
-        // An error at the start is one line, with backtraces enabled as well.
+        // An error at the start is one line, even with backtraces enabled.
         command.env("RUST_BACKTRACE", "1");
         command.envs(self.envs.iter().map(|(name, value)| (name, value)));
         command
@@ -314,7 +315,7 @@ pub struct Server {
     stdout: UnboundedReceiver<String>,
     output: Arc<Mutex<String>>,
     readers: Vec<JoinHandle<()>>,
-    /// The test has seen the exit code.
+    /// Whether the test has seen the exit code.
     is_end_seen: bool,
 }
 
@@ -476,7 +477,7 @@ impl Server {
         .await;
     }
 
-    /// Kills the process, so that all it had in memory is lost.
+    /// Kills the process, so that everything it had in memory is lost.
     pub fn kill9(&mut self) {
         self.child.kill().expect("the server was running");
         let status = self.child.wait().expect("a killed child is reaped");
@@ -547,7 +548,7 @@ impl Drop for Server {
         }
         self.join_readers();
         // After a sanitizer's report, an abort or a fault in a shard the server has exited too
-        // early, possibly after the test was done with it.
+        // early, possibly when the test was already done with it.
         let ended_well = status.as_ref().is_ok_and(|status| {
             status.code() == Some(0) || status.signal() == Some(Signal::KILL.as_raw())
         });

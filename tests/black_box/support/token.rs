@@ -34,7 +34,8 @@ pub fn signed(header: &Value, claims: &Value, secret: &str) -> String {
     format!("{body}.{}", base64url(&signature))
 }
 
-/// The claims of a token that is rightly signed with HS256 and `secret`; the test fails on another.
+/// Returns the claims of a token that is correctly signed with HS256 and `secret`; any other token
+/// fails the test.
 pub fn claims(token: &str, secret: &str) -> Value {
     let (body, signature) = token.rsplit_once('.').expect("a token has three parts");
     assert_eq!(signature, base64url(&hmac::<Hmac<Sha256>>(body, secret)));
