@@ -306,9 +306,9 @@ fn read_path(tokens: &[Token], mut at: usize, prefix: &[String], leaves: &mut Ve
     at
 }
 
-/// Returns every path in the tokens of a module. A name that a `use` brought in (`use
-/// crate::wire;`) or that a `mod` declares is traced to its origin, even if it only begins the path
-/// (`wire::frame::decode`).
+/// Returns every path in the tokens of a module. A name that a `use` brought in
+/// (`use crate::wire;`) or that a `mod` declares is traced to its origin, even if it only begins
+/// the path (`wire::frame::decode`).
 fn named(tokens: &[Token], module: &str) -> Vec<Named> {
     let mut inside: Vec<String> = vec!["crate".to_owned()];
     inside.extend(
