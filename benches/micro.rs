@@ -30,7 +30,7 @@ use etherply::wire::message::{self, Message, Parser};
 #[allow(dead_code, reason = "the test uses the rest")]
 mod driver;
 
-/// The size of a cursor move, of a number, and of a paragraph.
+/// The sizes of typical values: a cursor move, a number, a paragraph.
 const VALUE_BYTES: [usize; 3] = [16, 100, 4000];
 const RECEIVERS: usize = 1000;
 const KEYS: u64 = 1000;

@@ -15,7 +15,7 @@
 //! run with exit code 1; a peer's failure is printed instead, and the peer has no figures there.
 //! The contestants take turns, in a different order in each round; a ratio is that of two figures
 //! of one round. The CPU time of the server's process comes first: on a machine with other work it
-//! is steadier than the clock.
+//! is steadier than the wall clock.
 
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -64,7 +64,7 @@ pub fn serve(arguments: &[String]) -> io::Result<()> {
         let listener = socket.listen(BACKLOG)?;
         super::tell_address(listener.local_addr()?)?;
         let listener = listener.tap_io(|stream| {
-            // It fails if the peer has closed already.
+            // This fails if the peer has already closed the connection.
             let _ = stream.set_nodelay(true);
         });
         axum::serve(listener, router).await
@@ -144,7 +144,7 @@ impl Inside {
         let text = message.to_string();
         writeln!(self.log, "{name} {text}").ok()?;
         workspace.data.insert(key, (timestamp, value));
-        // It fails if no client is connected.
+        // This fails if no client is connected.
         let _ = workspace.ops.send(Sent {
             client,
             text: text.into(),

@@ -350,7 +350,7 @@ impl Relay {
         let connection = &mut self.connections[id];
         if !connection.is_closing {
             connection.is_closing = true;
-            // It fails if the peer has closed already.
+            // This fails if the peer has already closed the connection.
             let _ = rustix::net::shutdown(&connection.socket, Shutdown::Both);
         }
         self.closing.push(id);

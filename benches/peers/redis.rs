@@ -16,9 +16,9 @@ pub use etherply_bench::resp::version;
 /// The time at which redis syncs its append-only file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fsync {
-    /// Before it answers.
+    /// Redis syncs before it answers.
     Always,
-    /// Whenever the kernel does.
+    /// The kernel syncs when it decides to.
     No,
 }
 

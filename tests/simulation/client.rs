@@ -62,13 +62,14 @@ pub struct Client {
     pub status_wanted: u16,
     pub status: Option<u16>,
     pub init: Option<BTreeMap<String, String>>,
-    /// The number of wins that it has received, or that ops it has received superseded.
+    /// The number of wins up to the last one that it has received. Those that it skipped have been
+    /// superseded or are in `left_out`.
     pub place: usize,
     /// Its own copy of the state.
     pub held: BTreeMap<String, (String, u64)>,
     /// All values that it ever held: received (false), or written by the client itself (true).
     pub known: Vec<(Write, bool)>,
-    /// The limits of the server that it is connected to.
+    /// The limits of the server to which it is connected.
     pub limits: Limits,
     /// The server's disk may be nearly full.
     pub has_little_room: bool,
@@ -95,7 +96,7 @@ pub struct Client {
     /// The close codes that it may receive.
     pub codes: BTreeSet<u16>,
     pub code: Option<u16>,
-    /// It has sent an op that was lost, or that may have been lost.
+    /// Whether an op that it sent was lost, or may have been lost.
     pub lost_an_op: bool,
     pub may_have_lost: bool,
     pub is_told_500: bool,

@@ -10,7 +10,7 @@ use crate::disk::{Met, Rates, SimDisk, State};
 use crate::inodes::{Change, Inode, Node};
 use crate::journal::Journal;
 
-/// How a process ends.
+/// The way in which a process ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Crash {
     /// The kernel survives, with all the data it was given.

@@ -18,7 +18,8 @@ pub fn is_provable(
     files: &[&(PathBuf, Vec<u8>)],
 ) -> bool {
     if !path.to_string_lossy().ends_with(".aof") || at < SEGMENT_HEADER_BYTES {
-        // A replaced segment is not read, and an empty file holds nothing: neither changes a state.
+        // A replaced segment is not read, and an empty file holds nothing, so neither can change a
+        // state.
         return true;
     }
     let is_compacted = number(bytes, 10, 2) == 1;

@@ -8,8 +8,8 @@
 //! - `SEED_BASE=<any text> SEEDS=200 cargo test --test simulation seed` runs 200 seeds derived from
 //!   the text.
 //!
-//! A failure prints the seed, the kinds of faults it needs, the smallest number of steps that still
-//! fails, and the events of those steps.
+//! A failure prints the seed, the kinds of faults it needs, the smallest number of steps with which
+//! the seed still fails, and the events of those steps.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

@@ -93,7 +93,7 @@ impl Plan {
         let plan = Self {
             seed,
             steps: 300 + dice.below(200),
-            // Some runs have no compaction, so that every op that ever won is on disk.
+            // Some runs have no compaction, so that every op that ever won stays on disk.
             faults: if dice.one_in(8) {
                 faults::ALL & !faults::COMPACTION
             } else {
@@ -245,7 +245,7 @@ fn limits(seed: u64, kind: u64) -> Limits {
     if kind != 3 {
         return limits;
     }
-    // With less in it, or fewer ops, a small disk never gets full.
+    // With less state or fewer ops, a small disk would never fill up.
     Limits {
         ops_per_second: None,
         workspace_bytes: None,

@@ -79,7 +79,7 @@ pub enum Told {
     Close(u16),
 }
 
-/// The bytes sent to a client, cut into messages.
+/// The bytes sent to a client, split into messages.
 #[derive(Debug, Default)]
 pub struct Stream {
     bytes: Vec<u8>,

@@ -318,7 +318,7 @@ impl World {
             && let Some(write) = self.clients[again].sent.last().cloned()
             && status == 101
         {
-            // It does not know the outcome of its last op.
+            // The client does not know the outcome of its last op.
             self.senders
                 .get_mut(&write.value)
                 .expect("it was sent")

@@ -1,4 +1,4 @@
-//! How a client joins a room: connect, upgrade, first message. It blocks, since nothing is measured
+//! Joining a room: connect, upgrade, first message. These calls block, since nothing is measured
 //! yet.
 
 use std::io::{self, Read, Write};

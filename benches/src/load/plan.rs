@@ -42,7 +42,7 @@ impl Plan {
         }
     }
 
-    /// Returns the number of deliveries of which one is timed.
+    /// Returns the number *n* such that one delivery in *n* is timed.
     pub fn sample(&self) -> u64 {
         match self.pace {
             Pace::Open { ops_per_s }

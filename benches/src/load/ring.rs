@@ -304,7 +304,7 @@ impl Ring {
 impl Drop for Ring {
     fn drop(&mut self) {
         for socket in &self.sockets {
-            // It fails if the peer was first.
+            // This fails if the peer has already closed the connection.
             let _ = socket.stream.shutdown(Shutdown::Both);
         }
         // A kernel may end no more than twenty operations at a time (IO_LOCAL_TW_DEFAULT_MAX).
@@ -349,7 +349,7 @@ fn decrypt(
     Ok(false)
 }
 
-/// Appends the records that the session has to send.
+/// Appends the records that the session wants to send.
 fn put_records(tls: &mut ClientConnection, out: &mut Vec<u8>) -> io::Result<()> {
     while tls.wants_write() {
         tls.write_tls(out)?;

@@ -37,7 +37,7 @@ pub fn token(options: &Options, run: Duration) -> Result<String, String> {
              with --secret-file"
         ));
     };
-    // Anything else would break the header that it is sent in.
+    // Anything else would break the header in which the token is sent.
     if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(format!("{source}: it holds no token"));
     }
