@@ -36,7 +36,7 @@ pub enum Kind {
         program: Option<PathBuf>,
     },
     Peer(String),
-    /// `--target`
+    /// A server that already runs elsewhere (`--target`).
     Elsewhere(SocketAddr),
 }
 
