@@ -240,8 +240,8 @@ impl Client {
         }
     }
 
-    /// Checks that nothing is on its way to this client: the next message to arrive is an op that
-    /// `peer` sends now.
+    /// Checks that no message is in flight to this client: the next one to arrive must be an op
+    /// that `peer` sends now.
     pub async fn expect_silence(&mut self, peer: &mut Client) {
         let barrier = peer
             .write("barrier of expect_silence", json!(stamp()))

@@ -19,7 +19,7 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The longest that a test waits for anything before it fails. It is not a measure of speed.
+/// The maximum time that a test waits for anything before it fails. It is not a measure of speed.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Reports that the calling test cannot run on this host. `.ci/run` counts these lines.
