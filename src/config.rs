@@ -1,10 +1,10 @@
-//! The command line and the environment, parsed into checked settings.
+//! Parses the command line and the environment into validated settings.
 //!
 //! Every flag of `serve` can also be set by an environment variable: `ETHERPLY_` and the flag's
 //! name. Secrets come from the environment or from a file, never from a flag, because the command
 //! line of a process is public.
 //!
-//! Doc comments on settings are their help texts, so they do not end with a full stop.
+//! The doc comments on settings are also their help texts, so they do not end with a full stop.
 
 use std::ffi::{OsStr, OsString};
 use std::net::{IpAddr, SocketAddr};
@@ -292,7 +292,7 @@ pub struct ServeArgs {
     )]
     pub dev: bool,
 
-    /// The record of which settings came from variables.
+    /// A record of the settings that came from variables.
     #[arg(skip)]
     pub given: Given,
 }
@@ -340,7 +340,7 @@ pub struct TokenArgs {
     )]
     pub jwt_secret_file: Option<PathBuf>,
 
-    /// The record of which settings came from variables.
+    /// A record of the settings that came from variables.
     #[arg(skip)]
     pub given: Given,
 }
@@ -379,7 +379,7 @@ pub enum LogFormat {
 /// Errors in the settings that prevent the server from starting.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// There is no usable secret for the tokens.
+    /// There is no usable secret for signing tokens.
     #[error(transparent)]
     Secret(#[from] SecretError),
     /// `--dev` was used with an address that other machines can reach.

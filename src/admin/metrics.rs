@@ -1,6 +1,6 @@
 //! `/metrics`: the statistics in the Prometheus text format, version 0.0.4.
 //!
-//! The text is written by our own code: `prometheus-client` writes only `OpenMetrics`, whose
+//! The text is generated without a library: `prometheus-client` writes only `OpenMetrics`, whose
 //! counters have different names, and `prometheus` first copies every name and label of every
 //! sample. A shard's loop waits for this page, which has two hundred samples per shard, so the page
 //! is written into a single buffer.

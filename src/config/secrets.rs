@@ -47,7 +47,7 @@ pub enum SecretError {
         name: String,
         /// The path of the file.
         path: PathBuf,
-        /// The system's error.
+        /// The underlying I/O error.
         source: io::Error,
     },
     /// The secret file that `--dev` keeps is empty.
@@ -60,7 +60,7 @@ pub enum SecretError {
     Dev {
         /// The path of the file.
         path: PathBuf,
-        /// The system's error.
+        /// The underlying I/O error.
         source: io::Error,
     },
     /// The system cannot provide random bytes.
@@ -141,7 +141,7 @@ impl SecretSources<'_> {
         })
     }
 
-    /// Returns whether a secret comes from a file and so may change.
+    /// Returns whether a secret comes from a file and may therefore change.
     #[must_use]
     pub fn has_files(&self) -> bool {
         self.current.is_some() || self.previous.is_some()
@@ -245,7 +245,7 @@ fn variable(kind: &SecretKind) -> Result<Option<FoundSecret>, SecretError> {
     }))
 }
 
-/// Reads the current secret from the file, if one is given, or from the environment.
+/// Reads the current secret from the file if one is given, otherwise from the environment.
 fn current(file: Option<&Path>, given: &Given) -> Result<Option<FoundSecret>, SecretError> {
     match (variable(&CURRENT)?, file) {
         (Some(_), Some(_)) => Err(CURRENT.twice(given)),
@@ -255,8 +255,8 @@ fn current(file: Option<&Path>, given: &Given) -> Result<Option<FoundSecret>, Se
     }
 }
 
-/// Reads the secret for a command that signs a token, from the file if one is given, or from the
-/// environment.
+/// Reads the secret for a command that signs a token, from the file if one is given, otherwise from
+/// the environment.
 pub(super) fn signing(file: Option<&Path>, given: &Given) -> Result<Secret, SecretError> {
     let current = current(file, given)?.ok_or(SecretError::None)?;
     Ok(current.secret)

@@ -1,8 +1,8 @@
 //! The listening socket: opened here, or inherited from a service manager (`sd_listen_fds(3)`).
 //!
 //! An inherited socket outlives this process. The service manager holds it too and passes it to the
-//! successor, so this process must not do anything to it that would affect the successor:
-//! shutdown(2) acts on every descriptor of a socket. The server accepts connections from it only
+//! successor, so this process must do nothing that would affect the successor; in particular,
+//! shutdown(2) acts on every descriptor of a socket. The server accepts connections on it only
 //! while it serves. Connections that arrive before or after that wait in the socket's accept queue.
 
 use std::io;
@@ -36,7 +36,7 @@ pub enum ListenError {
     AddressInUse {
         /// The address.
         address: SocketAddr,
-        /// The name of the setting of the port.
+        /// The name of the port setting.
         port: String,
     },
     /// The server cannot listen on the address.
@@ -44,7 +44,7 @@ pub enum ListenError {
     Address {
         /// The address.
         address: SocketAddr,
-        /// The system's error.
+        /// The underlying I/O error.
         source: io::Error,
         /// The remedy.
         remedy: String,
@@ -80,12 +80,12 @@ pub enum ListenError {
     DevAddress(IpAddr),
 }
 
-/// The names of the address settings as they were given, for messages.
+/// The names of the address settings as the user gave them, for use in messages.
 #[derive(Debug, Clone, Copy)]
 pub struct AddressNames<'a> {
-    /// The name of the setting of the IP address.
+    /// The name of the address setting.
     pub host: &'a str,
-    /// The name of the setting of the port.
+    /// The name of the port setting.
     pub port: &'a str,
 }
 
@@ -94,7 +94,7 @@ pub struct AddressNames<'a> {
 pub struct Listener {
     socket: TcpListener,
     address: SocketAddr,
-    /// The names of the host and port settings as they were given.
+    /// The names of the host and port settings as the user gave them.
     names: (String, String),
     is_inherited: bool,
 }
@@ -119,8 +119,8 @@ impl Listener {
     }
 
     /// Binds a socket to `address`; no client can connect before [`Self::listen`]. If the port is
-    /// in use, this retries for a moment: after a server is killed, the kernel ends its ring later
-    /// than its process, and pending accepts in the ring hold the port until then.
+    /// in use, this retries for a moment: after a server is killed, the kernel tears down its ring
+    /// later than its process, and until then, pending accepts in the ring hold the port.
     pub fn bind(address: SocketAddr, names: AddressNames<'_>) -> Result<Self, ListenError> {
         let at_address = |source| listen_error(address, names, source);
         let begun = Instant::now();
@@ -187,8 +187,8 @@ impl AsFd for Listener {
 }
 
 /// Returns the sockets that were passed to this process. `LISTEN_PID` names the process they are
-/// meant for: without it they are ignored, as `sd_listen_fds(3)` says, since a process that merely
-/// inherited the variables has some other file at that descriptor.
+/// meant for: without it, they are ignored, as `sd_listen_fds(3)` specifies, because a process that
+/// merely inherited the variables has some other file at that descriptor.
 fn passed() -> ListenFd {
     if environment::value("LISTEN_PID").is_some() {
         return ListenFd::from_env();

@@ -14,7 +14,7 @@ pub struct ThreadError {
     source: io::Error,
 }
 
-/// Starts a thread with this name.
+/// Starts a thread called `name`.
 pub fn start<T: Send + 'static>(
     name: String,
     work: impl FnOnce() -> T + Send + 'static,

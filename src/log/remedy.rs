@@ -1,5 +1,5 @@
-//! Advice on how to fix a disk error, by error number. All messages with such advice take it from
-//! here.
+//! Advice on how to fix a disk error, by error number. All messages that contain such advice obtain
+//! it from this module.
 
 use std::fmt;
 use std::io;
@@ -23,7 +23,7 @@ impl fmt::Display for WithRemedy<'_> {
 #[must_use]
 pub fn remedy(error: &io::Error) -> Option<&'static str> {
     Some(match Errno::from_io_error(error)? {
-        // A lack of space and a lack of inodes have the same error number.
+        // Running out of space and running out of inodes have the same error number.
         Errno::NOSPC => "free space (df -h) or inodes (df -i) on its file system",
         Errno::DQUOT => "raise the disk quota of this user",
         Errno::FBIG => "raise the limit of file sizes (ulimit -f)",

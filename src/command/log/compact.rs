@@ -41,7 +41,7 @@ pub fn run(data: &Path) -> Result<(), Stop> {
     output.flush()
 }
 
-/// Reads the log as a server does when it starts, and truncates torn tails.
+/// Reads the log as a starting server does, and truncates torn tails.
 fn recover(directory: &DataDirectory, output: &mut Printer) -> Result<(), Stop> {
     let recovery = Recovery::open(directory)?;
     let bar = Bar::new("reading the log", recovery.bytes());

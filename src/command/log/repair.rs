@@ -1,5 +1,5 @@
-//! `etherply log repair`: plans a repair of the log, prints the plan, asks for
-//! confirmation, and carries it out.
+//! `etherply log repair`: plans a repair of the log, prints the plan, asks for confirmation and
+//! carries it out.
 
 use std::io::{self, IsTerminal};
 use std::path::Path;

@@ -123,7 +123,7 @@ fn count(data: &Path, all: bool) -> Result<Statistics, Stop> {
         folders.push(folder_figures);
     }
     let mut total = SizeFigures::default();
-    // Done last, because an op of a later folder may supersede one of an earlier folder.
+    // This is done last, because an op in a later folder may supersede one in an earlier folder.
     for (number, folder_figures) in folders.iter_mut().enumerate() {
         folder_figures.figures.take(census.folder(number));
         total.add(folder_figures.figures);

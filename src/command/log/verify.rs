@@ -27,7 +27,7 @@ pub fn run(data: &Path) -> Result<VerifyOutcome, Stop> {
     Ok(verdict)
 }
 
-/// Checks the log as [`run`] does, as part of another command.
+/// Checks the log as [`run`] does, but as part of another command.
 pub fn check(data: &Path, output: &mut Printer) -> Result<VerifyOutcome, Stop> {
     let snapshot = ReadOnlyLog::take(&HostDisk, data)?;
     let bar = Bar::new("reading the log", snapshot.bytes());

@@ -1,8 +1,8 @@
 //! The state of a workspace: last-write-wins registers in the order of their last change.
 //!
-//! Each op that wins gets the next `seq` of its workspace. The entries are linked in the order of
-//! their last change, so that the changes since seq S are the tail of a list. They are exactly what
-//! a client that has fallen behind must be sent, however long ago it fell behind.
+//! Each op that wins is given the next `seq` of its workspace. The entries are linked in the order
+//! of their last change, so that the changes since seq S are the tail of a list. That tail is
+//! exactly what a client that has fallen behind must be sent, however long ago it fell behind.
 //!
 //! Architecture invariant: this module knows nothing about clients, sockets or the log. A workspace
 //! is plain data that may be built on another thread (during recovery) and moved to its shard.
@@ -31,20 +31,20 @@ pub use entry::{Edit, Entry, Source, Writer};
 
 use lifetimes::Lifetimes;
 
-/// The absence of a slot, which marks either end of the list of changes.
+/// The value for "no slot", at either end of the list of changes.
 const NONE: u32 = u32::MAX;
 
 /// The result of applying an op.
 #[derive(Debug)]
 pub enum Verdict<'a> {
-    /// The op is now the state of its key.
+    /// The op won and is now the state of its key.
     Won {
-        /// The position of the op in the order of the workspace's ops.
+        /// The position of the op in the sequence of the workspace's ops.
         seq: Seq,
         /// The mark of the entry that it replaced.
         replaced: Mark,
     },
-    /// The state already holds the same value and timestamp: the op was resent.
+    /// The state already holds the same value and timestamp, because the op was resent.
     Same,
     /// The op lost to this entry, or its condition does not hold for it.
     Lost(&'a Entry),
@@ -76,7 +76,7 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// Returns an empty workspace. `hash_seed` keys the hash of its keys, so that no client can
+    /// Returns an empty workspace. `hash_seed` seeds the hash of its keys, so that no client can
     /// choose keys that collide.
     #[must_use]
     pub fn new(id: &str, hash_seed: u64) -> Self {
@@ -109,13 +109,13 @@ impl Workspace {
         self.seq
     }
 
-    /// Returns the number of bytes that its entries take up in a log without dead records.
+    /// Returns the number of bytes that its entries occupy in a log without dead records.
     #[must_use]
     pub fn log_bytes(&self) -> u64 {
         self.log_bytes
     }
 
-    /// Returns whether no op was ever applied. Such a workspace may be removed.
+    /// Returns whether no op has ever been applied. Such a workspace may be removed.
     #[must_use]
     pub fn is_untouched(&self) -> bool {
         self.seq == Seq::NONE
@@ -199,7 +199,7 @@ impl Workspace {
         self.restore_tagged(self.tag(key), key, change, timestamp, seq);
     }
 
-    /// Does the same as [`Workspace::restore`], for a key whose tag is known.
+    /// Like [`Workspace::restore`], for a key whose tag is already known.
     pub(in crate::core) fn restore_tagged(
         &mut self,
         tag: Tag,
@@ -234,13 +234,13 @@ impl Workspace {
         self.index.find(tag, |_| true)
     }
 
-    /// Returns the first byte of the key in a slot. Reading it brings the entry's text into the
+    /// Returns the first byte of the key in a slot. Reading it pulls the entry's text into the
     /// cache.
     pub(in crate::core) fn first_byte(&self, slot: u32) -> Option<u8> {
         self.entries[slot as usize].texts.bytes().next()
     }
 
-    /// Merges the state of the same workspace as read from another part of the log.
+    /// Merges the state of the same workspace that was read from another part of the log.
     pub fn restore_from(&mut self, other: &Self) {
         self.seq = self.seq.max(other.seq);
         if let Some(Floor {
@@ -605,7 +605,7 @@ mod tests {
                 prop_assert_eq!(changes(&workspace, entry.seq(), hint), expected);
                 prop_assert_eq!(changes(&workspace, since, hint), model.changed_since(since));
             }
-            // The log yields the same state in any order of its records.
+            // The records of the log yield the same state in any order.
             for reversed in [false, true] {
                 if reversed {
                     log.reverse();

@@ -30,7 +30,7 @@ pub fn advice(error: &io::Error, shards: u32) -> String {
     }
 }
 
-/// Explains which memory is short: what this user may lock, or the system's.
+/// Explains an ENOMEM: this user may lock no more memory, or the system has none left.
 fn memory_advice(shards: u32) -> String {
     let need = locked_bytes(kernel(), shards);
     let limit = getrlimit(Resource::Memlock).current;

@@ -1,12 +1,13 @@
-//! Accepting connections: when and how many, and which connection is shed when there are too many.
+//! Accepting connections: when to accept, how many at once, and which connection to shed when there
+//! are too many.
 //!
 //! All shards share one connection limit. A shard whose accept exceeds the limit sheds one of its
 //! own connections: the oldest that has not sent its request head, or else one whose answer has
-//! been sent completely ([`shedding`](crate::core::shard::shedding)). If it has neither, it sends a
-//! message to a shard that had one at the end of its last turn. If that shard no longer has one,
-//! the server is one connection over the limit until a connection ends. The total stays bounded:
-//! when [`REFUSALS_IN_FLIGHT_MAX`] more connections than the limit are open, further ones are
-//! closed without an answer.
+//! been sent completely ([`shedding`](crate::core::shard::shedding)). If it has neither, it asks
+//! another shard, which had one at the end of its last turn, to shed that one. If that shard no
+//! longer has one either, the server stays one connection over the limit until some connection
+//! ends. The total stays bounded: when [`REFUSALS_IN_FLIGHT_MAX`] more connections than the limit
+//! are open, further ones are closed without an answer.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -92,8 +93,7 @@ impl Worker {
         true
     }
 
-    /// Logs that the shard did not run for a while, which would otherwise be visible only to its
-    /// clients.
+    /// Logs that the shard did not run for a while, which only its clients would notice otherwise.
     pub(super) fn log_absence(&mut self) {
         let absent_us = self.shard.counters().absent_us;
         let missed_us = absent_us - std::mem::replace(&mut self.logged_absent_us, absent_us);

@@ -19,7 +19,7 @@ fn it_is_created_with_its_parents_and_keeps_its_epoch() {
     assert_ne!(epoch, [0; 16]);
     assert_eq!(first.path(), path);
     drop(first);
-    // What a crash in the middle of an open leaves is no obstacle.
+    // Files that a crash in the middle of an open leaves behind are no obstacle.
     fs::write(path.join(META_NEW), "{").unwrap();
     fs::write(path.join(PROBE), "").unwrap();
     assert_eq!(DataDirectory::open(&path).unwrap().epoch(), epoch);
@@ -83,7 +83,7 @@ fn a_deleted_lock_file_does_not_let_another_server_in() {
         Err(DirectoryError::InUse { .. })
     ));
     assert!(!root.path().join(LOCK).exists(), "it is left as it is");
-    // A server of an older version makes a new one.
+    // A server of an older version creates a new one.
     fs::write(root.path().join(LOCK), "").unwrap();
     assert!(!first.is_lock_in_place().unwrap());
     drop(first);

@@ -1,4 +1,4 @@
-//! Secrets that are rotated while the server runs: SIGHUP reads their files again.
+//! Rotation of secrets while the server runs: SIGHUP makes it read their files again.
 
 use crate::support::client::Client;
 use crate::support::server::{Server, Setup};
@@ -11,13 +11,14 @@ use tempfile::TempDir;
 
 const THIRD_SECRET: &str = "the third secret of the rotation, over 32 bytes";
 
-/// The files of the secrets, and what a test puts into them.
+/// The files of the secrets, whose content the test sets.
 struct Files {
     folder: TempDir,
 }
 
 impl Files {
-    /// The secret of the suites, and none before it.
+    /// Creates the file of the current secret, with the test suite's secret in it, and no previous
+    /// one.
     fn new() -> Files {
         let folder = TempDir::new().expect("a temporary folder");
         let files = Files { folder };
@@ -55,7 +56,7 @@ fn path_of(secret: &str) -> String {
     format!("/v1/sync/room?token={}", token_of(secret))
 }
 
-/// Sends SIGHUP and returns the line of the log that reports the outcome.
+/// Sends SIGHUP and returns the log line that reports the outcome.
 async fn reload(server: &Server, words: &[&str]) -> String {
     let count = || {
         let log = server.log();
@@ -69,7 +70,7 @@ async fn reload(server: &Server, words: &[&str]) -> String {
     eventually(&what, async || count().get(before).cloned()).await
 }
 
-/// Waits until handshakes keep getting these statuses, since each shard learns of the secrets
+/// Waits until handshakes consistently get these statuses. Each shard receives the secrets
 /// separately.
 async fn until_statuses_are(server: &Server, expected: [(&str, u16); 3]) {
     eventually(&format!("the statuses are {expected:?}"), async || {
@@ -167,7 +168,7 @@ async fn a_bad_file_changes_nothing_and_one_line_names_it() {
         }),
     ];
     for (name, break_it) in cases {
-        // The good one of the two must not count either.
+        // The valid one of the two must not take effect either.
         files.write("current", THIRD_SECRET);
         break_it(&files);
         let path = files.path(name).display().to_string();

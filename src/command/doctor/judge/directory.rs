@@ -19,7 +19,7 @@ const REMOTE: [&str; 9] = [
     "glusterfs",
     "fuse",
 ];
-/// Mount options with which a sync guarantees nothing.
+/// Mount options under which a sync guarantees nothing.
 const LYING_OPTIONS: [&str; 2] = ["nobarrier", "barrier=0"];
 /// The fastest credible sync: no disk that keeps the writes it confirms is faster.
 const SYNC_BELIEVED_US: u64 = 10;
@@ -27,8 +27,8 @@ const SYNC_BELIEVED_US: u64 = 10;
 const SYNC_SLOW_US: u64 = 5_000;
 /// The 99th percentile of sync times above which users notice hitches.
 const SYNC_TAIL_US: u64 = 50_000;
-/// The amount of free space below which a warning is given: a log grows to three times its live
-/// data.
+/// The amount of free space below which a warning is shown, because a log grows to three times its
+/// live data.
 const FREE_ADVISED_BYTES: u64 = 1024 * 1024 * 1024;
 
 pub fn folder(directory: &Directory) -> Finding {

@@ -10,8 +10,8 @@ const OLDEST: (u32, u32) = (5, 10);
 /// The first kernel on which a pending receive holds no buffer, so that no poll is needed before
 /// it.
 const PENDING_WITHOUT_BUFFER: (u32, u32) = (5, 19);
-/// The longest read time of a clock that needs no system call. Such a clock takes a few tens of
-/// nanoseconds, and any other takes longer than this.
+/// The maximum read time of a clock that needs no system call. Reading such a clock takes a few
+/// tens of nanoseconds; reading any other takes longer than this.
 const CLOCK_READ_NS_MAX: u64 = 200;
 
 const RAISE_LOCKED: &str = "raise the limit of locked memory (ulimit -l), or lower --shards: \
@@ -84,7 +84,7 @@ pub fn ring(kernel: &Kernel, ring: &RingSupport, wanted: &WantedServer) -> Findi
     Finding::fail("io_uring", found, advice)
 }
 
-/// Determines what forbids a ring: the sysctl, a system call filter, or a security module.
+/// Determines what forbids rings: the sysctl, a system call filter, or a security module.
 fn forbidden(kernel: &Kernel) -> (&'static str, &'static str) {
     let by_sysctl = match kernel.io_uring_disabled {
         Some(0) | None => false,

@@ -20,7 +20,7 @@ use crate::log::remedy::remedy;
 /// The number of appends that are timed, unless that takes longer than `APPENDING_MAX`.
 const APPENDS: usize = 400;
 const APPENDING_MAX: Duration = Duration::from_secs(4);
-/// The size of a batch of one small op.
+/// The size of a batch that holds one small op.
 const APPEND_BYTES: usize = 200;
 
 pub fn read(host: &HostFiles, path: &Path) -> Directory {

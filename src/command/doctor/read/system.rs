@@ -39,8 +39,8 @@ pub fn kernel(host: &HostFiles) -> Kernel {
     }
 }
 
-/// Returns the time that one read of the clock takes, measured as the fastest of several rounds
-/// because slower ones may have been interrupted.
+/// Returns the time taken by one read of the clock. This is the fastest of several rounds, because
+/// slower ones may have been interrupted.
 fn clock_read_ns() -> u64 {
     const ROUNDS: u32 = 20;
     const READS: u32 = 500;

@@ -184,7 +184,7 @@ fn an_init_is_encoded_once_for_consecutive_joins() {
             vec!["101".to_owned(), "init 1".to_owned()]
         )
     );
-    // One at a time.
+    // Only one init message is kept at a time.
     let elsewhere = rig.join("v", None);
     assert_eq!(rig.seen(elsewhere), ["101", "init 0"]);
     assert_ne!(kept(&rig), Some(encoded));
@@ -248,7 +248,7 @@ fn a_client_that_reads_no_answers_is_read_no_more() {
         rig.receive(client, &frame(PING, &[7; 100]));
         pings += 1;
         assert!(pings < 1000, "it is read for ever");
-        // One is on its way, the others wait.
+        // One answer is in flight, and the others wait.
         let waiting_bytes = rig.session(client).outbox.answer_bytes();
         let is_over = waiting_bytes > ANSWER_BYTES_MAX;
         assert_eq!(rig.session(client).intake == Intake::Paused, is_over);

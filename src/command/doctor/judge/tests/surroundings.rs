@@ -10,7 +10,7 @@ fn open_files_are_counted_as_the_server_does() {
     check_rows(
         "open files",
         &[
-            // 128, and 10 for each shard.
+            // At least 128, plus 10 for each shard.
             (
                 |f| f.limits.open_files = Some(168),
                 Severity::Fail,
