@@ -8,3 +8,6 @@ pub mod frame;
 pub mod message;
 pub mod state;
 pub mod upgrade;
+mod version;
+
+pub use version::ProtocolVersion;

@@ -71,14 +71,26 @@ pub(super) fn workspace_id(segment: &str) -> Result<String, &'static str> {
     Ok(id.into_owned())
 }
 
-/// Returns the first `token` parameter that is not empty (P11, P21).
+/// Returns the values of all parameters with this name, in order (P11).
 ///
 /// Queries are form-encoded, as in browsers (WHATWG URL section 5.1), so `+` is a space, unlike in
-/// a path. A token that cannot be decoded is not an error here: it is answered with 401, not 400.
-pub(super) fn query_token(query: &str) -> Option<String> {
+/// a path.
+pub(super) fn parameter(query: &str, name: &'static str) -> impl Iterator<Item = String> {
     form_urlencoded::parse(query.as_bytes())
-        .find(|(name, value)| name == "token" && !value.is_empty())
+        .filter(move |(known, _)| known == name)
         .map(|(_, value)| value.into_owned())
+}
+
+/// Returns all `token` parameters that are not empty.
+///
+/// A token that cannot be decoded is not an error here: it is answered with 401, not 400.
+pub(super) fn query_tokens(query: &str) -> impl Iterator<Item = String> {
+    parameter(query, "token").filter(|token| !token.is_empty())
+}
+
+/// Returns the first `token` parameter that is not empty (P21).
+pub(super) fn query_token(query: &str) -> Option<String> {
+    query_tokens(query).next()
 }
 
 /// Returns the first `userId` parameter.

@@ -51,6 +51,11 @@ fn sync_by(
         user: user.map(Into::into),
         origin: origin.map(Into::into),
         accept_key: ACCEPT.into(),
+        version: ProtocolVersion::V1,
+        subprotocol: None,
+        resume: None,
+        has_presence: false,
+        replaces: None,
     })
 }
 
@@ -479,7 +484,7 @@ fn no_token_is_shown() {
 #[test]
 fn switching() {
     let mut out = Vec::new();
-    switching_protocols(ACCEPT, &mut out);
+    switching_protocols(ACCEPT, None, &mut out);
     let text = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
                 Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
     assert_eq!(out, text.as_bytes());

@@ -1,0 +1,1 @@
+//! Negotiation: tables and tests.
