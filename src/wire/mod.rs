@@ -5,6 +5,7 @@
 
 pub mod auth;
 pub mod frame;
+mod json;
 pub mod message;
 pub mod state;
 pub mod upgrade;
