@@ -143,6 +143,7 @@ fn put_json(out: &mut Vec<u8>, message: &serde_json::Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::TIMESTAMP_MAX_US;
     use proptest::prelude::*;
 
     fn check(text: &str, expected: Result<(&str, &str, u64), MessageError>) {

@@ -7,6 +7,8 @@ mod presence;
 mod refused;
 mod server;
 mod state_chunk;
+#[cfg(test)]
+mod testing;
 
 pub use client::{
     ClientChange, ClientEnvelope, ClientMessage, ClientMessageError, ClientOp, RefusedMessage,
