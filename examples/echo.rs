@@ -130,7 +130,7 @@ fn shake_hands(
             .iter()
             .find(|header| header.name.eq_ignore_ascii_case("sec-websocket-key"))
             .ok_or_else(|| io::Error::other("no Sec-WebSocket-Key"))?;
-        upgrade::switching_protocols(&derive_accept_key(key.value), output);
+        upgrade::switching_protocols(&derive_accept_key(key.value), None, output);
         input.drain(..head_bytes);
         return Ok(());
     }

@@ -1,14 +1,18 @@
-//! The generation of a workspace's history.
+//! The identity of a stretch of a workspace's history.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// The id of a stretch of a workspace's history in which no op was lost: from a start of the
-/// server, or from a rebuild of the shard, to the next one. It is random, so that two servers that
-/// continue copies of the same data directory are told apart. Clients treat it as opaque text.
+/// The number of hex digits in which a generation is written.
+const DIGITS: usize = 16;
+
+/// A random id for the history that a shard adds to: new at each start of a server and after each
+/// rebuild of a shard from its log. Two histories of a workspace that differ after some seq (after
+/// a restored backup, or in a copied directory) differ in their generation, too.
 ///
-/// Every layer uses it, from the log's records to the protocol, so it lives below all of them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+/// It is written as 16 lower-case hex digits. Clients send it back and otherwise make nothing of
+/// it. Every layer uses it, from the log's records to the protocol, so it lives below all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Generation(u64);
 
 impl Generation {
@@ -25,50 +29,60 @@ impl Generation {
     }
 }
 
-/// The form in messages and queries: 16 lower-case hexadecimal digits.
 impl fmt::Display for Generation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}", self.0)
     }
 }
 
-/// The reason why a text is not a generation.
+/// The reason why a text is not a [`Generation`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a generation is 16 lower-case hexadecimal digits")]
-pub struct GenerationError;
+#[error("a generation must be 16 lower-case hex digits")]
+pub struct ParseGenerationError;
 
 impl FromStr for Generation {
-    type Err = GenerationError;
+    type Err = ParseGenerationError;
 
-    fn from_str(text: &str) -> Result<Self, GenerationError> {
-        let is_digit = |byte: &u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte);
-        if text.len() != 16 || !text.as_bytes().iter().all(is_digit) {
-            return Err(GenerationError);
+    fn from_str(text: &str) -> Result<Self, ParseGenerationError> {
+        let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        if text.len() != DIGITS || !text.bytes().all(is_digit) {
+            return Err(ParseGenerationError);
         }
-        u64::from_str_radix(text, 16)
-            .map(Self)
-            .map_err(|_| GenerationError)
+        let id = u64::from_str_radix(text, 16);
+        id.map(Self).map_err(|_| ParseGenerationError)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
-    fn a_generation_is_read_back_from_its_text() {
-        for id in [0, 1, 0xABC, u64::MAX] {
-            let generation = Generation::new(id);
-            assert_eq!(generation.to_string().parse(), Ok(generation));
-        }
-        for text in [
-            "",
-            "1",
-            "000000000000000g",
-            "ABCDEF0123456789",
-            "+00000000000000a",
+    fn only_16_lower_case_hex_digits_are_a_generation() {
+        for (text, expected) in [
+            ("9f2c000000000001", Some(0x9f2c_0000_0000_0001)),
+            ("0000000000000000", Some(0)),
+            ("ffffffffffffffff", Some(u64::MAX)),
+            ("", None),
+            ("9f2c", None),
+            ("9F2C000000000001", None),
+            ("+f2c000000000001", None),
+            ("9f2c00000000000g", None),
+            ("9f2c0000000000012", None),
+            (" 9f2c00000000001", None),
+            ("9f2c0000000000é", None),
         ] {
-            assert_eq!(text.parse::<Generation>(), Err(GenerationError), "{text}");
+            let parsed = text.parse().map(Generation::get);
+            assert_eq!(parsed, expected.ok_or(ParseGenerationError), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_generation_that_is_shown_is_parsed_again(id: u64) {
+            let generation = Generation::new(id);
+            prop_assert_eq!(generation.to_string().parse(), Ok(generation));
         }
     }
 }

@@ -51,7 +51,8 @@
 //!
 //! - request heads and HTTP answers: [`wire::upgrade`]
 //! - tokens: [`wire::auth`], and the source of their secrets: [`config`], [`io::secrets`]
-//! - frames: [`wire::frame`]; messages: [`wire::message`]; states: [`wire::state`]
+//! - frames: [`wire::frame`]; messages: [`wire::message`] ([`wire::message::v2`] for version 2);
+//!   states: [`wire::state`]
 //!
 //! The log, in [`log`]:
 //!
@@ -71,14 +72,15 @@
 //!   [`status`]
 //! - flags and variables: [`config`]; the other commands: [`command`]
 //! - the configuration and the source of randomness for all tests: [`core::testing`]
-//! - all bounds: [`limits`]; the order of a workspace's ops: [`seq`]
+//! - all bounds: [`limits`]; the order of a workspace's ops: [`seq`]; the identity of its history:
+//!   [`generation`]
 //!
 //! # Architecture invariants
 //!
 //! Imports go one way: `main` → [`command`] → [`io`] → [`admin`] → {[`status`], [`config`]} →
 //! {[`core`], the rest of [`log`]} → {[`wire`], [`log::commit`], [`log::record`],
-//! [`log::position`]} → {[`limits`], [`seq`]}. A layer may skip others, and there are no import
-//! cycles between files or folders, direct or indirect.
+//! [`log::position`]} → {[`limits`], [`seq`], [`generation`]}. A layer may skip others, and there
+//! are no import cycles between files or folders, direct or indirect.
 //!
 //! [`core`], [`wire`], [`log::commit`], [`log::record`] and [`log::position`] are pure: no clock,
 //! no randomness, no file, no socket; time is an argument. `unsafe` appears only in [`io::ring`]
@@ -100,6 +102,8 @@
 //! - **Entry**: a key of a workspace with the value and the timestamp of its winning op.
 //! - **Epoch**: the random id of a data directory, stored in each of its segments. A segment from
 //!   another directory is refused.
+//! - **Generation**: the random id of the history that a shard adds to, new at each start and after
+//!   each rebuild. A client that resumes names it.
 //! - **Handoff**: a fresh connection on its way from the shard that accepted it to the shard of its
 //!   workspace.
 //! - **Init**: the first message to a client, with the whole state.

@@ -36,6 +36,17 @@ pub const SECRET_BYTES_ADVISED: usize = 32;
 pub const KEY_BYTES_MAX: usize = 1024;
 /// The largest timestamp, in Unix microseconds.
 pub const TIMESTAMP_MAX_US: u64 = i64::MAX as u64;
+/// The smallest timestamp that a client of version 2 may send: the start of 2001, in Unix
+/// microseconds. Milliseconds sent as microseconds are far below it until the year 32,971.
+pub const TIMESTAMP_MIN_US: u64 = 978_307_200 * SECOND_US;
+/// The largest `ttl_ms` of a write: 3,650 days, in milliseconds.
+pub const TTL_MS_MAX: u64 = 3_650 * 24 * 3600 * 1000;
+/// The largest `id` of a message: the largest integer of which a JavaScript number is exact.
+pub const MESSAGE_ID_MAX: u64 = (1 << 53) - 1;
+/// The longest value of a peer, as JSON text.
+pub const PRESENCE_VALUE_BYTES_MAX: usize = 4 * 1024;
+/// The longest value of a cast, as JSON text.
+pub const CAST_VALUE_BYTES_MAX: usize = 16 * 1024;
 /// The deepest nesting that is accepted in a value.
 pub const VALUE_DEPTH_MAX: usize = 128;
 /// The default of `--max-message-bytes`.

@@ -91,7 +91,7 @@ impl Layer {
                 _ => Layer::Log,
             },
             "wire" => Layer::Wire,
-            "limits" | "seq" => Layer::Limits,
+            "limits" | "seq" | "generation" => Layer::Limits,
             _ => return None,
         })
     }

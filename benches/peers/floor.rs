@@ -267,7 +267,7 @@ impl Relay {
             own: VecDeque::new(),
         });
         members.push(id);
-        switching_protocols(accept_key, &mut connection.greeting);
+        switching_protocols(accept_key, None, &mut connection.greeting);
         self.ready.push(id);
     }
 

@@ -5,6 +5,10 @@
 
 pub mod auth;
 pub mod frame;
+mod json;
 pub mod message;
 pub mod state;
 pub mod upgrade;
+mod version;
+
+pub use version::ProtocolVersion;

@@ -13,8 +13,10 @@
 use std::ops::Range;
 
 use super::frame;
-use super::message::{json_string_bytes, put_json_string};
+use super::json::{json_string_bytes, put_json_string, put_number};
 use crate::seq::Seq;
+
+pub use super::json::digits;
 
 const INIT_START: &str = r#"{"type":"init","data":{"#;
 const INIT_END: &str = "}}";
@@ -206,16 +208,6 @@ fn put_name(out: &mut Vec<u8>, key: &str) {
     }
     put_json_string(out, key);
     out.push(b':');
-}
-
-fn put_number(out: &mut Vec<u8>, number: u64) {
-    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
-}
-
-/// Returns the number of decimal digits of `number`.
-#[must_use]
-pub fn digits(number: u64) -> usize {
-    number.checked_ilog10().map_or(1, |log| log as usize + 1)
 }
 
 #[cfg(test)]

@@ -1,22 +1,25 @@
-//! The request head of a connection (RFC 9112, parsed by httparse) and all HTTP answers to it.
+//! The request head of a connection (RFC 9112, parsed by httparse) and every HTTP answer to it.
 //!
 //! A connection carries one request: a WebSocket upgrade, a read of a workspace, or a page. Every
 //! answer other than 101 closes it. The [protocol](crate::wire) lists the answers and the order of
-//! the checks (P1 to P14). The checks run from the outside in, and the first one that fails
-//! determines the answer.
+//! the checks (P1 to P14, P100 to P107). They run from the outside in, and the first failure determines the
+//! answer.
 //!
-//! Invariant: no answer repeats anything that the client sent, so no answer can leak a token or a
-//! workspace id.
+//! Invariant: no answer repeats what the client sent, so neither a token nor a workspace id can
+//! leak through an answer.
 
 use std::fmt;
 
 use httparse::Status;
 use tungstenite::handshake::derive_accept_key;
 
+use self::negotiation::Parameters;
 use self::target::Target;
 use crate::limits::{HEAD_BYTES_MAX, HEADERS_MAX, HEADERS_USUAL};
+use crate::wire::version::ProtocolVersion;
 
 pub use self::answer::Answer;
+pub use self::negotiation::ResumePoint;
 pub use self::page::{PageRequest, Provenance, WebPage};
 pub use self::state_request::{ReadTarget, StateRequest};
 pub use self::tag::matches_tag;
@@ -29,6 +32,7 @@ mod answer;
 mod body;
 mod head;
 mod host;
+mod negotiation;
 mod page;
 mod state_request;
 mod tag;
@@ -66,8 +70,19 @@ pub enum Request {
 pub struct SyncRequest {
     /// The workspace id, percent-decoded: 1 to 256 bytes, no control characters.
     pub workspace: String,
-    /// The token, from the query or the `Authorization` header; never empty.
+    /// The token, from the query, the `Authorization` header or the offered subprotocols; never
+    /// empty.
     pub token: Option<String>,
+    /// The version of the protocol that the connection speaks.
+    pub version: ProtocolVersion,
+    /// The name of that version for [`switching_protocols`], if the client asked for it by name.
+    pub subprotocol: Option<&'static str>,
+    /// The point from which the client resumes. Only with version 2, like the next two.
+    pub resume: Option<ResumePoint>,
+    /// Whether the client wants to be a peer: `presence=1`.
+    pub has_presence: bool,
+    /// The connection that the client had before, whose peer it replaces.
+    pub replaces: Option<u64>,
     /// The self-chosen name of the client, from the query parameter `userId`. It is not verified.
     pub user: Option<String>,
     /// The `Origin` of the page that connects. Only browsers send one.
@@ -81,6 +96,11 @@ impl fmt::Debug for SyncRequest {
         f.debug_struct("SyncRequest")
             .field("workspace", &self.workspace)
             .field("token", &self.token.as_ref().map(|_| "[redacted]"))
+            .field("version", &self.version)
+            .field("subprotocol", &self.subprotocol)
+            .field("resume", &self.resume)
+            .field("has_presence", &self.has_presence)
+            .field("replaces", &self.replaces)
             .field("user", &self.user)
             .field("origin", &self.origin)
             .field("accept_key", &self.accept_key)
@@ -90,13 +110,13 @@ impl fmt::Debug for SyncRequest {
 
 /// Parses the request head at the start of `bytes`. Returns its length and the request.
 ///
-/// Returns `None` if the head is incomplete and not yet too long. The error is the answer to send
-/// before closing the connection.
+/// Returns `None` if the head is incomplete and not yet too long. An error is the answer to send
+/// before the connection is closed.
 pub fn parse_head(bytes: &[u8]) -> Result<Option<(usize, Request)>, Answer> {
     let mut usual = [httparse::EMPTY_HEADER; HEADERS_USUAL];
     match parse_fields(bytes, &mut usual) {
-        // Initializing an array for the maximum number of fields on every request would be too
-        // expensive.
+        // Initializing an array for the maximum number of fields would be too expensive for every
+        // request.
         Err(HeadError::TooManyFields) => {
             let mut all = vec![httparse::EMPTY_HEADER; HEADERS_MAX];
             parse_fields(bytes, &mut all)
@@ -109,7 +129,7 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<(usize, Request)>, Answer> {
     })
 }
 
-/// The reason why a head could not be parsed into a request.
+/// The reason why a head was not parsed into a request.
 enum HeadError {
     /// The head has more fields than the buffer can hold.
     TooManyFields,
@@ -154,12 +174,19 @@ fn parse_fields<'a>(
     }
 }
 
-/// Appends the 101 answer that opens the WebSocket. Frames follow it.
-pub fn switching_protocols(accept_key: &str, out: &mut Vec<u8>) {
+/// Appends the 101 answer that opens the WebSocket, with the name of the version that the client
+/// asked for. Frames follow it.
+pub fn switching_protocols(accept_key: &str, subprotocol: Option<&'static str>, out: &mut Vec<u8>) {
+    let (field, subprotocol) = match subprotocol {
+        Some(subprotocol) => ("\r\nSec-WebSocket-Protocol: ", subprotocol),
+        None => ("", ""),
+    };
     for part in [
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
          Sec-WebSocket-Accept: ",
         accept_key,
+        field,
+        subprotocol,
         "\r\n\r\n",
     ] {
         out.extend_from_slice(part.as_bytes());
@@ -266,9 +293,28 @@ fn sync_request(head: &Head<'_>, segment: &str, query: &str) -> Result<SyncReque
             "Sec-WebSocket-Key must be 16 bytes in base64",
         ));
     }
+    let workspace = target::workspace_id(segment).map_err(Answer::bad_request)?;
+    let offered = negotiation::offered_version(head);
+    let token = match offered {
+        Some(_) => negotiation::only_token(head, query)?,
+        None => target::query_token(query).or_else(|| head.bearer_tokens().next()),
+    };
+    let Parameters {
+        resume,
+        has_presence,
+        replaces,
+    } = match offered {
+        Some(ProtocolVersion::V2) => Parameters::parse(query)?,
+        Some(ProtocolVersion::V1) | None => Parameters::default(),
+    };
     Ok(SyncRequest {
-        workspace: target::workspace_id(segment).map_err(Answer::bad_request)?,
-        token: target::query_token(query).or_else(|| bearer_token(head)),
+        workspace,
+        token,
+        version: offered.unwrap_or(ProtocolVersion::V1),
+        subprotocol: offered.map(ProtocolVersion::subprotocol),
+        resume,
+        has_presence,
+        replaces,
         user: target::query_user(query),
         origin: head.origin(),
         accept_key: derive_accept_key(key),
@@ -292,7 +338,7 @@ fn state_request(
     Ok(Request::State(StateRequest {
         target,
         workspace: target::workspace_id(segment).map_err(Answer::bad_request)?,
-        token: target::query_token(query).or_else(|| bearer_token(head)),
+        token: target::query_token(query).or_else(|| head.bearer_tokens().next()),
         origin: head.origin(),
         if_none_match: head.joined("if-none-match"),
         head_only: head.method == "HEAD",
@@ -306,17 +352,6 @@ fn is_key(value: &[u8]) -> bool {
         && value
             .strip_suffix(b"==")
             .is_some_and(|digits| digits.iter().all(is_base64))
-}
-
-/// Returns the token of the `Authorization` header (RFC 6750 section 2.1). Bytes that are not UTF-8
-/// are replaced; no validly signed token contains any.
-fn bearer_token(head: &Head<'_>) -> Option<String> {
-    head.values("authorization").find_map(|value| {
-        let (scheme, token) = value.split_at_checked("Bearer ".len())?;
-        let token = token.trim_ascii();
-        (scheme.eq_ignore_ascii_case(b"Bearer ") && !token.is_empty())
-            .then(|| String::from_utf8_lossy(token).into_owned())
-    })
 }
 
 #[cfg(test)]

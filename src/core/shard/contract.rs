@@ -184,6 +184,13 @@ pub struct Handoff {
     pub(super) unparsed: Vec<u8>,
 }
 
+/// The contents of a 101 answer.
+#[derive(Debug)]
+pub(super) struct Acceptance {
+    pub key: String,
+    pub subprotocol: Option<&'static str>,
+}
+
 /// The purpose of a request to a workspace.
 #[derive(Debug)]
 pub(super) enum Intent {
@@ -192,7 +199,7 @@ pub(super) enum Intent {
         grant: Grant,
         /// The subject of the token, for the server's log. Only with [`ShardConfig::has_journal`].
         subject: Option<Box<str>>,
-        accept_key: String,
+        acceptance: Acceptance,
         user: Option<Box<str>>,
     },
     /// To read the state or the presence of the workspace over HTTP.

@@ -8,7 +8,7 @@ use smallvec::smallvec;
 use crate::core::fanout::outbox::Due;
 use crate::core::fanout::room::RoomId;
 use crate::core::shard::connection_log::Party;
-use crate::core::shard::contract::{Clock, Handoff, Intent, ListenerKind, Output};
+use crate::core::shard::contract::{Acceptance, Clock, Handoff, Intent, ListenerKind, Output};
 use crate::core::shard::http_read::{ReadAnswer, for_allowed};
 use crate::core::shard::rate::Rate;
 use crate::core::shard::session::{Intake, SessionId, State, StateTransfer};
@@ -19,8 +19,8 @@ use crate::core::state::placement::shard_of;
 use crate::limits::{HEAD_TIMEOUT_US, RETRY_AFTER_S};
 use crate::log::position::LogPosition;
 use crate::wire::auth::{self, Grant, Verifier};
-use crate::wire::frame;
 use crate::wire::upgrade::{self, Answer, Request, SyncRequest};
+use crate::wire::{ProtocolVersion, frame};
 
 /// The room that a client joins, and the state to send to it.
 struct RoomEntry {
@@ -156,7 +156,10 @@ impl Shard {
         let intent = Intent::Join {
             grant,
             subject: token.and_then(auth::subject),
-            accept_key: request.accept_key,
+            acceptance: Acceptance {
+                key: request.accept_key,
+                subprotocol: served_name(request.version, request.subprotocol),
+            },
             user: request.user.map(Box::from),
         };
         self.pass_on(id, request.workspace, intent, clock)
@@ -255,7 +258,7 @@ impl Shard {
             Intent::Join {
                 grant,
                 subject,
-                accept_key,
+                acceptance,
                 user,
             } => {
                 let entry = match refusal {
@@ -272,7 +275,7 @@ impl Shard {
                             let note = journal.joined(id, &workspace, subject.as_deref());
                             self.outputs.push_back(Output::Note(id, Box::new(note)));
                         }
-                        self.join(id, entry, &grant, &accept_key, unparsed, clock);
+                        self.join(id, entry, &grant, &acceptance, unparsed, clock);
                     }
                     Err(refusal) => self.answer(id, &refusal, clock),
                 }
@@ -342,7 +345,7 @@ impl Shard {
         id: SessionId,
         entry: RoomEntry,
         grant: &Grant,
-        accept_key: &str,
+        acceptance: &Acceptance,
         unparsed: Vec<u8>,
         clock: Clock,
     ) {
@@ -366,7 +369,7 @@ impl Shard {
         let spread =
             (u64::from(id.slot.wrapping_mul(0x9E37_79B9)) * self.config.ping_interval_us) >> 32;
         session.next_ping_us = clock.now_us + self.config.ping_interval_us - spread / 2;
-        self.queue_init(id, room_id, accept_key, snapshot);
+        self.queue_init(id, room_id, acceptance, snapshot);
         let session = &mut self.sessions[id];
         session.intake = if unparsed.is_empty() {
             Intake::Receiving
@@ -386,10 +389,16 @@ impl Shard {
     }
 
     /// Queues a 101 and the state for a client that has just become a member.
-    fn queue_init(&mut self, id: SessionId, room_id: RoomId, accept_key: &str, snapshot: Snapshot) {
+    fn queue_init(
+        &mut self,
+        id: SessionId,
+        room_id: RoomId,
+        acceptance: &Acceptance,
+        snapshot: Snapshot,
+    ) {
         let session = &mut self.sessions[id];
         let answer = self.pool.fill(256, |out| {
-            upgrade::switching_protocols(accept_key, out);
+            upgrade::switching_protocols(&acceptance.key, acceptance.subprotocol, out);
         });
         let Snapshot { init, point, .. } = snapshot;
         let SnapshotPoint {
@@ -442,6 +451,16 @@ impl Shard {
             .fill(128, |out| frame::put_close(out, code, reason));
         self.send_last(id, chunk, clock);
     }
+}
+
+/// Returns the name for the 101 answer. Version 1 serves every client, and one that asked for
+/// version 2 learns this from the missing name, as from a server that does not know the name (RFC
+/// 6455 section 4.2.2).
+fn served_name(
+    version: ProtocolVersion,
+    subprotocol: Option<&'static str>,
+) -> Option<&'static str> {
+    subprotocol.filter(|_| version == ProtocolVersion::V1)
 }
 
 fn stopping() -> Answer {

@@ -25,11 +25,28 @@ impl<'a> Head<'a> {
         (!values.is_empty()).then(|| values.join(","))
     }
 
-    /// Returns whether a comma-separated list, which may span several fields, contains `token`.
-    pub fn lists(&self, name: &str, token: &str) -> bool {
+    /// Returns the elements of a comma-separated list, which may span several fields, in order.
+    pub fn elements(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
         self.values(name)
             .flat_map(|value| value.split(|byte| *byte == b','))
-            .any(|element| element.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+            .map(<[u8]>::trim_ascii)
+    }
+
+    /// Returns whether a list contains `token`, in any case.
+    pub fn lists(&self, name: &str, token: &str) -> bool {
+        self.elements(name)
+            .any(|element| element.eq_ignore_ascii_case(token.as_bytes()))
+    }
+
+    /// Returns the tokens of all `Authorization` fields (RFC 6750 section 2.1). Bytes that are not
+    /// UTF-8 are replaced, because no validly signed token contains any.
+    pub fn bearer_tokens(&self) -> impl Iterator<Item = String> {
+        self.values("authorization").filter_map(|value| {
+            let (scheme, token) = value.split_at_checked("Bearer ".len())?;
+            let token = token.trim_ascii();
+            (scheme.eq_ignore_ascii_case(b"Bearer ") && !token.is_empty())
+                .then(|| String::from_utf8_lossy(token).into_owned())
+        })
     }
 
     /// Returns the origin of the requesting page (RFC 6454 section 7). Bytes that are not UTF-8 are

@@ -3,6 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::generation::Generation;
+use crate::seq::Seq;
 
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
@@ -46,12 +48,25 @@ fn sync_by(
     origin: Option<&str>,
 ) -> Request {
     Request::Sync(SyncRequest {
-        workspace: workspace.into(),
-        token: token.map(Into::into),
         user: user.map(Into::into),
         origin: origin.map(Into::into),
-        accept_key: ACCEPT.into(),
+        ..sync_request_of(workspace, token)
     })
+}
+
+fn sync_request_of(workspace: &str, token: Option<&str>) -> SyncRequest {
+    SyncRequest {
+        workspace: workspace.into(),
+        token: token.map(Into::into),
+        user: None,
+        origin: None,
+        accept_key: ACCEPT.into(),
+        version: ProtocolVersion::V1,
+        subprotocol: None,
+        resume: None,
+        has_presence: false,
+        replaces: None,
+    }
 }
 
 fn read(target: ReadTarget, workspace: &str, token: Option<&str>, tags: Option<&str>) -> Request {
@@ -209,6 +224,87 @@ fn bearer_tokens() {
                 Ok(&sync("a", token)),
             );
         }
+    }
+}
+
+/// P21, P100 to P107.
+#[test]
+fn offers() {
+    let offer = "Sec-WebSocket-Protocol: etherply.v2, bearer.a.b.c";
+    let named = |version: ProtocolVersion, token: Option<&str>| SyncRequest {
+        version,
+        subprotocol: Some(version.subprotocol()),
+        ..sync_request_of("a", token)
+    };
+    let (v1, v2) = (ProtocolVersion::V1, ProtocolVersion::V2);
+    let whole = SyncRequest {
+        resume: Some(ResumePoint {
+            since: Seq::new(7),
+            generation: Generation::new(0x9f2c),
+        }),
+        has_presence: true,
+        replaces: Some(3),
+        ..named(v2, Some("a.b.c"))
+    };
+    let resume = "since=7&generation=0000000000009f2c&presence=1&replaces=3";
+    let other = "Authorization: Bearer other";
+    let unnamed = |token: Option<&str>| Ok(sync_request_of("a", token));
+    for (query, fields, expected) in [
+        ("", &[offer][..], Ok(named(v2, Some("a.b.c")))),
+        (resume, &[offer], Ok(whole)),
+        ("since=7", &[offer], Err(400)),
+        ("presence=2", &[offer], Err(400)),
+        ("token=x", &[offer], Err(400)),
+        ("", &[offer, other], Err(400)),
+        // Version 1 knows no parameters but `token` and `userId`, under its name or not.
+        (
+            resume,
+            &["Sec-WebSocket-Protocol: etherply.v1"],
+            Ok(named(v1, None)),
+        ),
+        (
+            "since=x&presence=2",
+            &["Sec-WebSocket-Protocol: etherply.v1"],
+            Ok(named(v1, None)),
+        ),
+        ("since=x&presence=2", &[], unnamed(None)),
+        (
+            "token=x",
+            &["Sec-WebSocket-Protocol: etherply.v1", other],
+            Err(400),
+        ),
+        // A client that offers no name of ours is one of version 1, as it always was.
+        ("token=x", &[other], unnamed(Some("x"))),
+        (
+            "token=x&token=y",
+            &["Sec-WebSocket-Protocol: chat"],
+            unnamed(Some("x")),
+        ),
+        (
+            "token=x",
+            &["Sec-WebSocket-Protocol: bearer.y"],
+            unnamed(Some("x")),
+        ),
+        ("", &["Sec-WebSocket-Protocol: bearer.y"], unnamed(None)),
+        (
+            "",
+            &["Sec-WebSocket-Protocol: a b,\x01,\"", other],
+            Err(400),
+        ),
+        (
+            "",
+            &["Sec-WebSocket-Protocol: a b,(,\"", other],
+            unnamed(Some("other")),
+        ),
+    ] {
+        let all = [&FIELDS, fields].concat();
+        check(
+            &head(&format!("GET /v1/sync/a?{query} HTTP/1.1"), &all),
+            expected
+                .map(Request::Sync)
+                .as_ref()
+                .map_err(|status| *status),
+        );
     }
 }
 
@@ -453,7 +549,8 @@ fn an_error_for_head_has_no_body() {
 /// P2.
 #[test]
 fn no_token_is_shown() {
-    let bytes = upgrade_with("", &["Authorization: Bearer hidden"]);
+    let offer = "Sec-WebSocket-Protocol: etherply.v2, bearer.hidden";
+    let bytes = upgrade_with("", &["Authorization: Bearer hidden", offer]);
     let bytes = String::from_utf8(bytes).unwrap().replace("a.b.c", "hidden");
     let shown = format!("{:?}", parse_head(bytes.as_bytes()));
     assert!(
@@ -466,6 +563,11 @@ fn no_token_is_shown() {
         ("room", "%"),
         ("13", "12"),
         ("Host", "X"),
+        ("Bearer hidden", "Bearer hidden too"),
+        ("bearer.hidden", "bearer.hidden-too"),
+        ("?", "?since=hidden&generation=hidden&"),
+        ("?", "?presence=hidden&"),
+        ("?", "?replaces=hidden&"),
     ] {
         let broken = bytes.replacen(from, to, 1);
         let answer = parse_head(broken.as_bytes()).unwrap_err();
@@ -476,13 +578,29 @@ fn no_token_is_shown() {
     }
 }
 
+/// P101.
 #[test]
 fn switching() {
-    let mut out = Vec::new();
-    switching_protocols(ACCEPT, &mut out);
     let text = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-                Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
-    assert_eq!(out, text.as_bytes());
+                Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
+    for (subprotocol, field) in [
+        (None, ""),
+        (
+            Some("etherply.v1"),
+            "Sec-WebSocket-Protocol: etherply.v1\r\n",
+        ),
+        (
+            Some("etherply.v2"),
+            "Sec-WebSocket-Protocol: etherply.v2\r\n",
+        ),
+    ] {
+        let mut out = Vec::new();
+        switching_protocols(ACCEPT, subprotocol, &mut out);
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            format!("{text}{field}\r\n")
+        );
+    }
 }
 
 proptest! {

@@ -17,7 +17,7 @@ fn frame(text: &str) -> Rc<[u8]> {
 
 fn upgrade(key: &str) -> Vec<u8> {
     let mut head = Vec::new();
-    switching_protocols(&derive_accept_key(key.as_bytes()), &mut head);
+    switching_protocols(&derive_accept_key(key.as_bytes()), None, &mut head);
     head
 }
 

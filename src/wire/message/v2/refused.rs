@@ -1,0 +1,57 @@
+//! The id and the key of a message whose text the parser refuses.
+//!
+//! A text may be JSON and yet be refused: for a number out of range, for half of a surrogate pair
+//! (which JavaScript writes for a string that was cut inside a character), or for its nesting. The
+//! error for such a message should name it all the same (P112). Only serde_json, which skips
+//! values without looking into them, can find its id then. This second pass runs only for refused
+//! messages, so that it costs other messages nothing.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+
+use super::client::{ClientEnvelope, RefusedMessage};
+use crate::limits::{KEY_BYTES_MAX, MESSAGE_ID_MAX};
+use crate::wire::message::error::MessageError;
+
+#[derive(Deserialize)]
+struct RefusedId {
+    id: u64,
+}
+
+#[derive(Deserialize)]
+struct RefusedOp<'a> {
+    #[serde(rename = "type", borrow)]
+    kind: Cow<'a, str>,
+    #[serde(borrow)]
+    payload: RefusedPayload<'a>,
+}
+
+#[derive(Deserialize)]
+struct RefusedPayload<'a> {
+    #[serde(borrow)]
+    key: Cow<'a, str>,
+}
+
+/// Returns the envelope of a text that the parser refuses. It has an id and a key if the text is
+/// one JSON object that has them.
+pub(super) fn envelope(text: &str, error: MessageError) -> ClientEnvelope<'_> {
+    let (mut id, mut key) = (None, None);
+    // serde reads a struct from an array, too.
+    if text.trim_ascii_start().starts_with('{') {
+        if let Ok(refused) = serde_json::from_str::<RefusedId>(text) {
+            id = Some(refused.id).filter(|id| (1..=MESSAGE_ID_MAX).contains(id));
+        }
+        if let Ok(refused) = serde_json::from_str::<RefusedOp<'_>>(text)
+            && refused.kind == "op"
+            && (1..=KEY_BYTES_MAX).contains(&refused.payload.key.len())
+        {
+            key = Some(refused.payload.key);
+        }
+    }
+    let error = error.into();
+    ClientEnvelope {
+        id,
+        content: Err(RefusedMessage { key, error }),
+    }
+}
