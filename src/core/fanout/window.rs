@@ -104,6 +104,14 @@ impl Window {
         }
     }
 
+    /// Empties the window, for a workspace whose last op has this seq. No cursor may be in the
+    /// window. Its offsets go on behind a gap, so that an offset from before is before the window.
+    pub fn restart(&mut self, seq: Seq, pool: &mut WindowPool) {
+        self.drop_before(self.end, pool);
+        self.end = self.end.advance(1);
+        (self.start, self.start_seq) = (self.end, seq);
+    }
+
     /// Returns the offset of the oldest byte in the window.
     #[must_use]
     pub fn start(&self) -> WindowOffset {

@@ -132,11 +132,12 @@ impl Shard {
         else {
             return;
         };
+        let version = session.version;
         self.sessions.enter(id, State::Closing);
         if let Some(user) = self.sessions.take_user(id) {
             self.rooms[room_id].user_left(&user);
         }
-        if let Some(moved) = self.rooms.remove_member(room_id, member) {
+        if let Some(moved) = self.rooms.remove_member(room_id, version, member) {
             // The room's last member has moved to the freed index.
             let (moved, _) = self.sessions.at(moved);
             let state = State::Open {

@@ -75,7 +75,7 @@ impl Shard {
                 .outbox
                 .fall_behind(Behind { since, hint }, &mut self.pool);
         } else {
-            session.outbox.follow(room.window.end());
+            session.outbox.follow(room.window_end(session.version));
         }
         if chunk.is_empty() && long.is_none() && more {
             self.enqueue(id);
@@ -94,7 +94,7 @@ impl Shard {
     ) {
         let room = &self.rooms[room_id];
         let due = Due {
-            at: room.window.end(),
+            at: room.window_end(self.sessions[id].version),
             visible_from: room.visible_from(),
             awaits: None,
         };
@@ -115,7 +115,8 @@ impl Shard {
     pub(super) fn conflate(&mut self, id: SessionId) {
         let session = &mut self.sessions[id];
         let room_id = session.room().expect("only a member falls behind");
-        fall_behind(session, &self.rooms[room_id].window, &mut self.pool);
+        let feed = self.rooms[room_id].feed(session.version);
+        fall_behind(session, &feed.window, &mut self.pool);
         self.counters.conflations += 1;
         self.sends.queue(id, session);
     }

@@ -8,7 +8,7 @@
 
 use std::io;
 
-use crate::core::fanout::room::Room;
+use crate::core::fanout::room::Feed;
 use crate::core::fanout::window::{Spans, skip_sent, spans_bytes};
 use crate::core::shard::Shard;
 use crate::core::shard::conflation::fall_behind;
@@ -152,7 +152,8 @@ impl Shard {
         let visible_position = self.log.visible_position();
         let session = &mut self.sessions[id];
         let room = session.room();
-        let view = room.map(|room| self.rooms[room].view(visible_position));
+        let version = session.version;
+        let view = room.map(|room| self.rooms[room].view(version, visible_position));
         session.outbox.take(view, visible_position, &mut self.pool)
     }
 
@@ -207,10 +208,10 @@ impl Shard {
         let mut owed = session.outbox.has_answers() || session.outbox.behind().is_some();
         match session.room() {
             Some(room_id) => {
-                let room = &self.rooms[room_id];
-                let current = session.outbox.cursor() >= room.announced_end;
+                let feed = self.rooms[room_id].feed(session.version);
+                let current = session.outbox.cursor() >= feed.announced_end;
                 owed |= !current;
-                if current && room.window.capacity_bytes() > 0 {
+                if current && feed.window.capacity_bytes() > 0 {
                     self.rooms.touch(room_id);
                 }
             }
@@ -256,13 +257,18 @@ impl Shard {
         let visible_position = self.log.visible_position();
         let window_bytes_max = self.config.outbox_bytes_max;
         self.rooms.retain_touched(|room| {
-            let Room {
+            let mut has_hidden_frames = false;
+            for Feed {
                 window, members, ..
-            } = room;
-            if is_round_done || window.capacity_bytes() > window_bytes_max {
+            } in room.feeds_mut()
+            {
+                let visible_end = window.visible_end(visible_position);
+                has_hidden_frames |= visible_end < window.end();
+                if !is_round_done && window.capacity_bytes() <= window_bytes_max {
+                    continue;
+                }
                 // Members that are too far behind for the window's limit fall out of it. The window
                 // then begins at the slowest cursor of the others.
-                let visible_end = window.visible_end(visible_position);
                 let overflow_end = window.overflow_end(window_bytes_max, visible_end);
                 let mut start = window.end();
                 for slot in members.iter() {
@@ -281,7 +287,7 @@ impl Shard {
                 window.drop_before(start.max(overflow_end), self.pool.windows());
             }
             // Ops that are not visible yet are sent later, and the window is trimmed again then.
-            !is_round_done || window.visible_end(visible_position) < window.end()
+            !is_round_done || has_hidden_frames
         });
     }
 

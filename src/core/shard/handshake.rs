@@ -320,7 +320,7 @@ impl Shard {
     fn full_room(&mut self, workspace: &str) -> Option<Answer> {
         let most = self.config.limits.connections_per_workspace?;
         let room = &self.rooms[self.rooms.find(workspace)?];
-        if room.members.len() < most {
+        if room.members_count() < most {
             return None;
         }
         self.counters.refused_members += 1;
@@ -334,6 +334,7 @@ impl Shard {
             return Err(refusal);
         }
         let room_id = self.rooms.find_or_insert(workspace);
+        self.rooms[room_id].open_feed(ProtocolVersion::V1, self.pool.windows());
         let snapshot = self.snapshot(room_id, SnapshotKind::Init, clock)?;
         Ok(RoomEntry { room_id, snapshot })
     }
@@ -350,7 +351,8 @@ impl Shard {
         clock: Clock,
     ) {
         let RoomEntry { room_id, snapshot } = entry;
-        let member = self.rooms.add_member(room_id, id.slot);
+        let version = self.sessions[id].version;
+        let member = self.rooms.add_member(room_id, version, id.slot);
         if self.config.limits.ops_per_second.is_some() {
             self.sessions.reset_meter(id);
         }

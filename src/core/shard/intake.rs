@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use crate::core::fanout::outbox::{Due, OutboxPool};
-use crate::core::fanout::room::RoomId;
+use crate::core::fanout::room::{RoomId, ShownOp};
 use crate::core::fanout::window::Chunk;
 use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::Shard;
@@ -385,7 +385,7 @@ impl Shard {
             }
             Verdict::Won { seq, replaced } => {
                 self.counters.ops += 1;
-                self.counters.deliveries += room.members.len() as u64 - 1;
+                self.counters.deliveries += room.members_count() as u64 - 1;
                 let workspace = room.workspace.id();
                 let Op {
                     key,
@@ -407,8 +407,14 @@ impl Shard {
                 };
                 let allowance = &mut room.allowance;
                 let position = self.log.append(&append, allowance, clock.now_us);
-                let (start, end) =
-                    room.broadcast(key, value, timestamp, position, self.pool.windows());
+                let shown = ShownOp {
+                    key,
+                    value: Some(value),
+                    timestamp,
+                };
+                let start = room.window_end(session.version);
+                room.broadcast(shown, position, self.pool.windows());
+                let end = room.window_end(session.version);
                 if !session.outbox.skip_own(start, end, &mut self.pool) {
                     self.conflate(id);
                 }
@@ -450,7 +456,7 @@ impl Shard {
         let room_id = session.room().expect("only an open session applies");
         let room = &self.rooms[room_id];
         let due = Due {
-            at: room.window.end(),
+            at: room.window_end(session.version),
             visible_from: room.visible_from(),
             awaits: None,
         };
@@ -504,9 +510,9 @@ impl Shard {
     pub(super) fn reply(&mut self, id: SessionId, bytes: usize, write: impl FnOnce(&mut Vec<u8>)) {
         let chunk = self.pool.fill(bytes, write);
         let session = &mut self.sessions[id];
-        let at = session
-            .room()
-            .map_or(WindowOffset::START, |room| self.rooms[room].window.end());
+        let at = session.room().map_or(WindowOffset::START, |room| {
+            self.rooms[room].window_end(session.version)
+        });
         session
             .outbox
             .push(chunk, at, LogPosition::NONE, &mut self.pool);

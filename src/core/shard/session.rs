@@ -19,6 +19,7 @@ use crate::core::fanout::room::RoomId;
 use crate::limits::{
     MESSAGE_BYTES_DEFAULT, MESSAGE_TIMEOUT_US, SESSION_BYTES_SPARED, SNAPSHOT_TRANSFER_US,
 };
+use crate::wire::ProtocolVersion;
 use crate::wire::frame::Decoder;
 
 /// The handle of a session within its shard.
@@ -130,6 +131,8 @@ pub(crate) struct Session {
     state: State,
     close: Close,
     pub listener: ListenerKind,
+    /// The version of the protocol that a member speaks.
+    pub version: ProtocolVersion,
     /// Whether a receive is in flight.
     pub receiving: bool,
     /// Whether a send is in flight.
@@ -187,6 +190,7 @@ impl Session {
             state: State::Handshake,
             close: Close::No,
             listener: ListenerKind::Public,
+            version: ProtocolVersion::V1,
             receiving: false,
             sending: false,
             queued: false,

@@ -162,7 +162,7 @@ fn members_that_leave_in_any_order_leave_the_others_in() {
         rig.seen(stays);
         rig.op(writer, "k", "1", 1);
         assert_eq!(rig.seen(stays), ["k=1@1"], "{leaving:?}");
-        assert_eq!(rig.shard.rooms[RoomId::new(0)].members.len(), 2);
+        assert_eq!(rig.shard.rooms[RoomId::new(0)].members_count(), 2);
     }
 }
 
