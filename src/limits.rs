@@ -231,6 +231,12 @@ pub const BULK_BYTES_PER_TURN: usize = 4 * 1024 * 1024;
 pub const BULK_SENDS_PER_TURN_MAX: usize = BULK_BYTES_PER_TURN / SEND_BYTES_MAX;
 /// The maximum number of bytes sent to a conflated session at a time, unless a single op is longer.
 pub const CONFLATED_BYTES_MAX: usize = 64 * 1024;
+/// The maximum number of bytes of state parts that are kept for the next client of version 2 that
+/// joins.
+pub const STATE_CHUNKS_KEPT_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// The number of ops after which an encoded part of a state is not sent to further clients: they
+/// would receive too many entries twice.
+pub const STATE_CHUNK_STALE_OPS_MAX: u64 = 1024;
 /// The maximum number of keys examined for a conflated session per turn. Keys that the session
 /// wrote itself are skipped, but they count.
 pub const CONFLATED_STEPS_MAX: usize = 4096;

@@ -148,6 +148,7 @@ impl Shard {
         }
         if self.rooms.remove_if_unused(room_id) {
             self.snapshots.forget_room(room_id);
+            self.state_chunks.forget_room(room_id);
         } else {
             // The window may now release frames that only this session still had to receive.
             self.rooms.touch(room_id);

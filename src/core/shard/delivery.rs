@@ -18,6 +18,7 @@ use crate::limits::{
     BULK_BYTES_PER_TURN, BULK_SENDS_PER_TURN_MAX, SECOND_US, SEND_BYTES_MAX, SENDS_PER_TURN_MAX,
 };
 use crate::log::commit::Durability;
+use crate::wire::ProtocolVersion;
 
 impl Shard {
     /// Queues a session so that its pending bytes are sent.
@@ -128,11 +129,13 @@ impl Shard {
         if session.sending || !session.may_send() {
             return 0;
         }
+        self.queue_saved(id);
         let mut spans = self.take(id);
-        if spans.is_empty() && self.encode_conflated(id) {
+        if spans.is_empty() && self.queue_next_part(id, clock) {
             spans = self.take(id);
         }
         let bytes = spans_bytes(&spans);
+        let visible_position = self.log.visible_position();
         let session = &mut self.sessions[id];
         if !spans.is_empty() {
             session.sending = true;
@@ -140,12 +143,23 @@ impl Shard {
             self.sends.send_started(session);
             self.counters.sends += 1;
             self.outputs.push_back(Output::Send(id, spans));
-        } else if session.outbox.has_answers() {
+        } else if session.outbox.has_answers() || session.awaits_settlement(visible_position) {
             self.sends.wait_for_log(id, session);
         } else if session.state() == State::Closing {
             self.finish(id);
         }
         bytes
+    }
+
+    /// Queues the next part of the state for a session that is behind. Returns whether anything may
+    /// have been queued.
+    fn queue_next_part(&mut self, id: SessionId, clock: Clock) -> bool {
+        match self.sessions[id].version {
+            ProtocolVersion::V1 => self.encode_conflated(id),
+            ProtocolVersion::V2 => {
+                !self.sessions[id].outbox.has_answers() && self.send_state_part(id, clock)
+            }
+        }
     }
 
     fn take(&mut self, id: SessionId) -> Spans {
@@ -205,7 +219,9 @@ impl Shard {
         if !session.outbox.has_state() {
             session.transfer = None;
         }
-        let mut owed = session.outbox.has_answers() || session.outbox.behind().is_some();
+        let mut owed = session.outbox.has_answers()
+            || session.outbox.behind().is_some()
+            || session.is_owed_saved();
         match session.room() {
             Some(room_id) => {
                 let feed = self.rooms[room_id].feed(session.version);

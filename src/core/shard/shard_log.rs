@@ -202,6 +202,12 @@ impl ShardLog {
         self.commit.is_full()
     }
 
+    /// Returns the position at which the batch that is being filled begins. What is appended from
+    /// here on becomes visible with one commit.
+    pub fn batch_start(&self) -> LogPosition {
+        self.commit.handed_position()
+    }
+
     /// Returns the position up to which ops are visible.
     pub fn visible_position(&self) -> LogPosition {
         self.visible_position
