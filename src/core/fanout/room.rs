@@ -224,6 +224,23 @@ impl Room {
         }
     }
 
+    /// Returns the seq up to which all ops are visible, if the room can tell.
+    ///
+    /// It cannot tell if the newest visible op is no longer in the window of this version while a
+    /// newer one is not visible yet.
+    pub fn visible_seq(
+        &self,
+        version: ProtocolVersion,
+        visible_position: LogPosition,
+    ) -> Option<Seq> {
+        if self.position <= visible_position {
+            return Some(self.workspace.seq());
+        }
+        let window = &self.feed(version).window;
+        let visible_end = window.visible_end(visible_position);
+        (visible_end > window.start()).then(|| window.seq_at(visible_end))
+    }
+
     /// Encodes the op that just won, once for each version that has members.
     pub fn broadcast(&mut self, op: ShownOp<'_>, position: LogPosition, pool: &mut WindowPool) {
         self.position = position;

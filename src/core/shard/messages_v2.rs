@@ -131,13 +131,20 @@ impl Shard {
         if !v2.settlement.is_due(visible) || session.outbox.is_waiting_for_log(visible) {
             return;
         }
+        let room = &mut self.rooms[room_id];
+        let at = room.view(session.version, visible).visible_end;
+        if session.outbox.last_due_at() > at {
+            // An answer follows frames that are not visible yet. They may become visible before it
+            // is sent, and `saved` must not name an older seq than they do: it comes next time.
+            return;
+        }
         let settled = v2.settlement.take_settled(visible);
         let settled = settled.expect("more is settled than the client was told");
-        let view = self.rooms[room_id].view(session.version, visible);
-        let at = session.outbox.last_due_at().max(view.visible_end);
         // A client that is behind has not been sent everything up to any seq of the window.
-        let is_behind = session.outbox.behind().is_some();
-        let seq = (!is_behind).then(|| view.window.seq_at(at));
+        let seq = match session.outbox.behind() {
+            Some(_) => None,
+            None => room.visible_seq(session.version, visible),
+        };
         let frame = self.pool.fill(v2::SHORT_FRAME_BYTES_MAX, |out| {
             v2::put_saved(out, settled, seq);
         });
