@@ -18,7 +18,9 @@ use crate::core::shard::version2::Version2;
 use crate::core::snapshot::state_chunks::StatePart;
 use crate::core::state::workspace::Workspace;
 use crate::generation::Generation;
-use crate::limits::{CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, SESSION_BYTES_SPARED};
+use crate::limits::{
+    CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, SESSION_BYTES_SPARED, SHARED_FRAME_BYTES_MIN,
+};
 use crate::log::position::LogPosition;
 use crate::seq::Seq;
 use crate::wire::message::v2::{self, StateChunk, Welcome, WelcomeLimits, WelcomeReason};
@@ -170,7 +172,9 @@ impl Shard {
             visible_from: room.visible_from(),
             keys: walked.keys,
         };
-        self.budget.add_shared(&part.chunk);
+        if is_shared(&part.chunk) {
+            self.budget.add_shared(&part.chunk);
+        }
         self.state_chunks.add(room_id, from.since, &part);
         Some(part)
     }
@@ -185,7 +189,11 @@ impl Shard {
             visible_from: part.visible_from,
             awaits: None,
         };
-        session.outbox.push_shared(part.chunk, due, &mut self.pool);
+        if is_shared(&part.chunk) {
+            session.outbox.push_shared(part.chunk, due, &mut self.pool);
+        } else if !part.chunk.is_empty() {
+            session.outbox.push_due(part.chunk, due, &mut self.pool);
+        }
     }
 
     /// Records that a client has been queued everything up to `until`. If that is all, it follows
@@ -218,6 +226,13 @@ impl Shard {
         }
         self.update_memory(id);
     }
+}
+
+/// Returns whether a part counts once, however many sessions are sent it. A short part counts for
+/// each of them: a session that holds only that is exempt from the budget, so if it counted, nobody
+/// might be left to evict.
+fn is_shared(chunk: &Chunk) -> bool {
+    chunk.len() >= SHARED_FRAME_BYTES_MIN
 }
 
 /// Returns whether tombstones after `known` were dropped, so that a client that holds only what was
