@@ -1,6 +1,7 @@
 //! Invariants: after a recovery, after a crash at any moment, with flipped bits, and once
 //! everything has settled.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use etherply::core::state::placement::shard_of;
@@ -10,14 +11,14 @@ use etherply::limits::{HEAD_TIMEOUT_US, SECOND_US, STALL_LINGER_US, STALL_TIMEOU
 use etherply::log::commit::Durability;
 use etherply::log::compaction::{Compaction, CompactionError, Settings};
 use etherply::log::directory::{DataDirectory, DirectoryError, shard_folder};
-use etherply::log::record::LoggedOp;
+use etherply::log::record::{Change, LoggedOp};
 use etherply::log::recovery::RecoveryError;
 
 use crate::client::Reading;
 use crate::crash::Crash;
 use crate::disk::SimDisk;
 use crate::inodes::Syncs;
-use crate::model::Model;
+use crate::model::{Model, Write};
 use crate::server::{self, DATA, Seat, all_bytes, log_bytes};
 use crate::world::{WORKSPACES, World};
 use etherply::seq::Seq;
@@ -28,12 +29,13 @@ pub struct Found(Vec<(String, String, u64, u64)>);
 
 impl Found {
     pub fn visit(&mut self, op: &LoggedOp<'_>) {
-        self.0.push((
-            op.workspace.to_owned(),
-            op.value().to_owned(),
-            op.timestamp,
-            op.seq.get(),
-        ));
+        let value = match op.change {
+            Change::Write { value, .. } => value.to_owned(),
+            Change::Delete { .. } => Write::delete(op.key.to_owned(), op.timestamp).value,
+            Change::Floor { .. } | Change::Generation { .. } => return,
+        };
+        self.0
+            .push((op.workspace.to_owned(), value, op.timestamp, op.seq.get()));
     }
 }
 
@@ -43,12 +45,13 @@ type Recovered = (u64, Vec<(String, String, u64, u64)>);
 fn recovered(workspace: &Workspace) -> Recovered {
     let entries = workspace.changed_since(Seq::NONE, None);
     let entries = entries.map(|(_, entry)| {
-        (
-            entry.key().to_owned(),
-            entry.value().to_owned(),
-            entry.timestamp(),
-            entry.seq().get(),
-        )
+        let (key, timestamp) = (entry.key().to_owned(), entry.timestamp());
+        let value = if entry.is_deleted() {
+            Write::delete(key.clone(), timestamp).value
+        } else {
+            entry.value().to_owned()
+        };
+        (key, value, timestamp, entry.seq().get())
     });
     (workspace.seq().get(), entries.collect())
 }
@@ -442,25 +445,13 @@ impl World {
         let server = self.server.as_ref().expect("it runs");
         for (shard, seat) in server.seats.iter().enumerate() {
             assert!(seat.is_serving, "shard {shard} serves again");
-            let live_bytes: usize = self
-                .places_of(shard)
-                .into_iter()
-                .map(|place| {
-                    let model = &self.models[place];
-                    let writes = model
-                        .state(model.wins.len())
-                        .into_values()
-                        .map(|at| &model.wins[at]);
-                    writes
-                        .map(|write| {
-                            29 + WORKSPACES[place].len() + write.key.len() + write.value.len()
-                        })
-                        .sum::<usize>()
-                })
+            let places = self.places_of(shard).into_iter();
+            let live_bytes: u64 = places
+                .map(|place| self.models[place].bytes(WORKSPACES[place].len()))
                 .sum();
             assert_eq!(
                 seat.shard.live_bytes(),
-                live_bytes as u64,
+                live_bytes,
                 "the live bytes of shard {shard}"
             );
         }
@@ -511,6 +502,11 @@ impl World {
             "client {place} has read all: {:?}",
             client.told
         );
+        if client.is_v2 {
+            assert_eq!(client.refusals, client.refusals_due, "client {place}");
+            assert_eq!(client.pongs, client.pongs_due, "client {place}");
+            return self.check_replica(place);
+        }
         let all = client.sent.len();
         client.judge_until(all, model);
         let refused = &client.refused;
@@ -531,14 +527,10 @@ impl World {
             client.pongs, client.pongs_due,
             "client {place} gets its pongs"
         );
-        let state = model.state(model.wins.len());
-        let state: Vec<_> = state
-            .into_iter()
-            .map(|(key, at)| (key, model.wins[at].value.as_str()))
-            .collect();
-        let held: Vec<_> = client
-            .held
-            .iter()
+        let state = model.live(model.wins.len());
+        let held = client.held.iter();
+        let held: BTreeMap<&str, &str> = held
+            .filter(|(key, held)| Write::delete((*key).clone(), held.1).value != held.0)
             .map(|(key, held)| (key.as_str(), held.0.as_str()))
             .collect();
         assert_eq!(held, state, "client {place} ends in the server's state");

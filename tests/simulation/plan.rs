@@ -48,6 +48,8 @@ pub struct Plan {
     pub workspaces: usize,
     pub keys: usize,
     pub clients: usize,
+    /// The share of the clients that speak version 2.
+    pub version2_percent: usize,
     pub outbox_bytes_max: usize,
     pub message_bytes_max: usize,
     pub session_bytes_max: usize,
@@ -103,6 +105,7 @@ impl Plan {
             workspaces: 1 + dice.below(4),
             keys: dice.pick(&[3, 6, 12]),
             clients: 12,
+            version2_percent: Dice::stream(seed, 16).pick(&[0, 30, 60, 100]),
             outbox_bytes_max: dice.pick(&[512, 1024, 4096, 1 << 20]),
             message_bytes_max: 4096,
             // A legal message always fits.
@@ -349,4 +352,11 @@ coverage! {
     stopped: 100,
     waited: 20,
     gave_way: 20,
+    joins: 50,
+    resumes: 5,
+    resumes_elsewhere: 5,
+    resends: 20,
+    parts: 100,
+    saved: 200,
+    deletes: 100,
 }

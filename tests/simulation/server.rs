@@ -125,12 +125,13 @@ impl Server {
         clock: Clock,
         epoch: u64,
     ) -> Result<Self, DirectoryError> {
+        let start_id = epoch;
         let epoch = u128::from(epoch).to_be_bytes();
         let directory = DataDirectory::open_on(disk.clone(), PathBuf::from(DATA), epoch)?;
         let directory = Arc::new(directory);
         let limits = limits(plan, epoch[15]);
         let seat = |shard| Seat {
-            shard: Shard::recovering(config(plan, limits, shard, shards), clock),
+            shard: Shard::recovering(config(plan, limits, shard, shards, start_id), clock),
             log: None,
             operation: None,
             errand: None,
@@ -301,8 +302,9 @@ fn limits(plan: &Plan, epoch: u8) -> Limits {
     }
 }
 
-fn config(plan: &Plan, limits: Limits, shard: u32, shards: u32) -> ShardConfig {
+fn config(plan: &Plan, limits: Limits, shard: u32, shards: u32, start_id: u64) -> ShardConfig {
     ShardConfig {
+        start_id,
         shard,
         shards,
         durability: plan.durability,
