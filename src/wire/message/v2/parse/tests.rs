@@ -53,7 +53,7 @@ fn op_text(members: &str) -> String {
     format!(r#"{{"type":"op","id":5,"payload":{{{members}}}}}"#)
 }
 
-/// P115, P116, P118, P119.
+/// P115, P116, P118 to P120.
 #[test]
 fn good_ops() {
     let conditional = |op, if_timestamp| ClientOp {
@@ -112,7 +112,7 @@ fn check_refused(members: &str, error: ClientMessageError) {
     check(&text, Some(5), Err((Some("k"), error)));
 }
 
-/// P31, P120.
+/// P31, P113.
 #[test]
 fn bad_keys() {
     let timestamp_missing = E::Common(MessageError::Timestamp);
