@@ -4,7 +4,8 @@
 //! | --- | --- | --- |
 //! | `head` | `wire::upgrade::parse_head` | every shorter prefix; tungstenite's handshake |
 //! | `frames` | `wire::frame::Decoder` | tungstenite's reader |
-//! | `messages` | `wire::message::Parser` | `serde_json`, and a model of what simd-json refuses |
+//! | `messages` | `wire::message::Parser::parse` | `serde_json`, and a model of what simd-json refuses |
+//! | `messages_v2` | `wire::message::Parser::parse_v2` | the same, and a model of version 2 |
 //! | `records` | a segment with one change, by `log::record::Reader` | the encoder |
 //! | `segments` | any bytes as a segment, whole and in parts, `log::record::damage_behind` | the encoder; a naive search |
 //!
@@ -23,6 +24,8 @@
 //!
 //! The committed seeds in `corpus/` are written by `cargo run --manifest-path fuzz/Cargo.toml --example seeds`; what a run finds
 //! beside them is not committed.
+
+pub mod json;
 
 use etherply::log::position::LogPosition;
 use etherply::log::record::SegmentHeader;
