@@ -1,6 +1,6 @@
-//! The messages of a client, compared with `serde_json`, which decides on the grammar and extracts
-//! the fields. What simd-json refuses in addition is modelled here. Input: texts for a single
-//! parser, separated by the byte 1E (which no JSON contains).
+//! The messages of a client, compared with `serde_json`, which decides what is valid JSON and
+//! extracts the fields. What simd-json refuses in addition is modelled here. Input: texts for a
+//! single parser, separated by the byte 1E (which no JSON contains).
 #![no_main]
 
 use std::fmt;

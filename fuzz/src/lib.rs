@@ -65,7 +65,7 @@ impl<'a> Script<'a> {
         usize::try_from(number % (end.max(1) as u64)).expect("less than a usize")
     }
 
-    /// Returns a text whose length is in the first byte. Invalid UTF-8 is replaced.
+    /// Reads a length byte and returns up to that many bytes as a string. Invalid UTF-8 is replaced.
     pub fn text(&mut self) -> String {
         let len = self.byte();
         String::from_utf8_lossy(self.bytes(len.into())).into_owned()

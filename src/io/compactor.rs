@@ -112,7 +112,7 @@ struct Loop {
     is_over: bool,
 }
 
-/// Makes the shards stop waiting for compaction when the thread ends, even by a panic.
+/// Makes the shards stop waiting for compaction when the thread ends, even if it panics.
 impl Drop for Loop {
     fn drop(&mut self) {
         self.schedule.give_up();

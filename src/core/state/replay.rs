@@ -58,7 +58,7 @@ impl Replay {
         }
     }
 
-    /// Adds an op, in any order.
+    /// Adds an op. Ops may be added in any order.
     pub fn visit(&mut self, op: &LoggedOp<'_>) {
         let begin = self.texts.len();
         self.texts.push_str(op.workspace);

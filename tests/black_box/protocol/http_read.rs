@@ -1,5 +1,5 @@
-//! Everything served without a WebSocket: the state and presence of a workspace, also to pages of
-//! other origins; the console and the client module.
+//! Everything served without a WebSocket: the state and presence of a workspace (to pages from
+//! other origins as well), the console, and the client module.
 
 use crate::support::client::{Client, Op};
 use crate::support::raw::{Answer, Raw};
