@@ -10,7 +10,10 @@ use crate::support::token::{self, OTHER_SECRET, SECRET};
 fn expect_settings_accepted(outcome: &Outcome, what: &str) {
     assert_eq!(outcome.code, Some(1), "{what}: {outcome:?}");
     let line = outcome.expect_refusal();
-    assert!(line.contains("no secret for the tokens"), "{what}: {line}");
+    assert!(
+        line.contains("no secret to sign tokens with"),
+        "{what}: {line}"
+    );
 }
 
 /// The variables that the help of `serve` names for its flags.
@@ -146,7 +149,11 @@ async fn a_boolean_variable_accepts_what_people_write() {
             is_dev,
             "{value}: {said}"
         );
-        assert_eq!(said.contains("no secret for"), !is_dev, "{value}: {said}");
+        assert_eq!(
+            said.contains("no secret to sign"),
+            !is_dev,
+            "{value}: {said}"
+        );
     }
     for (value, status) in [("yes", 200), ("0", 404)] {
         let server = Setup::new().env("ETHERPLY_CONSOLE", value).start().await;
