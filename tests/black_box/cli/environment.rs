@@ -423,7 +423,7 @@ async fn a_disk_that_takes_nothing_is_told_by_what_is_wrong_with_it() {
         ("1m,nr_inodes=1", &["(df -h)", "(df -i)"][..]),
         // Folders of a tmpfs take no room, and a file does.
         ("4k", &["(df -h)", "(df -i)"]),
-        ("1m,ro", &["mount its file system for writing"]),
+        ("1m,ro", &["remount its file system read-write"]),
     ] {
         let Some(disk) = Mount::tmpfs(options) else {
             return;
