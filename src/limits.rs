@@ -400,7 +400,7 @@ pub const SECOND_US: u64 = 1_000_000;
 
 const _: () = assert!(
     WORKSPACE_ID_BYTES_MAX < HEAD_BYTES_MAX,
-    "a legal id fits a legal head"
+    "a valid id fits a valid head"
 );
 const _: () = assert!(CONTROL_BYTES_MAX == 125, "a fixed number of RFC 6455");
 const _: () = assert!(
@@ -429,7 +429,7 @@ const _: () = assert!(
 const _: () = assert!(
     session_budget_bytes(MESSAGE_BYTES_DEFAULT) >= 64 * MESSAGE_BYTES_DEFAULT
         && session_budget_bytes(MESSAGE_BYTES_MAX) >= 4 * MESSAGE_BYTES_MAX,
-    "one legal message always fits, however its memory grows"
+    "one valid message always fits, however its memory grows"
 );
 const _: () = assert!(
     RECEIVE_BYTES_MAX + HEAD_BYTES_MAX + ANSWER_BYTES_MAX < SESSION_BUDGET_BYTES / 64
