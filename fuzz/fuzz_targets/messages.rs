@@ -1,5 +1,6 @@
-//! The messages of a client against `serde_json`, which judges the grammar and cuts the fields; what simd-json refuses beyond
-//! that is modelled here. Input: texts for one and the same parser, with the byte 1E (which no JSON holds) between them.
+//! The messages of a client, compared with `serde_json`, which decides what is valid JSON and
+//! extracts the fields. What simd-json refuses in addition is modelled here. Input: texts for a
+//! single parser, separated by the byte 1E (which no JSON contains).
 #![no_main]
 
 use etherply::limits::{KEY_BYTES_MAX, TIMESTAMP_MAX_US};
@@ -34,7 +35,8 @@ fuzz_target!(|input: &[u8]| {
                     Err(MessageError::Depth(_) | MessageError::NotAnObject)
                 );
             let is_json = expected != Err(Refusal::Other(MessageError::Json));
-            // Two reasons to refuse a text: which is found first is not promised.
+            // If there are two reasons to refuse a text, it is not specified which one is found
+            // first.
             if is_json || !is_deep {
                 assert_eq!(ours.map_err(Refusal::from), expected, "{text:?}");
             }
@@ -45,7 +47,8 @@ fuzz_target!(|input: &[u8]| {
     }
 });
 
-/// Why a text is refused, with the deep field as it is shown: only the parser can make one.
+/// The reason why a text is refused. The deep field is in its displayed form, because only the
+/// parser can construct it.
 #[derive(Debug, PartialEq)]
 enum Refusal {
     Depth { field: String, levels_max: usize },
@@ -64,7 +67,7 @@ impl From<MessageError> for Refusal {
     }
 }
 
-/// What a text says by protocol.md: an op, or a ping.
+/// Returns the meaning of a text according to protocol.md: an op, or `None` for a ping.
 fn model(text: &str) -> Result<Option<(String, &str, u64)>, Refusal> {
     if !is_json(text) || has_refused_token(text) {
         return Err(MessageError::Json.into());
@@ -115,7 +118,8 @@ fn model_of_shallow(text: &str) -> Result<Option<(String, &str, u64)>, MessageEr
     }
 }
 
-/// The op goes out as it came in: in a broadcast, and in an init.
+/// Checks that the op is sent exactly as it was received, both in a broadcast and in an init
+/// message.
 fn check_frames(op: &Op<'_>) {
     let Op {
         key,

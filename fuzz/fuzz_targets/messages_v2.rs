@@ -1,6 +1,6 @@
-//! The messages of a client of version 2 against a model that `serde_json` cuts the fields for: the
-//! id, the key of a refused op, and the content or the error. Input: texts for one and the same
-//! parser, with the byte 1E (which no JSON holds) between them.
+//! The messages of a client of version 2, compared with a model for which `serde_json` extracts the
+//! fields: the id, the key of a refused op, and the content or the error. Input: texts for a single
+//! parser, separated by the byte 1E (which no JSON contains).
 #![no_main]
 
 use etherply::limits::{
@@ -47,7 +47,8 @@ fn check(parser: &mut Parser, text: &str) {
                     E::Common(MessageError::Depth(_) | MessageError::NotAnObject)
                 );
             let is_json = expected.content != Err(Refusal::Other(MessageError::Json.into()));
-            // Two reasons to refuse a text: which is found first is not promised.
+            // If there are two reasons to refuse a text, it is not specified which one is found
+            // first.
             if is_json || !is_deep {
                 assert_eq!(
                     Err(Refusal::from(refused.error)),
@@ -59,7 +60,7 @@ fn check(parser: &mut Parser, text: &str) {
     }
 }
 
-/// What a message says, with texts of its own.
+/// The content of a message, with owned texts.
 #[derive(Debug, PartialEq)]
 enum Content {
     Op {
@@ -99,7 +100,8 @@ impl From<ClientMessage<'_>> for Content {
     }
 }
 
-/// Why a text is refused, with the deep field as it is shown: only the parser can make one.
+/// The reason why a text is refused. The deep field is in its displayed form, because only the
+/// parser can construct it.
 #[derive(Debug, PartialEq)]
 enum Refusal {
     Depth { field: String, levels_max: usize },
@@ -124,7 +126,7 @@ impl From<MessageError> for Refusal {
     }
 }
 
-/// What a text says by protocol.md.
+/// The meaning of a text according to protocol.md.
 struct Model {
     id: Option<u64>,
     /// The key of an op, whether or not the op is refused.
@@ -146,7 +148,7 @@ impl Model {
     }
 }
 
-/// The key of an op, if the rest of the message can be told apart.
+/// Returns the key of an op, whether or not the op is valid otherwise.
 fn key(fields: &Fields<'_>) -> Option<String> {
     let kind = string(fields.only("type")?)?;
     let payload = Fields::of(fields.only("payload")?)?;
@@ -256,13 +258,13 @@ fn op(payload: &Fields<'_>) -> Result<Content, E> {
     })
 }
 
-/// The number that a JSON text is, written as an integer.
+/// Returns the number that a JSON text is, if it is written as an integer.
 fn integer(text: &str, min: u64, max: u64) -> Option<u64> {
     let number = u64::try_from(text.parse::<i128>().ok()?).ok()?;
     (min..=max).contains(&number).then_some(number)
 }
 
-/// What was accepted goes out as it came in.
+/// Checks that what was accepted is sent exactly as it was received.
 fn check_frames(message: ClientMessage<'_>) {
     let mut out = Vec::new();
     match message {

@@ -1,5 +1,5 @@
-//! JSON as the models of the message targets see it: `serde_json` cuts the fields, and what simd-json
-//! refuses beyond the grammar is modelled here.
+//! JSON for the models of the message targets: `serde_json` extracts the fields, and what simd-json
+//! refuses in addition is modelled here.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use etherply::wire::frame;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// The message and its payload are a level each around the value.
+/// The message and its payload add one level each around the value.
 pub const DEPTH_MAX: usize = VALUE_DEPTH_MAX + 2;
 
 /// Returns whether a text is JSON by its grammar.
@@ -23,7 +23,7 @@ pub fn string(text: &str) -> Option<String> {
     serde_json::from_str(text).ok()
 }
 
-/// The fields of an object in their order, names and values as they were sent.
+/// The fields of an object in order, with names and values as sent.
 struct RawFields<'a>(Vec<(&'a str, &'a str)>);
 
 impl<'a> Deserialize<'a> for RawFields<'a> {
@@ -55,14 +55,14 @@ impl<'a> Deserialize<'a> for RawFields<'a> {
 }
 
 impl<'a> RawFields<'a> {
-    /// Returns the first field of an object that is nested deeper than this.
+    /// Returns the first field of an object that is nested deeper than `levels`.
     fn deeper_than(text: &'a str, levels: usize) -> Option<(&'a str, &'a str)> {
         let fields: RawFields<'_> = serde_json::from_str(text).ok()?;
         fields.0.into_iter().find(|field| depth(field.1) > levels)
     }
 }
 
-/// The fields of an object in their order, names unescaped, values as they were sent.
+/// The fields of an object in order, with unescaped names and with values as sent.
 pub struct Fields<'a>(pub Vec<(String, &'a str)>);
 
 impl<'a> Deserialize<'a> for Fields<'a> {
@@ -137,7 +137,7 @@ pub fn deep_field(text: &str) -> Option<(String, usize)> {
     Some((field, levels_max))
 }
 
-/// Calls `visit` with each string, number and bracket of a text that is JSON.
+/// Calls `visit` with each string, number and bracket of a valid JSON text.
 fn tokens<'a>(text: &'a str, mut visit: impl FnMut(&'a str)) {
     let bytes = text.as_bytes();
     let mut at = 0;
@@ -166,8 +166,8 @@ fn tokens<'a>(text: &'a str, mut visit: impl FnMut(&'a str)) {
     }
 }
 
-/// Returns whether simd-json refuses a text though it is JSON: for a number outside u64, i64 and f64,
-/// or for a lone surrogate.
+/// Returns whether a text has a token that simd-json refuses although it is JSON: a number outside
+/// u64, i64 and f64, or a lone surrogate.
 #[must_use]
 pub fn has_refused_token(text: &str) -> bool {
     let mut is_refused = false;
@@ -182,7 +182,7 @@ pub fn has_refused_token(text: &str) -> bool {
     is_refused
 }
 
-/// The depth of a text that is JSON.
+/// Returns the depth of a text that is JSON.
 #[must_use]
 pub fn depth(text: &str) -> usize {
     let (mut depth, mut deepest) = (0_usize, 0);
@@ -197,7 +197,7 @@ pub fn depth(text: &str) -> usize {
     deepest
 }
 
-/// At least as many as the depth of a text that may be no JSON.
+/// Returns an upper bound for the depth of a text that may not be JSON.
 #[must_use]
 pub fn brackets(text: &str) -> usize {
     text.bytes()
@@ -205,7 +205,7 @@ pub fn brackets(text: &str) -> usize {
         .count()
 }
 
-/// Returns the payload of the one text frame in `out`.
+/// Returns the payload of the only text frame in `out`.
 ///
 /// # Panics
 /// If `out` is not one.

@@ -1,4 +1,4 @@
-//! The parts of a request head, and access to its fields.
+//! The parts of a request head, and accessors for its fields.
 
 use super::answer::Answer;
 
@@ -39,7 +39,7 @@ impl<'a> Head<'a> {
     }
 
     /// Returns the tokens of all `Authorization` fields (RFC 6750 section 2.1). Bytes that are not
-    /// UTF-8 are replaced, because no validly signed token contains any.
+    /// UTF-8 are replaced; no validly signed token contains any.
     pub fn bearer_tokens(&self) -> impl Iterator<Item = String> {
         self.values("authorization").filter_map(|value| {
             let (scheme, token) = value.split_at_checked("Bearer ".len())?;
@@ -50,7 +50,7 @@ impl<'a> Head<'a> {
     }
 
     /// Returns the origin of the requesting page (RFC 6454 section 7). Bytes that are not UTF-8 are
-    /// replaced, because no allowed origin contains any.
+    /// replaced; no allowed origin contains any.
     pub fn origin(&self) -> Option<String> {
         let value = self.values("origin").next()?;
         Some(String::from_utf8_lossy(value).into_owned())

@@ -76,7 +76,7 @@ pub struct ClientOp<'a> {
 pub enum ClientChange<'a> {
     /// The key gets a value.
     Write {
-        /// The JSON text of the value, byte for byte as sent, without the white space around it.
+        /// The JSON text of the value, byte for byte as sent, without surrounding white space.
         value: &'a str,
         /// The time after which the server deletes the key, 1 to [`TTL_MS_MAX`] milliseconds.
         ttl_ms: Option<u64>,
@@ -96,7 +96,7 @@ pub struct RefusedMessage<'a> {
 
 /// The reason why a text is not a valid message of version 2.
 ///
-/// Its text is sent to the client: it names the field and says what the field must be.
+/// The error's text is sent to the client. It names the field and says what the field must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ClientMessageError {
     /// A reason that version 1 has, too.
