@@ -403,7 +403,7 @@ impl Shard {
                     record,
                     replaced,
                     live_bytes: (live_bytes_before, room.workspace.log_bytes()),
-                    sender: id,
+                    sender: Some(id),
                 };
                 let allowance = &mut room.allowance;
                 let position = self.log.append(&append, allowance, clock.now_us);
