@@ -27,6 +27,7 @@
 //! | `Rooms` | the table of workspaces in memory, its index, and the rooms with new ops |
 //! | `SendQueues` | the order of sends, pauses, and sessions that wait for the log |
 //! | `ReadQueues` | sessions to read: from the socket, in turn, or once the log has room |
+//! | `Generations` | the current generation and the one before it |
 //! | `ShardLog` | the commit, the visible position, senders of pending ops, log size, health |
 //! | `Admission` | requests that wait for the state, the handshake rate, shedding |
 //! | `Snapshots` | encoded states, their budget, encodings in progress |
@@ -62,6 +63,7 @@ mod delivery;
 mod encoding;
 mod eviction;
 mod failure;
+mod generations;
 mod handshake;
 mod held_writers;
 mod http_read;
@@ -88,8 +90,9 @@ use crate::core::fanout::room::Room;
 use crate::core::fanout::window::Chunk;
 use crate::core::shard::admission::Admission;
 use crate::core::shard::connection_log::{ConnectionLog, Party};
-use crate::core::shard::contract::{Clock, Input, Output, PeerStatus, ShardConfig};
+use crate::core::shard::contract::{Clock, Input, Output, PeerStatus, RestoredState, ShardConfig};
 use crate::core::shard::counters::Counters;
+use crate::core::shard::generations::Generations;
 use crate::core::shard::read_queues::ReadQueues;
 use crate::core::shard::rooms::Rooms;
 use crate::core::shard::send_queues::SendQueues;
@@ -103,7 +106,7 @@ use crate::core::snapshot::state_chunks::StateChunkCache;
 use crate::core::state::segment_usage::Dead;
 use crate::core::state::workspace::Workspace;
 use crate::limits::SNAPSHOTS_SWEPT_PER_TURN;
-use crate::log::commit::{Durability, LogStep, OpenSegment};
+use crate::log::commit::{Durability, LogStep};
 use crate::wire::message::Parser;
 use crate::wire::message::v2::StateChunk;
 
@@ -128,6 +131,7 @@ pub struct Shard {
     /// The part that is being encoded, whose memory is reused.
     state_chunk: StateChunk,
     log: ShardLog,
+    generations: Generations,
     reads: ReadQueues,
     sends: SendQueues,
     pool: OutboxPool,
@@ -155,16 +159,11 @@ enum Drain {
 }
 
 impl Shard {
-    /// Returns a shard that serves `workspaces` and appends to `segment`.
+    /// Returns a shard that serves a state and continues its log.
     #[must_use]
-    pub fn new(
-        config: ShardConfig,
-        segment: OpenSegment,
-        workspaces: Vec<Workspace>,
-        clock: Clock,
-    ) -> Self {
+    pub fn new(config: ShardConfig, state: RestoredState, clock: Clock) -> Self {
         let mut shard = Self::recovering(config, clock);
-        shard.open(segment, workspaces, clock);
+        shard.open(state, clock);
         shard
     }
 
@@ -186,6 +185,7 @@ impl Shard {
             state_chunks: StateChunkCache::default(),
             state_chunk: StateChunk::new(),
             log: ShardLog::recovering(&config, clock.now_us),
+            generations: Generations::default(),
             reads: ReadQueues::default(),
             sends: SendQueues::default(),
             config,
@@ -196,11 +196,15 @@ impl Shard {
         }
     }
 
-    /// Starts serving `workspaces` and appending to `segment`.
-    fn open(&mut self, segment: OpenSegment, workspaces: Vec<Workspace>, clock: Clock) {
-        let live_bytes = workspaces.iter().map(Workspace::log_bytes).sum();
-        self.log.open(segment, live_bytes, clock.now_us);
-        for workspace in workspaces {
+    /// Starts serving a state and continuing its log.
+    fn open(&mut self, state: RestoredState, clock: Clock) {
+        let live_bytes = state.workspaces.iter().map(Workspace::log_bytes).sum();
+        self.generations.begin(&state);
+        let ShardConfig { shard, shards, .. } = self.config;
+        let record = self.generations.record(shard, shards);
+        self.log
+            .open(state.segment, live_bytes, record, clock.now_us);
+        for workspace in state.workspaces {
             self.rooms.insert(Room::new(workspace));
         }
     }
@@ -226,7 +230,8 @@ impl Shard {
     /// Ends a turn. Durability depends on the order of its steps:
     ///
     /// 1. Waiting requests are answered once the state is available, timers expire, sessions are
-    ///    evicted while too much memory is held, and the log is measured.
+    ///    evicted while too much memory is held, and the log is measured. A generation that has
+    ///    begun is recorded.
     /// 2. Bytes that an earlier turn left unread are read, so that their ops join this turn's
     ///    batch.
     /// 3. Members are queued to receive the ops that became visible since the last turn, and the
@@ -251,6 +256,7 @@ impl Shard {
             shard.expire_timers(clock);
             shard.evict_over_budget(clock);
             shard.measure_log(clock);
+            shard.log.record_generation(clock.now_us);
             shard.read_on(clock);
             shard.read_held(clock);
             shard.announce();

@@ -46,7 +46,6 @@ pub fn shard_config() -> ShardConfig {
         future_skew_us: FUTURE_SKEW_S_DEFAULT * SECOND_US,
         drain_us: DRAIN_MS_DEFAULT * 1000,
         hash_seed: HASH_SEED,
-        start_id: 0xabc,
         verifier: Arc::new(Verifier::new(&secret(), None)),
         origins: Arc::default(),
         limits: Limits::default(),

@@ -16,12 +16,14 @@ use signal_hook::iterator::Signals;
 
 use crate::admin::Pages;
 use crate::config::{SecretError, Secrets, ServeArgs};
-use crate::core::shard::contract::ShardConfig;
+use crate::core::shard::contract::{LoggedGenerations, ShardConfig};
 use crate::core::shard::log_space::LogSize;
 use crate::core::state::workspace::Workspace;
+use crate::generation::Generation;
 use crate::io::compactor::{Compactor, CompactorEvent};
 use crate::io::listener::{AddressNames, ListenError, Listener};
 use crate::io::mailbox::{RecoveredShard, ShardMessage, ShardSender, mailbox};
+use crate::io::random::random_u64;
 use crate::io::recovery::{self, Display};
 use crate::io::ring;
 use crate::io::secrets::SecretStore;
@@ -135,7 +137,7 @@ pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
 
     let (events, inbox) = channel();
     watch_signals(events.clone())?;
-    let (hash_seed, start_id) = (random_u64()?, random_u64()?);
+    let hash_seed = random_u64()?;
     let token = settings.dev.then(|| dev_token(secrets.secrets()));
     let status = Arc::new(Status::new(shards, connections_max));
     let compactor = Compactor::start(Arc::clone(&directory), shards as usize, Arc::clone(&status))?;
@@ -143,7 +145,6 @@ pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
         settings,
         shards,
         hash_seed,
-        start_id,
         verifier: Arc::new(secrets.secrets().verifier()),
         origins: settings.allow_origins.clone().into(),
         pages: Arc::new(pages(settings, token)),
@@ -190,6 +191,9 @@ fn begin_to_serve(
     fill_bytes: Option<u64>,
 ) -> Result<(), ServeError> {
     let (serves, serving) = channel();
+    // All shards begin the same generation, so that a later start with another number of shards can
+    // still name it.
+    let generation = Generation::new(random_u64()?);
     let mut room = DiskRoom::new(LowMarks::default(), senders.len() as u64);
     for (number, (sender, workspaces)) in (0..).zip(senders.iter().zip(partitions)) {
         let open = || LogFiles::open(Arc::clone(directory), number, report, fill_bytes);
@@ -213,6 +217,8 @@ fn begin_to_serve(
         sender.send(ShardMessage::Recovered(Box::new(RecoveredShard {
             log,
             workspaces,
+            generation,
+            logged: LoggedGenerations::default(),
             serves,
         })));
     }
@@ -366,7 +372,6 @@ struct Common<'a> {
     settings: &'a ServeArgs,
     shards: u32,
     hash_seed: u64,
-    start_id: u64,
     verifier: Arc<Verifier>,
     origins: Arc<[String]>,
     pages: Arc<Pages>,
@@ -468,7 +473,6 @@ fn shard_config(common: &Common<'_>, shard: u32) -> ShardConfig {
         segment_bytes_max: SEGMENT_BYTES_MAX,
         log_spare_bytes: LOG_SPARE_BYTES,
         hash_seed: common.hash_seed,
-        start_id: common.start_id,
         verifier: Arc::clone(&common.verifier),
         origins: Arc::clone(&common.origins),
         limits: (&settings.limits).into(),
@@ -525,12 +529,6 @@ pub fn connections_allowed(files: u64, shards: u32) -> Result<usize, ServeError>
         });
     }
     Ok(usize::try_from(files - reserved).unwrap_or(usize::MAX / 2))
-}
-
-fn random_u64() -> io::Result<u64> {
-    let mut bytes = [0; 8];
-    getrandom::fill(&mut bytes).map_err(io::Error::from)?;
-    Ok(u64::from_ne_bytes(bytes))
 }
 
 /// Returns a token for trying out the server.

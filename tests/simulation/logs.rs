@@ -2,7 +2,7 @@
 
 use std::io;
 
-use etherply::core::shard::contract::{Input, Output};
+use etherply::core::shard::contract::{Input, Output, RestoredState};
 use etherply::core::state::placement::shard_of;
 use etherply::core::state::replay::Replay;
 use etherply::core::testing::{Dice, HASH_SEED};
@@ -17,7 +17,7 @@ use crate::disk::SimDisk;
 use crate::journal::Journal;
 use crate::model::Model;
 use crate::plan::{Plan, faults};
-use crate::server::{Errand, LogOperation};
+use crate::server::{Errand, LogOperation, new_generation};
 use crate::wire;
 use crate::world::{Doing, World};
 
@@ -197,10 +197,16 @@ impl World {
                     self.accept_rebuilt(shard, &workspaces);
                     self.coverage.rebuilds += 1;
                 }
+                let generation = new_generation(self.plan.seed, clock);
                 let seat = self.seat(shard);
                 let log = seat.log.as_mut().expect("open");
                 let state = outcome
-                    .map(|segment| (log.replace(segment), workspaces))
+                    .map(|segment| RestoredState {
+                        segment: log.replace(segment),
+                        workspaces,
+                        generation,
+                        logged: None,
+                    })
                     .map_err(io::Error::other);
                 seat.is_sync_lost &= state.is_err();
                 seat.is_end_known &= state.is_err();

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use etherply::core::shard::contract::Input;
+use etherply::core::shard::contract::{Input, LoggedGenerations, RestoredState};
 use etherply::core::shard::log_space::LogSize;
 use etherply::log::chain::Chain;
 use etherply::log::compaction::{Compaction, CompactionError, Settings};
@@ -17,7 +17,7 @@ use crate::client::Home;
 use crate::crash::Crash;
 use crate::disk::SimDisk;
 use crate::plan::faults;
-use crate::server::{self, Server, Stage, rubbish};
+use crate::server::{self, Server, Stage, new_generation, rubbish};
 use crate::wire::BATCH_HEADER_BYTES;
 use crate::world::{Doing, World};
 
@@ -99,6 +99,7 @@ impl World {
                         return self.end_process("its shards cannot be noted");
                     }
                 }
+                let generation = new_generation(self.plan.seed, self.clock);
                 let seat = &mut server.seats[shard];
                 let segment = seat.log.insert(log).open_segment();
                 let space = self.disk.space(server::DATA.as_ref());
@@ -106,8 +107,13 @@ impl World {
                 let room_end = server.room.end(segment.first_position);
                 let size = LogSize::unmeasured(room_end);
                 seat.shard.handle(Input::LogSize(size), self.clock);
-                seat.shard
-                    .handle(Input::Rebuilt(Ok((segment, workspaces))), self.clock);
+                let state = RestoredState {
+                    segment,
+                    workspaces,
+                    generation,
+                    logged: Some(LoggedGenerations::default()),
+                };
+                seat.shard.handle(Input::Rebuilt(Ok(state)), self.clock);
                 (seat.is_serving, seat.is_woken) = (true, true);
                 server.tell_rotation(shard);
             }

@@ -12,6 +12,7 @@ use etherply::core::shard::session::SessionId;
 use etherply::core::state::replay::Replay;
 use etherply::core::state::workspace::Workspace;
 use etherply::core::testing::{self, Dice, HASH_SEED, START_UNIX_S};
+use etherply::generation::Generation;
 use etherply::io::compactor::log_size;
 use etherply::limits::SECOND_US;
 use etherply::log::compaction::Compaction;
@@ -35,6 +36,12 @@ pub const BEGIN_UNIX_US: u64 = START_UNIX_S * SECOND_US;
 pub fn token() -> &'static str {
     static TOKEN: LazyLock<String> = LazyLock::new(|| testing::token(None));
     &TOKEN
+}
+
+/// Returns the id of a generation that begins now. The dice are not the world's, so that other runs
+/// stay as they are.
+pub fn new_generation(seed: u64, clock: Clock) -> Generation {
+    Generation::new(Dice::stream(seed ^ clock.now_us, 15).below_u64(u64::MAX))
 }
 
 /// An operation of a log: requested, or completed but not reported yet.

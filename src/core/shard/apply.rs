@@ -191,7 +191,7 @@ impl Shard {
             },
             replaced: won.replaced,
             live_bytes: (won.live_bytes_before, room.workspace.log_bytes()),
-            sender: won.sender,
+            sender: Some(won.sender),
         };
         let allowance = &mut room.allowance;
         let position = self.log.append(&append, allowance, clock.now_us);

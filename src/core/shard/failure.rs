@@ -10,11 +10,9 @@ use std::io;
 use std::rc::Rc;
 
 use crate::core::shard::connection_log::Party;
-use crate::core::shard::contract::{Clock, Output};
+use crate::core::shard::contract::{Clock, Output, RestoredState};
 use crate::core::shard::session::{SessionId, State};
 use crate::core::shard::{Drain, Shard};
-use crate::core::state::workspace::Workspace;
-use crate::log::commit::OpenSegment;
 use crate::log::position::LogPosition;
 use crate::wire::frame;
 use crate::wire::message;
@@ -128,16 +126,12 @@ impl Shard {
     }
 
     /// Handles the outcome of a rebuild, or of the initial reading of the log.
-    pub(super) fn rebuilt(
-        &mut self,
-        outcome: io::Result<(OpenSegment, Vec<Workspace>)>,
-        clock: Clock,
-    ) {
+    pub(super) fn rebuilt(&mut self, outcome: io::Result<RestoredState>, clock: Clock) {
         let is_rebuild = self.log.end_rebuild();
-        let Ok((segment, workspaces)) = outcome else {
+        let Ok(state) = outcome else {
             return self.log.rebuild_failed(clock.now_us);
         };
-        self.open(segment, workspaces, clock);
+        self.open(state, clock);
         if is_rebuild {
             self.outputs.push_back(Output::Ready(true));
         }

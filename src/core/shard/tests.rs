@@ -14,6 +14,7 @@ mod counters;
 mod delivery;
 mod failures;
 mod frames;
+mod generations;
 mod http_read;
 mod limits;
 mod notes;
