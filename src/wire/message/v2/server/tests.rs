@@ -130,7 +130,7 @@ fn welcomes() {
     }
 }
 
-/// P113, P134, P150, P180, P182.
+/// P134, P150, P180, P182.
 #[test]
 fn answers() {
     check(r#"{"type":"synced","payload":{},"seq":812}"#, None, |out| {
@@ -168,30 +168,21 @@ fn answers() {
         None,
         |out| put_token(out, None),
     );
-    for (id, key, expected) in [
-        (
-            Some(40),
-            Some("k\""),
-            r#"{"type":"error","id":40,"payload":{"code":413,"message":"full: \"x\"","key":"k\""}}"#,
-        ),
-        (
-            Some(40),
-            None,
-            r#"{"type":"error","id":40,"payload":{"code":413,"message":"full: \"x\""}}"#,
-        ),
-        (
-            None,
-            Some("k"),
-            r#"{"type":"error","payload":{"code":413,"message":"full: \"x\"","key":"k"}}"#,
-        ),
-        (
-            None,
-            None,
-            r#"{"type":"error","payload":{"code":413,"message":"full: \"x\""}}"#,
-        ),
+}
+
+/// P112, P113.
+#[test]
+fn errors() {
+    for (id, key, id_text, key_text) in [
+        (Some(40), Some("k\""), r#","id":40"#, r#","key":"k\"""#),
+        (Some(40), None, r#","id":40"#, ""),
+        (None, Some("k"), "", r#","key":"k""#),
+        (None, None, "", ""),
     ] {
+        let payload = format!(r#"{{"code":413,"message":"full: \"x\""{key_text}}}"#);
+        let expected = format!(r#"{{"type":"error"{id_text},"payload":{payload}}}"#);
         let frame_bytes = error_frame_bytes(413, "full: \"x\"", id, key);
-        check(expected, Some(frame_bytes), |out| {
+        check(&expected, Some(frame_bytes), |out| {
             put_error(out, 413, "full: \"x\"", id, key);
         });
     }
