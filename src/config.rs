@@ -29,6 +29,7 @@ mod given;
 pub mod limits;
 pub mod log;
 mod origin;
+pub mod presence;
 mod secrets;
 pub mod usage;
 mod value;
@@ -188,6 +189,10 @@ pub struct ServeArgs {
     #[expect(missing_docs, reason = "a doc comment would be a line of the help")]
     #[command(flatten)]
     pub limits: limits::LimitArgs,
+
+    #[expect(missing_docs, reason = "a doc comment would be a line of the help")]
+    #[command(flatten)]
+    pub presence: presence::PresenceArgs,
 
     /// How far ahead of this server's clock the timestamp of an op may be
     #[arg(

@@ -262,6 +262,8 @@ pub const PRESENCE_NAMES_MAX: usize = 1000;
 pub const PRESENCE_PEERS_MAX: usize = 1000;
 /// The default of `--max-presence-bytes`: the total length of the entries of a workspace's peers.
 pub const PRESENCE_BYTES_DEFAULT: usize = 1024 * 1024;
+/// The smallest `--max-presence-bytes`.
+pub const PRESENCE_BYTES_MIN: usize = 1024;
 /// The largest `--max-presence-bytes`. A peer that has missed a message is sent all entries.
 pub const PRESENCE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// The capacity that a peer's entry keeps, however short the entry becomes.

@@ -11,7 +11,7 @@ const MOVING: u64 = 20;
 /// The number of updates of each moving peer in an interval.
 const UPDATES: usize = 3;
 /// A slow peer is sent a message in one of this many intervals.
-const SLOW_INTERVALS: usize = 5;
+const SLOW_INTERVALS: u64 = 5;
 
 /// P163, P164.
 #[test]
@@ -41,7 +41,7 @@ fn presence_allocates_nothing_in_the_steady_state() {
         .collect();
     let mut values = values.iter().cycle();
     let mut latest_count = 0;
-    let mut interval = |number: usize| {
+    let mut interval = |number: u64| {
         for _ in 0..UPDATES {
             for connection in 0..MOVING {
                 let value = values.next().expect("a cycle has no end");
@@ -53,11 +53,11 @@ fn presence_allocates_nothing_in_the_steady_state() {
             .expect("it has changed");
         for connection in 0..PEERS {
             let is_slow = connection % 10 == 9;
-            if is_slow && (number + connection as usize) % SLOW_INTERVALS > 0 {
+            if is_slow && !(number + connection).is_multiple_of(SLOW_INTERVALS) {
                 continue;
             }
             let message = peers.take_message(connection, &mut frame, &mut pool);
-            latest_count += usize::from(!is_slow);
+            latest_count += u64::from(!is_slow);
             pool.give(message.expect("it is owed one").chunk);
         }
     };

@@ -42,6 +42,7 @@ impl PresenceQueue {
     }
 
     /// Returns the time from which [`PresenceQueue::pop`] returns a room.
+    #[must_use]
     pub fn next_due_us(&self, is_round_done: bool) -> Option<u64> {
         let (due_us, _) = self.rooms.front()?;
         let wait_us = if is_round_done { 0 } else { PRESENCE_WAIT_US };

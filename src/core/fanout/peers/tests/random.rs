@@ -102,8 +102,8 @@ impl PeersModel {
             let old = self.connections.get(*old);
             old.is_some_and(|old| old.is_peer && user.is_some() && old.user == user)
         };
-        let replaced = old.filter(is_replaced);
-        if let Some(old) = replaced {
+        let removed = old.filter(is_replaced);
+        if let Some(old) = removed {
             self.end(old);
         }
         let id = self.connections.len();
@@ -113,7 +113,7 @@ impl PeersModel {
             value: Value::Null,
             is_peer: true,
             is_listed: false,
-            replaced,
+            replaced: removed,
             replica: Replica::new(),
             has_all: false,
         });
