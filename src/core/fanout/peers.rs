@@ -463,14 +463,19 @@ impl Peers {
         Some(bytes)
     }
 
-    /// Returns whether the peer is owed a message that can be taken now.
+    /// Returns about how long the message is that the peer is owed and that can be taken now, or
+    /// `None` if there is none.
     #[must_use]
-    pub fn is_owed(&self, connection: u64) -> bool {
-        let peer = self.table.get(&connection);
-        match peer.and_then(|peer| peer.position.owed(self.version)) {
-            Some(Owed::Latest) => true,
-            Some(Owed::All) => !matches!(self.all, Encoded::Stale),
-            None => false,
+    pub fn owed_bytes(&self, connection: u64) -> Option<usize> {
+        let peer = self.table.get(&connection)?;
+        let message = match peer.position.owed(self.version)? {
+            Owed::Latest => &self.latest,
+            Owed::All => &self.all,
+        };
+        match message {
+            Encoded::No => Some(self.listed_bytes),
+            Encoded::Yes { chunk, .. } => Some(chunk.len()),
+            Encoded::Stale => None,
         }
     }
 

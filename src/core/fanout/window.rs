@@ -4,6 +4,8 @@
 //! session's outbox holds an offset as its cursor, so a thousand slow sessions cost no more memory
 //! than one. Frames stay until every cursor has passed them, or until the window exceeds its bound.
 //! A session whose cursor would then fall out of the window is *behind*.
+//!
+//! Casts (P167) are frames among the ops, so a session that falls out of the window misses them.
 
 use std::collections::VecDeque;
 use std::rc::Rc;

@@ -90,13 +90,21 @@ impl PeersRig {
     }
 
     pub fn take_chunk(&mut self, connection: u64) -> Option<Chunk> {
-        let is_owed = self.peers.is_owed(connection);
+        let owed_bytes = self.peers.owed_bytes(connection);
         let message = self
             .peers
             .take_message(connection, &mut self.frame, &mut self.pool);
         self.peers.invariants();
-        assert_eq!(message.is_some(), is_owed);
-        message.map(|message| message.chunk)
+        let chunk = message.map(|message| message.chunk);
+        match (&chunk, owed_bytes) {
+            (Some(chunk), Some(bytes)) => {
+                // The frame and the commas are not counted before the message is encoded.
+                let most_bytes = bytes + self.peers.len() + 100;
+                assert!((bytes..most_bytes).contains(&chunk.len()));
+            }
+            (chunk, owed_bytes) => assert!(chunk.is_none() && owed_bytes.is_none()),
+        }
+        chunk
     }
 
     pub fn take(&mut self, connection: u64) -> Option<Value> {
