@@ -33,8 +33,8 @@ impl PresenceQueue {
     /// Removes and returns the next room whose message is due, with the time at which it became
     /// due. If that is not the time of the room's peers ([`Peers::due_us`]), the entry is stale.
     ///
-    /// `is_round_done` is whether no sessions are queued to be sent to. To be called after the sends
-    /// of a turn: before them, the turn's own events have queued some sessions again.
+    /// `is_round_done` is whether no sessions are queued to be sent to. To be called after the
+    /// sends of a turn: before them, the turn's own events have queued some sessions again.
     pub fn pop(&mut self, is_round_done: bool, now_us: u64) -> Option<(u64, RoomId)> {
         if self.next_due_us(is_round_done)? > now_us {
             return None;
