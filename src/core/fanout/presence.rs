@@ -48,13 +48,11 @@ impl Presence {
     }
 
     /// Returns the peers, if there have been any.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the shard"))]
     pub fn peers_mut(&mut self) -> Option<&mut Peers> {
         self.peers.as_mut()
     }
 
     /// Returns the peers, to which the first one may now be added.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the shard"))]
     pub fn peers_or_new(&mut self, settings: PresenceSettings) -> &mut Peers {
         self.peers.get_or_insert_with(|| Peers::new(settings))
     }
