@@ -6,6 +6,7 @@ use crate::core::fanout::outbox::View;
 use crate::core::fanout::presence::Presence;
 use crate::core::fanout::window::{Window, WindowPool};
 use crate::core::fanout::window_offset::WindowOffset;
+use crate::core::shard::expiry_queue::RoomDeadline;
 use crate::core::state::workspace::Workspace;
 use crate::core::state::write_allowance::WriteAllowance;
 use crate::log::position::LogPosition;
@@ -46,6 +47,8 @@ pub(crate) struct Room {
     pub announced_end: WindowOffset,
     /// The allowance for free writes while the log is long.
     pub allowance: WriteAllowance,
+    /// The next time at which a key expires or a tombstone is dropped.
+    pub deadline: RoomDeadline,
     /// The log position of the room's last op; `NONE` if the op was read from disk.
     position: LogPosition,
 }
@@ -61,6 +64,7 @@ impl Room {
             touched: false,
             announced_end: WindowOffset::START,
             allowance: WriteAllowance::default(),
+            deadline: RoomDeadline::default(),
             position: LogPosition::NONE,
         }
     }
@@ -83,6 +87,12 @@ impl Room {
     /// Returns the log position that must be visible before the newest op may be sent.
     pub fn visible_from(&self) -> LogPosition {
         self.position
+    }
+
+    /// Records that a record of the room other than an op ends at `position`. Answers that depend on
+    /// it must wait until it is visible.
+    pub fn logged_to(&mut self, position: LogPosition) {
+        self.position = position;
     }
 
     /// Returns the window and the end of its visible frames.

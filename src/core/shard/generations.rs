@@ -43,10 +43,6 @@ pub(super) struct Generations {
     /// `None` while the log is being read for the first time.
     current: Option<Generation>,
     /// The generation that the current one continues; `None` if it is not known.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "joining in version 2 is built next")
-    )]
     previous: Option<Generation>,
     /// The number of the current generation among those in the shard's folder.
     number: u64,

@@ -409,6 +409,7 @@ impl Shard {
                 let position = self.log.append(&append, allowance, clock.now_us);
                 let (start, end) =
                     room.broadcast(key, value, timestamp, position, self.pool.windows());
+                self.expiry.update(room_id, room);
                 if !session.outbox.skip_own(start, end, &mut self.pool) {
                     self.conflate(id);
                 }

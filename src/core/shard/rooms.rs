@@ -64,6 +64,11 @@ impl Rooms {
         self.table.len()
     }
 
+    pub fn iter(&self) -> impl Iterator<Item = (RoomId, &Room)> {
+        let rooms = self.table.iter();
+        rooms.map(|(slot, room)| (RoomId::new(slot), room))
+    }
+
     // ---- members ----
 
     /// Adds the session in a slot to a room. Returns the session's index among the members.
@@ -194,10 +199,6 @@ impl IndexMut<RoomId> for Rooms {
 
 #[cfg(test)]
 impl Rooms {
-    pub fn iter(&self) -> impl Iterator<Item = &Room> {
-        self.table.iter().map(|(_, room)| room)
-    }
-
     pub fn touched(&self) -> &[RoomId] {
         &self.touched
     }

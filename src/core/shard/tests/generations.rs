@@ -216,7 +216,7 @@ fn a_client_older_than_a_dropped_tombstone_does_not_resume() {
     }
     workspace.finish_restore();
     workspace.begin_generation();
-    workspace.drop_tombstones(WEEK_US + 2, WEEK_US, 9, 0);
+    workspace.drop_tombstones((WEEK_US + 2, WEEK_US), 9, None, 0);
     let mut rig = Rig::recovering(|_| ());
     rig.logged.previous = Some(Generation::new(10));
     rig.recover(vec![workspace]);
