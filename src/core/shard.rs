@@ -55,6 +55,7 @@ pub mod shedding;
 pub mod timers;
 
 mod admission;
+mod apply;
 mod clock_corrections;
 mod closing;
 mod conflation;
@@ -70,12 +71,16 @@ mod handshake;
 mod held_writers;
 mod http_read;
 mod intake;
+mod messages_v2;
 mod read_queues;
 mod rooms;
 mod send_queues;
 mod session_budget;
 mod sessions;
+mod settlement;
 mod shard_log;
+mod state_sync;
+mod version2;
 mod waiting;
 
 use std::cell::RefCell;
@@ -101,11 +106,13 @@ use crate::core::shard::sessions::Sessions;
 use crate::core::shard::shard_clock::Absence;
 use crate::core::shard::shard_log::ShardLog;
 use crate::core::snapshot::snapshots::Snapshots;
+use crate::core::snapshot::state_chunks::StateChunkCache;
 use crate::core::state::segment_usage::Dead;
 use crate::core::state::workspace::Workspace;
 use crate::limits::SNAPSHOTS_SWEPT_PER_TURN;
 use crate::log::commit::{Durability, LogStep};
 use crate::wire::message::Parser;
+use crate::wire::message::v2::StateChunk;
 
 /// A shard; see the [module documentation](self).
 pub struct Shard {
@@ -126,6 +133,10 @@ pub struct Shard {
     connection_log: Option<Box<ConnectionLog>>,
     admission: Admission,
     snapshots: Snapshots,
+    /// Parts of states for clients of version 2.
+    state_chunks: StateChunkCache,
+    /// The part that is being encoded, whose memory is reused.
+    state_chunk: StateChunk,
     log: ShardLog,
     generations: Generations,
     reads: ReadQueues,
@@ -178,6 +189,8 @@ impl Shard {
             connection_log: config.has_journal.then(Box::default),
             admission: Admission::default(),
             snapshots: Snapshots::new(config.snapshot_bytes_max, config.snapshot_part_bytes),
+            state_chunks: StateChunkCache::default(),
+            state_chunk: StateChunk::new(),
             log: ShardLog::recovering(&config, clock.now_us),
             generations: Generations::default(),
             reads: ReadQueues::default(),
@@ -367,6 +380,7 @@ impl Shard {
         self.log.invariants();
         self.admission.invariants(&self.sessions);
         self.snapshots.invariants();
+        self.state_chunks.invariants();
         self.audit();
     }
 

@@ -47,6 +47,18 @@ pub enum Durability {
     None,
 }
 
+impl Durability {
+    /// Returns the value of `--durability` that selects the mode.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Always => "always",
+            Self::Interval => "interval",
+            Self::None => "none",
+        }
+    }
+}
+
 /// A segment that is open for writing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OpenSegment {
@@ -310,6 +322,12 @@ impl Commit {
     /// clears it. Used for the metrics.
     pub fn take_synced_since_us(&mut self) -> Option<u64> {
         self.synced_since_us.take()
+    }
+
+    /// Returns the log position after the last byte that was handed to a write.
+    #[must_use]
+    pub fn handed_position(&self) -> LogPosition {
+        self.handed
     }
 
     /// Returns the log position after the last op that was pushed.

@@ -66,6 +66,15 @@ pub struct Grant {
     pub expires_at_us: Option<u64>,
 }
 
+impl Grant {
+    /// Returns the token's `exp`, in Unix seconds.
+    #[must_use]
+    pub fn expires_s(&self) -> Option<u64> {
+        let expires_at_us = self.expires_at_us?;
+        Some((expires_at_us / SECOND_US).saturating_sub(TOKEN_LEEWAY_S))
+    }
+}
+
 /// The reason why a token is refused. The error's text is the message of the 401 answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum AuthError {

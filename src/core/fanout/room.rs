@@ -1,4 +1,5 @@
-//! A workspace on its shard: its state, its recent frames, and its members.
+//! A workspace on its shard: its state, and for each version of the protocol in use, its recent
+//! frames and its members.
 
 use std::rc::Rc;
 
@@ -7,10 +8,12 @@ use crate::core::fanout::presence::Presence;
 use crate::core::fanout::window::{Window, WindowPool};
 use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::expiry_queue::RoomDeadline;
-use crate::core::state::workspace::Workspace;
+use crate::core::state::workspace::{Entry, Workspace};
 use crate::core::state::write_allowance::WriteAllowance;
 use crate::log::position::LogPosition;
-use crate::wire::message;
+use crate::seq::Seq;
+use crate::wire::ProtocolVersion;
+use crate::wire::message::{self, v2};
 
 /// The slot of a room in its shard's table. The slot may be reused once the room is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -33,18 +36,76 @@ impl RoomId {
     }
 }
 
-/// A live workspace on its shard, with its window and members.
+/// An op as clients are shown it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ShownOp<'a> {
+    pub key: &'a str,
+    /// The JSON text of the value. `None` if the op is a delete.
+    pub value: Option<&'a str>,
+    pub timestamp: u64,
+}
+
+impl<'a> ShownOp<'a> {
+    /// Returns the op that made an entry what it is.
+    pub fn of(entry: &'a Entry) -> Self {
+        Self {
+            key: entry.key(),
+            value: (!entry.is_deleted()).then(|| entry.value()),
+            timestamp: entry.timestamp(),
+        }
+    }
+
+    /// Returns the length of the op's frame in a version of the protocol. With `seq`, the frame
+    /// moves the resume point of a client of version 2.
+    pub fn frame_bytes(&self, version: ProtocolVersion, seq: Option<Seq>) -> usize {
+        let Self {
+            key,
+            value,
+            timestamp,
+        } = *self;
+        match version {
+            ProtocolVersion::V1 => message::op_frame_bytes(key, value.unwrap_or(NULL), timestamp),
+            ProtocolVersion::V2 => v2::op_frame_bytes(key, value, timestamp, seq),
+        }
+    }
+
+    /// Appends the op's frame in a version of the protocol.
+    pub fn put(&self, out: &mut Vec<u8>, version: ProtocolVersion, seq: Option<Seq>) {
+        let Self {
+            key,
+            value,
+            timestamp,
+        } = *self;
+        match version {
+            ProtocolVersion::V1 => message::put_op(out, key, value.unwrap_or(NULL), timestamp),
+            ProtocolVersion::V2 => v2::put_op(out, key, value, timestamp, seq),
+        }
+    }
+}
+
+/// The value by which a client of version 1, which knows no deletes, is shown one (P121).
+const NULL: &str = "null";
+
+/// The recent frames of a room in one version of the protocol, and the members that speak it.
+pub(crate) struct Feed {
+    pub window: Window,
+    /// The slots of the sessions.
+    pub members: Vec<u32>,
+    /// The window offset up to which the members have been queued for sending.
+    pub announced_end: WindowOffset,
+}
+
+/// A live workspace on its shard, with its feeds.
+///
+/// A feed is made when the first member of its version joins. It stays until the room is removed,
+/// so that its offsets never repeat, but nothing is encoded for it while it has no members.
 pub(crate) struct Room {
     pub workspace: Workspace,
-    pub window: Window,
-    /// The slots of the sessions in the room.
-    pub members: Vec<u32>,
+    feeds: [Option<Box<Feed>>; ProtocolVersion::ALL.len()],
     /// The named users among the members; `None` if no member has a name.
     pub presence: Option<Box<Presence>>,
     /// Whether the room is in the list of rooms that have frames to send or to drop.
     pub touched: bool,
-    /// The window offset up to which the members have been queued for sending.
-    pub announced_end: WindowOffset,
     /// The allowance for free writes while the log is long.
     pub allowance: WriteAllowance,
     /// The next time at which a key expires or a tombstone is dropped.
@@ -55,26 +116,93 @@ pub(crate) struct Room {
 
 impl Room {
     pub fn new(workspace: Workspace) -> Self {
-        let window = Window::new(workspace.seq());
         Self {
             workspace,
-            window,
-            members: Vec::new(),
+            feeds: [None, None],
             presence: None,
             touched: false,
-            announced_end: WindowOffset::START,
             allowance: WriteAllowance::default(),
             deadline: RoomDeadline::default(),
             position: LogPosition::NONE,
         }
     }
 
-    /// Records that a client with this user name has joined.
+    // ---- feeds ----
+
+    /// Returns the feed of a version that has, or had, a member.
+    pub fn feed(&self, version: ProtocolVersion) -> &Feed {
+        let feed = self.feeds[version as usize].as_ref();
+        feed.expect("a member has made its feed")
+    }
+
+    /// Returns the feed of a version that has, or had, a member.
+    pub fn feed_mut(&mut self, version: ProtocolVersion) -> &mut Feed {
+        let feed = self.feeds[version as usize].as_mut();
+        feed.expect("a member has made its feed")
+    }
+
+    /// Returns the feeds, each with its version.
+    pub fn feeds(&self) -> impl Iterator<Item = (ProtocolVersion, &Feed)> {
+        let feeds = ProtocolVersion::ALL.into_iter().zip(&self.feeds);
+        feeds.filter_map(|(version, feed)| Some((version, feed.as_deref()?)))
+    }
+
+    /// Returns the feeds.
+    pub fn feeds_mut(&mut self) -> impl Iterator<Item = &mut Feed> {
+        self.feeds.iter_mut().filter_map(Option::as_deref_mut)
+    }
+
+    /// Returns the window offset at the end of a version's feed.
+    pub fn window_end(&self, version: ProtocolVersion) -> WindowOffset {
+        let feed = self.feeds[version as usize].as_ref();
+        feed.map_or(WindowOffset::START, |feed| feed.window.end())
+    }
+
+    /// Returns the oldest offset of a version's feed, if it has members and so misses no op after
+    /// that offset.
+    pub fn window_start(&self, version: ProtocolVersion) -> Option<WindowOffset> {
+        let feed = self.feeds[version as usize].as_ref();
+        let feed = feed.filter(|feed| !feed.members.is_empty())?;
+        Some(feed.window.start())
+    }
+
+    /// Returns the number of members.
+    pub fn members_count(&self) -> usize {
+        self.feeds().map(|(_, feed)| feed.members.len()).sum()
+    }
+
+    /// Prepares the feed of a version for a session that is about to join.
+    pub fn open_feed(&mut self, version: ProtocolVersion, pool: &mut WindowPool) {
+        let feed = self.feeds[version as usize].get_or_insert_with(|| {
+            Box::new(Feed {
+                window: Window::default(),
+                members: Vec::new(),
+                announced_end: WindowOffset::START,
+            })
+        });
+        if feed.members.is_empty() {
+            // The ops since the last member left are not in the window.
+            feed.window.restart(self.workspace.seq(), pool);
+            feed.announced_end = feed.window.end();
+        }
+    }
+
+    /// Adds the session in a slot to a feed that was opened, and since then no op has won. Returns
+    /// the session's index among the feed's members.
+    pub fn add_member(&mut self, version: ProtocolVersion, slot: u32) -> usize {
+        let members = &mut self.feed_mut(version).members;
+        members.push(slot);
+        members.len() - 1
+    }
+
+    // ---- users ----
+
+    /// Records that a client of this name has joined.
     pub fn user_came(&mut self, user: Rc<str>) {
         self.presence.get_or_insert_default().add(user);
     }
 
-    /// Records that a client with this user name has left.
+    /// Records that a client of this name has left.
     pub fn user_left(&mut self, user: &str) {
         let presence = self
             .presence
@@ -83,6 +211,8 @@ impl Room {
         presence.remove(user);
         self.presence.take_if(|presence| presence.count() == 0);
     }
+
+    // ---- sending ----
 
     /// Returns the log position that must be visible before the newest op may be sent.
     pub fn visible_from(&self) -> LogPosition {
@@ -95,30 +225,28 @@ impl Room {
         self.position = position;
     }
 
-    /// Returns the window and the end of its visible frames.
-    pub fn view(&mut self, visible_position: LogPosition) -> View<'_> {
+    /// Returns the window of a version's feed and the end of its visible frames.
+    pub fn view(&mut self, version: ProtocolVersion, visible_position: LogPosition) -> View<'_> {
+        let window = &mut self.feed_mut(version).window;
         View {
-            visible_end: self.window.visible_end(visible_position),
-            window: &mut self.window,
+            visible_end: window.visible_end(visible_position),
+            window,
         }
     }
 
-    /// Encodes the op that just won, once for all members, and returns the offsets of its frame.
-    pub fn broadcast(
-        &mut self,
-        key: &str,
-        value: &str,
-        timestamp: u64,
-        position: LogPosition,
-        pool: &mut WindowPool,
-    ) -> (WindowOffset, WindowOffset) {
+    /// Encodes the op that just won, once for each version that has members.
+    pub fn broadcast(&mut self, op: ShownOp<'_>, position: LogPosition, pool: &mut WindowPool) {
         self.position = position;
-        let start = self.window.end();
-        let bytes = message::op_frame_bytes(key, value, timestamp);
-        self.window
-            .push(pool, self.workspace.seq(), position, bytes, |out| {
-                message::put_op(out, key, value, timestamp);
+        let seq = self.workspace.seq();
+        for version in ProtocolVersion::ALL {
+            let feed = self.feeds[version as usize].as_mut();
+            let Some(feed) = feed.filter(|feed| !feed.members.is_empty()) else {
+                continue;
+            };
+            let bytes = op.frame_bytes(version, Some(seq));
+            feed.window.push(pool, seq, position, bytes, |out| {
+                op.put(out, version, Some(seq));
             });
-        (start, self.window.end())
+        }
     }
 }

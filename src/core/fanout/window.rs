@@ -104,6 +104,14 @@ impl Window {
         }
     }
 
+    /// Empties the window, for a workspace whose last op has this seq. No cursor may be in the
+    /// window. Its offsets go on behind a gap, so that an offset from before is before the window.
+    pub fn restart(&mut self, seq: Seq, pool: &mut WindowPool) {
+        self.drop_before(self.end, pool);
+        self.end = self.end.advance(1);
+        (self.start, self.start_seq) = (self.end, seq);
+    }
+
     /// Returns the offset of the oldest byte in the window.
     #[must_use]
     pub fn start(&self) -> WindowOffset {
@@ -133,7 +141,7 @@ impl Window {
         while let Some(piece) = pieces.next() {
             assert!(
                 piece.end() > self.start,
-                "a piece that all have passed is gone"
+                "a piece that every cursor has passed is freed"
             );
             let next = pieces.peek().map_or(self.end, |next| next.start);
             assert_eq!(piece.end(), next, "pieces follow each other");
@@ -359,7 +367,7 @@ impl Window {
             }
             self.capacity_bytes -= piece.chunk.capacity();
             pool.window_bytes -= piece.chunk.capacity();
-            let piece = self.pieces.pop_front().expect("it was just there");
+            let piece = self.pieces.pop_front().expect("it was just checked");
             pool.chunks.give(piece.chunk);
         }
         if self

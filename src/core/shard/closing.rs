@@ -132,11 +132,12 @@ impl Shard {
         else {
             return;
         };
+        let version = session.version;
         self.sessions.enter(id, State::Closing);
         if let Some(user) = self.sessions.take_user(id) {
             self.rooms[room_id].user_left(&user);
         }
-        if let Some(moved) = self.rooms.remove_member(room_id, member) {
+        if let Some(moved) = self.rooms.remove_member(room_id, version, member) {
             // The room's last member has moved to the freed index.
             let (moved, _) = self.sessions.at(moved);
             let state = State::Open {
@@ -147,6 +148,7 @@ impl Shard {
         }
         if self.rooms.remove_if_unused(room_id) {
             self.snapshots.forget_room(room_id);
+            self.state_chunks.forget_room(room_id);
         } else {
             // The window may now release frames that only this session still had to receive.
             self.rooms.touch(room_id);

@@ -2,13 +2,13 @@
 //! instead of every op.
 
 use crate::core::fanout::outbox::{Behind, Due, OutboxPool};
-use crate::core::fanout::room::RoomId;
+use crate::core::fanout::room::{RoomId, ShownOp};
 use crate::core::fanout::window::{Chunk, Window};
 use crate::core::shard::Shard;
-use crate::core::shard::intake::shared_frame;
+use crate::core::shard::apply::shared_frame;
 use crate::core::shard::session::{Session, SessionId};
 use crate::limits::{CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, SESSION_BYTES_SPARED};
-use crate::wire::message;
+use crate::wire::ProtocolVersion;
 
 impl Shard {
     /// Encodes the next part of a conflated session's backlog: the latest op for each key that has
@@ -48,8 +48,8 @@ impl Shard {
                     break;
                 }
                 if entry.writer() != number {
-                    let bytes =
-                        message::op_frame_bytes(entry.key(), entry.value(), entry.timestamp());
+                    let shown = ShownOp::of(entry);
+                    let bytes = shown.frame_bytes(ProtocolVersion::V1, None);
                     more = !out.is_empty() && out.len() + bytes > bytes_max;
                     if more {
                         break;
@@ -58,10 +58,15 @@ impl Shard {
                     if bytes > bytes_max {
                         // The frame is sent by itself, and all sessions that have reached the same
                         // entry share it.
-                        long = Some(shared_frame(room_id, entry, &mut self.budget));
+                        long = Some(shared_frame(
+                            room_id,
+                            entry,
+                            ProtocolVersion::V1,
+                            &mut self.budget,
+                        ));
                         more = true;
                     } else {
-                        message::put_op(out, entry.key(), entry.value(), entry.timestamp());
+                        shown.put(out, ProtocolVersion::V1, None);
                     }
                 }
                 (since, hint) = (entry.seq(), Some(slot));
@@ -75,7 +80,7 @@ impl Shard {
                 .outbox
                 .fall_behind(Behind { since, hint }, &mut self.pool);
         } else {
-            session.outbox.follow(room.window.end());
+            session.outbox.follow(room.window_end(session.version));
         }
         if chunk.is_empty() && long.is_none() && more {
             self.enqueue(id);
@@ -94,7 +99,7 @@ impl Shard {
     ) {
         let room = &self.rooms[room_id];
         let due = Due {
-            at: room.window.end(),
+            at: room.window_end(self.sessions[id].version),
             visible_from: room.visible_from(),
             awaits: None,
         };
@@ -115,7 +120,8 @@ impl Shard {
     pub(super) fn conflate(&mut self, id: SessionId) {
         let session = &mut self.sessions[id];
         let room_id = session.room().expect("only a member falls behind");
-        fall_behind(session, &self.rooms[room_id].window, &mut self.pool);
+        let feed = self.rooms[room_id].feed(session.version);
+        fall_behind(session, &feed.window, &mut self.pool);
         self.counters.conflations += 1;
         self.sends.queue(id, session);
     }

@@ -11,8 +11,9 @@ use crate::core::shard::session::SessionId;
 use crate::core::state::workspace::Workspace;
 use crate::generation::Generation;
 use crate::log::commit::{Durability, End, LogStep, OpenSegment};
+use crate::wire::ProtocolVersion;
 use crate::wire::auth::{Grant, Verifier};
-use crate::wire::upgrade::{Answer, PageRequest, ReadTarget};
+use crate::wire::upgrade::{Answer, PageRequest, ReadTarget, ResumePoint};
 
 /// The current time according to the caller.
 #[derive(Debug, Clone, Copy, Default)]
@@ -214,17 +215,29 @@ pub(super) struct Acceptance {
     pub subprotocol: Option<&'static str>,
 }
 
+/// A verified request to join a workspace.
+#[derive(Debug)]
+pub(super) struct JoinRequest {
+    pub grant: Grant,
+    /// The subject of the token. Only with version 2 or [`ShardConfig::has_journal`].
+    pub subject: Option<Box<str>>,
+    pub acceptance: Acceptance,
+    /// The self-chosen name of the client.
+    pub user: Option<Box<str>>,
+    pub version: ProtocolVersion,
+    /// The point from which a client of version 2 resumes.
+    pub resume: Option<ResumePoint>,
+    /// Whether a client of version 2 wants to be a peer.
+    pub has_presence: bool,
+    /// The earlier connection of a client of version 2, whose peer it replaces.
+    pub replaces: Option<u64>,
+}
+
 /// The purpose of a request to a workspace.
 #[derive(Debug)]
 pub(super) enum Intent {
     /// To join the workspace as a member.
-    Join {
-        grant: Grant,
-        /// The subject of the token, for the server's log. Only with [`ShardConfig::has_journal`].
-        subject: Option<Box<str>>,
-        acceptance: Acceptance,
-        user: Option<Box<str>>,
-    },
+    Join(Box<JoinRequest>),
     /// To read the state or the presence of the workspace over HTTP.
     Read {
         target: ReadTarget,

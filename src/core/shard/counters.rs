@@ -207,6 +207,10 @@ counters! {
     conflations,
     /// Ops sent to conflated sessions, each the latest for its key.
     conflated_keys,
+    /// Parts of a state sent to clients of version 2.
+    state_chunks,
+    /// Times that a client of version 2 was told which of its messages are settled.
+    saved,
     /// Bytes written to the log.
     log_bytes_written,
     /// Failures that made the shard stop serving.

@@ -8,7 +8,7 @@
 
 use std::io;
 
-use crate::core::fanout::room::Room;
+use crate::core::fanout::room::Feed;
 use crate::core::fanout::window::{Spans, skip_sent, spans_bytes};
 use crate::core::shard::Shard;
 use crate::core::shard::conflation::fall_behind;
@@ -18,6 +18,7 @@ use crate::limits::{
     BULK_BYTES_PER_TURN, BULK_SENDS_PER_TURN_MAX, SECOND_US, SEND_BYTES_MAX, SENDS_PER_TURN_MAX,
 };
 use crate::log::commit::Durability;
+use crate::wire::ProtocolVersion;
 
 impl Shard {
     /// Queues a session so that its pending bytes are sent.
@@ -128,11 +129,13 @@ impl Shard {
         if session.sending || !session.may_send() {
             return 0;
         }
+        self.queue_saved(id);
         let mut spans = self.take(id);
-        if spans.is_empty() && self.encode_conflated(id) {
+        if spans.is_empty() && self.queue_next_part(id, clock) {
             spans = self.take(id);
         }
         let bytes = spans_bytes(&spans);
+        let visible_position = self.log.visible_position();
         let session = &mut self.sessions[id];
         if !spans.is_empty() {
             session.sending = true;
@@ -140,7 +143,7 @@ impl Shard {
             self.sends.send_started(session);
             self.counters.sends += 1;
             self.outputs.push_back(Output::Send(id, spans));
-        } else if session.outbox.has_answers() {
+        } else if session.outbox.has_answers() || session.awaits_settlement(visible_position) {
             self.sends.wait_for_log(id, session);
         } else if session.state() == State::Closing {
             self.finish(id);
@@ -148,11 +151,23 @@ impl Shard {
         bytes
     }
 
+    /// Queues the next part of the state for a session that is behind. Returns whether anything may
+    /// have been queued.
+    fn queue_next_part(&mut self, id: SessionId, clock: Clock) -> bool {
+        match self.sessions[id].version {
+            ProtocolVersion::V1 => self.encode_conflated(id),
+            ProtocolVersion::V2 => {
+                !self.sessions[id].outbox.has_answers() && self.send_state_part(id, clock)
+            }
+        }
+    }
+
     fn take(&mut self, id: SessionId) -> Spans {
         let visible_position = self.log.visible_position();
         let session = &mut self.sessions[id];
         let room = session.room();
-        let view = room.map(|room| self.rooms[room].view(visible_position));
+        let version = session.version;
+        let view = room.map(|room| self.rooms[room].view(version, visible_position));
         session.outbox.take(view, visible_position, &mut self.pool)
     }
 
@@ -204,13 +219,15 @@ impl Shard {
         if !session.outbox.has_state() {
             session.transfer = None;
         }
-        let mut owed = session.outbox.has_answers() || session.outbox.behind().is_some();
+        let mut owed = session.outbox.has_answers()
+            || session.outbox.behind().is_some()
+            || session.is_owed_saved();
         match session.room() {
             Some(room_id) => {
-                let room = &self.rooms[room_id];
-                let current = session.outbox.cursor() >= room.announced_end;
+                let feed = self.rooms[room_id].feed(session.version);
+                let current = session.outbox.cursor() >= feed.announced_end;
                 owed |= !current;
-                if current && room.window.capacity_bytes() > 0 {
+                if current && feed.window.capacity_bytes() > 0 {
                     self.rooms.touch(room_id);
                 }
             }
@@ -256,13 +273,18 @@ impl Shard {
         let visible_position = self.log.visible_position();
         let window_bytes_max = self.config.outbox_bytes_max;
         self.rooms.retain_touched(|room| {
-            let Room {
+            let mut has_hidden_frames = false;
+            for Feed {
                 window, members, ..
-            } = room;
-            if is_round_done || window.capacity_bytes() > window_bytes_max {
+            } in room.feeds_mut()
+            {
+                let visible_end = window.visible_end(visible_position);
+                has_hidden_frames |= visible_end < window.end();
+                if !is_round_done && window.capacity_bytes() <= window_bytes_max {
+                    continue;
+                }
                 // Members that are too far behind for the window's limit fall out of it. The window
                 // then begins at the slowest cursor of the others.
-                let visible_end = window.visible_end(visible_position);
                 let overflow_end = window.overflow_end(window_bytes_max, visible_end);
                 let mut start = window.end();
                 for slot in members.iter() {
@@ -281,7 +303,7 @@ impl Shard {
                 window.drop_before(start.max(overflow_end), self.pool.windows());
             }
             // Ops that are not visible yet are sent later, and the window is trimmed again then.
-            !is_round_done || window.visible_end(visible_position) < window.end()
+            !is_round_done || has_hidden_frames
         });
     }
 

@@ -12,6 +12,7 @@
 
 use crate::core::fanout::outbox::Behind;
 use crate::core::fanout::room::RoomId;
+use crate::core::shard::apply::WonOp;
 use crate::core::shard::contract::{Clock, Handoff};
 use crate::core::shard::session::{SessionId, State};
 use crate::core::shard::shard_log::Append;
@@ -20,9 +21,6 @@ use crate::core::state::workspace::{Edit, Source, Verdict};
 use crate::limits::{EXPIRIES_PER_TURN_MAX, TOMBSTONES_RETRY_US};
 use crate::log::record::{Change, LoggedOp};
 use crate::seq::Seq;
-
-/// The value by which clients of version 1 are shown a delete.
-const DELETED: &str = "null";
 
 impl Shard {
     /// Deletes expired keys and drops tombstones, at most [`EXPIRIES_PER_TURN_MAX`] of both. The
@@ -111,23 +109,15 @@ impl Shard {
         let Verdict::Won { seq, replaced } = verdict else {
             unreachable!("a delete that is later than the entry wins: {verdict:?}");
         };
-        let append = Append {
-            record: LoggedOp {
-                workspace: room.workspace.id(),
-                key,
-                change,
-                seq,
-                timestamp,
-            },
+        let won = WonOp {
+            edit,
+            seq,
             replaced,
-            live_bytes: (live_bytes_before, room.workspace.log_bytes()),
+            live_bytes_before,
             sender: None,
         };
-        let position = self.log.append(&append, &mut room.allowance, clock.now_us);
-        room.broadcast(key, DELETED, timestamp, position, self.pool.windows());
+        self.show_won(room_id, &won, clock);
         self.counters.expiries += 1;
-        self.counters.deliveries += room.members.len() as u64;
-        self.rooms.touch(room_id);
         self.expired_key = buffer;
         true
     }
@@ -181,10 +171,18 @@ impl Shard {
     /// Returns the seq after which a member that is behind still has to be sent the tombstones. If
     /// one of them were dropped before that, the member would keep a deleted key.
     fn tombstones_needed_after(&self, room_id: RoomId) -> Option<Seq> {
-        let members = self.rooms[room_id].members.iter();
+        let members = self.rooms[room_id]
+            .feeds()
+            .flat_map(|(_, feed)| &feed.members);
         let sessions = members.filter_map(|slot| self.sessions.id_at(*slot));
-        let behind = sessions.filter_map(|id| self.sessions[id].outbox.behind());
-        behind.map(|Behind { since, .. }| since).min()
+        let needed = sessions.filter_map(|id| {
+            let session = &self.sessions[id];
+            let Behind { since, .. } = session.outbox.behind()?;
+            // A full state does not list the tombstones that are older than it.
+            let cutoff = session.v2.as_ref().map_or(Seq::NONE, |v2| v2.cutoff);
+            Some(since.max(cutoff))
+        });
+        needed.min()
     }
 
     // ---- requests that wait ----

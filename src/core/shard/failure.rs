@@ -16,6 +16,7 @@ use crate::core::shard::{Drain, Shard};
 use crate::log::position::LogPosition;
 use crate::wire::frame;
 use crate::wire::message;
+use crate::wire::message::v2::StateChunk;
 use crate::wire::upgrade::Answer;
 
 /// RFC 6455 section 7.4.1: "an unexpected condition that prevented it from fulfilling the request".
@@ -56,6 +57,8 @@ impl Shard {
         self.reads.reset();
         self.admission.reset(&self.sessions);
         self.snapshots.reset();
+        self.state_chunks.reset();
+        self.state_chunk = StateChunk::new();
         self.pool.reset();
         self.budget.reset();
         self.kept_presence = None;

@@ -84,10 +84,6 @@ impl Generations {
     /// The client may resume if its history is a prefix of the current one. That is certain in the
     /// current generation. Of the previous one, only what was read back from the log belongs to the
     /// current history: ops after that were lost, or were made by a server that continued a copy.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "joining in version 2 is built next")
-    )]
     pub fn welcome_reason(
         &self,
         resume: Option<ResumePoint>,

@@ -7,8 +7,11 @@ use smallvec::smallvec;
 
 use crate::core::fanout::outbox::Due;
 use crate::core::fanout::room::RoomId;
+use crate::core::fanout::window::Chunk;
 use crate::core::shard::connection_log::Party;
-use crate::core::shard::contract::{Acceptance, Clock, Handoff, Intent, ListenerKind, Output};
+use crate::core::shard::contract::{
+    Acceptance, Clock, Handoff, Intent, JoinRequest, ListenerKind, Output,
+};
 use crate::core::shard::http_read::{ReadAnswer, for_allowed};
 use crate::core::shard::rate::Rate;
 use crate::core::shard::session::{Intake, SessionId, State, StateTransfer};
@@ -25,7 +28,8 @@ use crate::wire::{ProtocolVersion, frame};
 /// The room that a client joins, and the state to send to it.
 struct RoomEntry {
     room_id: RoomId,
-    snapshot: Snapshot,
+    /// `None` for a client of version 2, which is sent the state part by part.
+    snapshot: Option<Snapshot>,
 }
 
 impl Shard {
@@ -125,7 +129,7 @@ impl Shard {
         }
         if self.log.health() == Health::Recovering {
             let percent = self.peer_status.recovered_percent;
-            let text = format!("the log is being read: {percent} %");
+            let text = format!("the log is being read: {percent}%");
             return Answer::health(false, head_only, &text);
         }
         let ready = self.peer_status.ready && self.log.is_serving();
@@ -148,20 +152,24 @@ impl Shard {
             && !self.is_allowed(origin)
         {
             return Err(Answer::forbidden(
-                "pages of this origin may not connect (--allow-origin)",
+                "pages from this origin may not connect (--allow-origin)",
             ));
         }
-        let is_noted = self.connection_log.is_some();
-        let token = request.token.as_deref().filter(|_| is_noted);
-        let intent = Intent::Join {
+        let needs_subject = self.connection_log.is_some() || request.version == ProtocolVersion::V2;
+        let token = request.token.as_deref().filter(|_| needs_subject);
+        let intent = Intent::Join(Box::new(JoinRequest {
             grant,
             subject: token.and_then(auth::subject),
             acceptance: Acceptance {
                 key: request.accept_key,
-                subprotocol: served_name(request.version, request.subprotocol),
+                subprotocol: request.subprotocol,
             },
             user: request.user.map(Box::from),
-        };
+            version: request.version,
+            resume: request.resume,
+            has_presence: request.has_presence,
+            replaces: request.replaces,
+        }));
         self.pass_on(id, request.workspace, intent, clock)
     }
 
@@ -204,7 +212,7 @@ impl Shard {
         let session = &mut self.sessions[id];
         if session.over_limit {
             return Err(Answer::unavailable(
-                "the server is at its limit of connections, try again later",
+                "the server is at its connection limit, try again later",
                 RETRY_AFTER_S,
             ));
         }
@@ -258,27 +266,22 @@ impl Shard {
             unparsed,
         } = handoff;
         match intent {
-            Intent::Join {
-                grant,
-                subject,
-                acceptance,
-                user,
-            } => {
+            Intent::Join(request) => {
                 let entry = match refusal {
                     Some(refusal) => Err(refusal),
-                    None => self.find_entry(&workspace, clock),
+                    None => self.find_entry(&workspace, request.version, clock),
                 };
                 match entry {
                     Ok(entry) => {
-                        if let Some(user) = user.map(Rc::from) {
+                        if let Some(user) = request.user.as_deref().map(Rc::from) {
                             self.rooms[entry.room_id].user_came(Rc::clone(&user));
                             self.sessions.set_user(id, user);
                         }
                         if let Some(journal) = &mut self.connection_log {
-                            let note = journal.joined(id, &workspace, subject.as_deref());
+                            let note = journal.joined(id, &workspace, request.subject.as_deref());
                             self.outputs.push_back(Output::Note(id, Box::new(note)));
                         }
-                        self.join(id, entry, &grant, &acceptance, unparsed, clock);
+                        self.join(id, entry, &request, unparsed, clock);
                     }
                     Err(refusal) => self.answer(id, &refusal, clock),
                 }
@@ -323,37 +326,46 @@ impl Shard {
     fn full_room(&mut self, workspace: &str) -> Option<Answer> {
         let most = self.config.limits.connections_per_workspace?;
         let room = &self.rooms[self.rooms.find(workspace)?];
-        if room.members.len() < most {
+        if room.members_count() < most {
             return None;
         }
         self.counters.refused_members += 1;
-        let why = "the workspace is at its limit of connections, try again later";
+        let why = "the workspace is at its connection limit, try again later";
         Some(Answer::unavailable(why, RETRY_AFTER_S))
     }
 
-    /// Returns the room to join, creating it if necessary, and its state.
-    fn find_entry(&mut self, workspace: &str, clock: Clock) -> Result<RoomEntry, Answer> {
+    /// Returns the room to join, creating it if necessary, and the state that a client of version 1
+    /// receives.
+    fn find_entry(
+        &mut self,
+        workspace: &str,
+        version: ProtocolVersion,
+        clock: Clock,
+    ) -> Result<RoomEntry, Answer> {
         if let Some(refusal) = self.full_room(workspace) {
             return Err(refusal);
         }
         let room_id = self.rooms.find_or_insert(workspace);
-        let snapshot = self.snapshot(room_id, SnapshotKind::Init, clock)?;
+        self.rooms[room_id].open_feed(version, self.pool.windows());
+        let snapshot = match version {
+            ProtocolVersion::V1 => Some(self.snapshot(room_id, SnapshotKind::Init, clock)?),
+            ProtocolVersion::V2 => None,
+        };
         Ok(RoomEntry { room_id, snapshot })
     }
 
-    /// Makes a client a member of its workspace. The client receives a 101, followed by the init
-    /// message.
+    /// Makes a client a member of its workspace. The client receives a 101, then the state.
     fn join(
         &mut self,
         id: SessionId,
         entry: RoomEntry,
-        grant: &Grant,
-        acceptance: &Acceptance,
+        request: &JoinRequest,
         unparsed: Vec<u8>,
         clock: Clock,
     ) {
         let RoomEntry { room_id, snapshot } = entry;
-        let member = self.rooms.add_member(room_id, id.slot);
+        let version = request.version;
+        let member = self.rooms.add_member(room_id, version, id.slot);
         if self.config.limits.ops_per_second.is_some() {
             self.sessions.reset_meter(id);
         }
@@ -365,21 +377,31 @@ impl Shard {
         };
         self.sessions.enter(id, state);
         let session = &mut self.sessions[id];
-        session.expires_at_us = grant.expires_at_us.unwrap_or(u64::MAX);
+        session.version = version;
+        session.expires_at_us = request.grant.expires_at_us.unwrap_or(u64::MAX);
         session.deadline_us = u64::MAX;
         // Spread the first pings over the second half of the interval, using a Fibonacci hash of
         // the slot, so that sessions that join together are not pinged together.
         let spread =
             (u64::from(id.slot.wrapping_mul(0x9E37_79B9)) * self.config.ping_interval_us) >> 32;
         session.next_ping_us = clock.now_us + self.config.ping_interval_us - spread / 2;
-        self.queue_init(id, room_id, acceptance, snapshot);
+        let at = self.rooms[room_id].window_end(version);
+        session.outbox.follow(at);
+        let Acceptance { key, subprotocol } = &request.acceptance;
+        let answer = self.pool.fill(256, |out| {
+            upgrade::switching_protocols(key, *subprotocol, out);
+        });
+        match snapshot {
+            Some(snapshot) => self.queue_init(id, room_id, answer, snapshot),
+            None => self.queue_welcome(id, room_id, answer, request, clock),
+        }
         let session = &mut self.sessions[id];
         session.intake = if unparsed.is_empty() {
             Intake::Receiving
         } else {
             Intake::Unread
         };
-        // Even an empty list may have capacity, but an idle session must hold no memory.
+        // Even an empty list may have capacity, but an idle session must not hold any memory.
         session.unparsed = if unparsed.is_empty() {
             Vec::new()
         } else {
@@ -391,18 +413,9 @@ impl Shard {
         self.reschedule(id, clock);
     }
 
-    /// Queues a 101 and the state for a client that has just become a member.
-    fn queue_init(
-        &mut self,
-        id: SessionId,
-        room_id: RoomId,
-        acceptance: &Acceptance,
-        snapshot: Snapshot,
-    ) {
+    /// Queues a 101 and the state for a client of version 1 that has just become a member.
+    fn queue_init(&mut self, id: SessionId, room_id: RoomId, answer: Chunk, snapshot: Snapshot) {
         let session = &mut self.sessions[id];
-        let answer = self.pool.fill(256, |out| {
-            upgrade::switching_protocols(&acceptance.key, acceptance.subprotocol, out);
-        });
         let Snapshot { init, point, .. } = snapshot;
         let SnapshotPoint {
             at, visible_from, ..
@@ -454,16 +467,6 @@ impl Shard {
             .fill(128, |out| frame::put_close(out, code, reason));
         self.send_last(id, chunk, clock);
     }
-}
-
-/// Returns the name for the 101 answer. Version 1 serves every client, and one that asked for
-/// version 2 learns this from the missing name, as from a server that does not know the name (RFC
-/// 6455 section 4.2.2).
-fn served_name(
-    version: ProtocolVersion,
-    subprotocol: Option<&'static str>,
-) -> Option<&'static str> {
-    subprotocol.filter(|_| version == ProtocolVersion::V1)
 }
 
 fn stopping() -> Answer {

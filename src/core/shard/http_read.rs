@@ -7,7 +7,7 @@ use std::ops::Range;
 use smallvec::smallvec;
 
 use crate::core::fanout::outbox::Due;
-use crate::core::fanout::room::{Room, RoomId};
+use crate::core::fanout::room::RoomId;
 use crate::core::fanout::window::Chunk;
 use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::Shard;
@@ -170,10 +170,9 @@ impl Shard {
         head_only: bool,
         clock: Clock,
     ) -> Result<ReadAnswer, Answer> {
-        let Room {
-            workspace, members, ..
-        } = &self.rooms[room_id];
-        let (connections, fields) = (members.len(), workspace.init_fields());
+        let room = &self.rooms[room_id];
+        let workspace = &room.workspace;
+        let (connections, fields) = (room.members_count(), workspace.init_fields());
         let shared_bytes = fields.len() + workspace.stamps_bytes();
         let mut start = Vec::new();
         state::put_http_state_start(&mut start);

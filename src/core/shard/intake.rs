@@ -1,26 +1,20 @@
-//! Received bytes: decoding frames, parsing messages, applying ops.
+//! Received bytes: decoding frames and parsing messages.
 
 use std::rc::Rc;
 
-use crate::core::fanout::outbox::{Due, OutboxPool};
-use crate::core::fanout::room::RoomId;
-use crate::core::fanout::window::Chunk;
 use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::Shard;
+use crate::core::shard::apply::{BAD_MESSAGE, Refused};
 use crate::core::shard::contract::{Clock, Received};
 use crate::core::shard::rate::Pace;
 use crate::core::shard::session::{Intake, SessionId, State};
-use crate::core::shard::session_budget::SessionBudget;
-use crate::core::shard::shard_log::Append;
-use crate::core::state::workspace::{Edit, Entry, Source, Verdict};
-use crate::limits::{
-    EMPTY_FRAMES_MAX, MESSAGES_PER_TURN_MAX, SECOND_US, SESSION_BYTES_SPARED,
-    SHARED_FRAME_BYTES_MIN,
-};
+use crate::core::state::workspace::Edit;
+use crate::limits::{EMPTY_FRAMES_MAX, MESSAGES_PER_TURN_MAX, SESSION_BYTES_SPARED};
 use crate::log::position::LogPosition;
-use crate::log::record;
+use crate::log::record::Change;
+use crate::wire::ProtocolVersion;
 use crate::wire::frame::{self, FrameEvent};
-use crate::wire::message::{self, Message, Op};
+use crate::wire::message::{Message, MessageError};
 
 /// RFC 6455 section 7.4.1: "a type of data it cannot accept".
 const UNSUPPORTED_DATA: u16 = 1003;
@@ -30,18 +24,6 @@ const MESSAGE_TOO_BIG: u16 = 1009;
 const NORMAL: u16 = 1000;
 /// RFC 6455 section 7.4.1: "a message that violates its policy".
 const POLICY_VIOLATION: u16 = 1008;
-/// The code of an error message about a malformed message.
-const BAD_MESSAGE: u16 = 400;
-/// The code of an error message about an op that would make the workspace too large.
-const TOO_LARGE: u16 = 413;
-/// The code of an error message about an op for which there is no disk space.
-const NO_ROOM: u16 = 500;
-/// The text of an error message about an op for which there is no disk space.
-const DISK_FULL_TEXT: &str = "the disk of the server is nearly full, and this op was not kept: \
-                              send it again when there is room";
-/// The code of an error message about a message that exceeds the client's rate.
-const TOO_MANY: u16 = 429;
-
 /// The result of reading a session's bytes.
 #[derive(Debug, Clone, Copy, Default)]
 struct Read {
@@ -49,12 +31,6 @@ struct Read {
     consumed: usize,
     /// Whether one of the frames completed a message.
     has_ended: bool,
-}
-
-/// The frame of the entry that an op lost to. It is sent to the op's sender.
-enum Correction {
-    Own(Chunk),
-    Shared(Chunk),
 }
 
 impl Shard {
@@ -307,278 +283,70 @@ impl Shard {
     fn read_message(&mut self, id: SessionId, text: &str, pace: Pace, clock: Clock) {
         let scratch = Rc::clone(&self.scratch);
         let mut parser = scratch.parser.borrow_mut();
-        let message = parser.parse(text);
-        if let Some(journal) = &mut self.connection_log
-            && let Ok(Message::Op(_)) = message
-        {
-            journal.op(id);
+        match self.sessions[id].version {
+            ProtocolVersion::V1 => {
+                let message = parser.parse(text);
+                self.read_v1(id, message, pace, clock);
+            }
+            ProtocolVersion::V2 => {
+                let envelope = parser.parse_v2(text);
+                self.read_v2(id, envelope, pace, clock);
+            }
         }
+    }
+
+    /// Handles a message of a client of version 1.
+    fn read_v1(
+        &mut self,
+        id: SessionId,
+        message: Result<Message<'_>, MessageError>,
+        pace: Pace,
+        clock: Clock,
+    ) {
         match message {
             // A ping that exceeds the rate is not refused, because it has already counted as a sign
             // of life.
             Ok(Message::Ping) => {}
-            _ if pace == Pace::Over => self.refuse_too_many(id, message.ok()),
-            Ok(Message::Op(op)) => self.apply(id, op, clock),
+            Ok(Message::Op(op)) => {
+                self.note_op(id);
+                let edit = Edit {
+                    key: op.key,
+                    change: Change::write(op.value),
+                    timestamp: op.timestamp,
+                    if_timestamp: None,
+                };
+                if pace == Pace::Over {
+                    self.refuse_too_many(id, Refused::op(&edit, None));
+                } else {
+                    self.apply(id, &edit, None, clock);
+                }
+            }
+            Err(_) if pace == Pace::Over => self.refuse_too_many(id, Refused::message(None)),
             Err(error) => {
                 self.counters.refused_bad_message += 1;
-                self.refuse(id, BAD_MESSAGE, &error.to_string());
+                self.refuse(id, BAD_MESSAGE, &error.to_string(), Refused::message(None));
             }
         }
     }
 
-    fn refuse_too_many(&mut self, id: SessionId, message: Option<Message<'_>>) {
-        self.counters.refused_rate += 1;
-        let per_second = self.config.limits.ops_per_second.unwrap_or_default();
-        let text = format!(
-            "too many messages: at most {per_second} per second are allowed \
-             (--max-ops-per-second); send this one again later"
-        );
-        match message {
-            Some(Message::Op(op)) => self.refuse_op(id, TOO_MANY, &text, &op),
-            _ => self.refuse(id, TOO_MANY, &text),
+    /// Counts an op in the connection log, if there is one.
+    pub(super) fn note_op(&mut self, id: SessionId) {
+        if let Some(journal) = &mut self.connection_log {
+            journal.op(id);
         }
-    }
-
-    /// Applies an op to its workspace, and answers the sender if the op does not win.
-    ///
-    /// An op that wins is added to the batch before its frame is added to the window, because the
-    /// frame records the log position from which it may be sent, as does each answer that contains
-    /// the op.
-    fn apply(&mut self, id: SessionId, op: Op<'_>, clock: Clock) {
-        assert!(
-            self.config.fault_panic_key.as_deref() != Some(op.key),
-            "a planted fault"
-        );
-        if self.refuse_ahead(id, &op, clock) || self.refuse_disk_full(id, &op) {
-            return;
-        }
-        let source = self.source(id);
-        let session = &mut self.sessions[id];
-        let room_id = session.room().expect("only an open session applies");
-        let room = &mut self.rooms[room_id];
-        let live_bytes_before = room.workspace.log_bytes();
-        let bytes_max = self.config.limits.workspace_bytes.unwrap_or(u64::MAX);
-        let edit = Edit {
-            key: op.key,
-            change: record::Change::write(op.value),
-            timestamp: op.timestamp,
-            if_timestamp: None,
-        };
-        // A state that is being encoded in steps still needs the value that this op may replace.
-        self.snapshots
-            .preserve(room_id, &room.workspace, op.key, op.timestamp);
-        match room.workspace.apply_within(bytes_max, &edit, source) {
-            // Version 1 has no condition, and is told nothing about the floor.
-            Verdict::Absent(_) => self.counters.ops_lost += 1,
-            Verdict::Same => self.counters.ops_duplicate += 1,
-            Verdict::Lost(winner) => {
-                self.counters.ops_lost += 1;
-                let correction = correction(room_id, winner, &mut self.budget, &mut self.pool);
-                self.correct(id, correction);
-            }
-            Verdict::TooLarge(held) => {
-                if let Some(held) = held {
-                    let correction = correction(room_id, held, &mut self.budget, &mut self.pool);
-                    self.correct(id, correction);
-                }
-                self.refuse_too_large(id, bytes_max, &op);
-            }
-            Verdict::Won { seq, replaced } => {
-                self.counters.ops += 1;
-                self.counters.deliveries += room.members.len() as u64 - 1;
-                let workspace = room.workspace.id();
-                let Op {
-                    key,
-                    value,
-                    timestamp,
-                } = op;
-                let record = record::LoggedOp {
-                    workspace,
-                    key,
-                    change: record::Change::write(value),
-                    seq,
-                    timestamp,
-                };
-                let append = Append {
-                    record,
-                    replaced,
-                    live_bytes: (live_bytes_before, room.workspace.log_bytes()),
-                    sender: Some(id),
-                };
-                let allowance = &mut room.allowance;
-                let position = self.log.append(&append, allowance, clock.now_us);
-                let (start, end) =
-                    room.broadcast(key, value, timestamp, position, self.pool.windows());
-                self.expiry.update(room_id, room);
-                if !session.outbox.skip_own(start, end, &mut self.pool) {
-                    self.conflate(id);
-                }
-                self.rooms.touch(room_id);
-            }
-        }
-    }
-
-    /// Refuses an op whose timestamp is too far ahead of the clock. Returns whether it was refused.
-    fn refuse_ahead(&mut self, id: SessionId, op: &Op<'_>, clock: Clock) -> bool {
-        let ahead_us = op.timestamp.saturating_sub(clock.unix_us);
-        let is_ahead = ahead_us > self.config.future_skew_us;
-        if is_ahead {
-            self.counters.refused_future_skew += 1;
-            let text = skew_text(ahead_us, self.config.future_skew_us);
-            self.refuse(id, BAD_MESSAGE, &text);
-        }
-        is_ahead
-    }
-
-    fn source(&self, id: SessionId) -> Source {
-        Source {
-            writer: self.sessions[id].number,
-            mark: self.log.mark(),
-        }
-    }
-
-    /// Sends an error message; the connection stays open.
-    fn refuse(&mut self, id: SessionId, code: u16, text: &str) {
-        self.reply(id, text.len() + 64, |out| {
-            message::put_error(out, code, text);
-        });
-    }
-
-    /// Queues the entry that an op lost to. The entry may not be durable yet, so the answer waits
-    /// for the log.
-    fn correct(&mut self, id: SessionId, correction: Correction) {
-        let session = &mut self.sessions[id];
-        let room_id = session.room().expect("only an open session applies");
-        let room = &self.rooms[room_id];
-        let due = Due {
-            at: room.window.end(),
-            visible_from: room.visible_from(),
-            awaits: None,
-        };
-        match correction {
-            Correction::Own(chunk) => session.outbox.push_due(chunk, due, &mut self.pool),
-            Correction::Shared(chunk) => session.outbox.push_shared(chunk, due, &mut self.pool),
-        }
-        self.update_memory(id);
-        self.enqueue(id);
-    }
-
-    /// Refuses an op that would win but for which there is no disk space. Returns whether it was
-    /// refused.
-    fn refuse_disk_full(&mut self, id: SessionId, op: &Op<'_>) -> bool {
-        if !self.log.is_disk_full() {
-            return false;
-        }
-        let room_id = self.sessions[id].room();
-        let room_id = room_id.expect("only an open session applies");
-        let held = self.rooms[room_id].workspace.get(op.key);
-        // An op that loses or was resent does not grow the log, so it receives its usual answer.
-        if held.is_some_and(|held| op.timestamp <= held.timestamp()) {
-            return false;
-        }
-        self.counters.refused_disk_full += 1;
-        if let Some(held) = held {
-            let correction = correction(room_id, held, &mut self.budget, &mut self.pool);
-            self.correct(id, correction);
-        }
-        self.refuse_op(id, NO_ROOM, DISK_FULL_TEXT, op);
-        true
-    }
-
-    fn refuse_too_large(&mut self, id: SessionId, bytes_max: u64, op: &Op<'_>) {
-        self.counters.refused_workspace_bytes += 1;
-        let text = format!(
-            "the workspace is full: its limit is {bytes_max} bytes (--max-workspace-bytes), \
-             and this op would exceed it"
-        );
-        self.refuse_op(id, TOO_LARGE, &text, op);
-    }
-
-    /// Sends an error message that identifies the op; the connection stays open.
-    fn refuse_op(&mut self, id: SessionId, code: u16, text: &str, op: &Op<'_>) {
-        self.reply(id, text.len() + op.key.len() + 128, |out| {
-            message::put_op_error(out, code, text, op);
-        });
     }
 
     /// Queues an answer that contains no op and therefore need not wait for the log.
     pub(super) fn reply(&mut self, id: SessionId, bytes: usize, write: impl FnOnce(&mut Vec<u8>)) {
         let chunk = self.pool.fill(bytes, write);
         let session = &mut self.sessions[id];
-        let at = session
-            .room()
-            .map_or(WindowOffset::START, |room| self.rooms[room].window.end());
+        let at = session.room().map_or(WindowOffset::START, |room| {
+            self.rooms[room].window_end(session.version)
+        });
         session
             .outbox
             .push(chunk, at, LogPosition::NONE, &mut self.pool);
         self.update_memory(id);
         self.enqueue(id);
-    }
-}
-
-/// Encodes the entry that an op lost to, for the op's sender. A long frame is encoded only once for
-/// all clients whose ops lose to the same op.
-fn correction(
-    room_id: RoomId,
-    entry: &Entry,
-    budget: &mut SessionBudget,
-    pool: &mut OutboxPool,
-) -> Correction {
-    let bytes = message::op_frame_bytes(entry.key(), entry.value(), entry.timestamp());
-    if bytes >= SHARED_FRAME_BYTES_MIN {
-        return Correction::Shared(shared_frame(room_id, entry, budget));
-    }
-    let chunk = pool.fill(bytes, |out| {
-        message::put_op(out, entry.key(), entry.value(), entry.timestamp());
-    });
-    Correction::Own(chunk)
-}
-
-/// Returns the frame of a key's winning op, encoding it only if it is not already being sent to
-/// some session.
-pub(super) fn shared_frame(room_id: RoomId, entry: &Entry, budget: &mut SessionBudget) -> Chunk {
-    let key = (room_id, entry.seq());
-    budget.frame(key).unwrap_or_else(|| {
-        let (name, value, timestamp) = (entry.key(), entry.value(), entry.timestamp());
-        let mut frame = Vec::with_capacity(message::op_frame_bytes(name, value, timestamp));
-        message::put_op(&mut frame, name, value, timestamp);
-        let frame = Rc::new(frame);
-        budget.add_frame(key, &frame);
-        frame
-    })
-}
-
-fn skew_text(ahead_us: u64, most_us: u64) -> String {
-    let text = |us: u64| {
-        humantime::format_duration(std::time::Duration::from_secs(us / SECOND_US)).to_string()
-    };
-    format!(
-        "payload.timestamp must be Unix microseconds and at most {} ahead of the server's clock, \
-         but it is {} ahead",
-        text(most_us),
-        text(ahead_us.max(SECOND_US)),
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_error_says_how_far_a_timestamp_is_ahead() {
-        for (ahead_us, most_us, most, ahead) in [
-            (SECOND_US * 86_401, SECOND_US * 86_400, "1day", "1day 1s"),
-            (SECOND_US * 7262, SECOND_US * 60, "1m", "2h 1m 2s"),
-            // Less than a second is reported as one second.
-            (5, 0, "0s", "1s"),
-        ] {
-            let text = skew_text(ahead_us, most_us);
-            let expected = [
-                format!("at most {most} ahead of"),
-                format!("it is {ahead} ahead"),
-            ];
-            assert!(text.contains(&expected[0]), "{text}");
-            assert!(text.ends_with(&expected[1]), "{text}");
-        }
     }
 }

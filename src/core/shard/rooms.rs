@@ -9,10 +9,11 @@ use slab::Slab;
 
 use crate::core::fanout::room::{Room, RoomId};
 use crate::core::fanout::window_offset::WindowOffset;
-use crate::core::shard::session::{Session, State};
+use crate::core::shard::session::State;
 use crate::core::shard::sessions::Sessions;
 use crate::core::state::workspace::Workspace;
 use crate::log::position::LogPosition;
+use crate::wire::ProtocolVersion;
 
 /// The rooms of a shard.
 ///
@@ -71,17 +72,22 @@ impl Rooms {
 
     // ---- members ----
 
-    /// Adds the session in a slot to a room. Returns the session's index among the members.
-    pub fn add_member(&mut self, id: RoomId, slot: u32) -> u32 {
-        let members = &mut self[id].members;
-        members.push(slot);
-        u32::try_from(members.len() - 1).expect("fewer members than descriptors")
+    /// Adds the session in a slot to the members of a room that speak this version. Returns the
+    /// session's index among them.
+    pub fn add_member(&mut self, id: RoomId, version: ProtocolVersion, slot: u32) -> u32 {
+        let member = self[id].add_member(version, slot);
+        u32::try_from(member).expect("fewer members than descriptors")
     }
 
     /// Removes the member at an index. Returns the slot of the session that was moved to this
     /// index, if any.
-    pub fn remove_member(&mut self, id: RoomId, member: u32) -> Option<u32> {
-        let members = &mut self[id].members;
+    pub fn remove_member(
+        &mut self,
+        id: RoomId,
+        version: ProtocolVersion,
+        member: u32,
+    ) -> Option<u32> {
+        let members = &mut self[id].feed_mut(version).members;
         members.swap_remove(member as usize);
         members.get(member as usize).copied()
     }
@@ -90,7 +96,7 @@ impl Rooms {
     /// then be reused for another room.
     pub fn remove_if_unused(&mut self, id: RoomId) -> bool {
         let room = &self[id];
-        let is_unused = room.members.is_empty() && room.workspace.is_untouched();
+        let is_unused = room.members_count() == 0 && room.workspace.is_untouched();
         if is_unused {
             let room = self.table.remove(id.slot());
             self.index.remove(room.workspace.id());
@@ -121,12 +127,14 @@ impl Rooms {
             let Some(room) = self.table.get_mut(id.slot()) else {
                 continue;
             };
-            let visible_end = room.window.visible_end(visible_position);
-            // Each op is announced once, however many turns its room stays touched.
-            if visible_end > room.announced_end {
-                room.announced_end = visible_end;
-                for slot in &room.members {
-                    announce(*slot, visible_end);
+            for feed in room.feeds_mut() {
+                let visible_end = feed.window.visible_end(visible_position);
+                // Each op is announced once, however many turns its room stays touched.
+                if visible_end > feed.announced_end {
+                    feed.announced_end = visible_end;
+                    for slot in &feed.members {
+                        announce(*slot, visible_end);
+                    }
                 }
             }
         }
@@ -160,15 +168,17 @@ impl Rooms {
         for (slot, room) in &self.table {
             let id = RoomId::new(slot);
             assert_eq!(self.find(room.workspace.id()), Some(id), "a room is found");
-            for (member, slot) in (0..).zip(&room.members) {
-                let session = sessions.id_at(*slot).map(|id| &sessions[id]);
-                let state = session.map(Session::state);
-                assert_eq!(
-                    state,
-                    Some(State::Open { room: id, member }),
-                    "a member of {id:?}"
-                );
-                members_count += 1;
+            for (version, feed) in room.feeds() {
+                for (member, slot) in (0..).zip(&feed.members) {
+                    let session = sessions.id_at(*slot).map(|id| &sessions[id]);
+                    let state = session.map(|session| (session.state(), session.version));
+                    assert_eq!(
+                        state,
+                        Some((State::Open { room: id, member }, version)),
+                        "a member of {id:?}"
+                    );
+                    members_count += 1;
+                }
             }
             assert!(
                 !room.touched || self.touched.contains(&id),

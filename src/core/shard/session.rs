@@ -16,9 +16,12 @@ use crate::core::fanout::encoded_state::EncodedState;
 use crate::core::fanout::outbox::Outbox;
 use crate::core::fanout::pacer::{BusyPeriod, NEVER};
 use crate::core::fanout::room::RoomId;
+use crate::core::shard::version2::Version2;
 use crate::limits::{
     MESSAGE_BYTES_DEFAULT, MESSAGE_TIMEOUT_US, SESSION_BYTES_SPARED, SNAPSHOT_TRANSFER_US,
 };
+use crate::log::position::LogPosition;
+use crate::wire::ProtocolVersion;
 use crate::wire::frame::Decoder;
 
 /// The handle of a session within its shard.
@@ -130,6 +133,8 @@ pub(crate) struct Session {
     state: State,
     close: Close,
     pub listener: ListenerKind,
+    /// The version of the protocol that a member speaks.
+    pub version: ProtocolVersion,
     /// Whether a receive is in flight.
     pub receiving: bool,
     /// Whether a send is in flight.
@@ -160,6 +165,8 @@ pub(crate) struct Session {
     /// Bytes that were received but not decoded yet.
     pub unparsed: Vec<u8>,
     pub outbox: Outbox,
+    /// What only a member that speaks version 2 has.
+    pub v2: Option<Box<Version2>>,
     /// The state being sent to the session, until the session has received all of it.
     pub transfer: Option<Box<StateTransfer>>,
     /// The time at which the incomplete message began, or [`u64::MAX`] if there is none.
@@ -187,6 +194,7 @@ impl Session {
             state: State::Handshake,
             close: Close::No,
             listener: ListenerKind::Public,
+            version: ProtocolVersion::V1,
             receiving: false,
             sending: false,
             queued: false,
@@ -202,6 +210,7 @@ impl Session {
             empty_frames: 0,
             unparsed: Vec::new(),
             outbox: Outbox::default(),
+            v2: None,
             transfer: None,
             message_since_us: u64::MAX,
             timer_tick: 0,
@@ -212,6 +221,30 @@ impl Session {
             expires_at_us: u64::MAX,
             deadline_us,
         }
+    }
+
+    /// Returns what only a session of version 2 has.
+    pub fn v2(&self) -> &Version2 {
+        let v2 = self.v2.as_ref();
+        v2.expect("the session speaks version 2")
+    }
+
+    /// Returns what only a session of version 2 has.
+    pub fn v2_mut(&mut self) -> &mut Version2 {
+        let v2 = self.v2.as_mut();
+        v2.expect("the session speaks version 2")
+    }
+
+    /// Returns whether one of the session's messages waits for the log before it is settled.
+    pub fn awaits_settlement(&self, visible_position: LogPosition) -> bool {
+        let v2 = self.v2.as_ref().filter(|_| self.is_open());
+        v2.is_some_and(|v2| v2.settlement.is_waiting(visible_position))
+    }
+
+    /// Returns whether the session is, or will be, owed a `saved`.
+    pub fn is_owed_saved(&self) -> bool {
+        let v2 = self.v2.as_ref().filter(|_| self.is_open());
+        v2.is_some_and(|v2| v2.settlement.is_due(LogPosition::MAX))
     }
 
     /// Returns the part of the session's number that appears in its handles.
@@ -321,7 +354,7 @@ impl Session {
         let is_in_flight = self.sending || self.receiving;
         assert!(
             !self.is_gone() || !is_in_flight,
-            "what is over has nothing in flight"
+            "an ended session has nothing in flight"
         );
     }
 

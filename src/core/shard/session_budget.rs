@@ -25,6 +25,7 @@ use crate::core::fanout::shared_chunks::SharedChunks;
 use crate::core::fanout::window::Chunk;
 use crate::limits::SESSION_BYTES_SPARED;
 use crate::seq::Seq;
+use crate::wire::ProtocolVersion;
 
 /// The link that marks the end of a list.
 const NONE: u32 = u32::MAX;
@@ -121,7 +122,7 @@ impl SizeClass {
 
 /// The key of a frame that is sent to several sessions: the id of its room and the seq of its
 /// entry.
-pub(super) type SharedFrameKey = (RoomId, Seq);
+pub(super) type SharedFrameKey = (RoomId, Seq, ProtocolVersion);
 
 /// The budget of a shard's sessions.
 ///
@@ -360,7 +361,7 @@ mod tests {
     fn a_shared_frame_counts_once_and_not_while_it_is_being_freed() {
         let mut budget = SessionBudget::new(20_000);
         let frame: Chunk = Rc::new(vec![0; 30_000]);
-        budget.add_frame((RoomId::new(1), Seq::new(5)), &frame);
+        budget.add_frame((RoomId::new(1), Seq::new(5), ProtocolVersion::V1), &frame);
         let mut held = SessionMemory {
             own_bytes: 100,
             shared_bytes: 30_000,
@@ -372,16 +373,26 @@ mod tests {
         assert_eq!((budget.bytes(), budget.next_to_evict()), (30_000, Some(0)));
         assert!(budget.is_over() && budget.is_tight() && !budget.is_relieved());
         assert!(Rc::ptr_eq(
-            &budget.frame((RoomId::new(1), Seq::new(5))).unwrap(),
+            &budget
+                .frame((RoomId::new(1), Seq::new(5), ProtocolVersion::V1))
+                .unwrap(),
             &frame
         ));
-        assert!(budget.frame((RoomId::new(1), Seq::new(6))).is_none());
+        assert!(
+            budget
+                .frame((RoomId::new(1), Seq::new(6), ProtocolVersion::V1))
+                .is_none()
+        );
         held.is_being_freed = true;
         budget.update(0, held);
         assert_eq!((budget.bytes(), budget.next_to_evict()), (0, Some(1)));
         drop(frame);
         budget.sweep_all();
-        assert!(budget.frame((RoomId::new(1), Seq::new(5))).is_none());
+        assert!(
+            budget
+                .frame((RoomId::new(1), Seq::new(5), ProtocolVersion::V1))
+                .is_none()
+        );
         budget.update(0, SessionMemory::default());
         assert_eq!((budget.bytes(), budget.shared_bytes()), (0, 0));
     }
@@ -390,13 +401,20 @@ mod tests {
     fn names_do_not_outlive_their_frames_by_far() {
         let mut budget = SessionBudget::new(1 << 20);
         let kept: Chunk = Rc::new(vec![0; 10]);
-        budget.add_frame((RoomId::new(0), Seq::new(0)), &kept);
+        budget.add_frame((RoomId::new(0), Seq::new(0), ProtocolVersion::V1), &kept);
         for seq in 1..1000 {
-            budget.add_frame((RoomId::new(0), Seq::new(seq)), &Rc::new(vec![0; 10]));
+            budget.add_frame(
+                (RoomId::new(0), Seq::new(seq), ProtocolVersion::V1),
+                &Rc::new(vec![0; 10]),
+            );
             budget.sweep(2);
         }
         assert!(budget.frames.len() < 20, "{}", budget.frames.len());
-        assert!(budget.frame((RoomId::new(0), Seq::new(0))).is_some());
+        assert!(
+            budget
+                .frame((RoomId::new(0), Seq::new(0), ProtocolVersion::V1))
+                .is_some()
+        );
     }
 
     proptest! {

@@ -230,6 +230,12 @@ impl ShardLog {
         self.commit.is_full()
     }
 
+    /// Returns the position at which the batch that is being filled begins. What is appended from
+    /// here on becomes visible with one commit.
+    pub fn batch_start(&self) -> LogPosition {
+        self.commit.handed_position()
+    }
+
     /// Returns the position up to which ops are visible.
     pub fn visible_position(&self) -> LogPosition {
         self.visible_position
@@ -433,10 +439,13 @@ impl ShardLog {
             let visible = self.commit.visible_position();
             assert!(
                 self.visible_position <= visible,
-                "no op is shown before its time"
+                "no op is visible before the commit allows it"
             );
         } else {
-            assert!(self.senders.is_empty(), "no sender is kept of what is lost");
+            assert!(
+                self.senders.is_empty(),
+                "the senders of lost ops are dropped"
+            );
         }
     }
 

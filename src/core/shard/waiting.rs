@@ -93,7 +93,7 @@ impl Shard {
             if handoff.unparsed.len() < HEAD_BYTES_MAX {
                 self.reads.receive(id);
             }
-        } else if matches!(handoff.intent, Intent::Join { .. }) {
+        } else if matches!(handoff.intent, Intent::Join(_)) {
             // A client that reads over HTTP may close its sending side after the request.
             self.abort(id);
         }

@@ -27,6 +27,7 @@ use crate::core::state::workspace::Workspace;
 use crate::limits::{
     ANSWER_BYTES_MAX, INIT_BYTES_KEPT_MAX, SNAPSHOT_SEARCH_INTERVAL_US, SNAPSHOTS_SWEPT_PER_TURN,
 };
+use crate::wire::ProtocolVersion;
 
 /// The encoded states of a shard. Rooms are identified by their slots.
 ///
@@ -409,7 +410,7 @@ impl Snapshots {
                 "a room is queued once for each of its encodings"
             );
             for encoder in &held.encoders {
-                assert!(!encoder.is_done(), "what is encoded is taken out");
+                assert!(!encoder.is_done(), "a finished encoder is removed");
                 pending_bytes += encoder.pending_bytes();
             }
         }
@@ -433,6 +434,9 @@ impl RoomSnapshots {
         });
         let mut all = shared.into_iter().chain(pending);
         let (point, init) = all.find(|(point, init)| is_init_usable(room, *point, init.bytes()))?;
+        // The newest state may be older than the window, which begins anew with its first member.
+        let is_newest = is_newest(room, point);
+        let point = if is_newest { point_of(room) } else { point };
         Some(Snapshot {
             point,
             init,
@@ -497,7 +501,7 @@ impl RoomSnapshots {
 fn point_of(room: &Room) -> SnapshotPoint {
     SnapshotPoint {
         seq: room.workspace.seq(),
-        at: room.window.end(),
+        at: room.window_end(ProtocolVersion::V1),
         visible_from: room.visible_from(),
     }
 }
@@ -510,8 +514,11 @@ fn is_newest(room: &Room, point: SnapshotPoint) -> bool {
 /// session that joins now. The newest message always is. An older one is usable as long as all
 /// later frames are still in the window and their total length is at most half that of the message.
 fn is_init_usable(room: &Room, point: SnapshotPoint, bytes: usize) -> bool {
-    let frames_bytes = room.window.end().bytes_since(point.at);
-    let is_cheap = point.at >= room.window.start() && frames_bytes <= bytes / 2;
+    let version = ProtocolVersion::V1;
+    let is_cheap = room.window_start(version).is_some_and(|start| {
+        // The window of a room without members misses ops, and one that begins anew begins later.
+        point.at >= start && room.window_end(version).bytes_since(point.at) <= bytes / 2
+    });
     is_newest(room, point) || is_cheap
 }
 

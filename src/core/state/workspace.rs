@@ -73,6 +73,8 @@ pub struct Workspace {
     floor: Floor,
     /// The seq at which the current generation began.
     begun_seq: Seq,
+    /// A seq at or after that of the last delete.
+    last_delete_seq: Seq,
 }
 
 impl Workspace {
@@ -94,6 +96,7 @@ impl Workspace {
             lifetimes: None,
             floor: Floor::default(),
             begun_seq: Seq::NONE,
+            last_delete_seq: Seq::NONE,
         }
     }
 
@@ -134,6 +137,21 @@ impl Workspace {
         self.apply_within(u64::MAX, &edit, Source { writer, mark })
     }
 
+    /// Returns whether an op would win, however large it is.
+    #[must_use]
+    pub fn would_win(&self, edit: &Edit<'_>) -> bool {
+        match self.get(edit.key) {
+            Some(entry) => entry.loses_to(edit),
+            None => self.may_insert(edit),
+        }
+    }
+
+    /// Returns whether an op on a key without an entry wins.
+    fn may_insert(&self, edit: &Edit<'_>) -> bool {
+        let expects_entry = edit.if_timestamp.is_some_and(|expected| expected > 0);
+        !self.floor.covers(edit.timestamp) && !expects_entry
+    }
+
     /// Applies an op that may not make the workspace larger than `log_bytes_max`, unless it is a
     /// delete. A workspace that is already larger may still shrink.
     pub fn apply_within(
@@ -145,8 +163,7 @@ impl Workspace {
         let tag = self.tag(edit.key);
         let found = self.find(tag, edit.key);
         let Some(slot) = found else {
-            let is_below_floor = self.floor.covers(edit.timestamp);
-            if is_below_floor || edit.if_timestamp.is_some_and(|expected| expected > 0) {
+            if !self.may_insert(edit) {
                 return Verdict::Absent(self.floor.timestamp);
             }
             let grown_bytes = self.log_bytes + self.record_bytes(edit.key.len(), &edit.change);
@@ -163,6 +180,7 @@ impl Workspace {
                 source,
             );
             self.link_newest(slot);
+            self.note_delete(&edit.change);
             return Verdict::Won {
                 seq: self.seq,
                 replaced: UNMARKED,
@@ -172,7 +190,7 @@ impl Workspace {
         if entry.is(edit) {
             return Verdict::Same;
         }
-        if edit.timestamp <= entry.timestamp || !entry.meets(edit.if_timestamp) {
+        if !entry.loses_to(edit) {
             return Verdict::Lost(&self.entries[slot as usize]);
         }
         let held_bytes = self.entry_bytes(entry);
@@ -186,6 +204,7 @@ impl Workspace {
         self.overwrite(slot, &edit.change, edit.timestamp, self.seq, source);
         self.unlink(slot);
         self.link_newest(slot);
+        self.note_delete(&edit.change);
         Verdict::Won {
             seq: self.seq,
             replaced,
@@ -297,19 +316,25 @@ impl Workspace {
             .and_then(|slot| self.entries.get(slot as usize))
             .filter(|entry| entry.seq == since)
             .map(|entry| entry.newer);
-        let first = after_hint.unwrap_or_else(|| {
-            if since == Seq::NONE {
-                return self.oldest;
-            }
-            let mut first = NONE;
-            let mut slot = self.newest;
-            while slot != NONE && self.entries[slot as usize].seq > since {
-                first = slot;
-                slot = self.entries[slot as usize].older;
-            }
-            first
-        });
+        let first = after_hint.unwrap_or_else(|| self.first_after(since));
         self.entries_from(first)
+    }
+
+    /// Returns the slot of the first entry that changed after `since`, searching from both ends.
+    fn first_after(&self, since: Seq) -> u32 {
+        let (mut older, mut newer, mut first) = (self.oldest, self.newest, NONE);
+        while let Some(entry) = self.entries.get(older as usize) {
+            if entry.seq > since {
+                return older;
+            }
+            older = entry.newer;
+            let entry = &self.entries[newer as usize];
+            if entry.seq <= since {
+                return first;
+            }
+            (first, newer) = (newer, entry.older);
+        }
+        NONE
     }
 
     fn entries_from(&self, first: u32) -> impl Iterator<Item = (u32, &Entry)> + Clone {

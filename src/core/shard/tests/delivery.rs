@@ -10,6 +10,7 @@ use crate::limits::{
     SENDS_PER_TURN_MAX,
 };
 use crate::log::commit::Durability;
+use crate::wire::ProtocolVersion;
 
 #[test]
 fn a_turn_sends_to_so_many_sessions_and_no_more() {
@@ -258,7 +259,10 @@ fn a_client_that_fell_behind_receives_the_latest_op_of_each_key() {
     rig.op(writer, "k0", "3", 3);
     assert!(rig.session(slow).outbox.behind().is_some());
     // The window holds at most its bound and the bytes in flight.
-    let held_bytes = rig.shard.rooms[RoomId::new(0)].window.capacity_bytes();
+    let held_bytes = rig.shard.rooms[RoomId::new(0)]
+        .feed(ProtocolVersion::V1)
+        .window
+        .capacity_bytes();
     assert!(held_bytes <= 2 * 16 * 1024, "{held_bytes}");
     rig.seen(slow);
     // The length of each send.
@@ -302,11 +306,19 @@ fn a_window_releases_frames_that_all_members_have() {
         rig.peers[reader].reads = timestamp < 10;
         rig.op(writer, "k", "1", timestamp);
     }
-    assert!(rig.shard.rooms[RoomId::new(0)].window.capacity_bytes() > 0);
+    assert!(
+        rig.shard.rooms[RoomId::new(0)]
+            .feed(ProtocolVersion::V1)
+            .window
+            .capacity_bytes()
+            > 0
+    );
     rig.peers[reader].reads = true;
     rig.run();
     assert_eq!(rig.seen(reader).len(), 22);
-    let window = &rig.shard.rooms[RoomId::new(0)].window;
+    let window = &rig.shard.rooms[RoomId::new(0)]
+        .feed(ProtocolVersion::V1)
+        .window;
     assert_eq!((window.capacity_bytes(), window.start()), (0, window.end()));
     assert!(rig.shard.rooms.touched().is_empty());
     assert!(!rig.shard.rooms[RoomId::new(0)].touched);
@@ -318,13 +330,19 @@ fn a_window_over_its_bound_does_not_wait_for_the_round() {
         let mut rig = Rig::new(|config| config.durability = Durability::None);
         let (writer, reader) = (rig.join("w", None), rig.join("w", None));
         rig.receive_only(writer, &op("k", "1", 1));
-        let held_bytes = rig.shard.rooms[RoomId::new(0)].window.capacity_bytes();
+        let held_bytes = rig.shard.rooms[RoomId::new(0)]
+            .feed(ProtocolVersion::V1)
+            .window
+            .capacity_bytes();
         rig.shard.config.outbox_bytes_max = held_bytes.strict_sub_signed(over_bytes);
         rig.shard.announce();
         assert!(!rig.shard.sends.is_round_done());
         rig.shard.trim_windows();
         assert_eq!(rig.session(reader).outbox.behind().is_some(), falls_behind);
-        let held_bytes = rig.shard.rooms[RoomId::new(0)].window.capacity_bytes();
+        let held_bytes = rig.shard.rooms[RoomId::new(0)]
+            .feed(ProtocolVersion::V1)
+            .window
+            .capacity_bytes();
         assert_eq!(held_bytes == 0, falls_behind, "{over_bytes}");
         assert_eq!(
             rig.shard.rooms.touched(),

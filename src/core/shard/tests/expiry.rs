@@ -1,7 +1,7 @@
 //! Keys that expire, and tombstones that are dropped after their retention.
 
 use super::rig::{LogOperation, Rig, START_US, head, look};
-use crate::core::fanout::room::RoomId;
+use crate::core::fanout::room::{RoomId, ShownOp};
 use crate::core::shard::contract::{Input, Output};
 use crate::core::shard::log_space::LogSize;
 use crate::core::shard::shard_log::Append;
@@ -76,12 +76,12 @@ fn apply(rig: &mut Rig, key: &str, timestamp: u64, change: Change<'_>) {
     };
     let now_us = rig.clock.now_us;
     let position = shard.log.append(&append, &mut room.allowance, now_us);
-    let value = if change.value().is_empty() {
-        "null"
-    } else {
-        change.value()
+    let shown = ShownOp {
+        key,
+        value: Some(change.value()).filter(|value| !value.is_empty()),
+        timestamp,
     };
-    room.broadcast(key, value, timestamp, position, shard.pool.windows());
+    room.broadcast(shown, position, shard.pool.windows());
     shard.expiry.update(id, room);
     shard.rooms.touch(id);
 }

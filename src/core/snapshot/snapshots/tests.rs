@@ -7,11 +7,13 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
+use crate::core::fanout::room::ShownOp;
 use crate::core::fanout::window::WindowPool;
 use crate::core::state::workspace::{Edit, Source, Verdict};
 use crate::log::position::LogPosition;
 use crate::log::record::Change;
 use crate::seq::Seq;
+use crate::wire::ProtocolVersion::V1;
 use crate::wire::message;
 
 const STATE_BYTES: usize = 2000;
@@ -27,9 +29,12 @@ struct RoomRig {
 
 impl RoomRig {
     fn new(step_bytes: usize) -> Self {
+        let (mut room, mut pool) = (Room::new(Workspace::new("w", 1)), WindowPool::default());
+        room.open_feed(V1, &mut pool);
+        room.add_member(V1, 0);
         Self {
-            room: Room::new(Workspace::new("w", 1)),
-            pool: WindowPool::default(),
+            room,
+            pool,
             snapshots: Snapshots::new(BUDGET_BYTES, step_bytes),
         }
     }
@@ -60,7 +65,12 @@ impl RoomRig {
         let is_won = matches!(verdict, Verdict::Won { .. });
         if is_won {
             let position = LogPosition::new(workspace.seq().get() * 10);
-            room.broadcast(key, value, timestamp, position, pool);
+            let shown = ShownOp {
+                key,
+                value: Some(value),
+                timestamp,
+            };
+            room.broadcast(shown, position, pool);
         }
         is_won
     }
@@ -95,18 +105,18 @@ fn one_encoding_of_init_serves_all_sessions_that_join_while_it_is_cheap() {
         let first = rig.request(SnapshotKind::Init);
         assert_eq!(
             (first.point.at, first.point.visible_from),
-            (rig.room.window.end(), LogPosition::new(20))
+            (rig.room.window_end(V1), LogPosition::new(20))
         );
         if let Some(over_half_bytes) = over_half_bytes {
             let frame_bytes = (first.init.bytes() / 2).strict_add_signed(over_half_bytes);
             let value = "1".repeat(frame_bytes - frame_fixed_bytes);
             rig.write("k", &value);
-            let since = rig.room.window.end().bytes_since(first.point.at);
+            let since = rig.room.window_end(V1).bytes_since(first.point.at);
             assert_eq!(since, frame_bytes);
         }
         if !is_kept {
-            let end = rig.room.window.end();
-            rig.room.window.drop_before(end, &mut rig.pool);
+            let end = rig.room.window_end(V1);
+            rig.room.feed_mut(V1).window.drop_before(end, &mut rig.pool);
         }
         let second = rig.request(SnapshotKind::Init);
         let case = format!("{over_half_bytes:?} {is_kept}");
@@ -114,7 +124,7 @@ fn one_encoding_of_init_serves_all_sessions_that_join_while_it_is_cheap() {
         let expected = if is_shared {
             (first.point.at, first.point.visible_from)
         } else {
-            (rig.room.window.end(), LogPosition::new(30))
+            (rig.room.window_end(V1), LogPosition::new(30))
         };
         assert_eq!(
             (second.point.at, second.point.visible_from),
@@ -166,7 +176,7 @@ fn a_read_is_the_newest_state_and_shares_what_sessions_hold() {
     assert!(!is_same(&newest.init, &joined.init), "one op is missing");
     assert_eq!(
         (newest.point.at, newest.point.visible_from),
-        (rig.room.window.end(), LogPosition::new(20))
+        (rig.room.window_end(V1), LogPosition::new(20))
     );
     // A session that joins is also sent the newest state.
     let again = rig.request(SnapshotKind::Init);
@@ -284,7 +294,7 @@ impl StepwiseRig {
             snapshot.point.visible_from.get(),
             snapshot.point.seq.get() * 10
         );
-        let seq = room.window.seq_at(snapshot.point.at);
+        let seq = room.feed(V1).window.seq_at(snapshot.point.at);
         assert_eq!(snapshot.point.seq, seq, "the later frames follow");
         self.waiting.push(snapshot);
         self.check();

@@ -141,7 +141,20 @@ impl Workspace {
         {
             self.drop_tombstone(slot);
         }
-        self.begun_seq = self.seq;
+        (self.begun_seq, self.last_delete_seq) = (self.seq, self.seq);
+    }
+
+    /// Returns a seq after which no key was deleted.
+    #[must_use]
+    pub fn last_delete_seq(&self) -> Seq {
+        self.last_delete_seq
+    }
+
+    /// Records the op that just won, if it is a delete.
+    pub(super) fn note_delete(&mut self, change: &Change<'_>) {
+        if let Change::Delete { .. } = change {
+            self.last_delete_seq = self.seq;
+        }
     }
 
     fn oldest_tombstone(&self) -> Option<(u64, u32)> {

@@ -107,10 +107,11 @@ impl Entry {
             && edit.change.value() == self.value()
     }
 
-    /// Returns whether the entry meets the condition of an op ([`Edit::if_timestamp`]).
-    pub(super) fn meets(&self, if_timestamp: Option<u64>) -> bool {
+    /// Returns whether an op wins over this entry.
+    pub(super) fn loses_to(&self, edit: &Edit<'_>) -> bool {
         let current = if self.is_deleted { 0 } else { self.timestamp };
-        if_timestamp.is_none_or(|expected| expected == current)
+        let is_expected = edit.if_timestamp.is_none_or(|expected| expected == current);
+        edit.timestamp > self.timestamp && is_expected
     }
 
     /// Returns the length of the longest value that fits without another allocation.

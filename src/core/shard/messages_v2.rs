@@ -1,0 +1,171 @@
+//! Messages of a client of version 2, and `saved`, which tells it that they are settled.
+
+use std::borrow::Cow;
+
+use crate::core::fanout::outbox::Due;
+use crate::core::shard::Shard;
+use crate::core::shard::apply::{BAD_MESSAGE, Refused};
+use crate::core::shard::contract::Clock;
+use crate::core::shard::rate::Pace;
+use crate::core::shard::session::SessionId;
+use crate::core::state::workspace::Edit;
+use crate::log::position::LogPosition;
+use crate::log::record::Change;
+use crate::wire::auth;
+use crate::wire::message::v2::{
+    self, ClientChange, ClientEnvelope, ClientMessage, ClientOp, RefusedMessage,
+};
+
+/// The code of an error message about a token that is not valid.
+const UNAUTHORIZED: u16 = 401;
+/// The text of an error message about an id that is not greater than the one before it.
+const ID_TEXT: &str = "id must be greater than that of every earlier message of the connection";
+
+impl Shard {
+    /// Handles a message of a client of version 2.
+    pub(super) fn read_v2(
+        &mut self,
+        id: SessionId,
+        envelope: ClientEnvelope<'_>,
+        pace: Pace,
+        clock: Clock,
+    ) {
+        let message_id = envelope.id;
+        let settlement = &self.sessions[id].v2().settlement;
+        if message_id.is_some_and(|message_id| !settlement.accepts(message_id)) {
+            self.counters.refused_bad_message += 1;
+            return self.refuse(id, BAD_MESSAGE, ID_TEXT, Refused::message(message_id));
+        }
+        match envelope.content {
+            Ok(ClientMessage::Ping) => {
+                let unix_us = clock.unix_us;
+                self.reply(id, v2::SHORT_FRAME_BYTES_MAX, |out| {
+                    v2::put_pong(out, unix_us, message_id);
+                });
+                self.settle(id, message_id, LogPosition::NONE);
+            }
+            content if pace == Pace::Over => {
+                let key = match &content {
+                    Ok(ClientMessage::Op(op)) => Some(Cow::Borrowed(op.key)),
+                    Err(refused) => refused.key.clone(),
+                    Ok(_) => None,
+                };
+                self.refuse_too_many(id, Refused::with_key(message_id, key.as_deref()));
+                self.settle(id, message_id, LogPosition::NONE);
+            }
+            Ok(ClientMessage::Op(op)) => {
+                self.note_op(id);
+                self.apply(id, &edit_of(&op, clock), message_id, clock);
+            }
+            Ok(ClientMessage::Token { token }) => self.read_token(id, token, message_id, clock),
+            Ok(ClientMessage::Presence { .. } | ClientMessage::Cast { .. }) => {
+                self.settle(id, message_id, LogPosition::NONE);
+            }
+            Err(RefusedMessage { key, error }) => {
+                self.counters.refused_bad_message += 1;
+                let refused = Refused::with_key(message_id, key.as_deref());
+                self.refuse(id, BAD_MESSAGE, &error.to_string(), refused);
+                self.settle(id, message_id, LogPosition::NONE);
+            }
+        }
+    }
+
+    /// Replaces the token of a connection (P182). An invalid one changes nothing.
+    fn read_token(&mut self, id: SessionId, token: &str, message_id: Option<u64>, clock: Clock) {
+        let refused = Refused::message(message_id);
+        let session = &mut self.sessions[id];
+        match self.config.verifier.verify(Some(token), clock.unix_us) {
+            Err(error) => self.refuse(id, UNAUTHORIZED, &error.to_string(), refused),
+            Ok(_) if auth::subject(token).as_deref() != session.v2().user.as_deref() => {
+                let text = "the new token must have the same sub as the one before it";
+                self.refuse(id, UNAUTHORIZED, text, refused);
+            }
+            Ok(grant) => {
+                session.expires_at_us = grant.expires_at_us.unwrap_or(u64::MAX);
+                let expires_s = grant.expires_s();
+                self.reply(id, v2::SHORT_FRAME_BYTES_MAX, |out| {
+                    v2::put_token(out, expires_s);
+                });
+                self.reschedule(id, clock);
+            }
+        }
+        self.settle(id, message_id, LogPosition::NONE);
+    }
+
+    // ---- saved ----
+
+    /// Records that a message was handled, and that it is settled once `position` is visible.
+    pub(super) fn settle(&mut self, id: SessionId, message_id: Option<u64>, position: LogPosition) {
+        let Some(message_id) = message_id else {
+            return;
+        };
+        let visible = self.log.visible_position();
+        let batch_start = self.log.batch_start();
+        let Some(session) = self
+            .sessions
+            .get_mut(id)
+            .filter(|session| session.is_open())
+        else {
+            return;
+        };
+        let settlement = &mut session.v2_mut().settlement;
+        settlement.handled(message_id, position, visible, batch_start);
+        if settlement.is_due(visible) {
+            self.sends.queue(id, session);
+        } else {
+            self.sends.wait_for_log(id, session);
+        }
+    }
+
+    /// Queues `saved` if more of a client's messages are settled than it was told. The frame comes
+    /// after all answers that are queued, and after the frames that may be sent now.
+    ///
+    /// While an answer waits for the log, nothing is queued: `saved` would wait with it, and can
+    /// cover more by then.
+    pub(super) fn queue_saved(&mut self, id: SessionId) {
+        let visible = self.log.visible_position();
+        let session = &mut self.sessions[id];
+        let (Some(room_id), Some(v2)) = (session.room(), &mut session.v2) else {
+            return;
+        };
+        if !v2.settlement.is_due(visible) || session.outbox.is_waiting_for_log(visible) {
+            return;
+        }
+        let settled = v2.settlement.take_settled(visible);
+        let settled = settled.expect("more is settled than the client was told");
+        let view = self.rooms[room_id].view(session.version, visible);
+        let at = session.outbox.last_due_at().max(view.visible_end);
+        // A client that is behind has not been sent everything up to any seq of the window.
+        let is_behind = session.outbox.behind().is_some();
+        let seq = (!is_behind).then(|| view.window.seq_at(at));
+        let frame = self.pool.fill(v2::SHORT_FRAME_BYTES_MAX, |out| {
+            v2::put_saved(out, settled, seq);
+        });
+        let due = Due {
+            at,
+            visible_from: LogPosition::NONE,
+            awaits: None,
+        };
+        session.outbox.push_due(frame, due, &mut self.pool);
+        self.counters.saved += 1;
+        self.update_memory(id);
+    }
+}
+
+fn edit_of<'a>(op: &ClientOp<'a>, clock: Clock) -> Edit<'a> {
+    let change = match op.change {
+        ClientChange::Write { value, ttl_ms } => Change::Write {
+            value,
+            expires_at_us: ttl_ms.map(|ttl_ms| clock.unix_us.saturating_add(ttl_ms * 1000)),
+        },
+        ClientChange::Delete => Change::Delete {
+            deleted_at_us: clock.unix_us,
+        },
+    };
+    Edit {
+        key: op.key,
+        change,
+        timestamp: op.timestamp,
+        if_timestamp: op.if_timestamp,
+    }
+}

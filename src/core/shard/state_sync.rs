@@ -1,0 +1,258 @@
+//! Sending the state to a client of version 2, part by part: when it joins, when it resumes, and
+//! when it has fallen behind (P130 to P146).
+//!
+//! In all three cases the client is owed the entries after some seq, in the order of their last
+//! change: after 0 if it joins. Each part is encoded when its socket has taken the one before it,
+//! until the parts meet the window. So a client that joins holds no copy of the state in memory.
+
+use std::rc::Rc;
+
+use crate::core::fanout::outbox::{Behind, Due};
+use crate::core::fanout::room::RoomId;
+use crate::core::fanout::window::Chunk;
+use crate::core::shard::Shard;
+use crate::core::shard::closing::TRY_AGAIN_LATER;
+use crate::core::shard::contract::{Clock, JoinRequest};
+use crate::core::shard::session::SessionId;
+use crate::core::shard::version2::Version2;
+use crate::core::snapshot::state_chunks::StatePart;
+use crate::core::state::workspace::Workspace;
+use crate::limits::{CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, SESSION_BYTES_SPARED};
+use crate::log::position::LogPosition;
+use crate::seq::Seq;
+use crate::wire::message::v2::{self, StateChunk, Welcome, WelcomeLimits};
+
+/// The entries that were put into a part.
+struct Walked {
+    until: Seq,
+    hint: u32,
+    has_tombstones: bool,
+    lacks_tombstones: bool,
+    keys: u64,
+}
+
+impl Shard {
+    /// Queues a 101, `welcome` and the first part of the state for a client of version 2 that has
+    /// just become a member.
+    pub(super) fn queue_welcome(
+        &mut self,
+        id: SessionId,
+        room_id: RoomId,
+        answer: Chunk,
+        request: &JoinRequest,
+        clock: Clock,
+    ) {
+        let room = &self.rooms[room_id];
+        let seq = room.workspace.seq();
+        let reason = self
+            .generations
+            .welcome_reason(request.resume, Some(&room.workspace));
+        let generation = self.generations.current();
+        let session = &mut self.sessions[id];
+        let user: Option<Rc<str>> = request.subject.as_deref().map(Rc::from);
+        let welcome = Welcome {
+            connection: session.number,
+            user: user.as_deref(),
+            generation,
+            time_us: clock.unix_us,
+            reason,
+            durability: self.config.durability.name(),
+            ping_interval_ms: self.config.ping_interval_us / 1000,
+            limits: WelcomeLimits {
+                message_bytes: self.config.message_bytes_max,
+                workspace_bytes: self.config.limits.workspace_bytes,
+                ops_per_second: self.config.limits.ops_per_second,
+            },
+        };
+        let frame = self
+            .pool
+            .fill(welcome.frame_bytes(), |out| welcome.put(out));
+        let at = session.outbox.cursor();
+        let since = match request.resume {
+            Some(resume) if !reason.is_full() => resume.since,
+            _ => Seq::NONE,
+        };
+        session.v2 = Some(Box::new(Version2 {
+            user,
+            cutoff: if reason.is_full() { seq } else { Seq::NONE },
+            ..Version2::default()
+        }));
+        for chunk in [answer, frame] {
+            session
+                .outbox
+                .push(chunk, at, LogPosition::NONE, &mut self.pool);
+        }
+        let behind = Behind { since, hint: None };
+        session.outbox.fall_behind(behind, &mut self.pool);
+        // A small state goes out with the welcome, in one send.
+        self.send_state_part(id, clock);
+    }
+
+    /// Queues the next part of the state that a client of version 2 is owed, and `synced` after the
+    /// last one. Returns false if the client is owed no state.
+    pub(super) fn send_state_part(&mut self, id: SessionId, clock: Clock) -> bool {
+        let session = &self.sessions[id];
+        let Some(Behind { since, hint }) = session.outbox.behind() else {
+            return false;
+        };
+        let room_id = session.room().expect("only a member is behind");
+        let cutoff = session.v2().cutoff;
+        let workspace = &self.rooms[room_id].workspace;
+        if misses_deletes(workspace, since.max(cutoff)) {
+            let why = "the client fell behind deletes that are no longer kept";
+            self.close(id, TRY_AGAIN_LATER, why, clock);
+            return true;
+        }
+        let cached = self.state_chunks.find(room_id, workspace, since, cutoff);
+        let part = match cached {
+            Some(part) => Some(part),
+            None => self.encode_state_part(room_id, Behind { since, hint }, cutoff),
+        };
+        let end = match part {
+            Some(part) => {
+                let end = (part.until, Some(part.hint));
+                self.queue_state_part(id, part);
+                end
+            }
+            None => (since, hint),
+        };
+        self.advance_sync(id, end.0, end.1);
+        true
+    }
+
+    /// Encodes the part of a room's state after `from`. Returns `None` if nothing is to be sent.
+    fn encode_state_part(
+        &mut self,
+        room_id: RoomId,
+        from: Behind,
+        cutoff: Seq,
+    ) -> Option<StatePart> {
+        let bytes_max = if self.budget.is_tight() {
+            SESSION_BYTES_SPARED
+        } else {
+            CONFLATED_BYTES_MAX
+        };
+        let room = &self.rooms[room_id];
+        let workspace = &room.workspace;
+        let walked = walk(workspace, &from, cutoff, bytes_max, &mut self.state_chunk)?;
+        let mut frame = Vec::new();
+        if walked.keys > 0 {
+            frame.reserve_exact(self.state_chunk.frame_bytes(walked.until));
+            self.state_chunk.finish(&mut frame, walked.until);
+        }
+        let part = StatePart {
+            chunk: frame.into(),
+            until: walked.until,
+            encoded_at: workspace.seq(),
+            cutoff,
+            has_tombstones: walked.has_tombstones,
+            lacks_tombstones: walked.lacks_tombstones,
+            hint: walked.hint,
+            visible_from: room.visible_from(),
+            keys: walked.keys,
+        };
+        self.budget.add_shared(&part.chunk);
+        self.state_chunks.add(room_id, from.since, &part);
+        Some(part)
+    }
+
+    fn queue_state_part(&mut self, id: SessionId, part: StatePart) {
+        self.counters.state_chunks += u64::from(part.keys > 0);
+        self.counters.conflated_keys += part.keys;
+        let session = &mut self.sessions[id];
+        let room_id = session.room().expect("only a member is sent a state");
+        let due = Due {
+            at: self.rooms[room_id].window_end(session.version),
+            visible_from: part.visible_from,
+            awaits: None,
+        };
+        session.outbox.push_shared(part.chunk, due, &mut self.pool);
+    }
+
+    /// Records that a client has been queued everything up to `until`. If that is all, it follows
+    /// the window from here on.
+    fn advance_sync(&mut self, id: SessionId, until: Seq, hint: Option<u32>) {
+        let session = &mut self.sessions[id];
+        let room_id = session.room().expect("only a member is sent a state");
+        let room = &self.rooms[room_id];
+        let has_more = room.workspace.changed_since(until, hint).next().is_some();
+        if has_more {
+            let behind = Behind { since: until, hint };
+            session.outbox.fall_behind(behind, &mut self.pool);
+            if !session.outbox.has_answers() {
+                self.enqueue(id);
+            }
+        } else {
+            let at = room.window_end(session.version);
+            session.outbox.follow(at);
+            session.v2_mut().cutoff = Seq::NONE;
+            let due = Due {
+                at,
+                visible_from: room.visible_from(),
+                awaits: None,
+            };
+            let seq = room.workspace.seq();
+            let synced = self
+                .pool
+                .fill(v2::SHORT_FRAME_BYTES_MAX, |out| v2::put_synced(out, seq));
+            session.outbox.push_due(synced, due, &mut self.pool);
+        }
+        self.update_memory(id);
+    }
+}
+
+/// Returns whether tombstones after `known` were dropped, so that a client that holds only what was
+/// there at `known` would keep keys that are deleted.
+pub(super) fn misses_deletes(workspace: &Workspace, known: Seq) -> bool {
+    let floor = workspace.floor();
+    floor.is_some_and(|floor| floor.dropped_seq > known)
+}
+
+/// Puts the entries after `from` into a part of about `bytes_max` bytes, except tombstones at or
+/// before `cutoff`. Returns `None` if there are no entries.
+///
+/// The walk is bounded in bytes and in steps, because skipped tombstones cost steps but no bytes.
+fn walk(
+    workspace: &Workspace,
+    from: &Behind,
+    cutoff: Seq,
+    bytes_max: usize,
+    chunk: &mut StateChunk,
+) -> Option<Walked> {
+    let mut walked = None;
+    let mut bytes = 0;
+    let entries = workspace.changed_since(from.since, from.hint);
+    for (slot, entry) in entries.take(CONFLATED_STEPS_MAX) {
+        let (key, timestamp) = (entry.key(), entry.timestamp());
+        let is_skipped = entry.is_deleted() && entry.seq() <= cutoff;
+        let entry_bytes = if is_skipped {
+            0
+        } else if entry.is_deleted() {
+            StateChunk::deleted_bytes(key, timestamp)
+        } else {
+            StateChunk::entry_bytes(key, entry.value(), timestamp)
+        };
+        if bytes > 0 && bytes + entry_bytes > bytes_max {
+            break;
+        }
+        bytes += entry_bytes;
+        let walked = walked.get_or_insert(Walked {
+            until: from.since,
+            hint: slot,
+            has_tombstones: false,
+            lacks_tombstones: false,
+            keys: 0,
+        });
+        if is_skipped {
+            walked.lacks_tombstones = true;
+        } else if entry.is_deleted() {
+            chunk.push_deleted(key, timestamp);
+            walked.has_tombstones = true;
+        } else {
+            chunk.push_entry(key, entry.value(), timestamp);
+        }
+        walked.keys += u64::from(!is_skipped);
+        (walked.until, walked.hint) = (entry.seq(), slot);
+    }
+    walked
+}

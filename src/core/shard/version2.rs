@@ -1,0 +1,18 @@
+//! What a session of version 2 has in addition to one of version 1.
+
+use std::rc::Rc;
+
+use crate::core::shard::settlement::Settlement;
+use crate::seq::Seq;
+
+/// The state of a session that speaks version 2.
+#[derive(Debug, Default)]
+pub(crate) struct Version2 {
+    /// The `sub` of its token.
+    pub user: Option<Rc<str>>,
+    /// Which of its messages are settled.
+    pub(super) settlement: Settlement,
+    /// The seq at the join while the session is sent a full state, which lists no tombstones up to
+    /// it. `NONE` if the session holds a state, and is sent changes.
+    pub cutoff: Seq,
+}

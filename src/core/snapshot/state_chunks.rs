@@ -1,0 +1,147 @@
+//! Parts of a state for clients of version 2, each encoded once for the clients that need it at
+//! about the same time.
+//!
+//! A client of version 2 receives a state as the entries after a seq, in the order of their last
+//! change. So clients that join together need the same parts: each part begins where the one before
+//! it ended.
+//!
+//! A part may be sent to a client although the workspace has changed since it was encoded: an entry
+//! that was overwritten comes again later, with its new value, and the client keeps the newer one.
+//! Only a delete is different, because a full state lists no tombstones from before the join
+//! ([`StateChunkCache::find`]).
+
+use std::cmp::Ordering;
+use std::collections::VecDeque;
+use std::rc::{Rc, Weak};
+
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+
+use crate::core::fanout::encoded_state::Chunk;
+use crate::core::fanout::room::RoomId;
+use crate::core::state::workspace::Workspace;
+use crate::limits::{STATE_CHUNK_STALE_OPS_MAX, STATE_CHUNKS_KEPT_BYTES_MAX};
+use crate::log::position::LogPosition;
+use crate::seq::Seq;
+
+/// The place of a part: the room, and the seq after which it begins.
+type PartKey = (RoomId, Seq);
+
+/// An encoded part of a state.
+#[derive(Debug, Clone)]
+pub(in crate::core) struct StatePart {
+    /// The frames.
+    pub chunk: Chunk,
+    /// The seq of the last entry in it.
+    pub until: Seq,
+    /// The workspace's seq when it was encoded.
+    pub encoded_at: Seq,
+    /// The seq up to which it lists no tombstones.
+    pub cutoff: Seq,
+    /// Whether it lists any tombstones.
+    pub has_tombstones: bool,
+    /// Whether it lacks tombstones, because they are at or before `cutoff`.
+    pub lacks_tombstones: bool,
+    /// The slot of its last entry.
+    pub hint: u32,
+    /// The log position that must be visible before it may be sent.
+    pub visible_from: LogPosition,
+    /// The number of entries and tombstones.
+    pub keys: u64,
+}
+
+/// The parts that were encoded lately.
+///
+/// Invariant: the parts in `kept` together are not longer than the limit, unless it is only one.
+#[derive(Default)]
+pub(in crate::core) struct StateChunkCache {
+    parts: HashMap<PartKey, CachedPart, FixedState>,
+    /// The newest parts, which are kept although no client is being sent them.
+    kept: VecDeque<Chunk>,
+    kept_bytes: usize,
+}
+
+struct CachedPart {
+    chunk: Weak<Vec<u8>>,
+    part: StatePart,
+}
+
+impl StateChunkCache {
+    /// Returns the part after `since` for a client, if one was encoded that it may be sent.
+    /// `cutoff` is the seq up to which the client must not be sent tombstones.
+    ///
+    /// A key in the part may have been deleted since it was encoded. Its tombstone must then reach
+    /// the client later, so it must be newer than `cutoff`.
+    pub fn find(
+        &self,
+        room_id: RoomId,
+        workspace: &Workspace,
+        since: Seq,
+        cutoff: Seq,
+    ) -> Option<StatePart> {
+        let cached = self.parts.get(&(room_id, since))?;
+        let part = &cached.part;
+        let shows_no_ghost = part.encoded_at >= cutoff.min(workspace.last_delete_seq());
+        let shows_right_tombstones = match part.cutoff.cmp(&cutoff) {
+            Ordering::Less => !part.has_tombstones,
+            Ordering::Equal => true,
+            Ordering::Greater => !part.lacks_tombstones,
+        };
+        let is_fresh = workspace.seq() >= part.encoded_at
+            && workspace.seq().ops_since(part.encoded_at) <= STATE_CHUNK_STALE_OPS_MAX;
+        if !(shows_no_ghost && shows_right_tombstones && is_fresh) {
+            return None;
+        }
+        let chunk = cached.chunk.upgrade()?;
+        Some(StatePart {
+            chunk,
+            ..part.clone()
+        })
+    }
+
+    /// Adds a part that was just encoded.
+    pub fn add(&mut self, room_id: RoomId, since: Seq, part: &StatePart) {
+        let key = (room_id, since);
+        // Dead keys are removed when they may be half of all, which pays for the scan.
+        if self.parts.len() >= 2 * (self.kept.len() + 16) {
+            self.parts
+                .retain(|_, cached| cached.chunk.strong_count() > 0);
+        }
+        let cached = CachedPart {
+            chunk: Rc::downgrade(&part.chunk),
+            part: StatePart {
+                chunk: Chunk::default(),
+                ..part.clone()
+            },
+        };
+        self.parts.insert(key, cached);
+        self.kept_bytes += part.chunk.len();
+        self.kept.push_back(Rc::clone(&part.chunk));
+        while self.kept_bytes > STATE_CHUNKS_KEPT_BYTES_MAX && self.kept.len() > 1 {
+            let oldest = self.kept.pop_front().expect("there are at least two");
+            self.kept_bytes -= oldest.len();
+        }
+    }
+
+    /// Removes the parts of a room that is removed, whose id may be reused.
+    pub fn forget_room(&mut self, room_id: RoomId) {
+        if !self.parts.is_empty() {
+            self.parts.retain(|(held, _), _| *held != room_id);
+        }
+    }
+
+    /// Removes everything.
+    pub fn reset(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Checks the invariant.
+    ///
+    /// # Panics
+    /// If it is violated.
+    pub fn invariants(&self) {
+        let bytes: usize = self.kept.iter().map(|chunk| chunk.len()).sum();
+        assert_eq!(bytes, self.kept_bytes);
+        assert!(bytes <= STATE_CHUNKS_KEPT_BYTES_MAX || self.kept.len() == 1);
+    }
+}
