@@ -1,12 +1,14 @@
 //! Keys that expire, and tombstones that are dropped after their retention.
 
+use std::collections::BTreeMap;
+
 use super::rig::{LogOperation, Rig, START_US, head, look};
 use crate::core::fanout::room::{RoomId, ShownOp};
 use crate::core::shard::contract::{Input, Output};
 use crate::core::shard::log_space::LogSize;
 use crate::core::shard::shard_log::Append;
 use crate::core::state::workspace::{Edit, Floor, Source, Verdict, Workspace};
-use crate::core::testing::START_UNIX_S;
+use crate::core::testing::{Dice, START_UNIX_S};
 use crate::limits::{EXPIRIES_PER_TURN_MAX, SECOND_US, WALL_CLOCK_CHECK_US};
 use crate::log::commit::{Durability, LogStep};
 use crate::log::position::LogPosition;
@@ -141,6 +143,7 @@ fn set_space(rig: &mut Rig, room_end: LogPosition) {
 
 // ---- expiry ----
 
+/// P121. P124.
 #[test]
 fn a_key_expires_at_its_time_with_the_next_timestamp() {
     for durability in [Durability::Always, Durability::Interval, Durability::None] {
@@ -168,6 +171,7 @@ fn a_key_expires_at_its_time_with_the_next_timestamp() {
     }
 }
 
+/// P119.
 #[test]
 fn a_later_write_moves_the_expiry_or_ends_it() {
     let mut rig = Rig::new(|_| ());
@@ -189,6 +193,8 @@ fn a_later_write_moves_the_expiry_or_ends_it() {
     assert_eq!(ops, seen);
 }
 
+/// P124.
+///
 /// In `always` mode nobody sees that a key expired before that is on disk.
 #[test]
 fn an_expiry_is_not_visible_before_it_is_durable() {
@@ -216,6 +222,7 @@ fn an_expiry_is_not_visible_before_it_is_durable() {
     assert_eq!(rig.seen(read), ["200", "gone"]);
 }
 
+/// P124. P125.
 #[test]
 fn an_expiry_that_is_lost_with_the_log_happens_again() {
     let mut rig = Rig::new(|_| ());
@@ -248,6 +255,7 @@ fn an_expiry_that_is_lost_with_the_log_happens_again() {
 
 // ---- after a start ----
 
+/// P125.
 #[test]
 fn keys_that_expired_while_the_server_was_down_are_never_served() {
     let mut rig = Rig::recovering(|_| ());
@@ -263,6 +271,8 @@ fn keys_that_expired_while_the_server_was_down_are_never_served() {
     assert_eq!(logged(&mut rig).len(), 3);
 }
 
+/// P125.
+///
 /// A restart after a long time with many due expiries: each turn deletes a part of them, and other
 /// workspaces are served in the meantime.
 #[test]
@@ -357,6 +367,7 @@ fn a_request_that_waits_for_expiries_is_answered_when_the_server_stops() {
 
 // ---- the wall clock ----
 
+/// P125.
 #[test]
 fn a_wall_clock_that_is_set_forward_expires_keys_soon() {
     let mut rig = Rig::new(|_| ());
@@ -385,6 +396,7 @@ fn last_change(rig: &mut Rig) -> Change<'static> {
     last.expect("the log has ops")
 }
 
+/// P125.
 #[test]
 fn a_wall_clock_that_is_set_back_keeps_keys_and_causes_few_turns() {
     let mut rig = Rig::new(|_| ());
@@ -413,6 +425,7 @@ fn retaining(seconds: u64) -> Rig {
     Rig::new(|config| config.tombstone_retention_us = seconds * SECOND_US)
 }
 
+/// P127.
 #[test]
 fn a_tombstone_is_dropped_after_its_retention_and_raises_the_floor() {
     let mut rig = retaining(10);
@@ -442,6 +455,8 @@ fn a_tombstone_is_dropped_after_its_retention_and_raises_the_floor() {
     assert_eq!(rig.shard.next_deadline_us(), None, "nothing is left to do");
 }
 
+/// P127. P128.
+///
 /// Seq and floor survive even if every entry is gone.
 #[test]
 fn an_empty_workspace_keeps_its_seq_and_its_floor_across_a_rebuild() {
@@ -540,4 +555,107 @@ fn due_tombstones_are_dropped_in_slices() {
         (0, count)
     );
     assert_eq!(counters.floors, 3);
+}
+
+// ---- a naive model ----
+
+/// A key as the model knows it: its timestamp, its expiry, and the time at which it was deleted,
+/// all times in seconds after the start.
+#[derive(Debug, Clone, Copy)]
+struct Key {
+    timestamp: u64,
+    expires_s: Option<u64>,
+    deleted_s: Option<u64>,
+}
+
+/// Random writes, deletes, waits and failures of the log: after each of them, the live keys are
+/// those of the model, and tombstones are kept for their retention and no longer.
+#[test]
+fn keys_and_tombstones_live_as_long_as_in_the_model() {
+    const RETENTION_S: u64 = 20;
+    let (mut expired, mut dropped) = (0, 0);
+    for seed in 0..60 {
+        let mut dice = Dice::new(seed);
+        let mut rig = retaining(RETENTION_S);
+        let mut model: BTreeMap<String, Key> = BTreeMap::new();
+        let mut now_s = 0;
+        for timestamp in (0..80).map(|step| step * 10 + 1) {
+            match dice.below(8) {
+                0..5 => {
+                    let key = format!("k{}", dice.below(6));
+                    let ttl_s = 1 + dice.below_u64(15);
+                    let (change, expires_s, deleted_s) = match dice.below(4) {
+                        0 => (Change::write("1"), None, None),
+                        1 => (deleted(now_s), None, Some(now_s)),
+                        _ => (expiring(now_s + ttl_s), Some(now_s + ttl_s), None),
+                    };
+                    write(&mut rig, &key, timestamp, change);
+                    let value = Key {
+                        timestamp,
+                        expires_s,
+                        deleted_s,
+                    };
+                    model.insert(key, value);
+                }
+                5..7 => {
+                    now_s += 1 + dice.below_u64(9);
+                    sleep_until(&mut rig, now_s);
+                }
+                _ => {
+                    // An op fails, and the shard serves again in the next second.
+                    rig.log_fails = true;
+                    apply(&mut rig, "lost", timestamp, Change::write("1"));
+                    rig.run();
+                    rig.log_fails = false;
+                    now_s += 1;
+                    sleep_until(&mut rig, now_s);
+                }
+            }
+            model.retain(|_, key| {
+                if let Some(expires_s) = key.expires_s.filter(|at_s| *at_s <= now_s) {
+                    (key.expires_s, key.deleted_s) = (None, Some(expires_s));
+                    key.timestamp += 1;
+                    expired += 1;
+                }
+                let is_kept = key.deleted_s.is_none_or(|at_s| at_s + RETENTION_S > now_s);
+                dropped += usize::from(!is_kept);
+                is_kept
+            });
+            let wanted: Vec<_> = model
+                .iter()
+                .map(|(name, key)| (name.clone(), key))
+                .collect();
+            let held = |name: &str| {
+                workspace(&mut rig)
+                    .get(name)
+                    .map(|entry| (entry.timestamp(), entry.is_deleted()))
+            };
+            check(held, &wanted, seed);
+            let counts = (
+                model.len(),
+                model.values().filter(|key| key.deleted_s.is_some()).count(),
+            );
+            let workspace = workspace(&mut rig);
+            let live_count = workspace.entries().count();
+            let tombstones_count = workspace.tombstones_count();
+            assert_eq!(
+                (live_count + tombstones_count, tombstones_count),
+                counts,
+                "seed {seed}"
+            );
+        }
+    }
+    assert!(expired > 300 && dropped > 300, "{expired} {dropped}");
+}
+
+fn check(mut held: impl FnMut(&str) -> Option<(u64, bool)>, wanted: &[(String, &Key)], seed: u64) {
+    for (name, key) in wanted {
+        let expected = (key.timestamp, key.deleted_s.is_some());
+        assert_eq!(held(name), Some(expected), "seed {seed}: {name} is {key:?}");
+    }
+}
+
+fn sleep_until(rig: &mut Rig, seconds: u64) {
+    let seconds = u32::try_from(seconds).expect("a short test");
+    rig.sleep_until(seconds.into());
 }
