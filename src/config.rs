@@ -206,6 +206,19 @@ pub struct ServeArgs {
     )]
     pub max_future_skew: Duration,
 
+    /// How long a deleted key is remembered; within this time, a client that was away can resume,
+    /// and learns what was deleted
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "ETHERPLY_TOMBSTONE_RETENTION",
+        hide_env_values = true,
+        default_value = "7d",
+        value_parser = value::retention,
+        allow_hyphen_values = true
+    )]
+    pub tombstone_retention: Duration,
+
     /// Milliseconds over which connections are closed on SIGTERM or SIGINT
     #[arg(
         long,
@@ -559,6 +572,11 @@ mod tests {
                 "must be a whole number from 4096",
             ),
             ("--max-future-skew", "soon", "must be a duration such as"),
+            (
+                "--tombstone-retention",
+                "0s",
+                "must be a duration from 1s to",
+            ),
             ("--ping-interval-ms", "-5", "must be a whole number from 10"),
             ("--log-level", "loud", "possible values: error"),
         ] {

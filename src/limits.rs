@@ -17,6 +17,14 @@ pub const HEADERS_USUAL: usize = 64;
 /// The maximum number of requests that are answered per turn after having waited for their shard's
 /// state. Each of them may cause [`SNAPSHOT_PART_BYTES`] to be encoded.
 pub const WAITING_PER_TURN_MAX: usize = 64;
+/// The maximum number of keys that expire and tombstones that are dropped per turn. Together they
+/// take about as long as reading the messages of a few busy clients.
+pub const EXPIRIES_PER_TURN_MAX: usize = 1000;
+/// The delay before tombstones that a slow client still has to be sent are examined again.
+pub const TOMBSTONES_RETRY_US: u64 = SECOND_US;
+/// The longest time for which a shard sleeps until a deadline of the wall clock. If the wall clock
+/// is set, keys expire late by at most this.
+pub const WALL_CLOCK_CHECK_US: u64 = 5 * SECOND_US;
 /// The time limit from accepting a connection to answering its request. If the head is still
 /// incomplete by then, the answer is 408; otherwise it is 503.
 pub const HEAD_TIMEOUT_US: u64 = 10 * SECOND_US;
@@ -346,6 +354,8 @@ pub const PRESENCE_INTERVAL_MS_MAX: u64 = 60_000;
 pub const PRESENCE_WAIT_US: u64 = SECOND_US;
 /// The default of `--max-future-skew`, in seconds.
 pub const FUTURE_SKEW_S_DEFAULT: u64 = 24 * 3600;
+/// The default of `--tombstone-retention`, in seconds.
+pub const TOMBSTONE_RETENTION_S_DEFAULT: u64 = 7 * 24 * 3600;
 /// The `Retry-After` of a 503, in seconds.
 pub const RETRY_AFTER_S: u32 = 5;
 /// The lateness of a turn beyond which the shard counts as absent, which postpones its deadlines

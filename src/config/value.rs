@@ -101,6 +101,16 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 
 /// Parses the lifetime of a token. It is at least one second, because `exp` is in whole seconds.
 pub(super) fn ttl(text: &str) -> Result<Duration, String> {
+    time_from_1s(text)
+}
+
+/// Parses the retention of tombstones. It is at least one second: without any, a client could not
+/// even reconnect before the server has forgotten what was deleted.
+pub(super) fn retention(text: &str) -> Result<Duration, String> {
+    time_from_1s(text)
+}
+
+fn time_from_1s(text: &str) -> Result<Duration, String> {
     time(text, Duration::from_secs(1)).ok_or_else(|| {
         "must be a duration from 1s to 100years, such as 30s, 15m, 24h or 7days".to_owned()
     })

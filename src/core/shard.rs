@@ -25,6 +25,7 @@
 //! | --- | --- |
 //! | `Sessions` | the table of connections, their user names, rate meters and timers |
 //! | `Rooms` | the table of workspaces in memory, its index, and the rooms with new ops |
+//! | `ExpiryQueue` | the rooms with keys that expire or tombstones, by their next deadline |
 //! | `SendQueues` | the order of sends, pauses, and sessions that wait for the log |
 //! | `ReadQueues` | sessions to read: from the socket, in turn, or once the log has room |
 //! | `Generations` | the current generation and the one before it |
@@ -38,7 +39,7 @@
 //! The steps of a turn work on those parts, with one file per subject: `handshake` (the request
 //! head, joining), `http_read` and `waiting` (answers without a WebSocket, requests that wait),
 //! `intake` (from bytes to messages to the state), `held_writers` (clients that wait for
-//! compaction), `delivery` (what each session receives, and when), `conflation` (clients that read
+//! compaction), `expiry` (keys that expire, tombstones), `delivery` (what each session receives, and when), `conflation` (clients that read
 //! too slowly), `deadlines` (timers), `closing` (closing, drain), `encoding` (snapshots),
 //! `eviction` and `shedding` (which session is closed when memory or connections run out),
 //! `clock_corrections` (after an absence), `failure` (a log that cannot be written, a panic).
@@ -62,6 +63,8 @@ mod deadlines;
 mod delivery;
 mod encoding;
 mod eviction;
+mod expiry;
+pub(in crate::core) mod expiry_queue;
 mod failure;
 mod generations;
 mod handshake;
@@ -94,6 +97,7 @@ use crate::core::shard::admission::Admission;
 use crate::core::shard::connection_log::{ConnectionLog, Party};
 use crate::core::shard::contract::{Clock, Input, Output, PeerStatus, RestoredState, ShardConfig};
 use crate::core::shard::counters::Counters;
+use crate::core::shard::expiry_queue::ExpiryQueue;
 use crate::core::shard::generations::Generations;
 use crate::core::shard::read_queues::ReadQueues;
 use crate::core::shard::rooms::Rooms;
@@ -119,6 +123,9 @@ pub struct Shard {
     peer_status: PeerStatus,
     sessions: Sessions,
     rooms: Rooms,
+    expiry: ExpiryQueue,
+    /// A buffer for the key that is being deleted because it has expired.
+    expired_key: String,
     /// The most recently sent list of users, kept for the next request.
     kept_presence: Option<Chunk>,
     /// The memory held for individual sessions.
@@ -196,6 +203,8 @@ impl Shard {
             generations: Generations::default(),
             reads: ReadQueues::default(),
             sends: SendQueues::default(),
+            expiry: ExpiryQueue::new(config.tombstone_retention_us),
+            expired_key: String::new(),
             config,
             pool: OutboxPool::default(),
             outputs: VecDeque::new(),
@@ -216,7 +225,8 @@ impl Shard {
         self.log
             .open(state.segment, live_bytes, record, clock.now_us);
         for workspace in state.workspaces {
-            self.rooms.insert(Room::new(workspace));
+            let id = self.rooms.insert(Room::new(workspace));
+            self.expiry.update(id, &mut self.rooms[id]);
         }
     }
 
@@ -240,6 +250,10 @@ impl Shard {
 
     /// Ends a turn. Durability depends on the order of its steps:
     ///
+    /// 1. Keys that have expired are deleted, and tombstones are dropped. It comes first, so that
+    ///    requests that wait for it are answered in the same turn, and that clients that fill every
+    ///    batch do not keep it from happening; it is bounded, so that it does not keep them out.
+    ///    Its ops join this turn's batch, and are visible only once that is durable.
     /// 1. Waiting requests are answered once the state is available, timers expire, sessions are
     ///    evicted while too much memory is held, and the log is measured. A generation that has
     ///    begun is recorded.
@@ -262,6 +276,7 @@ impl Shard {
     /// 9. A drain advances. It ends once no session is left and the log is sealed.
     pub fn flush(&mut self, clock: Clock) {
         let clock = self.woke(clock);
+        self.guard(None, clock, |shard| shard.expire(clock));
         self.answer_waiting(clock);
         self.guard(None, clock, |shard| {
             shard.expire_timers(clock);
@@ -310,6 +325,7 @@ impl Shard {
         let may_commit = self.sends.is_empty() && self.log.is_ready();
         let may_encode = self.snapshots.is_encoding();
         let may_read = !self.log.is_full() && self.reads.unread_count() > 0;
+        let may_read = may_read || self.has_due_room();
         may_send || may_commit || may_encode || may_read || self.may_answer_waiting()
     }
 
@@ -338,6 +354,7 @@ impl Shard {
             self.sends.pause_until_us(),
             self.presence_queue.next_due_us(self.sends.is_round_done()),
             self.held_due_us(),
+            self.expiry.next_turn_us(),
         ]
         .into_iter()
         .flatten()
@@ -370,6 +387,7 @@ impl Shard {
     pub fn invariants(&self) {
         self.sessions.invariants();
         self.rooms.invariants(&self.sessions);
+        self.expiry.invariants(&self.rooms);
         self.sends.invariants(&self.sessions);
         self.reads.invariants(&self.sessions);
         self.log.invariants();
@@ -387,6 +405,8 @@ impl Shard {
         counters.sessions_closing =
             self.sessions.len() as u64 - sessions.gone - sessions.members - sessions.unanswered;
         counters.workspaces = self.rooms.len() as u64;
+        counters.tombstones = self.expiry.tombstones_count();
+        counters.expiring_keys = self.expiry.expiries_count();
         counters.window_bytes = self.pool.window_bytes() as u64;
         counters.answer_bytes = self.pool.answer_bytes() as u64;
         counters.unfinished_bytes = self.budget.unfinished_bytes() as u64;

@@ -62,6 +62,8 @@ pub struct ShardConfig {
     pub log_spare_bytes: u64,
     /// How far a timestamp may be ahead of the clock.
     pub future_skew_us: u64,
+    /// How long tombstones are kept.
+    pub tombstone_retention_us: u64,
     /// The longest time that a drain may take.
     pub drain_us: u64,
     /// The seed of the hash of every workspace's keys, so that no client can choose keys that

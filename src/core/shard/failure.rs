@@ -51,6 +51,7 @@ impl Shard {
     /// them again. The rooms are read back from the log.
     fn reset(&mut self) {
         self.rooms.reset();
+        self.expiry.reset();
         self.sessions.reset();
         self.sends.reset(&mut self.sessions);
         self.reads.reset();

@@ -244,6 +244,9 @@ impl Shard {
         if self.is_reading_state() {
             return self.let_wait(id, handoff);
         }
+        if self.awaits_expiry(&handoff.workspace, clock) {
+            return self.let_wait_for_expiry(id, handoff);
+        }
         let refusal = self.refusal();
         self.fulfil(id, handoff, refusal, clock);
     }

@@ -69,6 +69,11 @@ impl Rooms {
         self.table.len()
     }
 
+    pub fn iter(&self) -> impl Iterator<Item = (RoomId, &Room)> {
+        let rooms = self.table.iter();
+        rooms.map(|(slot, room)| (RoomId::new(slot), room))
+    }
+
     // ---- members ----
 
     /// Adds the session in a slot to the members of a room that speak this version. Returns the
@@ -208,10 +213,6 @@ impl IndexMut<RoomId> for Rooms {
 
 #[cfg(test)]
 impl Rooms {
-    pub fn iter(&self) -> impl Iterator<Item = &Room> {
-        self.table.iter().map(|(_, room)| room)
-    }
-
     pub fn touched(&self) -> &[RoomId] {
         &self.touched
     }
