@@ -16,12 +16,14 @@ use signal_hook::iterator::Signals;
 
 use crate::admin::Pages;
 use crate::config::{SecretError, Secrets, ServeArgs};
-use crate::core::shard::contract::ShardConfig;
+use crate::core::shard::contract::{LoggedGenerations, ShardConfig};
 use crate::core::shard::log_space::LogSize;
 use crate::core::state::workspace::Workspace;
+use crate::generation::Generation;
 use crate::io::compactor::{Compactor, CompactorEvent};
 use crate::io::listener::{AddressNames, ListenError, Listener};
 use crate::io::mailbox::{RecoveredShard, ShardMessage, ShardSender, mailbox};
+use crate::io::random::random_u64;
 use crate::io::recovery::{self, Display};
 use crate::io::ring;
 use crate::io::secrets::SecretStore;
@@ -62,11 +64,11 @@ pub enum ServeError {
     Listen(#[from] ListenError),
     /// The process is not allowed to open enough files.
     #[error(
-        "the limit of open files is {limit}, but a server with {shards} shards needs {needed}: \
+        "the limit on open files is {limit}, but a server with {shards} shards needs {needed}: \
          raise it (ulimit -n), or lower --shards"
     )]
     FilesLimit {
-        /// The open-file limit.
+        /// The limit on open files.
         limit: u64,
         /// The number of shards that were requested.
         shards: u32,
@@ -92,8 +94,8 @@ pub enum ServeError {
     System(#[from] io::Error),
     /// A shard's thread has ended because of a bug in this server.
     #[error(
-        "shard {0} stopped because of a bug in this server, please report it: start the server \
-         again; it continues with the state in its log"
+        "shard {0} stopped because of a bug in this server, please report it; restart the server \
+         to continue with the state in its log"
     )]
     Shard(u32),
 }
@@ -135,7 +137,7 @@ pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
 
     let (events, inbox) = channel();
     watch_signals(events.clone())?;
-    let (hash_seed, start_id) = (random_u64()?, random_u64()?);
+    let hash_seed = random_u64()?;
     let token = settings.dev.then(|| dev_token(secrets.secrets()));
     let status = Arc::new(Status::new(shards, connections_max));
     let compactor = Compactor::start(Arc::clone(&directory), shards as usize, Arc::clone(&status))?;
@@ -143,7 +145,6 @@ pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
         settings,
         shards,
         hash_seed,
-        start_id,
         verifier: Arc::new(secrets.secrets().verifier()),
         origins: settings.allow_origins.clone().into(),
         pages: Arc::new(pages(settings, token)),
@@ -172,7 +173,7 @@ pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
     let has_console = settings.console || settings.dev;
     if let Err(error) = announce(token.as_deref(), address, admin_address, has_console) {
         // The log has the same information, except for the token of --dev.
-        tracing::warn!("stdout cannot be written ({error}): the server continues without it");
+        tracing::warn!("cannot write to stdout ({error}): continuing without it");
     }
     notify_manager(&NotifyState::Ready);
     run_until_stopped(&senders, &inbox, &mut secrets, &common.pages)?;
@@ -190,6 +191,9 @@ fn begin_to_serve(
     fill_bytes: Option<u64>,
 ) -> Result<(), ServeError> {
     let (serves, serving) = channel();
+    // All shards begin the same generation, so that a later start with another number of shards can
+    // still name it.
+    let generation = Generation::new(random_u64()?);
     let mut room = DiskRoom::new(LowMarks::default(), senders.len() as u64);
     for (number, (sender, workspaces)) in (0..).zip(senders.iter().zip(partitions)) {
         let open = || LogFiles::open(Arc::clone(directory), number, report, fill_bytes);
@@ -213,6 +217,8 @@ fn begin_to_serve(
         sender.send(ShardMessage::Recovered(Box::new(RecoveredShard {
             log,
             workspaces,
+            generation,
+            logged: LoggedGenerations::default(),
             serves,
         })));
     }
@@ -339,7 +345,8 @@ fn wait_for_recovery(
         tracing::warn!(
             path = %torn.path.display(), offset = torn.offset, bytes = torn.bytes,
             "cut off a torn tail of {} bytes, left by an interrupted write: with --durability \
-             always no client received any of it, unless the disk lost what it had confirmed",
+             always, no client received any of it, unless the disk lost data that it had \
+             confirmed",
             torn.bytes,
         );
     }
@@ -365,7 +372,6 @@ struct Common<'a> {
     settings: &'a ServeArgs,
     shards: u32,
     hash_seed: u64,
-    start_id: u64,
     verifier: Arc<Verifier>,
     origins: Arc<[String]>,
     pages: Arc<Pages>,
@@ -439,7 +445,7 @@ fn warn_of_shards(shards: u32, cores: Option<NonZeroUsize>) {
     };
     let (mib, each_mib) = (u64::from(shards) * (SHARD_BYTES >> 20), SHARD_BYTES >> 20);
     tracing::warn!(
-        "{shards} shards on {cores} cores wait for each other and, under load, use up to {mib} MiB \
+        "{shards} shards on {cores} cores delay each other and, under load, use up to {mib} MiB \
          of memory ({each_mib} MiB each) in addition to the state: use --shards {cores}"
     );
 }
@@ -460,20 +466,25 @@ fn shard_config(common: &Common<'_>, shard: u32) -> ShardConfig {
         session_bytes_max: session_budget_bytes(settings.max_message_bytes),
         snapshot_bytes_max: SNAPSHOT_BYTES_MAX,
         snapshot_part_bytes: SNAPSHOT_PART_BYTES,
-        future_skew_us: u64::try_from(settings.max_future_skew.as_micros()).unwrap_or(u64::MAX),
+        future_skew_us: micros(settings.max_future_skew),
+        tombstone_retention_us: micros(settings.tombstone_retention),
         drain_us: settings.drain_ms * 1000,
         batch_bytes_max: BATCH_BYTES_MAX,
         segment_bytes_min: SEGMENT_BYTES_MIN,
         segment_bytes_max: SEGMENT_BYTES_MAX,
         log_spare_bytes: LOG_SPARE_BYTES,
         hash_seed: common.hash_seed,
-        start_id: common.start_id,
         verifier: Arc::clone(&common.verifier),
         origins: Arc::clone(&common.origins),
         limits: (&settings.limits).into(),
+        presence: (&settings.presence).into(),
         has_journal: tracing::enabled!(tracing::Level::DEBUG),
         fault_panic_key,
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn watch_signals(events: Sender<ServerEvent>) -> Result<(), ServeError> {
@@ -488,8 +499,8 @@ fn watch_signals(events: Sender<ServerEvent>) -> Result<(), ServeError> {
     Ok(())
 }
 
-/// Returns the maximum number of connections: the configured number, capped by the open-file limit,
-/// which is first raised as far as the system allows.
+/// Returns the maximum number of connections: the configured number, capped by the limit on open
+/// files, which is raised as far as the system allows.
 fn connections_max(settings: &ServeArgs, shards: u32) -> Result<usize, ServeError> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
@@ -507,7 +518,7 @@ fn connections_max(settings: &ServeArgs, shards: u32) -> Result<usize, ServeErro
         tracing::warn!(
             wanted,
             allowed,
-            "{name} exceeds what the limit of open files allows: raise the limit (ulimit -n)"
+            "{name} exceeds what the limit on open files allows: raise the limit (ulimit -n)"
         );
     }
     Ok(wanted.unwrap_or(allowed).min(allowed))
@@ -524,12 +535,6 @@ pub fn connections_allowed(files: u64, shards: u32) -> Result<usize, ServeError>
         });
     }
     Ok(usize::try_from(files - reserved).unwrap_or(usize::MAX / 2))
-}
-
-fn random_u64() -> io::Result<u64> {
-    let mut bytes = [0; 8];
-    getrandom::fill(&mut bytes).map_err(io::Error::from)?;
-    Ok(u64::from_ne_bytes(bytes))
 }
 
 /// Returns a token for trying out the server.
@@ -569,10 +574,10 @@ fn announce(
         writeln!(out, "\n  {url}\n")?;
         writeln!(
             out,
-            "Open http://{}/ in a browser, in two windows side by side.\n",
+            "Open http://{}/ in two browser windows side by side.\n",
             admin_address.unwrap_or(address)
         )?;
-        writeln!(out, "Or try it in a second terminal, or in two:\n")?;
+        writeln!(out, "Or run this in a second terminal, or in two:\n")?;
         writeln!(out, "  cargo run --release --example client -- '{url}'\n")?;
     }
     out.flush()

@@ -18,7 +18,9 @@ use rustix::net::{Shutdown, getpeername, shutdown};
 
 use crate::admin::{Pages, Visitor};
 use crate::core::shard::Shard;
-use crate::core::shard::contract::{Clock, Input, ListenerKind, Output, PeerStatus, Received};
+use crate::core::shard::contract::{
+    Clock, Input, ListenerKind, Output, PeerStatus, Received, RestoredState,
+};
 use crate::core::shard::session::SessionId;
 use crate::io::background;
 use crate::io::compactor::{CompactorEvent, Rotation};
@@ -326,8 +328,8 @@ impl Worker {
             tracing::error!(
                 shard = self.number,
                 "the log cannot be written ({what}: {error}); clients whose ops are lost receive \
-                 error 500, all clients of the shard are closed with 1011, and the log is reopened \
-                 as soon as possible"
+                 error 500, all connections of the shard are closed with 1011, and the log is \
+                 reopened as soon as possible"
             );
             io::Error::other(error)
         })
@@ -355,7 +357,12 @@ impl Worker {
                     self.report_failure();
                 });
                 let rebuilt = outcome
-                    .map(|(segment, workspaces)| (self.log().replace(segment), workspaces))
+                    .map(|rebuilt| RestoredState {
+                        segment: self.log().replace(rebuilt.segment),
+                        workspaces: rebuilt.workspaces,
+                        generation: rebuilt.generation,
+                        logged: None,
+                    })
                     .map_err(io::Error::other);
                 self.directory_watch.rebuilt(rebuilt.is_ok());
                 self.shard.handle(Input::Rebuilt(rebuilt), clock);
@@ -364,8 +371,13 @@ impl Worker {
             ShardMessage::LogSize(size) => self.shard.handle(Input::LogSize(size), clock),
             ShardMessage::Recovered(recovered) => {
                 let log = self.log.insert(recovered.log);
-                let opened = Ok((log.open_segment(), recovered.workspaces));
-                self.shard.handle(Input::Rebuilt(opened), clock);
+                let state = RestoredState {
+                    segment: log.open_segment(),
+                    workspaces: recovered.workspaces,
+                    generation: recovered.generation,
+                    logged: Some(recovered.logged),
+                };
+                self.shard.handle(Input::Rebuilt(Ok(state)), clock);
                 self.context.status.set_ready(self.number, true);
                 self.report_rotation();
                 // The main thread waits for this message from every shard before it announces that

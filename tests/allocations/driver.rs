@@ -5,9 +5,10 @@ use std::io::Write;
 
 use etherply::core::fanout::window::{Spans, spans_bytes};
 use etherply::core::shard::Shard;
-use etherply::core::shard::contract::{Clock, Input, Output, Received, ShardConfig};
+use etherply::core::shard::contract::{Clock, Input, Output, Received, RestoredState, ShardConfig};
 use etherply::core::shard::session::SessionId;
 use etherply::core::testing::{self, START_UNIX_S};
+use etherply::generation::Generation;
 use etherply::limits::SECOND_US;
 use etherply::log::commit::{Durability, LogStep, OpenSegment};
 use etherply::log::position::LogPosition;
@@ -83,8 +84,14 @@ impl Driver {
             salt: 7,
             writes_through: false,
         };
+        let state = RestoredState {
+            segment,
+            workspaces: Vec::new(),
+            generation: Generation::new(1),
+            logged: None,
+        };
         Self {
-            shard: Shard::new(config, segment, Vec::new(), clock),
+            shard: Shard::new(config, state, clock),
             counts_frames: true,
             clock,
             members: Vec::new(),

@@ -11,6 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use etherply::core::shard::Shard;
+use etherply::core::shard::contract::LoggedGenerations;
+use etherply::generation::Generation;
 use etherply::io::listener::{AddressNames, Listener};
 use etherply::io::mailbox::{RecoveredShard, ShardMessage, ShardSender, mailbox};
 use etherply::io::ring;
@@ -62,10 +64,11 @@ pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) ->
         hash_seed: 1,
         pages: Arc::new(etherply::admin::Pages::new(false, None)),
     };
-    let workspaces = Vec::new();
     post.send(ShardMessage::Recovered(Box::new(RecoveredShard {
         log,
-        workspaces,
+        workspaces: Vec::new(),
+        generation: Generation::new(1),
+        logged: LoggedGenerations::default(),
         serves,
     })));
     let started = Instant::now();

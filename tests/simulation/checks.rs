@@ -23,16 +23,19 @@ use crate::server::{self, DATA, Seat, all_bytes, log_bytes};
 use crate::world::{WORKSPACES, World};
 use etherply::seq::Seq;
 
-/// The ops that a recovery visited.
+/// The ops that a recovery visited, and the seqs of the floors.
 #[derive(Debug, Default)]
-pub struct Found(Vec<(String, String, u64, u64)>);
+pub struct Found(Vec<(String, String, u64, u64)>, Vec<(String, u64)>);
 
 impl Found {
     pub fn visit(&mut self, op: &LoggedOp<'_>) {
         let value = match op.change {
             Change::Write { value, .. } => value.to_owned(),
             Change::Delete { .. } => Write::delete(op.key.to_owned(), op.timestamp).value,
-            Change::Floor { .. } | Change::Generation { .. } => return,
+            Change::Generation { .. } => return,
+            Change::Floor { .. } => {
+                return self.1.push((op.workspace.to_owned(), op.seq.get()));
+            }
         };
         self.0
             .push((op.workspace.to_owned(), value, op.timestamp, op.seq.get()));
@@ -67,7 +70,9 @@ impl Model {
             "{count} ops were recovered, and {} written",
             self.wins.len()
         );
-        let mut expected: Vec<usize> = self.state(count).into_values().collect();
+        let dropped_seq = workspace.floor().map_or(0, |floor| floor.dropped_seq.get());
+        let kept = |place: &usize| !self.is_dropped_by(*place, dropped_seq);
+        let mut expected: Vec<usize> = self.state(count).into_values().filter(kept).collect();
         expected.sort_unstable();
         let expected: Vec<_> = expected
             .into_iter()
@@ -98,7 +103,26 @@ impl Model {
     }
 }
 
+/// Returns the floor of a workspace that was read back, and the seq of the newest tombstone that was
+/// dropped.
+fn floor_of<'a>(mut workspaces: impl Iterator<Item = &'a Workspace>, place: usize) -> (u64, u64) {
+    let workspace = workspaces.find(|workspace| workspace.id() == WORKSPACES[place]);
+    let floor = workspace.and_then(Workspace::floor);
+    floor.map_or((0, 0), |floor| (floor.timestamp, floor.dropped_seq.get()))
+}
+
 impl World {
+    /// Checks that a floor that a client was shown has survived.
+    fn check_floor(&self, place: usize, workspace: &Workspace) {
+        let (floor, _) = floor_of(std::iter::once(workspace), place);
+        let shown = self.models[place].floor_shown;
+        assert!(
+            floor >= shown || self.plan.durability != Durability::Always,
+            "the floor of {:?} is {floor}, and {shown} was shown",
+            WORKSPACES[place]
+        );
+    }
+
     /// Returns the number of wins that must have survived: those synced and, in `always` mode,
     /// those shown.
     pub fn promised(&self, model: &Model) -> usize {
@@ -118,6 +142,7 @@ impl World {
                 assert_eq!(owner as usize, shard, "a workspace goes to its owner");
                 let place = self.workspace(workspace.id());
                 counts[place] = self.models[place].matches(workspace);
+                self.check_floor(place, workspace);
             }
         }
         for (place, (count, promised)) in counts.iter().zip(promised).enumerate() {
@@ -143,11 +168,14 @@ impl World {
         let counts = self.compare(dealt, &promised);
         self.check_found(found, &counts);
         self.journal.note(|| format!("recovered {counts:?}"));
-        for (model, count) in self.models.iter_mut().zip(counts) {
+        for (place, count) in counts.into_iter().enumerate() {
+            let workspaces = dealt.iter().flatten();
+            let floor = floor_of(workspaces, place);
+            let model = &mut self.models[place];
             if self.is_sealed {
                 assert_eq!(count, model.wins.len(), "a sealed log holds everything");
             }
-            model.cut(count);
+            model.cut(count, floor);
         }
     }
 
@@ -175,8 +203,11 @@ impl World {
     /// last one always is.
     fn check_found(&self, found: &Found, counts: &[usize]) {
         let mut seen = self.check_ops(found);
-        for (seqs, count) in seen.iter_mut().zip(counts) {
+        for (place, (seqs, count)) in seen.iter_mut().zip(counts).enumerate() {
             seqs.sort_unstable();
+            let floors = found.1.iter().filter(|floor| floor.0 == WORKSPACES[place]);
+            let floor_seq = floors.map(|floor| floor.1).max().unwrap_or(0);
+            assert!(floor_seq <= *count as u64, "a floor is of a known op");
             if !self.is_compacted {
                 assert!(
                     seqs.iter().copied().eq(1..=*count as u64),
@@ -184,8 +215,9 @@ impl World {
                 );
             }
             seqs.dedup();
+            // The last op may be a delete whose tombstone was dropped.
             assert_eq!(
-                seqs.last().copied().unwrap_or(0),
+                seqs.last().copied().unwrap_or(0).max(floor_seq),
                 *count as u64,
                 "the last op is on disk"
             );
@@ -246,7 +278,7 @@ impl World {
                 "of {:?} there are {count} ops, promised were {promised}",
                 WORKSPACES[place]
             );
-            model.cut(count);
+            model.cut(count, floor_of(workspaces.iter(), place));
         }
     }
 
@@ -449,6 +481,8 @@ impl World {
             let live_bytes: u64 = places
                 .map(|place| self.models[place].bytes(WORKSPACES[place].len()))
                 .sum();
+            // Each shard has the record of its generation.
+            let live_bytes = live_bytes + 29 + 12 + 1;
             assert_eq!(
                 seat.shard.live_bytes(),
                 live_bytes,
@@ -622,7 +656,7 @@ fn try_recover(
     let directory = opened.map_err(|error| error.to_string())?;
     let mut found = Found::default();
     let read = server::recover(&directory, shards, dice, |op| found.visit(op));
-    let (_, dealt) = read.map_err(|error: RecoveryError| error.to_string())?;
+    let (_, dealt, _) = read.map_err(|error: RecoveryError| error.to_string())?;
     Ok((dealt, found))
 }
 

@@ -242,7 +242,8 @@ impl Client {
     pub fn judge_until(&mut self, end: usize, model: &Model) {
         for write in &self.sent[self.judged.min(end)..end] {
             let held = model.held(&write.key);
-            let is_handled = held.is_some_and(|held| held.timestamp >= write.timestamp);
+            let is_newer = held.is_some_and(|held| held.timestamp >= write.timestamp);
+            let is_handled = is_newer || write.timestamp <= model.floor().0;
             let may_be_refused = self.limits.ops_per_second.is_some()
                 || self.limits.workspace_bytes.is_some()
                 || self.has_little_room;
@@ -476,7 +477,14 @@ impl Client {
             self.number
         );
         let Some(place) = model.place(&write.value) else {
-            return false;
+            // The key has no entry, and the op is not later than the floor.
+            let is_late = |sent: &Write| sent.key == write.key && sent.timestamp <= write.timestamp;
+            let is_absent = model.is_absent(write) && self.sent.iter().any(is_late);
+            if is_absent {
+                self.was_corrected += 1;
+                self.hold(write, false);
+            }
+            return is_absent;
         };
         assert_eq!(
             *write, model.wins[place],

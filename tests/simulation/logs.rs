@@ -2,10 +2,11 @@
 
 use std::io;
 
-use etherply::core::shard::contract::{Input, Output};
+use etherply::core::shard::contract::{Input, Output, RestoredState};
 use etherply::core::state::placement::shard_of;
 use etherply::core::state::replay::Replay;
 use etherply::core::testing::{Dice, HASH_SEED};
+use etherply::generation::Generation;
 use etherply::log::blocks::BlockWrite;
 use etherply::log::commit::{Durability, LogStep};
 use etherply::log::disk::DiskFile;
@@ -197,10 +198,16 @@ impl World {
                     self.accept_rebuilt(shard, &workspaces);
                     self.coverage.rebuilds += 1;
                 }
+                let generation = Generation::new(self.dice.below_u64(u64::MAX));
                 let seat = self.seat(shard);
                 let log = seat.log.as_mut().expect("open");
                 let state = outcome
-                    .map(|segment| (log.replace(segment), workspaces))
+                    .map(|segment| RestoredState {
+                        segment: log.replace(segment),
+                        workspaces,
+                        generation,
+                        logged: None,
+                    })
                     .map_err(io::Error::other);
                 seat.is_sync_lost &= state.is_err();
                 seat.is_end_known &= state.is_err();

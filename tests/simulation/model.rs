@@ -44,6 +44,10 @@ pub struct Model {
     latest: BTreeMap<String, usize>,
     /// The places of the writes that expire, with their deadlines in Unix microseconds.
     expiries: BTreeMap<usize, u64>,
+    /// The floors that were logged: each with the seq up to which tombstones were dropped.
+    floors: Vec<(u64, u64)>,
+    /// The greatest floor that a client was shown.
+    pub floor_shown: u64,
     /// Ops are shown before they are logged, so a client may know more of them.
     pub may_grow: bool,
     /// The number of `wins` that a client may have seen.
@@ -102,7 +106,15 @@ impl Model {
             };
             (29 + id_bytes + write.key.len() + value_bytes) as u64
         };
-        self.latest.values().map(record_bytes).sum()
+        let (_, dropped_seq) = self.floor();
+        let kept = self.latest.values();
+        let kept = kept.filter(|place| !self.is_dropped_by(**place, dropped_seq));
+        let floor_bytes = if dropped_seq > 0 {
+            29 + 8 + id_bytes
+        } else {
+            0
+        };
+        kept.map(record_bytes).sum::<u64>() + floor_bytes as u64
     }
 
     /// Returns the register of a key.
@@ -174,11 +186,43 @@ impl Model {
 
     /// Returns whether the answer to an op on a key without an entry is right.
     pub fn is_absent(&self, answer: &Write) -> bool {
-        answer.timestamp == 0
+        let is_floor = self.floors.iter().any(|floor| floor.0 == answer.timestamp);
+        answer.is_delete() && (answer.timestamp == 0 || is_floor)
     }
 
-    /// Drops all wins but the first `count`, which are on disk.
-    pub fn cut(&mut self, count: usize) {
+    /// Records that tombstones were dropped.
+    pub fn raise_floor(&mut self, timestamp: u64, dropped_seq: u64) {
+        let (floor, seq) = self.floor();
+        assert!(
+            timestamp >= floor && dropped_seq >= seq,
+            "a floor of {timestamp} at {dropped_seq} is below {floor} at {seq}"
+        );
+        let tombstones = self.wins[seq as usize..dropped_seq as usize].iter();
+        let most = tombstones.filter(|write| write.is_delete());
+        let most = most.map(|write| write.timestamp).max().unwrap_or(0);
+        assert!(
+            timestamp <= most.max(floor),
+            "a floor is that of a tombstone"
+        );
+        self.floors.push((timestamp, dropped_seq));
+    }
+
+    /// Returns the floor, and the seq of the newest tombstone that was dropped.
+    pub fn floor(&self) -> (u64, u64) {
+        self.floors.last().copied().unwrap_or_default()
+    }
+
+    /// Returns whether the op at `place` is a tombstone that is dropped up to `dropped_seq`.
+    pub fn is_dropped_by(&self, place: usize, dropped_seq: u64) -> bool {
+        (place as u64) < dropped_seq && self.wins[place].is_delete()
+    }
+
+    /// Drops all wins but the first `count`, which are on disk, and the floors after `floor`.
+    pub fn cut(&mut self, count: usize, floor: (u64, u64)) {
+        while self.floor().1 > floor.1 {
+            self.floors.pop();
+        }
+        assert_eq!(self.floor(), floor, "a floor that was read back was logged");
         self.wins.truncate(count);
         self.places.retain(|_, place| *place < count);
         self.latest = self

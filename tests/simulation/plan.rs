@@ -68,6 +68,8 @@ pub struct Plan {
     /// if the disk supports that.
     pub fill_bytes: Option<u64>,
     pub ping_interval_us: u64,
+    /// The time for which tombstones are kept.
+    pub retention_us: u64,
     /// The size of the disk as a percentage of the space that all keys may take.
     pub disk_percent: Option<u64>,
     pub error_one_in: usize,
@@ -127,6 +129,7 @@ impl Plan {
             segments_spared: 1,
             fill_bytes: fill_bytes(seed, durability),
             ping_interval_us: dice.pick(&[SECOND_US, 25 * SECOND_US]),
+            retention_us: Dice::stream(seed, 17).pick(&[1000, SECOND_US, 3600 * SECOND_US]),
             disk_percent: Option::None,
             error_one_in: dice.pick(&[0, 0, 60, 100, 200]),
             crash_one_in: dice.pick(&[60, 120, 400]),
@@ -359,4 +362,8 @@ coverage! {
     parts: 100,
     saved: 200,
     deletes: 100,
+    expiries: 20,
+    floors: 20,
+    floors_shown: 1,
+    resumes_too_old: 1,
 }

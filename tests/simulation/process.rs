@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use etherply::core::shard::contract::Input;
+use etherply::core::shard::contract::{Input, RestoredState};
 use etherply::core::shard::log_space::LogSize;
 use etherply::log::chain::Chain;
 use etherply::log::compaction::{Compaction, CompactionError, Settings};
@@ -17,7 +17,7 @@ use crate::client::Home;
 use crate::crash::Crash;
 use crate::disk::SimDisk;
 use crate::plan::faults;
-use crate::server::{self, Server, Stage, rubbish};
+use crate::server::{self, Recovered, Server, Stage, rubbish};
 use crate::wire::BATCH_HEADER_BYTES;
 use crate::world::{Doing, World};
 
@@ -65,7 +65,11 @@ impl World {
         match &mut server.stage {
             Stage::Opened => self.read_log(),
             Stage::Read(read) => {
-                let (report, dealt) = &mut **read;
+                let Recovered {
+                    report,
+                    dealt,
+                    logged,
+                } = &mut **read;
                 let waiting = dealt.iter().position(Option::is_some);
                 let Some(shard) = waiting else {
                     server.stage = Stage::Serving;
@@ -99,6 +103,8 @@ impl World {
                         return self.end_process("its shards cannot be noted");
                     }
                 }
+                let generation = server.generation;
+                let logged = Some(logged[shard]);
                 let seat = &mut server.seats[shard];
                 let segment = seat.log.insert(log).open_segment();
                 let space = self.disk.space(server::DATA.as_ref());
@@ -106,8 +112,13 @@ impl World {
                 let room_end = server.room.end(segment.first_position);
                 let size = LogSize::unmeasured(room_end);
                 seat.shard.handle(Input::LogSize(size), self.clock);
-                seat.shard
-                    .handle(Input::Rebuilt(Ok((segment, workspaces))), self.clock);
+                let state = RestoredState {
+                    segment,
+                    workspaces,
+                    generation,
+                    logged,
+                };
+                seat.shard.handle(Input::Rebuilt(Ok(state)), self.clock);
                 (seat.is_serving, seat.is_woken) = (true, true);
                 server.tell_rotation(shard);
             }
@@ -130,7 +141,7 @@ impl World {
             return;
         }
         match read {
-            Ok((report, dealt)) => {
+            Ok((report, dealt, logged)) => {
                 assert_eq!(
                     rubbish(&self.disk),
                     Vec::<std::path::PathBuf>::new(),
@@ -145,8 +156,11 @@ impl World {
                 self.accept_recovered(&dealt, &found);
                 self.is_sealed = false;
                 let dealt = dealt.into_iter().map(Some).collect();
-                self.server.as_mut().expect("it runs").stage =
-                    Stage::Read(Box::new((report, dealt)));
+                self.server.as_mut().expect("it runs").stage = Stage::Read(Box::new(Recovered {
+                    report,
+                    dealt,
+                    logged,
+                }));
             }
             Err(error @ (RecoveryError::Damaged { .. } | RecoveryError::Newer { .. })) => {
                 panic!("without flipped bits: {error}");

@@ -251,11 +251,10 @@ impl Replica {
             // For a full workspace, the server sends the entry that stays, and then an error.
             edit.has_lost = expected != write.condition();
         }
-        if is_absent {
-            return oracle.model.is_absent(write);
+        if !is_absent || write.timestamp > 0 {
+            self.merge(write);
         }
-        self.merge(write);
-        true
+        !is_absent || oracle.model.is_absent(write)
     }
 
     fn refuse(&mut self, code: u64, id: u64, oracle: &Oracle<'_>) {
@@ -374,7 +373,7 @@ impl Replica {
         }
         for held in self.held.values() {
             assert!(
-                model.place(&held.write.value).is_some(),
+                model.place(&held.write.value).is_some() || held.write.is_delete(),
                 "client {}: {:?} never was",
                 oracle.number,
                 held.write

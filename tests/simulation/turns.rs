@@ -341,11 +341,26 @@ impl World {
         let bytes_max = BATCH_BYTES_MAX + self.plan.message_bytes_max + 1024;
         assert!(batch.len() <= bytes_max, "a batch of {} bytes", batch.len());
         for record in records(batch) {
+            if let Logged::Generation = record.logged {
+                continue;
+            }
             let workspace = self.workspace(&record.workspace);
             let owner = shard_of(&record.workspace, self.shards) as usize;
             assert_eq!(owner, shard, "a workspace is logged by its shard");
-            let Logged::Op(write, expires_at_us) = record.logged else {
-                continue;
+            let (write, expires_at_us) = match record.logged {
+                Logged::Op(write, expires_at_us) => (write, expires_at_us),
+                Logged::Floor(timestamp, dropped_seq) => {
+                    let model = &mut self.models[workspace];
+                    assert_eq!(
+                        record.seq,
+                        model.wins.len() as u64,
+                        "a floor has the last seq"
+                    );
+                    model.raise_floor(timestamp, dropped_seq);
+                    self.coverage.floors += 1;
+                    continue;
+                }
+                Logged::Generation => unreachable!("it is of no workspace"),
             };
             self.note_win(workspace, write, expires_at_us, record.seq);
             let count = self.models[workspace].wins.len();
@@ -358,7 +373,13 @@ impl World {
         let id_bytes = WORKSPACES[workspace].len();
         let (before_bytes, is_delete) = (self.models[workspace].bytes(id_bytes), write.is_delete());
         let model = &mut self.models[workspace];
-        if let Some(expected) = self.conditions.get(&value) {
+        let unix_us = self.clock.unix_us;
+        let has_expired = model
+            .expiry_us(&write.key)
+            .is_some_and(|at_us| at_us <= unix_us);
+        let held = model.held(&write.key).map_or(0, |held| held.timestamp);
+        let is_expiry = has_expired && is_delete && write.timestamp == held + 1;
+        if let Some(expected) = self.conditions.get(&value).filter(|_| !is_expiry) {
             let held = model.held(&write.key).map_or(0, Write::condition);
             assert_eq!(held, *expected, "the condition of {write:?} holds");
         }
@@ -375,7 +396,9 @@ impl World {
             is_delete || after_bytes <= before_bytes.max(bytes_max.unwrap_or(u64::MAX)),
             "{value:.40} grows its workspace to {after_bytes} bytes"
         );
-        let senders = self.senders.get(&value).expect("somebody sent it");
+        let senders = self.senders.get(&value).map_or(&[][..], Vec::as_slice);
+        assert!(is_expiry || !senders.is_empty(), "nobody sent {value:.40}");
+        self.coverage.expiries += u64::from(senders.is_empty());
         for sender in senders {
             let client = &mut self.clients[*sender];
             assert_eq!(client.workspace, workspace, "nothing crosses workspaces");
@@ -448,6 +471,8 @@ impl World {
             && model.place(&write.value).is_none()
         {
             assert!(may_be_lost || model.is_absent(write), "{write:?} never was");
+            model.floor_shown = model.floor_shown.max(write.timestamp);
+            self.coverage.floors_shown += u64::from(write.timestamp > 0);
             return;
         }
         let mut show = |value: &str| {

@@ -152,6 +152,11 @@ impl World {
                 _ => false,
             };
             assert!(is_right, "client {place}: {told:?}");
+            match code {
+                413 => self.coverage.refused_by_size += 1,
+                429 => self.coverage.refused_by_rate += 1,
+                _ => self.coverage.refused_for_room += 1,
+            }
         }
         let is_first = client.init.is_none();
         assert_eq!(
@@ -167,6 +172,7 @@ impl World {
                 client.init = Some(std::collections::BTreeMap::new());
                 match welcome.why.as_str() {
                     "first" => self.coverage.joins += 1,
+                    "too_old" => self.coverage.resumes_too_old += 1,
                     "resumed" => self.coverage.resumes += 1,
                     _ => self.coverage.resumes_elsewhere += 1,
                 }

@@ -557,6 +557,30 @@ impl Outbox {
         }
     }
 
+    /// Returns whether a message may be appended to a send that is about to start. It may not if
+    /// the send is full, or if answers are queued: one of them may have been sent in part, and its
+    /// rest must follow.
+    #[must_use]
+    pub fn may_append(&self, spans: &Spans) -> bool {
+        let is_full = spans.len() >= SEND_SPANS_MAX || spans_bytes(spans) >= SEND_BYTES_MAX;
+        !is_full && !self.has_answers()
+    }
+
+    /// Appends a message to a send that is about to start. Several sessions may share it.
+    ///
+    /// # Panics
+    /// If it may not be appended ([`Outbox::may_append`]).
+    pub fn append_shared(&mut self, chunk: Chunk, spans: &mut Spans, pool: &mut OutboxPool) {
+        assert!(self.may_append(spans), "the rest of an answer comes first");
+        let end = chunk.len();
+        self.in_flight.add(AnswerCost {
+            shared_bytes: end,
+            ..AnswerCost::default()
+        });
+        let span = Span::new(chunk, 0, end);
+        pool.windows.chunks.push_span(spans, span);
+    }
+
     /// Interleaves answers and frames: takes the frames up to the offset that the next answer
     /// follows, then the answer.
     fn take_with_extras(

@@ -129,7 +129,7 @@ impl Shard {
         }
         if self.log.health() == Health::Recovering {
             let percent = self.peer_status.recovered_percent;
-            let text = format!("the log is being read: {percent} %");
+            let text = format!("the log is being read: {percent}%");
             return Answer::health(false, head_only, &text);
         }
         let ready = self.peer_status.ready && self.log.is_serving();
@@ -152,7 +152,7 @@ impl Shard {
             && !self.is_allowed(origin)
         {
             return Err(Answer::forbidden(
-                "pages of this origin may not connect (--allow-origin)",
+                "pages from this origin may not connect (--allow-origin)",
             ));
         }
         let needs_subject = self.connection_log.is_some() || request.version == ProtocolVersion::V2;
@@ -212,7 +212,7 @@ impl Shard {
         let session = &mut self.sessions[id];
         if session.over_limit {
             return Err(Answer::unavailable(
-                "the server is at its limit of connections, try again later",
+                "the server is at its connection limit, try again later",
                 RETRY_AFTER_S,
             ));
         }
@@ -244,6 +244,9 @@ impl Shard {
         if self.is_reading_state() {
             return self.let_wait(id, handoff);
         }
+        if self.awaits_expiry(&handoff.workspace, clock) {
+            return self.let_wait_for_expiry(id, handoff);
+        }
         let refusal = self.refusal();
         self.fulfil(id, handoff, refusal, clock);
     }
@@ -270,7 +273,9 @@ impl Shard {
                 };
                 match entry {
                     Ok(entry) => {
-                        if let Some(user) = request.user.as_deref().map(Rc::from) {
+                        let is_named = request.version == ProtocolVersion::V1;
+                        let user = request.user.as_deref().filter(|_| is_named);
+                        if let Some(user) = user.map(Rc::from) {
                             self.rooms[entry.room_id].user_came(Rc::clone(&user));
                             self.sessions.set_user(id, user);
                         }
@@ -327,7 +332,7 @@ impl Shard {
             return None;
         }
         self.counters.refused_members += 1;
-        let why = "the workspace is at its limit of connections, try again later";
+        let why = "the workspace is at its connection limit, try again later";
         Some(Answer::unavailable(why, RETRY_AFTER_S))
     }
 
@@ -390,7 +395,10 @@ impl Shard {
         });
         match snapshot {
             Some(snapshot) => self.queue_init(id, room_id, answer, snapshot),
-            None => self.queue_welcome(id, room_id, answer, request, clock),
+            None => {
+                self.queue_welcome(id, room_id, answer, request, clock);
+                self.join_peers(id, room_id, request, clock);
+            }
         }
         let session = &mut self.sessions[id];
         session.intake = if unparsed.is_empty() {

@@ -58,9 +58,10 @@ impl Shard {
                 self.apply(id, &edit_of(&op, clock), message_id, clock);
             }
             Ok(ClientMessage::Token { token }) => self.read_token(id, token, message_id, clock),
-            Ok(ClientMessage::Presence { .. } | ClientMessage::Cast { .. }) => {
-                self.settle(id, message_id, LogPosition::NONE);
+            Ok(ClientMessage::Presence { value }) => {
+                self.set_presence(id, value, message_id, clock);
             }
+            Ok(ClientMessage::Cast { value }) => self.cast(id, value, message_id),
             Err(RefusedMessage { key, error }) => {
                 self.counters.refused_bad_message += 1;
                 let refused = Refused::with_key(message_id, key.as_deref());

@@ -17,14 +17,12 @@ use crate::core::shard::session::SessionId;
 use crate::core::shard::version2::Version2;
 use crate::core::snapshot::state_chunks::StatePart;
 use crate::core::state::workspace::Workspace;
-use crate::generation::Generation;
 use crate::limits::{
     CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, SESSION_BYTES_SPARED, SHARED_FRAME_BYTES_MIN,
 };
 use crate::log::position::LogPosition;
 use crate::seq::Seq;
-use crate::wire::message::v2::{self, StateChunk, Welcome, WelcomeLimits, WelcomeReason};
-use crate::wire::upgrade::ResumePoint;
+use crate::wire::message::v2::{self, StateChunk, Welcome, WelcomeLimits};
 
 /// The entries that were put into a part.
 struct Walked {
@@ -48,8 +46,10 @@ impl Shard {
     ) {
         let room = &self.rooms[room_id];
         let seq = room.workspace.seq();
-        let reason = self.welcome_reason(room_id, request.resume);
-        let generation = self.generation();
+        let reason = self
+            .generations
+            .welcome_reason(request.resume, Some(&room.workspace));
+        let generation = self.generations.current();
         let session = &mut self.sessions[id];
         let user: Option<Rc<str>> = request.subject.as_deref().map(Rc::from);
         let welcome = Welcome {
@@ -88,25 +88,6 @@ impl Shard {
         session.outbox.fall_behind(behind, &mut self.pool);
         // A small state goes out with the welcome, in one send.
         self.send_state_part(id, clock);
-    }
-
-    fn generation(&self) -> Generation {
-        Generation::new(self.config.start_id)
-    }
-
-    /// Returns the state that a client of version 2 is sent, and why.
-    fn welcome_reason(&self, room_id: RoomId, resume: Option<ResumePoint>) -> WelcomeReason {
-        let Some(ResumePoint { since, generation }) = resume else {
-            return WelcomeReason::First;
-        };
-        let workspace = &self.rooms[room_id].workspace;
-        if generation != self.generation() || since > workspace.seq() {
-            WelcomeReason::OtherGeneration
-        } else if misses_deletes(workspace, since) {
-            WelcomeReason::TooOld
-        } else {
-            WelcomeReason::Resumed
-        }
     }
 
     /// Queues the next part of the state that a client of version 2 is owed, and `synced` after the

@@ -230,7 +230,7 @@ pub(super) fn decode_op<'a>(
     header: &[u8; OP_HEADER_BYTES],
     rest: &'a [u8],
 ) -> Result<LoggedOp<'a>, &'static str> {
-    let overrun = "the texts of this record extend past its end";
+    let overrun = "the strings in this record extend past its end";
     let kind = header[28];
     let extra_bytes = match kind {
         KIND_WRITE => 0,
@@ -245,7 +245,7 @@ pub(super) fn decode_op<'a>(
     let (key, value) = texts
         .split_at_checked(u16_at(header, 26).into())
         .ok_or(overrun)?;
-    let text = |bytes| str::from_utf8(bytes).map_err(|_| "a text of this record is not UTF-8");
+    let text = |bytes| str::from_utf8(bytes).map_err(|_| "a string in this record is not UTF-8");
     let (workspace, key, value) = (text(workspace)?, text(key)?, text(value)?);
     let is_write = matches!(kind, KIND_WRITE | KIND_EXPIRING_WRITE);
     if !is_write && !value.is_empty() {

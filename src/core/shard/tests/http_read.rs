@@ -6,6 +6,7 @@ use super::rig::{Rig, head, look};
 use crate::core::fanout::window::Span;
 use crate::core::shard::contract::{Input, Output};
 use crate::core::shard::session::SessionId;
+use crate::generation::Generation;
 use crate::log::commit::Durability;
 use crate::wire::upgrade::{Answer, WebPage};
 
@@ -221,10 +222,12 @@ fn tag_of_state(rig: &mut Rig) -> String {
 
 /// P81.
 #[test]
-fn a_tag_names_the_start_and_the_seq() {
+fn a_tag_names_the_generation_and_the_seq() {
     let mut tags = HashSet::new();
-    for start_id in [0, 1, u64::MAX] {
-        let mut rig = Rig::new(|config| config.start_id = start_id);
+    for generation in [0, 1, u64::MAX] {
+        let mut rig = Rig::recovering(|_| ());
+        rig.generation = Generation::new(generation);
+        rig.recover(Vec::new());
         let writer = rig.join("w", None);
         for seq in 0..3 {
             rig.op(writer, "k", "1", seq + 1);

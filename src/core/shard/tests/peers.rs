@@ -8,7 +8,7 @@ use crate::core::state::workspace::Workspace;
 use crate::core::testing::HASH_SEED;
 use crate::log::commit::{End, OpenSegment};
 use crate::log::position::LogPosition;
-use crate::log::record::{Reader, SegmentHeader};
+use crate::log::record::{Change, Reader, SegmentHeader};
 
 /// An op, as the model and the clients represent it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,7 +105,7 @@ impl Disk {
         self.replay(|op| op.value().to_owned());
     }
 
-    fn replay(&mut self, mut seen: impl FnMut(&crate::log::record::LoggedOp<'_>) -> String) {
+    pub fn replay(&mut self, mut seen: impl FnMut(&crate::log::record::LoggedOp<'_>) -> String) {
         for file in &self.files {
             for op in Reader::new(&file.header, &file.bytes[..file.synced]) {
                 let op = op.expect("what is synced is whole");
@@ -126,6 +126,9 @@ impl Disk {
         let mut workspaces: BTreeMap<String, Workspace> = BTreeMap::new();
         self.synced = BTreeSet::new();
         self.replay(|op| {
+            if let Change::Generation { .. } = op.change {
+                return String::new();
+            }
             workspaces
                 .entry(op.workspace.to_owned())
                 .or_insert_with(|| Workspace::new(op.workspace, HASH_SEED))
@@ -133,7 +136,10 @@ impl Disk {
             op.value().to_owned()
         });
         let mut workspaces: Vec<Workspace> = workspaces.into_values().collect();
-        workspaces.iter_mut().for_each(Workspace::finish_restore);
+        for workspace in &mut workspaces {
+            workspace.finish_restore();
+            workspace.begin_generation();
+        }
         (segment, workspaces)
     }
 }
