@@ -79,6 +79,7 @@ impl World {
             return;
         }
         let clock = self.clock;
+        self.latest_unix_us = self.latest_unix_us.max(clock.unix_us);
         let server = self.server.as_mut().expect("it has a reason");
         let ready = server.seats.iter().all(|seat| seat.is_serving);
         let seat = &mut server.seats[shard];
@@ -373,7 +374,8 @@ impl World {
         let id_bytes = WORKSPACES[workspace].len();
         let (before_bytes, is_delete) = (self.models[workspace].bytes(id_bytes), write.is_delete());
         let model = &mut self.models[workspace];
-        let unix_us = self.clock.unix_us;
+        // The clock may have been set back since the key expired.
+        let unix_us = self.latest_unix_us;
         let has_expired = model
             .expiry_us(&write.key)
             .is_some_and(|at_us| at_us <= unix_us);

@@ -33,6 +33,8 @@ pub struct World {
     pub dice: Dice,
     pub journal: Journal,
     pub clock: Clock,
+    /// The latest time that the wall clock has shown.
+    pub latest_unix_us: u64,
     pub disk: SimDisk,
     pub server: Option<Server>,
     pub clients: Vec<Client>,
@@ -72,6 +74,7 @@ impl World {
                 now_us: SECOND_US,
                 unix_us: BEGIN_UNIX_US,
             },
+            latest_unix_us: BEGIN_UNIX_US,
             disk,
             server: None,
             clients: Vec::new(),

@@ -345,14 +345,6 @@ impl Outbox {
         extras.is_some_and(|extras| !extras.answers.is_empty())
     }
 
-    /// Returns the window offset that the last queued answer follows.
-    #[must_use]
-    pub fn last_due_at(&self) -> WindowOffset {
-        let extras = self.extras.as_ref();
-        let last = extras.and_then(|extras| extras.answers.back());
-        last.map_or(WindowOffset::START, |answer| answer.due.at)
-    }
-
     /// Returns whether a queued answer waits for a log position that is not visible, or for a state
     /// that is not ready.
     #[must_use]

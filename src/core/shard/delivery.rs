@@ -134,11 +134,11 @@ impl Shard {
         if session.sending || !session.may_send() {
             return 0;
         }
-        self.queue_saved(id);
         let mut spans = self.take(id);
         if spans.is_empty() && self.queue_next_part(id, clock) {
             spans = self.take(id);
         }
+        self.append_saved(id, &mut spans);
         self.append_presence(id, &mut spans);
         let bytes = spans_bytes(&spans);
         let visible_position = self.log.visible_position();

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::core::fanout::outbox::Due;
+use crate::core::fanout::chunk_pool::Spans;
 use crate::core::shard::Shard;
 use crate::core::shard::apply::{BAD_MESSAGE, Refused};
 use crate::core::shard::contract::Clock;
@@ -118,43 +118,33 @@ impl Shard {
         }
     }
 
-    /// Queues `saved` if more of a client's messages are settled than it was told. The frame comes
-    /// after all answers that are queued, and after the frames that may be sent now.
+    /// Appends `saved` to a send that is about to start, if more of a client's messages are settled
+    /// than it was told.
     ///
-    /// While an answer waits for the log, nothing is queued: `saved` would wait with it, and can
-    /// cover more by then.
-    pub(super) fn queue_saved(&mut self, id: SessionId) {
+    /// The frame is not queued: it speaks of everything that the client has been sent, so it can
+    /// only be made when that is known. While answers are queued, one of them may be an error that
+    /// it would have to follow.
+    pub(super) fn append_saved(&mut self, id: SessionId, spans: &mut Spans) {
         let visible = self.log.visible_position();
         let session = &mut self.sessions[id];
         let (Some(room_id), Some(v2)) = (session.room(), &mut session.v2) else {
             return;
         };
-        if !v2.settlement.is_due(visible) || session.outbox.is_waiting_for_log(visible) {
-            return;
-        }
-        let room = &mut self.rooms[room_id];
-        let at = room.view(session.version, visible).visible_end;
-        if session.outbox.last_due_at() > at {
-            // An answer follows frames that are not visible yet. They may become visible before it
-            // is sent, and `saved` must not name an older seq than they do: it comes next time.
+        if !v2.settlement.is_due(visible) || !session.outbox.may_append(spans) {
             return;
         }
         let settled = v2.settlement.take_settled(visible);
         let settled = settled.expect("more is settled than the client was told");
         // A client that is behind has not been sent everything up to any seq of the window.
+        let cursor = session.outbox.cursor();
         let seq = match session.outbox.behind() {
             Some(_) => None,
-            None => room.visible_seq(session.version, visible),
+            None => self.rooms[room_id].visible_seq(session.version, cursor, visible),
         };
         let frame = self.pool.fill(v2::SHORT_FRAME_BYTES_MAX, |out| {
             v2::put_saved(out, settled, seq);
         });
-        let due = Due {
-            at,
-            visible_from: LogPosition::NONE,
-            awaits: None,
-        };
-        session.outbox.push_due(frame, due, &mut self.pool);
+        session.outbox.append_shared(frame, spans, &mut self.pool);
         self.counters.saved += 1;
         self.update_memory(id);
     }
