@@ -534,7 +534,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_value_is_one_line_that_names_the_flag() {
+    fn a_wrong_value_is_reported_in_one_line_that_names_the_flag() {
         for (flag, value, expected) in [
             ("--port", "70000", "must be a whole number from 0 to 65535"),
             ("--shards", "0", "must be a whole number from 1 to"),

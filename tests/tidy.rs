@@ -450,7 +450,7 @@ fn pure_layers_name_nothing_impure() {
 }
 
 #[test]
-fn unsafe_is_in_two_files_and_has_its_reasons() {
+fn unsafe_is_in_two_files_and_is_justified() {
     hold(unsafety);
 }
 
@@ -470,7 +470,7 @@ fn a_type_name_means_one_type() {
 }
 
 #[test]
-fn nothing_unfinished_stays() {
+fn nothing_unfinished_is_left() {
     hold(leftovers);
 }
 

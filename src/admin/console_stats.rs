@@ -71,7 +71,7 @@ mod tests {
     use crate::core::shard::counters::Counters;
 
     #[test]
-    fn the_figures_are_the_counters() {
+    fn console_stats_match_the_counters() {
         let stats = ShardStats::default();
         stats.publish(&Counters {
             ops: 1,

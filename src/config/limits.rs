@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn each_flag_is_a_limit_and_zero_is_none() {
+    fn each_flag_sets_a_limit_and_zero_means_none() {
         let flags = [
             "--max-ops-per-second",
             "--max-connections-per-workspace",

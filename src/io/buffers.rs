@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn buffers_that_came_back_are_provided_again() {
+    fn returned_buffers_are_provided_again() {
         let mut buffers = ReceiveBuffers::new();
         let all = std::iter::from_fn(|| buffers.lend_next());
         let mut all: Vec<u16> = all.map(|(index, _)| index).collect();
@@ -288,7 +288,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "the kernel gives up a buffer that it was lent")]
-    fn a_buffer_is_filled_once() {
+    fn a_buffer_cannot_be_filled_twice() {
         let mut buffers = all_lent();
         let _held = buffers.filled(3, 5);
         let _ = buffers.filled(3, 5);
@@ -296,7 +296,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "the kernel gives up a buffer that it was lent")]
-    fn a_buffer_comes_back_once() {
+    fn a_buffer_cannot_be_returned_twice() {
         let mut buffers = all_lent();
         buffers.take_back(3);
         buffers.take_back(3);
@@ -304,13 +304,13 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "a buffer goes back to its own ring")]
-    fn a_buffer_does_not_change_its_ring() {
+    fn a_buffer_cannot_be_returned_to_another_ring() {
         let (mut one, mut other) = (all_lent(), ReceiveBuffers::new());
         other.give_back(one.filled(3, 5));
     }
 
     #[test]
-    fn a_buffer_that_is_held_outlives_its_ring() {
+    fn a_held_buffer_outlives_its_ring() {
         let mut buffers = all_lent();
         let mut filled = buffers.filled(3, 5);
         drop(buffers);
@@ -320,7 +320,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "a completion fits its buffer")]
-    fn a_buffer_that_does_not_exist_is_no_buffer() {
+    fn an_unknown_buffer_index_is_rejected() {
         let _ = ReceiveBuffers::new().filled(RECEIVE_BUFFERS, 1);
     }
 }

@@ -480,7 +480,7 @@ mod tests {
     use crate::io::mailbox::mailbox;
 
     #[test]
-    fn nothing_is_compacted_before_each_shard_has_told_which_segment_is_open() {
+    fn nothing_is_compacted_before_each_shard_has_reported_its_open_segment() {
         let folder = tempfile::tempdir().unwrap();
         let directory = Arc::new(DataDirectory::open(folder.path()).unwrap());
         for shard in 0..2 {
@@ -528,7 +528,7 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_that_cannot_be_read_is_tried_again_after_a_while_and_told_once() {
+    fn an_unreadable_segment_is_retried_later_and_reported_once() {
         let folder = tempfile::tempdir().unwrap();
         let directory = Arc::new(DataDirectory::open(folder.path()).unwrap());
         let path = directory.shard_path(0);

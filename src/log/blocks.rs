@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_grows_rarely_by_short_appends_and_without_zeros_by_long_ones() {
+    fn short_appends_grow_the_file_rarely_and_long_ones_without_zeros() {
         const FILL_BYTES: u64 = 16 * BLOCK_BYTES as u64;
         for (bytes, appends, grown_count, file_bytes) in [
             (100, 600, 1, FILL_BYTES),
@@ -235,7 +235,7 @@ mod tests {
         /// The file contains what was appended, whatever the lengths and wherever writes are cut
         /// short.
         #[test]
-        fn the_file_is_what_was_appended(
+        fn the_file_contains_exactly_what_was_appended(
             appends in prop::collection::vec(
                 (1..20_000_usize, prop::collection::vec(0..6_usize, 0..4)),
                 1..20,

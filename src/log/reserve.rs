@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_claims_blocks_and_gives_them_up_and_is_found_again() {
+    fn a_reserve_claims_and_releases_blocks_and_survives_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let directory = Arc::new(DataDirectory::open(folder.path().join("data")).unwrap());
         let mut reserve = Reserve::new(Arc::clone(&directory));

@@ -309,7 +309,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentiles_are_those_of_the_last_fdatasyncs() {
+    fn percentiles_cover_the_most_recent_fdatasyncs() {
         for (count, p50, p99) in [
             (0, 0, 0),
             (1, 1, 1),
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_published_is_read() {
+    fn published_values_are_read_back() {
         let stats = ShardStats::default();
         let mut counters = Counters::default();
         counters.set_numbers(array::from_fn(|place| place as u64 * 3));

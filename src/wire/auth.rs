@@ -545,13 +545,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_refused_and_nothing_panics(token in "\\PC{0,80}|[A-Za-z0-9_.-]{0,80}") {
+        fn arbitrary_text_is_refused_without_a_panic(token in "\\PC{0,80}|[A-Za-z0-9_.-]{0,80}") {
             let verifier = Verifier::new(&secret("current"), None);
             prop_assert!(verifier.verify(Some(&token), NOW_US).is_err());
         }
 
         #[test]
-        fn one_changed_character_is_refused(
+        fn a_token_with_one_changed_character_is_refused(
             at in any::<prop::sample::Index>(),
             put in "[A-Za-z0-9_.-]",
         ) {

@@ -547,7 +547,7 @@ mod tests {
     proptest! {
         /// P31, P46, P47.
         #[test]
-        fn any_value_is_passed_on_unchanged(
+        fn every_value_is_passed_on_unchanged(
             value in json_text(),
             key in ".{1,20}",
             timestamp in 0..=TIMESTAMP_MAX_US,
@@ -572,14 +572,14 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_parsed_without_a_panic(
+        fn arbitrary_text_is_parsed_without_a_panic(
             text in "\\PC{0,60}|[{}\\[\\]:,\"a-z0-9 \\\\]{0,60}",
         ) {
             let _ = Parser::new().parse(&text);
         }
 
         #[test]
-        fn the_length_of_a_json_string_is_right(string in any::<String>()) {
+        fn the_length_of_a_json_string_is_correct(string in any::<String>()) {
             let mut out = Vec::new();
             put_json_string(&mut out, &string);
             prop_assert_eq!(out.len(), json_string_bytes(&string));

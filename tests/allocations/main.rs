@@ -239,12 +239,12 @@ fn check(load: Load) {
 }
 
 #[test]
-fn one_who_writes() {
+fn one_writer() {
     check(PLAIN);
 }
 
 #[test]
-fn many_who_write_at_once() {
+fn many_concurrent_writers() {
     check(Load {
         members: 8,
         writers: 5,
@@ -286,7 +286,7 @@ fn losers_are_corrected() {
 }
 
 #[test]
-fn frames_that_come_in_two_parts() {
+fn frames_that_arrive_in_two_parts() {
     for ops in [3, 40] {
         check(Load {
             members: 4,

@@ -308,7 +308,7 @@ impl State {
 }
 
 #[test]
-fn after_a_power_cut_a_disk_holds_no_more_than_it_can() {
+fn after_a_power_cut_a_disk_does_not_exceed_its_capacity() {
     use etherply::log::disk::{Disk, DiskFile};
 
     for seed in 0..50 {

@@ -160,7 +160,7 @@ fn seeds_of_the_fourth_share() {
 }
 
 #[test]
-fn the_same_seed_is_the_same_run() {
+fn the_same_seed_gives_the_same_run() {
     for seed in [3, 5, 8] {
         let journals = [Journal::kept(), Journal::kept()];
         for journal in &journals {
@@ -174,7 +174,7 @@ fn the_same_seed_is_the_same_run() {
 
 /// Runs the seeds that the environment names; without any, one that the fixed tests do not run.
 #[test]
-fn seeds_of_the_environment() {
+fn seeds_from_the_environment() {
     let variable = |name: &str| std::env::var(name).ok();
     if let Some(seed) = variable("SEED") {
         let seed = seed.parse().expect("SEED is a number");

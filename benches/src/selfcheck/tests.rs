@@ -52,12 +52,12 @@ fn encrypted(stream: TcpStream) -> io::Result<Box<dyn Duplex>> {
 }
 
 #[test]
-fn every_planted_fault_is_noticed() {
+fn every_planted_fault_is_detected() {
     run().unwrap();
 }
 
 #[test]
-fn every_planted_fault_is_noticed_through_tls() {
+fn every_planted_fault_is_detected_over_tls() {
     let folder = tempfile::tempdir().unwrap();
     make_certificate(folder.path());
     let certificate = folder.path().join("certificate.pem");

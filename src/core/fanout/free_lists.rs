@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_are_used_again_and_bounded() {
+    fn lists_are_reused_and_bounded() {
         let mut lists: FreeLists<Vec<u8>> = FreeLists::default();
         lists.give(Vec::new(), 0);
         assert!(lists.free.is_empty(), "a list without memory is not kept");

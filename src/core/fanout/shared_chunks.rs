@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn the_list_does_not_grow_faster_than_it_is_swept() {
+    fn sweeping_keeps_up_with_additions() {
         let mut shared = SharedChunks::default();
         for _ in 0..100 {
             shared.add(&Rc::new(vec![0; 100]));
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_that_was_written_off_does_not_count() {
+    fn a_written_off_chunk_does_not_count() {
         let mut shared = SharedChunks::default();
         let chunks: Vec<Chunk> = (1..4).map(|bytes| Rc::new(vec![0; bytes])).collect();
         for chunk in &chunks {

@@ -538,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_that_nobody_was_sent_yet_stay() {
+    fn unsent_frames_are_kept() {
         let (mut window, mut pool) = (Window::new(Seq::NONE), WindowPool::default());
         for seq in 1..=20 {
             window.push(
@@ -567,7 +567,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_share_a_chunk_and_the_next_one_starts_as_large() {
+    fn frames_share_a_chunk_and_the_next_chunk_starts_at_the_same_size() {
         for (first_bytes, second_bytes, pieces) in [
             (300, 300, 1),
             (300, CHUNK_BYTES_MAX - 300, 1),

@@ -179,7 +179,7 @@ mod tests {
     use crate::core::shard::contract::Clock;
 
     #[test]
-    fn a_reset_forgets_connections_that_went_on() {
+    fn a_reset_forgets_connections_that_moved_on() {
         let clock = Clock::default();
         let mut sessions = Sessions::new(1, clock);
         let mut admission = Admission::default();

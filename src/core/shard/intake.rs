@@ -559,7 +559,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_error_says_how_far_a_timestamp_is_ahead() {
+    fn the_error_says_how_far_ahead_a_timestamp_is() {
         for (ahead_us, most_us, most, ahead) in [
             (SECOND_US * 86_401, SECOND_US * 86_400, "1day", "1day 1s"),
             (SECOND_US * 7262, SECOND_US * 60, "1m", "2h 1m 2s"),

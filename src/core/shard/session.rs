@@ -386,7 +386,7 @@ mod tests {
     use crate::limits::SECOND_US;
 
     #[test]
-    fn a_transfer_keeps_its_pace_or_lags() {
+    fn a_transfer_keeps_up_or_lags() {
         let state = || EncodedState::Ready(std::rc::Rc::new(vec![0; 6_000_000]));
         for (sends, in_flight_s, lag_s) in [
             (&[][..], 3, 3),

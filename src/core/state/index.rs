@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_caller_distinguishes_slots_with_equal_tags() {
+    fn the_caller_resolves_slots_with_equal_tags() {
         let mut index = Index::default();
         let tag = Tag::of(7 << 32);
         assert_eq!(tag, Tag::of((7 << 32) + 1), "the lower half is not held");

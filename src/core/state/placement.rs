@@ -16,7 +16,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn workspaces_are_spread_and_stay_where_they_are() {
+    fn workspaces_are_spread_over_the_shards_and_stay_there() {
         for shards in [1_u32, 2, 3, 7, 64] {
             let mut counts = vec![0_u32; shards as usize];
             for workspace in 0..6400 {

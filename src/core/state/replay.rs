@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn ops_become_the_same_workspaces_however_they_were_split() {
+    fn the_same_workspaces_result_however_the_ops_are_split() {
         let ops = [
             op("a", "1", 5, 1),
             op("b", "2", 5, 1),
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_yield_the_same_state_as_single_ops() {
+    fn groups_produce_the_same_state_as_single_ops() {
         let mut replay = Replay::new(1);
         let mut wanted: Vec<Workspace> = Vec::new();
         for number in 0..10 * GROUP_OPS as u64 + 5 {
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_is_bounded_in_ops_and_in_bytes() {
+    fn a_group_is_bounded_in_ops_and_bytes() {
         let mut replay = Replay::new(1);
         for seq in 1..=GROUP_OPS as u64 {
             assert_eq!(replay.group.len() as u64, seq - 1);

@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn marks_that_are_too_old_are_forgotten_and_never_reported_dead() {
+    fn marks_that_are_too_old_are_dropped_and_never_reported_dead() {
         let mut usage = SegmentUsage::new(1);
         let old = usage.mark();
         usage.replaced(UNMARKED);
@@ -180,7 +180,7 @@ mod tests {
         /// Compares the table with a model that knows the segment of each op and the op that
         /// superseded it.
         #[test]
-        fn no_segment_is_reported_dead_that_is_live_or_not_superseded_on_disk(
+        fn no_segment_is_reported_dead_before_its_ops_are_superseded_on_disk(
             steps in prop::collection::vec((0_u8..12, any::<bool>()), 1..300),
         ) {
             struct Placed {

@@ -479,7 +479,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_agrees_with_the_model(
+        fn a_workspace_agrees_with_the_model(
             ops in prop::collection::vec((0..6_u8, 0..4_u8, 0..20_u64), 0..80),
             since in (0..90_u64).prop_map(Seq::new),
         ) {

@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_has_room_once_the_kernel_has_taken_all() {
+    fn a_full_queue_has_room_once_the_kernel_has_consumed_all_entries() {
         let (mut queue, calls) = queue(&[Err(libc::EAGAIN), Ok(1000), Err(libc::EINTR), Ok(24)]);
         for _ in 0..RING_ENTRIES {
             assert!(queue.has_room());
@@ -226,7 +226,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "an operation fits the queue")]
-    fn nothing_is_put_into_a_full_queue() {
+    fn pushing_into_a_full_queue_panics() {
         let (mut queue, _) = queue(&[]);
         for _ in 0..=RING_ENTRIES {
             queue.push();
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_park_has_left_is_submitted_and_counted() {
+    fn entries_left_by_a_park_are_submitted_and_counted() {
         for (answers, is_left, is_empty) in [
             (&[][..], false, true),
             (&[Ok(3)], true, true),

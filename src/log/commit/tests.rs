@@ -127,7 +127,7 @@ fn check(durability: Durability, script: &str, expected: &str) {
 }
 
 #[test]
-fn a_write_through_is_the_whole_commit() {
+fn a_write_through_completes_the_commit() {
     for (script, expected) in [
         ("start settle", "-v -v"),
         ("push start written", "- W -v"),
@@ -148,7 +148,7 @@ fn a_write_through_is_the_whole_commit() {
 }
 
 #[test]
-fn a_batch_is_due_later_where_commits_take_long() {
+fn a_batch_is_due_later_if_commits_are_slow() {
     let least_us = COMMIT_AGE_MIN_US;
     for (took_us, age_us) in [
         (0, least_us),
@@ -311,7 +311,7 @@ fn a_full_segment_is_synced_and_then_closed() {
 }
 
 #[test]
-fn a_segment_that_cannot_be_opened() {
+fn segment_open_failures() {
     let value = "9".repeat(usize::try_from(SEGMENT_BYTES_MAX).expect("64 MiB fit memory"));
     for is_late in [false, true] {
         let mut commit = Commit::new(Durability::Always, INTERVAL_US, segment(4, 100), 0);
@@ -348,7 +348,7 @@ fn a_segment_that_cannot_be_opened() {
 }
 
 #[test]
-fn an_fdatasync_that_fails_late_is_not_repeated() {
+fn a_late_fdatasync_failure_is_not_retried() {
     // The shard gives up its log for another reason while the fdatasync is in flight.
     for (ok, keeps_written) in [(true, true), (false, false)] {
         let mut commit = Commit::new(Durability::Interval, INTERVAL_US, segment(0, 0), 0);
@@ -382,7 +382,7 @@ fn an_fdatasync_that_fails_late_is_not_repeated() {
 }
 
 #[test]
-fn the_timer_of_interval_mode() {
+fn the_interval_mode_timer() {
     let mut commit = Commit::new(Durability::Interval, INTERVAL_US, segment(0, 0), 50);
     assert_eq!(commit.sync_due_us(), None);
     commit.push(&op("1", 1), 60);
@@ -408,7 +408,7 @@ fn the_timer_of_interval_mode() {
 }
 
 #[test]
-fn a_batch_is_full_at_the_size_that_was_set_also_after_a_failure() {
+fn a_batch_is_full_at_the_configured_size_even_after_a_failure() {
     let nowhere = Commit::closed(Durability::None, INTERVAL_US, 0);
     let mut commit = nowhere.with_batch_bytes_max(100);
     for index in [1, 2] {

@@ -125,7 +125,7 @@ impl Log {
 }
 
 #[test]
-fn what_is_dead_goes_and_the_log_goes_on() {
+fn dead_ops_are_removed_and_the_log_continues() {
     let mut log = Log::new();
     for _ in 0..20 {
         log.segment(0, &[1, 2, 3, 1, 2, 3, 1, 2, 3]);
@@ -155,7 +155,7 @@ fn what_is_dead_goes_and_the_log_goes_on() {
 }
 
 #[test]
-fn what_is_known_to_be_dead_goes_without_being_read() {
+fn segments_known_to_be_dead_are_removed_without_being_read() {
     let mut log = Log::new();
     for shard in [0, 1] {
         for _ in 0..6 {
@@ -190,7 +190,7 @@ fn what_is_known_to_be_dead_goes_without_being_read() {
 }
 
 #[test]
-fn the_open_segment_and_what_follows_is_left_alone() {
+fn the_open_segment_and_later_ones_are_left_alone() {
     let mut log = Log::new();
     for _ in 0..3 {
         log.segment(0, &[1; 9]);
@@ -206,7 +206,7 @@ fn the_open_segment_and_what_follows_is_left_alone() {
 }
 
 #[test]
-fn an_op_gives_way_to_one_in_another_folder() {
+fn an_op_is_superseded_by_one_in_another_folder() {
     let mut log = Log::new();
     log.segment(0, &[1, 1, 1, 4]);
     log.segment(1, &[1, 1, 1, 7]);
@@ -217,7 +217,7 @@ fn an_op_gives_way_to_one_in_another_folder() {
 }
 
 #[test]
-fn what_is_hardly_dead_is_left_until_it_is_asked_for() {
+fn mostly_live_segments_are_left_unless_compaction_is_thorough() {
     let mut log = Log::new();
     log.segment(0, &(0..100).collect::<Vec<u8>>());
     log.segment(0, &[50]);
@@ -233,7 +233,7 @@ fn what_is_hardly_dead_is_left_until_it_is_asked_for() {
 }
 
 #[test]
-fn a_stop_anywhere_leaves_a_whole_log_and_no_rubbish() {
+fn a_stop_at_any_step_leaves_an_intact_log_and_no_leftovers() {
     for stop_at in 0..100 {
         let mut log = Log::new();
         for round in 0..12 {
@@ -274,7 +274,7 @@ fn a_stop_anywhere_leaves_a_whole_log_and_no_rubbish() {
 }
 
 #[test]
-fn replaced_segments_that_a_crash_left_are_not_read_and_go_at_the_next_start() {
+fn replaced_segments_left_by_a_crash_are_ignored_and_removed_at_startup() {
     let mut log = Log::new();
     for _ in 0..4 {
         log.segment(0, &[1, 2, 1, 2]);
@@ -298,7 +298,7 @@ fn replaced_segments_that_a_crash_left_are_not_read_and_go_at_the_next_start() {
 }
 
 #[test]
-fn the_last_segment_of_a_running_shard_stays_even_if_the_open_one_is_gone() {
+fn the_last_segment_of_a_running_shard_is_kept_even_if_the_open_one_is_gone() {
     let mut log = Log::new();
     for _ in 0..4 {
         log.segment(0, &[1, 2, 1, 2]);
@@ -337,7 +337,7 @@ fn a_compacted_segment_has_no_torn_tail() {
 }
 
 #[test]
-fn what_cannot_be_written_is_told_and_changes_nothing() {
+fn a_failed_write_is_reported_and_changes_nothing() {
     let mut log = Log::new();
     log.segment(0, &[1, 2, 1, 2]);
     let before = log.image();
@@ -359,7 +359,7 @@ proptest! {
     /// Whatever is written and whenever it is compacted, the state is that of the log without
     /// compaction.
     #[test]
-    fn the_state_is_that_of_the_log_without_compaction(
+    fn compaction_does_not_change_the_state(
         rounds in prop::collection::vec(
             (0_u32..3, prop::collection::vec(0_u8..12, 0..30), 0_u8..4),
             1..8,
@@ -386,7 +386,7 @@ proptest! {
 }
 
 #[test]
-fn reading_rests_after_each_piece_and_goes_on_until_it_is_stopped() {
+fn reading_pauses_after_each_piece_and_continues_until_stopped() {
     let value = "1".repeat(COMPACTION_READ_BYTES / 2);
     let op = LoggedOp {
         workspace: "w",
@@ -418,7 +418,7 @@ fn reading_rests_after_each_piece_and_goes_on_until_it_is_stopped() {
 }
 
 #[test]
-fn a_file_without_a_name_shrinks_piece_by_piece_unless_somebody_reads_it() {
+fn an_unlinked_file_is_truncated_in_steps_unless_a_reader_holds_it() {
     let piece = COMPACTION_BATCH_BYTES as u64;
     for (is_read, bytes, rests_count) in
         [(false, 5 * piece / 2, 3), (false, 0, 0), (true, piece, 0)]

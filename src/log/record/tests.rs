@@ -201,7 +201,7 @@ fn any_batches() -> impl Strategy<Value = Vec<(Vec<OwnedOp>, bool)>> {
 }
 
 #[test]
-fn the_bytes_are_those_of_the_tables() {
+fn the_bytes_match_the_documented_tables() {
     let mut batch = Vec::new();
     begin_batch(&mut batch);
     let op = LoggedOp {
@@ -243,7 +243,7 @@ fn the_bytes_are_those_of_the_tables() {
 }
 
 #[test]
-fn a_segment_header_is_whole_or_refused() {
+fn a_segment_header_is_intact_or_refused() {
     let bytes = HEADER.encode();
     assert_eq!(SegmentHeader::decode(&bytes), Ok(HEADER));
     for end in 0..SEGMENT_HEADER_BYTES {
@@ -280,7 +280,7 @@ fn a_segment_header_is_whole_or_refused() {
 }
 
 #[test]
-fn a_compacted_segment_stands_behind_those_that_it_replaced() {
+fn a_compacted_segment_sorts_after_those_it_replaced() {
     let (index, first_position) = (5, LogPosition::new(1000));
     for (replaced, end_position, is_whole) in [
         (4, 1000, true),
@@ -347,7 +347,7 @@ fn for_each_flip(built: &Built, mut check: impl FnMut(usize, &[u8])) {
 }
 
 #[test]
-fn a_flipped_bit_in_synced_bytes_is_proven_by_a_header_and_in_the_last_batch_by_what_is_there() {
+fn a_flipped_bit_is_proven_damage_by_a_later_header_or_by_complete_sectors() {
     let built = sample();
     let unsynced = *built.batch_starts.last().unwrap();
     for_each_flip(&built, |at, bytes| {
@@ -422,7 +422,7 @@ fn a_batch_is_valid_only_in_its_segment_and_at_its_place() {
 }
 
 #[test]
-fn content_that_no_writer_makes_is_told_apart_from_a_torn_tail() {
+fn invalid_content_is_distinguished_from_a_torn_tail() {
     // Each case alters a field of a record and reseals the batch, so that all checksums are
     // correct.
     let cases: [(usize, u8); 4] = [(28, 2), (24, 200), (27, 1), (29, 0xC0)];
@@ -448,7 +448,7 @@ fn content_that_no_writer_makes_is_told_apart_from_a_torn_tail() {
 }
 
 #[test]
-fn sealing_again_is_sealing_once() {
+fn sealing_twice_is_the_same_as_sealing_once() {
     let mut batch = Vec::new();
     begin_batch(&mut batch);
     push_op(&mut batch, &op(1, "1").op());
@@ -463,7 +463,7 @@ fn sealing_again_is_sealing_once() {
 
 proptest! {
     #[test]
-    fn what_is_written_is_read(batches in any_batches()) {
+    fn written_records_are_read_back(batches in any_batches()) {
         let built = build(&batches);
         let (ops, fault, offset) = read(&built.bytes);
         prop_assert_eq!(&ops, &built.ops);
@@ -475,7 +475,7 @@ proptest! {
     /// After a power cut, the synced bytes are intact, any of the other sectors contain zeros, and
     /// the file may have lost any part of its unsynced end.
     #[test]
-    fn a_power_cut_leaves_a_torn_tail(
+    fn a_power_cut_leaves_only_a_torn_tail(
         batches in any_batches(),
         lost in prop::collection::vec(any::<bool>(), 64),
         length_lost in 0_usize..4096,
@@ -527,7 +527,7 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_panic(garbage in prop::collection::vec(any::<u8>(), 0..400), from in 0_usize..500) {
+    fn arbitrary_bytes_cause_no_panic(garbage in prop::collection::vec(any::<u8>(), 0..400), from in 0_usize..500) {
         let _ = SegmentHeader::decode(&garbage);
         let bytes = [&HEADER.encode()[..], &BATCH_MAGIC, &garbage].concat();
         prop_assert_eq!(read(&bytes).0, []);
@@ -538,7 +538,7 @@ proptest! {
 }
 
 #[test]
-fn a_segment_that_is_read_in_parts_gives_the_same_ops() {
+fn a_segment_read_in_parts_yields_the_same_ops() {
     let built = sample();
     let whole = read(&built.bytes);
     for part_bytes in (1..200).chain([1000]) {

@@ -431,7 +431,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_disk_cannot_read_is_damage_and_other_errors_stop_a_repair() {
+    fn unreadable_bytes_are_damage_and_other_errors_stop_a_repair() {
         for (errno, is_damage) in [
             (Errno::IO, true),
             (Errno::ACCESS, false),

@@ -218,7 +218,7 @@ mod tests {
     const FIRST: LogPosition = LogPosition::new(1000);
 
     #[test]
-    fn what_cannot_be_read_at_the_end_is_told_and_zeros_are_not() {
+    fn unreadable_bytes_at_the_end_are_reported_but_zeros_are_not() {
         let header = SegmentHeader::new(2, [9; 16], 9, FIRST);
         let mut batch = Vec::new();
         record::begin_batch(&mut batch);
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_header_is_found_again_by_its_place_and_its_first_batch() {
+    fn a_damaged_header_is_recovered_from_its_location_and_first_batch() {
         let compacted = Compacted {
             replaced: 3,
             end_position: LogPosition::new(5000),

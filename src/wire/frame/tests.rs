@@ -352,7 +352,7 @@ fn error_texts_fit_a_close_frame() {
 }
 
 #[test]
-fn headers_and_control_frames_out() {
+fn encoded_headers_and_control_frames() {
     for (payload_bytes, bytes) in [
         (0, vec![0x81, 0]),
         (125, vec![0x81, 125]),

@@ -11,7 +11,7 @@ use std::time::Duration;
 const AT_ONCE: Duration = Duration::from_secs(7);
 
 #[tokio::test]
-async fn three_hundred_silent_connections_keep_nobody_out_of_two_hundred_places() {
+async fn three_hundred_silent_connections_do_not_block_two_hundred_slots() {
     let server = Server::start_with(&["--max-connections", "200"]).await;
     let mut reader = Client::connect(&server, "room").await;
     let mut silent = Vec::new();
@@ -41,7 +41,7 @@ async fn three_hundred_silent_connections_keep_nobody_out_of_two_hundred_places(
 
 /// P10.
 #[tokio::test]
-async fn the_oldest_that_said_nothing_goes_first_and_is_told() {
+async fn the_oldest_silent_connection_is_shed_first_with_408() {
     let server = Setup::new()
         .shards(1)
         .args(&["--max-connections", "2"])
@@ -65,7 +65,7 @@ async fn the_oldest_that_said_nothing_goes_first_and_is_told() {
 }
 
 #[tokio::test]
-async fn one_that_has_its_answer_and_stays_gives_way() {
+async fn an_answered_connection_that_lingers_is_shed() {
     let server = Setup::new()
         .shards(1)
         .args(&["--max-connections", "1"])
@@ -88,7 +88,7 @@ async fn one_that_has_its_answer_and_stays_gives_way() {
 }
 
 #[tokio::test]
-async fn a_silent_connection_of_another_shard_gives_way() {
+async fn a_silent_connection_of_another_shard_is_shed() {
     let setup = Setup::new().shards(4).args(&["--max-connections", "1"]);
     let server = setup.start().await;
     for _ in 0..10 {

@@ -48,7 +48,7 @@ async fn figure(server: &Server, name: &str) -> u64 {
 }
 
 #[tokio::test]
-async fn a_large_state_is_held_once_and_holds_nobody_up() {
+async fn a_large_state_is_held_once_and_delays_nobody() {
     let server = Setup::new().shards(1).args(&["--console"]).start().await;
     let mut writer = fill(&server, "large").await;
     let (mut ann, mut ben) = (

@@ -69,7 +69,7 @@ fn look_head(path: &str) -> String {
 
 /// P76.
 #[tokio::test]
-async fn unfinished_messages_are_bounded_and_the_heaviest_is_closed() {
+async fn unfinished_messages_are_bounded_and_the_largest_is_closed() {
     let server = one_shard().await;
     let path = Server::sync_path("room");
     let mut small = Raw::open(server.addr(), &path).await;
@@ -112,7 +112,7 @@ async fn unfinished_messages_are_bounded_and_the_heaviest_is_closed() {
 }
 
 #[tokio::test]
-async fn corrections_and_presence_are_shared_by_all_who_are_sent_them() {
+async fn corrections_and_presence_are_shared_by_all_receivers() {
     const CLIENTS: usize = 60;
     let server = one_shard().await;
     let mut writer = Client::connect(&server, "room").await;

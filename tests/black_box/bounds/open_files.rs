@@ -90,7 +90,7 @@ async fn at_the_limit_accepting_pauses_and_resumes_and_all_ops_are_kept() {
 }
 
 #[tokio::test]
-async fn a_pause_that_lasts_is_warned_of_now_and_then_and_not_at_every_try() {
+async fn a_long_pause_is_logged_occasionally_and_not_at_every_attempt() {
     let begun = Instant::now();
     let mut scene = Scene::new(Setup::new().shards(1)).await;
     let paused = Instant::now();
@@ -109,7 +109,7 @@ async fn a_pause_that_lasts_is_warned_of_now_and_then_and_not_at_every_try() {
 }
 
 #[tokio::test]
-async fn a_log_that_fails_at_the_limit_is_opened_again_when_there_are_descriptors() {
+async fn a_log_that_fails_at_the_limit_is_reopened_once_descriptors_are_free() {
     let setup = Setup::new().shards(1);
     let mut scene = Scene::new(setup).await;
     let pid = scene.server.pid();
@@ -128,7 +128,7 @@ async fn a_log_that_fails_at_the_limit_is_opened_again_when_there_are_descriptor
 }
 
 #[tokio::test]
-async fn a_server_that_starts_with_a_low_limit_refuses_with_503_before_it_is_reached() {
+async fn with_a_low_limit_clients_get_503_before_it_is_reached() {
     let server = Setup::new().open_files_limit(200).start().await;
     let mut members = Vec::new();
     let refusal = loop {
@@ -163,7 +163,7 @@ async fn a_server_that_starts_with_a_low_limit_refuses_with_503_before_it_is_rea
 }
 
 #[tokio::test]
-async fn a_limit_of_open_files_that_is_too_low_to_serve_refuses_the_start() {
+async fn an_open_files_limit_too_low_to_serve_prevents_startup() {
     for (limit, shards) in [(6, 1), (10, 2), (20, 2), (64, 1), (128, 2), (200, 32)] {
         let setup = Setup::new().shards(shards).open_files_limit(limit);
         let outcome = setup.run().await;

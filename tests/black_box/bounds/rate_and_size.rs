@@ -48,7 +48,7 @@ async fn refused_keys(client: &mut Client) -> BTreeSet<String> {
 
 /// P39, P48.
 #[tokio::test]
-async fn a_burst_over_the_rate_is_refused_op_by_op_and_may_be_sent_again() {
+async fn a_burst_over_the_rate_is_refused_per_op_and_may_be_resent() {
     let setup = Setup::new().env("ETHERPLY_MAX_OPS_PER_SECOND", "50");
     let server = setup.args(&["--console"]).start().await;
     let mut reader = Client::connect(&server, "room").await;
@@ -78,7 +78,7 @@ async fn a_burst_over_the_rate_is_refused_op_by_op_and_may_be_sent_again() {
 
 /// P39, P78.
 #[tokio::test]
-async fn who_goes_on_over_the_rate_is_closed_with_1008_and_may_come_back() {
+async fn a_client_that_stays_over_the_rate_is_closed_with_1008_and_may_reconnect() {
     let server = Server::start_with(&["--max-ops-per-second=1", "--console"]).await;
     let mut other = Client::connect(&server, "room").await;
     let mut flooder = Client::connect(&server, "room").await;
@@ -117,7 +117,7 @@ async fn who_goes_on_over_the_rate_is_closed_with_1008_and_may_come_back() {
 
 /// P38, P48, P49.
 #[tokio::test]
-async fn an_op_that_makes_a_workspace_too_large_is_refused_with_what_stays() {
+async fn an_op_that_makes_a_workspace_too_large_is_refused_with_the_current_value() {
     let mut server =
         Server::start_with(&["--max-workspace-bytes=1000", "--drain-ms=100", "--console"]).await;
     let mut reader = Client::connect(&server, "room").await;
@@ -172,7 +172,7 @@ async fn an_op_that_makes_a_workspace_too_large_is_refused_with_what_stays() {
 
 /// P12.
 #[tokio::test]
-async fn a_full_workspace_takes_nobody_until_one_goes() {
+async fn a_full_workspace_admits_nobody_until_a_client_leaves() {
     for shards in [1, 3] {
         let setup = Setup::new().shards(shards);
         let arguments = ["--max-connections-per-workspace=2", "--console"];
@@ -206,7 +206,7 @@ async fn a_full_workspace_takes_nobody_until_one_goes() {
 
 /// P12.
 #[tokio::test]
-async fn handshakes_over_the_rate_are_put_off() {
+async fn handshakes_over_the_rate_are_refused_until_later() {
     let setup = Setup::new().shards(1);
     let arguments = ["--max-handshakes-per-second=5", "--console"];
     let server = setup.args(&arguments).start().await;

@@ -54,7 +54,7 @@ async fn flags_by_command() -> BTreeMap<Vec<String>, Vec<String>> {
 }
 
 #[tokio::test]
-async fn each_command_has_a_page_with_each_of_its_flags() {
+async fn each_command_has_a_man_page_with_all_its_flags() {
     let folder = TempDir::new().expect("a temporary folder");
     let path = folder.path().display().to_string();
     let written = Setup::new().run_only(&["manual", &path]).await;
@@ -77,7 +77,7 @@ async fn each_command_has_a_page_with_each_of_its_flags() {
 }
 
 #[tokio::test]
-async fn completions_have_each_command_and_each_flag() {
+async fn completions_include_every_command_and_flag() {
     let by_command = flags_by_command().await;
     for shell in ["bash", "zsh", "fish"] {
         let script = Setup::new().run_only(&["completions", shell]).await;
@@ -98,7 +98,7 @@ async fn completions_have_each_command_and_each_flag() {
 }
 
 #[tokio::test]
-async fn bash_completes_a_flag_by_them() {
+async fn bash_completes_a_flag() {
     let script = Setup::new().run_only(&["completions", "bash"]).await.stdout;
     let completed = format!(
         "{script}\nCOMP_WORDS=(etherply serve --max-m) COMP_CWORD=2\n\
@@ -111,13 +111,13 @@ async fn bash_completes_a_flag_by_them() {
 }
 
 #[tokio::test]
-async fn a_folder_that_is_not_there_is_told() {
+async fn a_missing_folder_is_reported() {
     let outcome = Setup::new().run_only(&["manual", "/nowhere/at/all"]).await;
     assert!(outcome.expect_refusal().contains("/nowhere/at/all"));
 }
 
 #[tokio::test]
-async fn an_unknown_shell_is_told_which_there_are() {
+async fn the_error_for_an_unknown_shell_lists_the_known_ones() {
     let outcome = Setup::new().run_only(&["completions", "ksh"]).await;
     assert_eq!(outcome.code, Some(2));
     assert!(outcome.stderr.contains("bash"), "{}", outcome.stderr);

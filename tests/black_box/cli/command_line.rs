@@ -38,7 +38,7 @@ const FLAGS: [&str; 21] = [
 // ---- help ----
 
 #[tokio::test]
-async fn help_names_each_flag_its_variable_and_its_default() {
+async fn help_lists_each_flag_with_its_variable_and_default() {
     let help = Setup::new().run_only(&["serve", "--help"]).await;
     assert_eq!(help.code, Some(0));
     for flag in FLAGS {
@@ -70,7 +70,7 @@ async fn help_names_each_flag_its_variable_and_its_default() {
 }
 
 #[tokio::test]
-async fn help_of_the_program_names_its_commands() {
+async fn top_level_help_lists_the_commands() {
     let help = Setup::new().run_only(&["--help"]).await;
     assert_eq!(help.code, Some(0));
     for command in ["serve", "token", "log", "doctor"] {
@@ -93,7 +93,7 @@ fn expect_usage_error(outcome: &Outcome, words: &[&str]) {
 }
 
 #[tokio::test]
-async fn a_wrong_value_is_one_line_that_names_the_flag_what_it_got_and_what_it_takes() {
+async fn the_error_for_a_wrong_value_names_the_flag_the_value_and_what_is_accepted() {
     let cases: [(&str, &str, &[&str]); 14] = [
         ("--port", "http", &[]),
         ("--port", "65536", &["65535"]),
@@ -127,7 +127,7 @@ async fn an_unknown_flag_or_command_is_a_usage_error() {
 // ---- variables ----
 
 #[tokio::test]
-async fn every_setting_may_come_from_a_variable() {
+async fn every_setting_can_come_from_a_variable() {
     let setup = Setup::new()
         .env("ETHERPLY_HOST", "127.0.0.1")
         .env("ETHERPLY_PORT", "0")
@@ -158,7 +158,7 @@ async fn every_setting_may_come_from_a_variable() {
 }
 
 #[tokio::test]
-async fn the_data_directory_may_come_from_a_variable() {
+async fn the_data_directory_can_come_from_a_variable() {
     let folder = tempfile::TempDir::new().expect("a temporary folder");
     let data_dir = folder.path().join("from a variable");
     let server = Setup::new()
@@ -170,7 +170,7 @@ async fn the_data_directory_may_come_from_a_variable() {
 }
 
 #[tokio::test]
-async fn a_flag_wins_over_its_variable() {
+async fn a_flag_overrides_its_variable() {
     let server = Setup::new()
         .env("ETHERPLY_MAX_MESSAGE_BYTES", "100")
         .args(&["--max-message-bytes", "5000"])
@@ -211,7 +211,7 @@ async fn the_flag_port_sets_the_port() {
 // ---- the secret ----
 
 #[tokio::test]
-async fn without_a_secret_it_refuses_to_start_and_says_how_to_give_one() {
+async fn without_a_secret_the_server_refuses_to_start_and_says_how_to_set_one() {
     for setup in [
         Setup::new().without_envs(),
         Setup::new().without_envs().env("ETHERPLY_JWT_SECRET", ""),
@@ -239,7 +239,7 @@ async fn a_secret_is_never_a_plain_flag() {
 }
 
 #[tokio::test]
-async fn a_secret_may_come_from_a_file_whose_last_line_break_is_not_part_of_it() {
+async fn a_secret_can_come_from_a_file_without_its_final_line_break() {
     let folder = tempfile::TempDir::new().expect("a temporary folder");
     for text in [SECRET.to_string(), format!("{SECRET}\n")] {
         let path = folder.path().join("secret");
@@ -263,7 +263,7 @@ async fn a_secret_may_come_from_a_file_whose_last_line_break_is_not_part_of_it()
 }
 
 #[tokio::test]
-async fn a_secret_under_32_bytes_gives_a_warning_and_one_of_32_none() {
+async fn a_secret_under_32_bytes_causes_a_warning() {
     for (secret, is_short) in [
         ("only a few bytes".to_string(), true),
         ("x".repeat(31), true),
@@ -296,7 +296,7 @@ async fn a_secret_under_32_bytes_gives_a_warning_and_one_of_32_none() {
 }
 
 #[tokio::test]
-async fn secrets_and_tokens_never_appear_in_output_or_log() {
+async fn secrets_and_tokens_never_appear_in_output_or_logs() {
     for format in ["text", "json"] {
         let setup = Setup::new().env("ETHERPLY_JWT_SECRET_PREVIOUS", OTHER_SECRET);
         let mut server = setup
@@ -349,7 +349,7 @@ fn last_part(token: &str) -> &str {
 }
 
 #[tokio::test]
-async fn json_logs_are_one_object_a_line() {
+async fn json_logs_are_one_object_per_line() {
     let mut server = Server::start_with(&["--log-format", "json", "--log-level", "debug"]).await;
     Client::connect(&server, "room").await.close().await;
     server.stop().await;
@@ -361,7 +361,7 @@ async fn json_logs_are_one_object_a_line() {
 }
 
 #[tokio::test]
-async fn there_is_no_line_of_the_log_for_each_op() {
+async fn ops_are_not_logged_individually() {
     let mut server = Server::start().await;
     let mut sender = Client::connect(&server, "room").await;
     let mut other = Client::connect(&server, "room").await;
@@ -408,7 +408,7 @@ async fn check_url_works(server: &Server, url: &str) {
 }
 
 #[tokio::test]
-async fn dev_prints_a_url_that_works_as_it_is_with_a_secret_of_its_own() {
+async fn dev_prints_a_working_url_and_generates_its_own_secret() {
     let (server, url) = dev_server(Setup::new().without_envs()).await;
     check_url_works(&server, &url).await;
     assert_eq!(
@@ -425,7 +425,7 @@ async fn dev_prints_a_url_that_works_as_it_is_with_a_secret_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_token_of_dev_is_good_after_a_restart() {
+async fn a_dev_token_is_still_valid_after_a_restart() {
     let setup = Setup::new().without_envs();
     let (mut server, url) = dev_server(setup.clone()).await;
     let path = url.split_once("/v1/").expect("a path").1;
@@ -462,7 +462,7 @@ async fn a_token_of_dev_is_good_after_a_restart() {
 }
 
 #[tokio::test]
-async fn a_secret_of_dev_that_others_can_read_is_warned_of_and_a_bad_one_is_refused() {
+async fn a_dev_secret_readable_by_others_causes_a_warning_and_a_bad_one_is_refused() {
     let setup = Setup::new().without_envs();
     let (mut server, _) = dev_server(setup.clone()).await;
     assert!(
@@ -486,7 +486,7 @@ async fn a_secret_of_dev_that_others_can_read_is_warned_of_and_a_bad_one_is_refu
 }
 
 #[tokio::test]
-async fn the_token_of_dev_follows_a_secret_that_changes() {
+async fn the_dev_token_follows_a_changed_secret() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("secret");
     std::fs::write(&file, SECRET).expect("a file can be written");
@@ -514,7 +514,7 @@ async fn the_token_of_dev_follows_a_secret_that_changes() {
 }
 
 #[tokio::test]
-async fn the_log_tools_know_the_secret_of_dev() {
+async fn the_log_tools_leave_the_dev_secret_alone() {
     let setup = Setup::new().without_envs();
     let (mut server, _) = dev_server(setup.clone()).await;
     server.stop().await;
@@ -551,7 +551,7 @@ fn mode_of(path: &Path) -> u32 {
 }
 
 #[tokio::test]
-async fn dev_uses_the_secret_that_is_set() {
+async fn dev_uses_a_configured_secret() {
     let (server, url) = dev_server(Setup::new()).await;
     check_url_works(&server, &url).await;
     assert_eq!(
@@ -561,7 +561,7 @@ async fn dev_uses_the_secret_that_is_set() {
 }
 
 #[tokio::test]
-async fn dev_refuses_a_host_that_is_not_loopback() {
+async fn dev_refuses_a_non_loopback_host() {
     for host in ["0.0.0.0", "192.0.2.1"] {
         let outcome = Setup::new().args(&["--dev", "--host", host]).run().await;
         assert!(matches!(outcome.code, Some(1 | 2)), "{outcome:?}");
@@ -577,7 +577,7 @@ async fn dev_refuses_a_host_that_is_not_loopback() {
 // ---- the log ----
 
 #[tokio::test]
-async fn a_log_that_nobody_can_be_told_stops_nothing() {
+async fn an_unwritable_log_output_does_not_stop_the_server() {
     let mut server = Setup::new().prepared("exec 2>/dev/full").start().await;
     // Each of these writes a log line.
     server.signal(Signal::HUP);
@@ -606,7 +606,7 @@ async fn printed_token(arguments: &[&str]) -> String {
 }
 
 #[tokio::test]
-async fn the_token_command_prints_a_token_that_the_server_takes() {
+async fn the_token_command_prints_a_token_that_the_server_accepts() {
     let server = Server::start().await;
     for arguments in [
         &["--sub", "ann"][..],
@@ -626,7 +626,7 @@ async fn the_token_command_prints_a_token_that_the_server_takes() {
 }
 
 #[tokio::test]
-async fn the_ttl_of_a_printed_token_is_its_exp() {
+async fn the_ttl_determines_the_exp_of_a_printed_token() {
     for (ttl, ttl_s) in [("1h", 3600), ("24h", 86_400), ("90s", 90)] {
         let token = printed_token(&["--sub", "ann", "--ttl", ttl]).await;
         let claims = token::claims(&token, SECRET);
@@ -641,7 +641,7 @@ async fn the_ttl_of_a_printed_token_is_its_exp() {
 }
 
 #[tokio::test]
-async fn the_token_command_without_a_secret_says_how_to_give_one() {
+async fn the_token_command_without_a_secret_says_how_to_set_one() {
     let outcome = Setup::new()
         .without_envs()
         .run_only(&["token", "--sub", "ann"])

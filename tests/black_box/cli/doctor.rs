@@ -51,7 +51,7 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn where_the_suites_run_the_server_works_and_nothing_is_left_behind() {
+async fn the_doctor_approves_the_test_host_and_leaves_nothing_behind() {
     let setup = Setup::new();
     let (outcome, report) = report(&setup, &["--shards", "1"]).await;
     assert_eq!(
@@ -70,7 +70,7 @@ async fn where_the_suites_run_the_server_works_and_nothing_is_left_behind() {
 }
 
 #[tokio::test]
-async fn without_json_each_check_is_a_line_that_begins_with_its_verdict() {
+async fn without_json_each_check_is_a_line_starting_with_its_verdict() {
     let setup = Setup::new();
     let data_dir = setup.data_dir().display().to_string();
     let outcome = setup
@@ -103,7 +103,7 @@ async fn without_json_each_check_is_a_line_that_begins_with_its_verdict() {
 }
 
 #[tokio::test]
-async fn a_port_that_another_process_has_fails() {
+async fn a_port_in_use_by_another_process_fails() {
     let listener = TcpListener::bind("0.0.0.0:0").expect("a free port");
     let port = listener
         .local_addr()
@@ -115,7 +115,7 @@ async fn a_port_that_another_process_has_fails() {
 }
 
 #[tokio::test]
-async fn a_server_that_runs_is_seen_and_not_disturbed() {
+async fn a_running_server_is_detected_and_not_disturbed() {
     let server = Server::start().await;
     let port = server.addr().port().to_string();
     let arguments = ["--host", "127.0.0.1", "--port", &port];
@@ -132,7 +132,7 @@ async fn a_server_that_runs_is_seen_and_not_disturbed() {
 }
 
 #[tokio::test]
-async fn a_file_where_the_data_directory_should_be_fails() {
+async fn a_file_in_place_of_the_data_directory_fails() {
     let setup = Setup::new();
     std::fs::write(setup.data_dir(), "no folder").expect("a file can be written");
     let (outcome, told) = report(&setup, &[]).await;
@@ -143,7 +143,7 @@ async fn a_file_where_the_data_directory_should_be_fails() {
 }
 
 #[tokio::test]
-async fn a_folder_that_cannot_be_written_fails() {
+async fn an_unwritable_folder_fails() {
     // No user can create a file there, not even root.
     let setup = Setup::new().in_data_dir(Path::new("/proc/etherply"));
     let (outcome, report) = report(&setup, &[]).await;
@@ -151,7 +151,7 @@ async fn a_folder_that_cannot_be_written_fails() {
 }
 
 #[tokio::test]
-async fn a_limit_of_open_files_fails_where_the_server_would_refuse_to_start() {
+async fn the_open_files_check_fails_if_the_server_would_refuse_to_start() {
     for (limit, shards, works) in [(148, "2", false), (149, "2", true), (149, "3", false)] {
         let setup = Setup::new().open_files_limit(limit);
         let (outcome, report) = report(&setup, &["--shards", shards]).await;
@@ -172,7 +172,7 @@ async fn a_limit_of_open_files_fails_where_the_server_would_refuse_to_start() {
 }
 
 #[tokio::test]
-async fn a_number_of_connections_over_the_limit_is_warned_of() {
+async fn more_connections_than_the_limit_allows_causes_a_warning() {
     let setup = Setup::new().open_files_limit(1024);
     let arguments = ["--max-connections", "5000", "--shards", "1"];
     let (outcome, report) = report(&setup, &arguments).await;
@@ -182,7 +182,7 @@ async fn a_number_of_connections_over_the_limit_is_warned_of() {
 }
 
 #[tokio::test]
-async fn the_settings_come_from_the_server_s_variables() {
+async fn settings_come_from_the_same_variables_as_the_server() {
     let setup = Setup::new()
         .env("ETHERPLY_SHARDS", "3")
         .env("ETHERPLY_HOST", "127.0.0.1")

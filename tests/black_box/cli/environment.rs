@@ -26,7 +26,7 @@ async fn variables() -> Vec<String> {
 // ---- variables that others set ----
 
 #[tokio::test]
-async fn service_links_of_kubernetes_are_not_read() {
+async fn kubernetes_service_links_are_ignored() {
     let mut setup = Setup::new().env("PORT", "0");
     for (name, value) in [
         // A Service named etherply, with a port named ws.
@@ -52,7 +52,7 @@ async fn service_links_of_kubernetes_are_not_read() {
 }
 
 #[tokio::test]
-async fn an_unknown_variable_gets_one_warning_with_the_nearest_name() {
+async fn an_unknown_variable_causes_one_warning_with_the_nearest_name() {
     for (name, nearest) in [
         ("ETHERPLY_SHRADS", Some("ETHERPLY_SHARDS")),
         ("ETHERPLY_MAX_CONECTIONS", Some("ETHERPLY_MAX_CONNECTIONS")),
@@ -81,7 +81,7 @@ async fn an_unknown_variable_gets_one_warning_with_the_nearest_name() {
 }
 
 #[tokio::test]
-async fn the_servers_own_variables_get_no_warning() {
+async fn the_servers_own_variables_cause_no_warning() {
     let mut server = Setup::new()
         .env("ETHERPLY_JWT_SECRET_PREVIOUS", OTHER_SECRET)
         .env("ETHERPLY_LOG_LEVEL", "info")
@@ -118,7 +118,7 @@ async fn an_empty_variable_counts_as_unset() {
 // ---- values ----
 
 #[tokio::test]
-async fn a_boolean_variable_accepts_what_people_write() {
+async fn a_boolean_variable_accepts_common_spellings() {
     for variable in [
         "ETHERPLY_NO_PIN",
         "ETHERPLY_CONSOLE",
@@ -168,7 +168,7 @@ fn expect_usage_line<'a>(outcome: &'a Outcome, words: &[&str]) -> &'a str {
 }
 
 #[tokio::test]
-async fn a_wrong_value_in_a_variable_is_told_by_the_variable() {
+async fn an_error_for_a_value_from_a_variable_names_the_variable() {
     for (variable, flag, value, takes) in [
         ("ETHERPLY_SHARDS", "--shards", "abc", "whole number from 1"),
         ("ETHERPLY_PORT", "--port", "http", "whole number from 0"),
@@ -206,7 +206,7 @@ async fn a_wrong_value_in_a_variable_is_told_by_the_variable() {
 }
 
 #[tokio::test]
-async fn a_usage_error_points_to_the_help_that_has_the_answer() {
+async fn a_usage_error_points_to_the_relevant_help() {
     for (arguments, words) in [
         (
             &["serve", "--prot", "1"][..],
@@ -274,7 +274,7 @@ async fn a_usage_error_points_to_the_help_that_has_the_answer() {
 // ---- ports ----
 
 #[tokio::test]
-async fn a_taken_port_names_what_the_user_set() {
+async fn the_error_for_a_port_in_use_names_the_setting_the_user_chose() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = taken.local_addr().expect("it is bound").port().to_string();
     let address = format!("127.0.0.1:{port}");
@@ -309,7 +309,7 @@ async fn a_taken_port_names_what_the_user_set() {
 }
 
 #[tokio::test]
-async fn a_port_below_1024_without_the_right_says_how_to_get_it() {
+async fn the_error_for_a_privileged_port_says_how_to_get_the_capability() {
     if std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start")
         .is_ok_and(|start| start.trim() == "0")
     {
@@ -331,7 +331,7 @@ async fn a_port_below_1024_without_the_right_says_how_to_get_it() {
 }
 
 #[tokio::test]
-async fn the_admin_port_says_what_is_on_it() {
+async fn the_admin_port_announces_what_it_serves() {
     for (console, line, status, words) in [
         (&[][..], "metrics on 127.0.0.1:", 404, "--console"),
         (&["--console"], "metrics and console on 127.0.0.1:", 200, ""),
@@ -355,7 +355,7 @@ async fn the_admin_port_says_what_is_on_it() {
 // ---- the data directory ----
 
 #[tokio::test]
-async fn a_data_directory_that_is_no_folder_is_told_so() {
+async fn a_data_directory_that_is_not_a_folder_is_reported() {
     let folder = tempfile::TempDir::new().expect("a temporary folder");
     let file = folder.path().join("file");
     std::fs::write(&file, "text").expect("a file can be written");
@@ -369,7 +369,7 @@ async fn a_data_directory_that_is_no_folder_is_told_so() {
 }
 
 #[tokio::test]
-async fn a_new_log_does_not_mix_with_other_files() {
+async fn a_new_log_is_not_created_among_other_files() {
     let setup = Setup::new();
     let data = setup.data_dir().to_owned();
     std::fs::create_dir(&data).expect("a folder can be made");
@@ -407,7 +407,7 @@ async fn a_new_log_does_not_mix_with_other_files() {
 }
 
 #[tokio::test]
-async fn a_disk_that_takes_nothing_is_told_by_what_is_wrong_with_it() {
+async fn an_unwritable_disk_is_reported_with_the_cause() {
     if !may_mount() {
         return;
     }
@@ -433,7 +433,7 @@ async fn a_disk_that_takes_nothing_is_told_by_what_is_wrong_with_it() {
 // ---- secrets ----
 
 #[tokio::test]
-async fn a_secret_of_white_space_is_refused() {
+async fn a_whitespace_only_secret_is_refused() {
     let folder = tempfile::TempDir::new().expect("a temporary folder");
     let path = folder.path().join("secret");
     std::fs::write(&path, " \t\n").expect("a file can be written");
@@ -478,7 +478,7 @@ async fn a_secret_of_white_space_is_refused() {
 }
 
 #[tokio::test]
-async fn a_secret_file_that_others_can_read_gets_a_warning() {
+async fn a_secret_file_readable_by_others_causes_a_warning() {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::TempDir::new().expect("a temporary folder");
     let path = folder.path().join("secret");
@@ -500,7 +500,7 @@ async fn a_secret_file_that_others_can_read_gets_a_warning() {
 }
 
 #[tokio::test]
-async fn a_line_break_at_the_end_of_a_secret_is_not_part_of_it() {
+async fn a_trailing_line_break_is_not_part_of_a_secret() {
     let with_break = format!("{SECRET}\n");
     let mut server = Setup::new()
         .without_envs()
@@ -537,7 +537,7 @@ async fn a_line_break_at_the_end_of_a_secret_is_not_part_of_it() {
 // ---- sockets ----
 
 #[tokio::test]
-async fn a_socket_that_is_passed_to_nobody_is_not_taken() {
+async fn a_passed_socket_without_listen_pid_is_not_used() {
     let passed = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = passed.local_addr().expect("it is bound").port();
     let setup = Setup::new().passing(passed).prepared("unset LISTEN_PID");

@@ -123,7 +123,7 @@ async fn stat_counts_records_live_and_dead() {
 }
 
 #[tokio::test]
-async fn stat_tells_the_greatest_workspaces_or_all() {
+async fn stat_lists_the_largest_workspaces_or_all() {
     let mut server = Server::start().await;
     for number in 0..25 {
         let mut client = Client::connect(&server, &format!("room {number}")).await;
@@ -171,7 +171,7 @@ async fn verify_finds_the_first_fault_with_its_file_and_offset() {
 }
 
 #[tokio::test]
-async fn a_torn_tail_is_told_and_is_no_fault() {
+async fn a_torn_tail_is_reported_but_is_not_an_error() {
     let mut server = Server::start().await;
     write(&server, "demo", 10, 4).await;
     server.kill9();
@@ -205,7 +205,7 @@ async fn a_torn_tail_is_told_and_is_no_fault() {
 /// Alters a log in the way of a second server that truncated a segment while the first kept
 /// writing.
 #[tokio::test]
-async fn records_beyond_the_end_of_a_segment_are_told_with_an_exit_code_of_their_own() {
+async fn records_beyond_the_end_of_a_segment_have_their_own_exit_code() {
     let mut server = Setup::new().shards(1).start().await;
     write(&server, "demo", 10, 4).await;
     server.kill9();
@@ -260,7 +260,7 @@ async fn records_beyond_the_end_of_a_segment_are_told_with_an_exit_code_of_their
 // ---- dump ----
 
 #[tokio::test]
-async fn dump_gives_each_op_as_it_was_sent_in_the_order_of_seq() {
+async fn dump_prints_each_op_as_sent_in_seq_order() {
     const SPELLINGS: [&str; 5] = [
         "1.0",
         "12345678901234567890",
@@ -302,7 +302,7 @@ async fn dump_gives_each_op_as_it_was_sent_in_the_order_of_seq() {
 }
 
 #[tokio::test]
-async fn dump_prints_one_line_for_a_value_of_several() {
+async fn dump_prints_a_multi_line_value_on_one_line() {
     let mut server = Server::start().await;
     let mut client = Client::connect(&server, "room").await;
     client.write_spelled("key", "[1,\r\n2]").await;
@@ -314,7 +314,7 @@ async fn dump_prints_one_line_for_a_value_of_several() {
 }
 
 #[tokio::test]
-async fn dump_of_the_state_is_what_a_client_is_shown() {
+async fn dump_of_the_state_matches_what_a_client_receives() {
     let mut server = stopped().await;
     let told = tool_output(
         server.data_dir(),
@@ -344,7 +344,7 @@ async fn dump_of_an_unknown_workspace_says_so() {
 }
 
 #[tokio::test]
-async fn a_reader_that_has_seen_enough_is_no_failure() {
+async fn a_closed_pipe_is_not_an_error() {
     let mut server = Server::start().await;
     let mut client = Client::connect(&server, "room").await;
     for number in 0..40 {
@@ -415,7 +415,7 @@ async fn a_running_servers_log_is_read_without_a_false_alarm() {
 }
 
 #[tokio::test]
-async fn what_changes_the_log_refuses_a_running_server() {
+async fn commands_that_change_the_log_refuse_if_a_server_is_running() {
     let server = Server::start().await;
     write(&server, "demo", 3, 1).await;
     let before = contents(server.data_dir());
@@ -430,7 +430,7 @@ async fn what_changes_the_log_refuses_a_running_server() {
 // ---- repair ----
 
 #[tokio::test]
-async fn repair_keeps_what_is_whole_and_the_server_starts() {
+async fn repair_keeps_intact_data_and_the_server_starts() {
     let mut server = stopped().await;
     let data_dir = server.data_dir().to_path_buf();
     let (path, at) = files::find(&data_dir, "demo");
@@ -490,7 +490,7 @@ async fn repair_keeps_what_is_whole_and_the_server_starts() {
 type Damage = fn(&Path);
 
 #[tokio::test]
-async fn repair_mends_each_kind_of_damage() {
+async fn repair_fixes_each_kind_of_damage() {
     let damages: [(&str, Damage); 6] = [
         ("a lost meta.json", |data| {
             std::fs::remove_file(data.join("meta.json")).expect("it is there");
@@ -534,7 +534,7 @@ async fn repair_mends_each_kind_of_damage() {
 
 /// Covers a missing segment that was the only one, so that no other segment refers to it.
 #[tokio::test]
-async fn a_shard_without_its_only_segment_refuses_the_start_until_it_is_repaired() {
+async fn a_shard_without_its_only_segment_prevents_startup_until_repaired() {
     let harms: [Damage; 2] = [
         |segment| std::fs::remove_file(segment).expect("it is there"),
         |segment| {
@@ -566,7 +566,7 @@ async fn a_shard_without_its_only_segment_refuses_the_start_until_it_is_repaired
 }
 
 #[tokio::test]
-async fn repair_asks_on_a_terminal() {
+async fn repair_asks_for_confirmation_on_a_terminal() {
     let server = stopped().await;
     let data_dir = server.data_dir().display().to_string();
     let path = demo_segment(server.data_dir());
@@ -604,7 +604,7 @@ async fn repair_asks_on_a_terminal() {
 // ---- compact ----
 
 #[tokio::test]
-async fn compact_leaves_the_state_and_nothing_else() {
+async fn compact_keeps_only_the_state() {
     let mut server = Server::start().await;
     write(&server, "demo", 400, 4).await;
     server.kill9();
@@ -631,7 +631,7 @@ async fn compact_leaves_the_state_and_nothing_else() {
 // ---- the command line ----
 
 #[tokio::test]
-async fn what_is_no_data_directory_is_left_alone() {
+async fn folders_that_are_not_data_directories_are_left_alone() {
     let folder = tempfile::TempDir::new().expect("a temporary folder");
     for path in [folder.path().to_path_buf(), folder.path().join("missing")] {
         for command in [

@@ -137,7 +137,7 @@ async fn expect(addr: SocketAddr, expected: &[(&str, u32)]) -> Figures {
 // ---- counters ----
 
 #[tokio::test]
-async fn ops_are_counted_by_what_became_of_them() {
+async fn ops_are_counted_by_outcome() {
     let setup = Setup::new().args(&["--max-message-bytes", "2000"]);
     let server = setup.start().await;
     let mut room = Vec::new();
@@ -271,7 +271,7 @@ async fn histograms_agree_with_each_other_and_with_the_log() {
 }
 
 #[tokio::test]
-async fn answers_and_closes_are_counted_by_their_codes() {
+async fn answers_and_closes_are_counted_by_code() {
     let server = Server::start().await;
     for _ in 0..3 {
         assert_eq!(
@@ -319,7 +319,7 @@ async fn answers_and_closes_are_counted_by_their_codes() {
 }
 
 #[tokio::test]
-async fn one_who_falls_behind_is_counted_and_the_memory_comes_back() {
+async fn a_client_that_falls_behind_is_counted_and_its_memory_is_released() {
     let server = Server::start_with(&["--outbox-max-bytes", "65536"]).await;
     let mut writer = Client::connect(&server, "room").await;
     let mut stalled = Client::connect(&server, "room").await;
@@ -357,7 +357,7 @@ async fn one_who_falls_behind_is_counted_and_the_memory_comes_back() {
 }
 
 #[tokio::test]
-async fn a_log_that_fails_is_told() {
+async fn a_failing_log_is_reported() {
     let setup = Setup::new().shards(1);
     let server = setup.start().await;
     let mut writer = Client::connect(&server, "room").await;
@@ -384,7 +384,7 @@ async fn a_log_that_fails_is_told() {
 }
 
 #[tokio::test]
-async fn a_start_tells_what_it_read() {
+async fn recovery_metrics_report_what_was_read() {
     let mut server = Server::start().await;
     let mut writer = Client::connect(&server, "room").await;
     for number in 0..7 {
@@ -424,7 +424,7 @@ async fn a_start_tells_what_it_read() {
 
 /// P92, P94.
 #[tokio::test]
-async fn without_a_port_of_their_own_they_are_for_this_machine_alone() {
+async fn without_an_admin_port_metrics_are_local_only() {
     let (shut, open) = (
         Server::start().await,
         Server::start_with(&["--metrics-public"]).await,
@@ -465,7 +465,7 @@ async fn admin_address(server: &mut Server) -> SocketAddr {
 
 /// P92.
 #[tokio::test]
-async fn with_a_port_of_their_own_they_are_on_no_other() {
+async fn with_an_admin_port_metrics_are_on_that_port_only() {
     let mut server = Server::start_with(&["--admin-port", "0", "--console"]).await;
     let admin = admin_address(&mut server).await;
     assert!(
@@ -524,7 +524,7 @@ async fn with_a_port_of_their_own_they_are_on_no_other() {
 }
 
 #[tokio::test]
-async fn who_fills_the_admin_port_takes_no_place_from_clients_nor_from_health_checks() {
+async fn a_flooded_admin_port_does_not_affect_clients_or_health_checks() {
     let mut server = Server::start_with(&["--admin-port", "0", "--max-connections", "2"]).await;
     let admin = admin_address(&mut server).await;
     let mut idle = Vec::new();
@@ -551,7 +551,7 @@ async fn who_fills_the_admin_port_takes_no_place_from_clients_nor_from_health_ch
 }
 
 #[tokio::test]
-async fn a_second_port_that_cannot_be_had_stops_the_start() {
+async fn an_unavailable_admin_port_prevents_startup() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = taken
         .local_addr()
@@ -615,7 +615,7 @@ fn queries(dashboard: &serde_json::Value, found: &mut Vec<String>) {
 }
 
 #[tokio::test]
-async fn all_that_the_dashboard_and_the_alerts_name_is_exported() {
+async fn every_metric_in_the_dashboard_and_alerts_is_exported() {
     let server = Server::start().await;
     let figures = Figures::read(server.addr()).await;
     let read = |name: &str| std::fs::read_to_string(name).expect("the file is there");

@@ -196,12 +196,12 @@ async fn a_dead_node_s_workspaces_wait_for_it(kind: Kind) {
 }
 
 #[tokio::test]
-async fn haproxy_lets_the_workspaces_of_a_dead_node_wait_and_moves_nobody() {
+async fn behind_haproxy_the_workspaces_of_a_dead_node_wait_and_are_not_moved() {
     a_dead_node_s_workspaces_wait_for_it(Kind::Haproxy).await;
 }
 
 #[tokio::test]
-async fn nginx_lets_the_workspaces_of_a_dead_node_wait_and_moves_nobody() {
+async fn behind_nginx_the_workspaces_of_a_dead_node_wait_and_are_not_moved() {
     a_dead_node_s_workspaces_wait_for_it(Kind::Nginx).await;
 }
 
@@ -272,12 +272,12 @@ async fn a_node_is_split_by_a_copy_of_its_data_directory(kind: Kind) {
 }
 
 #[tokio::test]
-async fn haproxy_splits_a_node_by_a_copy_of_its_data_directory() {
+async fn behind_haproxy_a_node_is_split_by_copying_its_data_directory() {
     a_node_is_split_by_a_copy_of_its_data_directory(Kind::Haproxy).await;
 }
 
 #[tokio::test]
-async fn nginx_splits_a_node_by_a_copy_of_its_data_directory() {
+async fn behind_nginx_a_node_is_split_by_copying_its_data_directory() {
     a_node_is_split_by_a_copy_of_its_data_directory(Kind::Nginx).await;
 }
 
@@ -345,11 +345,11 @@ async fn an_idle_session_lives_by_the_server_s_pings(kind: Kind) {
 }
 
 #[tokio::test]
-async fn an_idle_session_through_haproxy_lives_by_pings() {
+async fn an_idle_session_behind_haproxy_is_kept_alive_by_pings() {
     an_idle_session_lives_by_the_server_s_pings(Kind::Haproxy).await;
 }
 
 #[tokio::test]
-async fn an_idle_session_through_nginx_lives_by_pings() {
+async fn an_idle_session_behind_nginx_is_kept_alive_by_pings() {
     an_idle_session_lives_by_the_server_s_pings(Kind::Nginx).await;
 }

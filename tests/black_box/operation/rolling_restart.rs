@@ -50,7 +50,7 @@ const RESTARTS: [(u32, bool); 6] = [
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn restarts_under_load_refuse_no_connect_and_lose_no_op() {
+async fn restarts_under_load_refuse_no_connection_and_lose_no_op() {
     let listener = listener();
     let addr = address_of(&listener);
     let setup = passing(&listener).args(&["--drain-ms", "200"]);
@@ -92,7 +92,7 @@ async fn restarts_under_load_refuse_no_connect_and_lose_no_op() {
 }
 
 #[tokio::test]
-async fn who_connects_while_the_server_drains_waits_for_the_successor() {
+async fn a_client_that_connects_during_a_drain_waits_for_the_new_server() {
     for old_kernel in [false, true] {
         let listener = listener();
         let mut setup = passing(&listener).shards(1).args(&["--drain-ms", "1000"]);
@@ -124,7 +124,7 @@ async fn who_connects_while_the_server_drains_waits_for_the_successor() {
 }
 
 #[tokio::test]
-async fn who_connects_while_the_log_is_read_waits_and_sighup_does_not_disturb_that() {
+async fn a_client_that_connects_while_the_log_is_read_waits_even_through_sighup() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let gate = folder.path().join("gate");
     let listener = listener();
@@ -147,7 +147,7 @@ async fn who_connects_while_the_log_is_read_waits_and_sighup_does_not_disturb_th
 // ---- the passed socket ----
 
 #[tokio::test]
-async fn a_passed_socket_is_made_fit_and_the_variable_port_is_not_looked_at() {
+async fn a_passed_socket_is_made_blocking_and_the_port_variable_is_ignored() {
     let listener = listener();
     listener.set_nonblocking(true).expect("a socket takes it");
     let setup = passing(&listener).env("PORT", "1");
@@ -164,7 +164,7 @@ async fn a_passed_socket_is_made_fit_and_the_variable_port_is_not_looked_at() {
 }
 
 #[tokio::test]
-async fn a_passed_socket_and_an_address_are_one_too_many() {
+async fn a_passed_socket_and_an_address_conflict() {
     let listener = listener();
     let address = address_of(&listener).to_string();
     for (setup, setting) in [
@@ -188,7 +188,7 @@ async fn a_passed_socket_and_an_address_are_one_too_many() {
 }
 
 #[tokio::test]
-async fn what_is_no_listening_tcp_socket_is_refused_with_one_clear_line() {
+async fn anything_but_a_listening_tcp_socket_is_refused_with_one_clear_line() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let cases: [(OwnedFd, &str); 4] = [
         (
@@ -230,7 +230,7 @@ fn connected() -> OwnedFd {
 }
 
 #[tokio::test]
-async fn dev_takes_no_socket_that_others_can_reach() {
+async fn dev_refuses_a_socket_that_others_can_reach() {
     let open = TcpListener::bind("0.0.0.0:0").expect("a free port");
     let outcome = passing(&open).args(&["--dev"]).run().await;
     let line = outcome.expect_refusal();
@@ -242,7 +242,7 @@ async fn dev_takes_no_socket_that_others_can_reach() {
 }
 
 #[tokio::test]
-async fn a_socket_for_another_process_is_not_taken() {
+async fn a_socket_for_another_process_is_not_used() {
     let listener = listener();
     let setup = passing(&listener).prepared("export LISTEN_PID=1");
     let mut server = setup
@@ -256,7 +256,7 @@ async fn a_socket_for_another_process_is_not_taken() {
 // ---- the service manager ----
 
 #[tokio::test]
-async fn the_service_manager_is_told_when_the_server_serves_and_when_it_stops() {
+async fn the_service_manager_is_notified_when_the_server_is_ready_and_when_it_stops() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("notify");
     let manager = UnixDatagram::bind(&path).expect("a path");
@@ -274,7 +274,7 @@ async fn the_service_manager_is_told_when_the_server_serves_and_when_it_stops() 
 }
 
 #[tokio::test]
-async fn a_service_manager_that_is_gone_is_told_in_the_log_and_serving_goes_on() {
+async fn a_missing_service_manager_is_logged_and_serving_continues() {
     let setup = Setup::new().env("NOTIFY_SOCKET", "/nowhere/notify");
     let mut server = setup.start().await;
     server.log_line(&["WARN", "NOTIFY_SOCKET", "READY=1"]).await;

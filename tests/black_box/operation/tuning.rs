@@ -25,7 +25,7 @@ fn settings(text: &str) -> BTreeMap<String, Vec<String>> {
 }
 
 #[test]
-fn each_sysctl_is_one_of_the_kernel_and_the_backlog_is_the_server_s() {
+fn each_sysctl_exists_and_the_backlog_matches_the_server() {
     let settings = settings(&text("sysctl.conf"));
     assert_eq!(
         settings["net.core.somaxconn"],
@@ -74,7 +74,7 @@ fn the_seccomp_profile_allows_rings_and_denies_what_it_does_not_name() {
 }
 
 #[tokio::test]
-async fn the_unit_sets_variables_that_the_server_knows_and_lets_rings_through() {
+async fn the_unit_sets_known_variables_and_allows_rings() {
     let unit = settings(&text("etherply.service"));
     let help = Setup::new().run_only(&["serve", "--help"]).await.stdout;
     for assignment in &unit["Environment"] {
@@ -94,7 +94,7 @@ async fn the_unit_sets_variables_that_the_server_knows_and_lets_rings_through() 
 }
 
 #[test]
-fn the_socket_is_the_one_that_the_server_would_open() {
+fn the_socket_unit_matches_the_socket_that_the_server_opens() {
     let socket = settings(&text("etherply.socket"));
     assert_eq!(socket["ListenStream"], ["8080"]);
     assert_eq!(socket["Accept"], ["no"]);
@@ -112,7 +112,7 @@ fn the_socket_is_the_one_that_the_server_would_open() {
 }
 
 #[test]
-fn systemd_finds_no_fault_in_the_units() {
+fn systemd_accepts_the_units() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut verify = std::process::Command::new("systemd-analyze");
     verify.args(["verify", "--man=no"]);
@@ -142,7 +142,7 @@ fn systemd_finds_no_fault_in_the_units() {
 }
 
 #[test]
-fn what_the_index_names_is_there_and_the_other_way_round() {
+fn the_index_lists_every_file_and_every_listed_file_exists() {
     let index = text("README.md");
     let entries = std::fs::read_dir("tuning").expect("the folder is there");
     for entry in entries {
@@ -159,7 +159,7 @@ fn what_the_index_names_is_there_and_the_other_way_round() {
 }
 
 #[test]
-fn the_files_that_the_doctor_sends_its_readers_to_are_there() {
+fn the_files_that_the_doctor_refers_to_exist() {
     let mut folders = vec![std::path::PathBuf::from("src/command/doctor")];
     let mut named = Vec::new();
     while let Some(folder) = folders.pop() {
@@ -186,7 +186,7 @@ fn the_files_that_the_doctor_sends_its_readers_to_are_there() {
 }
 
 #[tokio::test]
-async fn the_settings_of_the_package_are_variables_of_the_server() {
+async fn package_settings_are_variables_of_the_server() {
     let settings =
         std::fs::read_to_string("tuning/package/environment").expect("the file is there");
     let help = Setup::new().run_only(&["serve", "--help"]).await.stdout;
@@ -201,7 +201,7 @@ async fn the_settings_of_the_package_are_variables_of_the_server() {
 }
 
 #[test]
-fn the_proxies_wait_for_longer_than_the_server_does_for_a_sign_of_life() {
+fn proxy_timeouts_are_longer_than_the_servers_silence_timeout() {
     let silence_ms = etherply::limits::PING_INTERVAL_MS_DEFAULT * 5 / 2;
     for (file, setting) in [
         ("haproxy.cfg", "timeout tunnel "),
@@ -218,7 +218,7 @@ fn the_proxies_wait_for_longer_than_the_server_does_for_a_sign_of_life() {
 }
 
 #[test]
-fn the_image_is_made_by_the_compiler_of_the_project() {
+fn the_image_is_built_with_the_projects_compiler() {
     let toolchain = std::fs::read_to_string("rust-toolchain.toml").expect("the file is there");
     let channel = toolchain.split('"').nth(1).expect("it has a channel");
     let version = channel.rsplit_once('.').expect("with a patch level").0;
@@ -260,7 +260,7 @@ fn anchors(document: &str) -> Vec<String> {
 }
 
 #[test]
-fn each_link_of_the_documents_leads_to_a_file_and_a_heading() {
+fn every_link_in_the_documents_leads_to_a_file_and_a_heading() {
     let mut links = 0;
     for path in documents() {
         let document = read(&path);
@@ -286,7 +286,7 @@ fn each_link_of_the_documents_leads_to_a_file_and_a_heading() {
 }
 
 #[test]
-fn the_documents_are_as_wide_and_the_readme_is_as_long_as_a_reader_wants() {
+fn the_documents_and_the_readme_stay_within_their_size_limits() {
     assert!(read("README.md".as_ref()).lines().count() <= 150);
     for path in documents() {
         for (number, line) in read(&path).lines().enumerate() {
@@ -297,7 +297,7 @@ fn the_documents_are_as_wide_and_the_readme_is_as_long_as_a_reader_wants() {
 }
 
 #[test]
-fn both_changelogs_have_the_version_that_is_built() {
+fn both_changelogs_list_the_current_version() {
     let version = env!("CARGO_PKG_VERSION");
     let ours = read(".github/CHANGELOG.md".as_ref());
     assert!(ours.contains(&format!("\n## {version}\n")));
@@ -317,7 +317,7 @@ fn sources(folder: &std::path::Path, found: &mut Vec<std::path::PathBuf>) {
 }
 
 #[test]
-fn each_rule_that_a_comment_names_is_in_the_protocol() {
+fn every_rule_that_a_comment_names_is_in_the_protocol() {
     let protocol = read("src/wire/protocol.md".as_ref());
     let mut files = Vec::new();
     for folder in ["src", "tests"] {

@@ -37,7 +37,7 @@ async fn overwrite(server: &Server, shown: &mut Map<String, Value>, ops_count: u
 }
 
 #[tokio::test]
-async fn a_log_of_overwrites_stays_small_and_whole() {
+async fn a_log_of_overwrites_stays_small_and_intact() {
     let mut server = Setup::new().shards(1).start().await;
     let mut shown = Map::new();
     let bound = LIVE_BYTES * 5 / 2 + FLOOR_BYTES;
@@ -64,7 +64,7 @@ async fn a_log_of_overwrites_stays_small_and_whole() {
 }
 
 #[tokio::test]
-async fn a_kill_while_it_compacts_loses_nothing_and_leaves_nothing() {
+async fn a_kill_during_compaction_loses_nothing_and_leaves_nothing_behind() {
     let mut server = Setup::new().shards(1).start().await;
     let mut shown = Map::new();
     let mut compactions_begun = 0;
@@ -89,7 +89,7 @@ async fn a_kill_while_it_compacts_loses_nothing_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn a_stop_ends_a_compaction_and_leaves_nothing_half_done() {
+async fn a_stop_interrupts_a_compaction_and_leaves_nothing_half_done() {
     let mut server = Setup::new().shards(1).start().await;
     let mut shown = Map::new();
     for _ in 0..2 {

@@ -261,16 +261,16 @@ async fn kill_under_load(mode: &str, rounds_count: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kill_9_under_load_loses_nothing_that_was_shown_whatever_the_number_of_shards() {
+async fn kill_9_under_load_loses_no_delivered_op_with_any_number_of_shards() {
     kill_under_load("always", 20).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kill_9_under_load_in_mode_interval_loses_nothing_that_a_restart_has_shown() {
+async fn kill_9_under_load_in_interval_mode_loses_no_op_delivered_after_a_restart() {
     kill_under_load("interval", 7).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kill_9_under_load_in_mode_none_loses_nothing_that_a_restart_has_shown() {
+async fn kill_9_under_load_in_none_mode_loses_no_op_delivered_after_a_restart() {
     kill_under_load("none", 7).await;
 }

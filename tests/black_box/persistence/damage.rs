@@ -268,37 +268,37 @@ async fn check_cuts(end: End) {
 }
 
 #[tokio::test]
-async fn a_bit_of_any_field_of_a_last_segment_refuses_the_start() {
+async fn a_flipped_bit_in_any_field_of_a_last_segment_prevents_startup() {
     check_flips(End::Killed).await;
 }
 
 #[tokio::test]
-async fn a_bit_of_any_field_of_a_sealed_segment_refuses_the_start() {
+async fn a_flipped_bit_in_any_field_of_a_sealed_segment_prevents_startup() {
     check_flips(End::Sealed).await;
 }
 
 #[tokio::test]
-async fn a_bit_of_any_field_of_an_unsynced_segment_refuses_the_start() {
+async fn a_flipped_bit_in_any_field_of_an_unsynced_segment_prevents_startup() {
     check_flips(End::Unsynced).await;
 }
 
 #[tokio::test]
-async fn a_bit_of_any_field_of_an_earlier_segment_refuses_the_start() {
+async fn a_flipped_bit_in_any_field_of_an_earlier_segment_prevents_startup() {
     check_flips(End::Followed).await;
 }
 
 #[tokio::test]
-async fn a_last_segment_cut_off_at_any_field_serves_what_is_before_it() {
+async fn a_last_segment_truncated_at_any_field_serves_everything_before_it() {
     check_cuts(End::Killed).await;
 }
 
 #[tokio::test]
-async fn a_sealed_segment_cut_off_at_any_field_serves_what_is_before_it() {
+async fn a_sealed_segment_truncated_at_any_field_serves_everything_before_it() {
     check_cuts(End::Sealed).await;
 }
 
 #[tokio::test]
-async fn an_earlier_segment_cut_off_at_any_field_refuses_the_start() {
+async fn an_earlier_segment_truncated_at_any_field_prevents_startup() {
     check_cuts(End::Followed).await;
 }
 
@@ -378,7 +378,7 @@ const SURGERIES: &[Surgery] = &[
 ];
 
 #[tokio::test]
-async fn pieces_that_are_gone_or_moved_are_never_passed_over() {
+async fn missing_or_moved_pieces_are_never_overlooked() {
     for end in [End::Killed, End::Followed] {
         let log = Log::new(end).await;
         for surgery in SURGERIES {
@@ -401,7 +401,7 @@ async fn pieces_that_are_gone_or_moved_are_never_passed_over() {
 }
 
 #[tokio::test]
-async fn bytes_behind_the_end_are_cut_off_or_ignored_or_refuse_the_start() {
+async fn bytes_after_the_end_are_truncated_or_ignored_or_prevent_startup() {
     let noise: Vec<u8> = (1..=200).collect();
     for end in [End::Killed, End::Sealed, End::Followed] {
         let log = Log::new(end).await;
@@ -434,7 +434,7 @@ async fn bytes_behind_the_end_are_cut_off_or_ignored_or_refuse_the_start() {
 }
 
 #[tokio::test]
-async fn a_second_segment_whose_header_is_harmed_refuses_the_start() {
+async fn a_second_segment_with_a_damaged_header_prevents_startup() {
     let log = Log::new(End::Followed).await;
     let header = &log.layout.units[0];
     let refused = Expected::Refused {
@@ -456,7 +456,7 @@ async fn a_second_segment_whose_header_is_harmed_refuses_the_start() {
 }
 
 #[tokio::test]
-async fn a_segment_under_another_name_or_in_another_log_is_found_out() {
+async fn a_segment_with_another_name_or_in_another_log_is_detected() {
     let log = Log::new(End::Followed).await;
     let stranger = Log::new(End::Followed).await;
     let (first, second) = (PathBuf::from(SEGMENT_1), PathBuf::from(SEGMENT_2));
@@ -493,7 +493,7 @@ async fn a_segment_under_another_name_or_in_another_log_is_found_out() {
 // ---- what neither a crash nor a bad disk writes: the checksums are correct ----
 
 #[tokio::test]
-async fn a_content_that_is_not_legal_refuses_the_start_even_with_right_checksums() {
+async fn invalid_content_prevents_startup_even_with_correct_checksums() {
     type Harm = fn(&mut [u8], &Layout);
     type BadAt = fn(&Layout) -> usize;
     const HEADER: usize = 0;
@@ -549,7 +549,7 @@ async fn a_content_that_is_not_legal_refuses_the_start_even_with_right_checksums
 }
 
 #[tokio::test]
-async fn a_segment_of_a_newer_format_is_refused_and_not_to_be_repaired() {
+async fn a_segment_in_a_newer_format_is_refused_and_repair_is_not_suggested() {
     let log = Log::new(End::Killed).await;
     let image = log.harmed(|bytes| {
         bytes[8] = 2;
@@ -568,7 +568,7 @@ async fn a_segment_of_a_newer_format_is_refused_and_not_to_be_repaired() {
 /// Covers the case that the format page describes as undetectable: a last segment that lost exactly
 /// its last batches or records.
 #[tokio::test]
-async fn a_start_on_whole_batches_serves_them() {
+async fn a_log_that_ends_with_a_complete_batch_is_served() {
     let log = Log::new(End::Killed).await;
     let image = log.harmed(|bytes| bytes.truncate(SEGMENT_HEADER_BYTES));
     let expected = Expected::Starts { ops: 0, cut: None };

@@ -182,35 +182,35 @@ async fn check(mode: &[&str], left: Left) {
 }
 
 #[tokio::test]
-async fn a_data_directory_deleted_under_the_server_ends_the_service_in_every_mode() {
+async fn a_data_directory_deleted_under_the_server_stops_service_in_every_mode() {
     for mode in MODES {
         check(mode, Left::Nothing).await;
     }
 }
 
 #[tokio::test]
-async fn a_data_directory_emptied_under_the_server_ends_the_service_in_every_mode() {
+async fn a_data_directory_emptied_under_the_server_stops_service_in_every_mode() {
     for mode in MODES {
         check(mode, Left::AnEmptyFolder).await;
     }
 }
 
 #[tokio::test]
-async fn a_shard_folder_deleted_under_the_server_ends_the_service_in_every_mode() {
+async fn a_shard_folder_deleted_under_the_server_stops_service_in_every_mode() {
     for mode in MODES {
         check(mode, Left::AllButTheShard).await;
     }
 }
 
 #[tokio::test]
-async fn an_open_segment_deleted_under_the_server_ends_the_service_in_every_mode() {
+async fn an_open_segment_deleted_under_the_server_stops_service_in_every_mode() {
     for mode in MODES {
         check(mode, Left::AllButTheOpenSegment).await;
     }
 }
 
 #[tokio::test]
-async fn a_backup_put_back_under_the_running_server_is_left_as_it_is() {
+async fn a_backup_restored_under_the_running_server_is_not_modified() {
     for mode in MODES {
         let (mut scene, pair) = Scene::new(mode).await;
         Left::Nothing.delete_the_rest(&scene.data_dir);
@@ -224,7 +224,7 @@ async fn a_backup_put_back_under_the_running_server_is_left_as_it_is() {
 }
 
 #[tokio::test]
-async fn a_copy_of_the_running_log_put_back_under_the_same_names_is_left_as_it_is() {
+async fn a_copy_of_the_running_log_restored_under_the_same_names_is_not_modified() {
     let (mut scene, mut pair) = Scene::new(ALWAYS).await;
     scene.backup = files::image(&scene.data_dir);
     scene.in_backup = state_of(&scene.server, "room").await;
@@ -312,7 +312,7 @@ const HARMS: &[Harm] = &[
 ];
 
 #[tokio::test]
-async fn an_idle_server_notices_that_its_data_directory_is_not_in_its_place() {
+async fn an_idle_server_notices_that_its_data_directory_is_missing() {
     for Harm {
         what,
         apply,
@@ -343,7 +343,7 @@ async fn an_idle_server_notices_that_its_data_directory_is_not_in_its_place() {
 }
 
 #[tokio::test]
-async fn no_op_is_shown_after_lock_was_deleted() {
+async fn no_op_is_delivered_after_the_lock_file_is_deleted() {
     let (mut scene, pair) = Scene::new(ALWAYS).await;
     std::fs::remove_file(scene.data_dir.join("LOCK")).expect("it is there");
     pair.write_until_it_is_noticed(ALWAYS, &scene.server).await;
@@ -351,7 +351,7 @@ async fn no_op_is_shown_after_lock_was_deleted() {
 }
 
 #[tokio::test]
-async fn a_second_server_is_refused_where_lock_was_deleted_and_everything_shown_is_kept() {
+async fn without_the_lock_file_a_second_server_is_refused_and_no_delivered_op_is_lost() {
     let (mut scene, pair) = Scene::new(ALWAYS).await;
     drop(pair);
     let state = state_of(&scene.server, "room").await;
@@ -401,7 +401,7 @@ async fn log_of_a_stop_after_a_deletion(mode: &[&str]) -> String {
 }
 
 #[tokio::test]
-async fn a_server_whose_data_directory_was_deleted_unnoticed_stops_in_good_time() {
+async fn a_server_whose_data_directory_was_deleted_unnoticed_stops_promptly() {
     for (mode, operation) in [
         (ALWAYS, "(write: "),
         (INTERVAL, "(fdatasync: "),
@@ -437,7 +437,7 @@ async fn scene_at_the_end_of_a_segment() -> (Scene, Pair) {
 }
 
 #[tokio::test]
-async fn a_deletion_before_the_next_segment_leaves_no_segment_without_those_before_it() {
+async fn after_a_deletion_no_segment_is_created_without_its_predecessors() {
     let (mut scene, pair) = scene_at_the_end_of_a_segment().await;
     Left::AnEmptyFolder.delete_the_rest(&scene.data_dir);
     pair.write_until_it_is_noticed(ALWAYS, &scene.server).await;
@@ -449,7 +449,7 @@ async fn a_deletion_before_the_next_segment_leaves_no_segment_without_those_befo
 }
 
 #[tokio::test]
-async fn a_log_that_was_moved_away_does_not_go_on_in_the_one_that_is_there_instead() {
+async fn a_log_that_was_moved_away_does_not_continue_in_its_replacement() {
     let (mut scene, pair) = scene_at_the_end_of_a_segment().await;
     let elsewhere = scene.data_dir.with_extension("moved");
     std::fs::rename(&scene.data_dir, &elsewhere).expect("a folder can be renamed");

@@ -122,7 +122,7 @@ async fn write_some(server: &Server, shown: &mut Map<String, Value>) {
 }
 
 #[tokio::test]
-async fn a_disk_that_floods_fill_is_emptied_again_without_a_restart() {
+async fn a_disk_filled_by_floods_empties_again_without_a_restart() {
     if !may_mount() {
         return;
     }
@@ -163,7 +163,7 @@ async fn a_disk_that_floods_fill_is_emptied_again_without_a_restart() {
 
 /// P40, P48, P49.
 #[tokio::test]
-async fn a_disk_that_others_fill_refuses_ops_and_all_else_goes_on() {
+async fn a_disk_filled_by_others_refuses_ops_and_everything_else_continues() {
     if !may_mount() {
         return;
     }

@@ -28,7 +28,7 @@ async fn state(server: &Server) -> Value {
 
 /// P60.
 #[tokio::test]
-async fn a_broadcast_that_was_shown_survives_kill_9() {
+async fn a_delivered_broadcast_survives_kill_9() {
     let mut server = Server::start().await;
     for round in 0..10 {
         let mut writer = Client::connect(&server, "room").await;
@@ -43,7 +43,7 @@ async fn a_broadcast_that_was_shown_survives_kill_9() {
 
 /// P60.
 #[tokio::test]
-async fn a_correction_that_was_shown_survives_kill_9() {
+async fn a_delivered_correction_survives_kill_9() {
     let mut server = Server::start().await;
     for round in 0..10 {
         let mut client = Client::connect(&server, "room").await;
@@ -60,7 +60,7 @@ async fn a_correction_that_was_shown_survives_kill_9() {
 
 /// P60.
 #[tokio::test]
-async fn an_init_that_was_shown_survives_kill_9() {
+async fn a_delivered_init_survives_kill_9() {
     let mut server = Server::start().await;
     for round in 0..10 {
         let mut writer = Client::connect(&server, "room").await;
@@ -108,30 +108,30 @@ async fn check_survives_sigterm(mode: &[&str]) {
 }
 
 #[tokio::test]
-async fn the_state_survives_sigterm_in_mode_always() {
+async fn the_state_survives_sigterm_in_always_mode() {
     check_survives_sigterm(&["--durability", "always"]).await;
 }
 
 #[tokio::test]
-async fn the_state_survives_sigterm_in_mode_interval() {
+async fn the_state_survives_sigterm_in_interval_mode() {
     check_survives_sigterm(&["--durability", "interval", "--sync-interval-ms", "60000"]).await;
 }
 
 #[tokio::test]
-async fn the_state_survives_sigterm_in_mode_none() {
+async fn the_state_survives_sigterm_in_none_mode() {
     check_survives_sigterm(&["--durability", "none"]).await;
 }
 
 /// P61.
 #[tokio::test]
-async fn mode_interval_broadcasts_at_once_and_does_not_wait_for_the_timer() {
+async fn interval_mode_broadcasts_immediately_without_waiting_for_the_timer() {
     let server =
         Server::start_with(&["--durability", "interval", "--sync-interval-ms", "3600000"]).await;
     write_one_by_one(&server, &["shown long before an hour has passed"]).await;
 }
 
 #[tokio::test]
-async fn ops_sent_right_before_sigterm_are_kept_when_they_were_shown() {
+async fn ops_delivered_right_before_sigterm_are_kept() {
     for mode in ["always", "interval", "none"] {
         let mut server = Server::start_with(&["--durability", mode, "--drain-ms", "200"]).await;
         let mut writer = Client::connect(&server, "room").await;
@@ -153,7 +153,7 @@ async fn ops_sent_right_before_sigterm_are_kept_when_they_were_shown() {
 // ---- shards ----
 
 #[tokio::test]
-async fn a_restart_with_another_number_of_shards_deals_the_workspaces_out_anew() {
+async fn a_restart_with_another_number_of_shards_redistributes_the_workspaces() {
     let mut server = Setup::new().shards(2).start().await;
     for shards in [1, 3, 2, 5, 1] {
         for room in 0..12 {
@@ -178,7 +178,7 @@ async fn a_restart_with_another_number_of_shards_deals_the_workspaces_out_anew()
 // ---- the data directory ----
 
 #[tokio::test]
-async fn a_data_directory_locked_by_another_server_refuses_the_second() {
+async fn a_second_server_is_refused_while_the_data_directory_is_locked() {
     let server = Server::start().await;
     let outcome = server.setup().run().await;
     let line = outcome.expect_refusal();
@@ -198,7 +198,7 @@ async fn a_data_directory_locked_by_another_server_refuses_the_second() {
 }
 
 #[tokio::test]
-async fn a_lock_left_by_a_killed_server_does_not_stop_the_next() {
+async fn a_lock_left_by_a_killed_server_does_not_block_the_next() {
     let mut server = Server::start().await;
     server.kill9();
     server.restart(2).await;
@@ -206,7 +206,7 @@ async fn a_lock_left_by_a_killed_server_does_not_stop_the_next() {
 }
 
 #[tokio::test]
-async fn a_data_directory_that_cannot_be_written_is_refused_and_named() {
+async fn an_unwritable_data_directory_is_refused_and_named() {
     let folder = tempfile::TempDir::new().expect("a temporary folder");
     let file = folder.path().join("a file and no folder");
     std::fs::write(&file, "").expect("a file can be written");
@@ -220,7 +220,7 @@ async fn a_data_directory_that_cannot_be_written_is_refused_and_named() {
 }
 
 #[tokio::test]
-async fn a_data_directory_that_others_can_read_is_told_with_what_closes_it() {
+async fn a_data_directory_readable_by_others_is_reported_with_a_remedy() {
     let mode_of = |path: &Path| {
         let meta = std::fs::metadata(path).expect("it is there");
         meta.permissions().mode() & 0o777
@@ -249,7 +249,7 @@ async fn a_data_directory_that_others_can_read_is_told_with_what_closes_it() {
 }
 
 #[tokio::test]
-async fn a_data_directory_of_a_newer_format_is_refused() {
+async fn a_data_directory_in_a_newer_format_is_refused() {
     let mut server = Server::start().await;
     write_one_by_one(&server, &["value"]).await;
     server.stop().await;
@@ -281,7 +281,7 @@ async fn a_data_directory_of_a_newer_format_is_refused() {
 // ---- torn tails ----
 
 #[tokio::test]
-async fn a_torn_tail_is_cut_off_and_told_with_the_number_of_bytes() {
+async fn a_torn_tail_is_truncated_and_reported_with_its_byte_count() {
     let mut server = Setup::new().shards(1).start().await;
     write_one_by_one(&server, &["one", "two", "three"]).await;
     // Bytes that were not written are zeros up to the edge of a sector, or lie past the end of the
@@ -314,7 +314,7 @@ async fn a_torn_tail_is_cut_off_and_told_with_the_number_of_bytes() {
 }
 
 #[tokio::test]
-async fn a_record_cut_at_any_byte_costs_that_record_alone() {
+async fn a_record_cut_at_any_byte_costs_only_that_record() {
     let mut server = Setup::new().shards(1).start().await;
     write_one_by_one(&server, &["first", "second"]).await;
     server.kill9();
@@ -342,7 +342,7 @@ async fn a_record_cut_at_any_byte_costs_that_record_alone() {
 }
 
 #[tokio::test]
-async fn after_a_torn_tail_new_ops_are_kept_by_the_next_restart() {
+async fn ops_written_after_a_torn_tail_survive_the_next_restart() {
     let mut server = Setup::new().shards(1).start().await;
     write_one_by_one(&server, &["old"]).await;
     server.kill9();
@@ -388,7 +388,7 @@ fn expect_damage(outcome: &Outcome, path: &Path, damaged_at: usize) {
 }
 
 #[tokio::test]
-async fn a_flipped_bit_in_an_earlier_batch_refuses_the_start_and_touches_nothing() {
+async fn a_flipped_bit_in_an_earlier_batch_prevents_startup_and_changes_nothing() {
     let mut server = Setup::new().shards(1).start().await;
     write_one_by_one(&server, &["zero", "the damaged one", "two", "three"]).await;
     server.kill9();
@@ -414,7 +414,7 @@ async fn a_flipped_bit_in_an_earlier_batch_refuses_the_start_and_touches_nothing
 
 /// Until another write follows, no later batch proves that the last one was on disk.
 #[tokio::test]
-async fn a_flipped_bit_in_the_last_batch_after_a_kill_refuses_the_start_and_is_repaired() {
+async fn a_flipped_bit_in_the_last_batch_after_a_kill_prevents_startup_and_is_repaired() {
     for mode in ["always", "interval", "none"] {
         let mut server = Setup::new()
             .shards(1)
@@ -460,7 +460,7 @@ async fn a_flipped_bit_in_the_last_batch_after_a_kill_refuses_the_start_and_is_r
 }
 
 #[tokio::test]
-async fn a_flipped_bit_before_ops_of_a_later_start_refuses_the_start() {
+async fn a_flipped_bit_before_ops_of_a_later_start_prevents_startup() {
     let mut server = Setup::new().shards(1).start().await;
     write_one_by_one(&server, &["the damaged one"]).await;
     server.kill9();

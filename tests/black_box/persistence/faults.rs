@@ -122,7 +122,7 @@ async fn check_restart(server: &mut Server, shown: &Shown) {
 
 /// P13, P62.
 #[tokio::test]
-async fn a_write_error_gives_500_and_1011_and_503_and_the_server_serves_again_without_a_restart() {
+async fn after_a_write_error_clients_get_500_1011_and_503_and_the_server_recovers() {
     let mut server = Setup::new().shards(1).start().await;
     let pid = server.pid();
     let mut shown = Shown::new();
@@ -137,7 +137,7 @@ async fn a_write_error_gives_500_and_1011_and_503_and_the_server_serves_again_wi
 }
 
 #[tokio::test]
-async fn a_write_that_fails_half_way_through_loses_nothing_that_was_shown() {
+async fn a_write_that_fails_halfway_loses_no_delivered_op() {
     let mut server = Setup::new().shards(1).start().await;
     let pid = server.pid();
     let mut shown = Shown::new();
@@ -176,7 +176,7 @@ async fn all_shown(newcomer: &mut Raw) -> String {
 
 /// P60.
 #[tokio::test]
-async fn an_init_never_shows_an_op_that_was_not_kept() {
+async fn an_init_never_contains_an_op_that_was_not_kept() {
     let server = Setup::new().shards(1).start().await;
     for round in 0..20 {
         let key = format!("k{round}");
@@ -203,7 +203,7 @@ async fn an_init_never_shows_an_op_that_was_not_kept() {
 }
 
 #[tokio::test]
-async fn a_correction_never_shows_an_op_that_was_not_kept() {
+async fn a_correction_never_contains_an_op_that_was_not_kept() {
     let server = Setup::new().shards(1).start().await;
     for round in 0..10 {
         let mut writer = Client::connect_at_last(&server, "room").await;
@@ -271,7 +271,7 @@ async fn a_start_on_a_full_disk_is_refused_and_loses_nothing() {
 ///
 /// P61, P62.
 #[tokio::test]
-async fn a_write_error_in_the_modes_interval_and_none_leaves_no_gap() {
+async fn a_write_error_in_interval_or_none_mode_leaves_no_gap() {
     for mode in [&["--durability", "none"][..], &["--durability", "interval"]] {
         let setup = Setup::new().shards(1).args(mode);
         let mut server = setup.start().await;
@@ -319,7 +319,7 @@ fn disk_that_fails(journal: Journal) -> Option<(Mount, MemoryDisk)> {
 }
 
 #[tokio::test]
-async fn a_failing_disk_gives_500_and_1011_and_503_and_the_server_serves_again() {
+async fn with_a_failing_disk_clients_get_500_1011_and_503_and_the_server_recovers() {
     let Some((mount, disk)) = disk_that_fails(Journal::No) else {
         return;
     };
@@ -335,7 +335,7 @@ async fn a_failing_disk_gives_500_and_1011_and_503_and_the_server_serves_again()
 }
 
 #[tokio::test]
-async fn a_failing_commit_is_never_taken_for_a_good_one() {
+async fn a_failed_commit_is_never_mistaken_for_a_successful_one() {
     let Some((mount, disk)) = disk_that_fails(Journal::Yes) else {
         return;
     };
@@ -389,8 +389,7 @@ async fn panicking_server(shards: u32) -> Option<Server> {
 
 /// P63.
 #[tokio::test]
-async fn a_panic_gives_500_to_the_one_that_caused_it_and_closes_the_connections_of_the_shard_with_1011()
- {
+async fn after_a_panic_its_cause_gets_500_and_other_clients_of_the_shard_get_1011() {
     let Some(server) = panicking_server(1).await else {
         return;
     };
@@ -475,8 +474,7 @@ async fn a_panic_in_one_shard_leaves_the_other_shard_alone() {
 }
 
 #[tokio::test]
-async fn an_op_of_another_client_in_the_same_moment_as_a_panic_is_shown_and_kept_or_answered_with_500_or_dropped()
- {
+async fn ops_of_other_clients_during_a_panic_are_kept_if_delivered() {
     let Some(server) = panicking_server(1).await else {
         return;
     };
@@ -516,7 +514,7 @@ async fn an_op_of_another_client_in_the_same_moment_as_a_panic_is_shown_and_kept
 }
 
 #[tokio::test]
-async fn input_of_every_wrong_kind_never_panics_the_server() {
+async fn no_kind_of_invalid_input_makes_the_server_panic() {
     let server = Server::start().await;
     let mut dice = Dice::new(11);
     let mut byte = || u8::try_from(dice.below_u64(256)).expect("below 256");

@@ -76,7 +76,7 @@ async fn until_it_reads(server: &Server, percent: u64) {
 
 /// P14, P91.
 #[tokio::test]
-async fn it_answers_and_tells_how_far_it_is_while_the_log_is_read() {
+async fn the_server_answers_and_reports_progress_while_the_log_is_read() {
     let (mut server, percent, state) = half_way().await;
     until_it_reads(&server, percent).await;
     assert_eq!(server.get("/healthz").await.status, 200);
@@ -122,7 +122,7 @@ async fn it_answers_and_tells_how_far_it_is_while_the_log_is_read() {
 }
 
 #[tokio::test]
-async fn it_can_be_stopped_while_the_log_is_read() {
+async fn the_server_can_be_stopped_while_the_log_is_read() {
     let (mut server, percent, state) = half_way().await;
     until_it_reads(&server, percent).await;
     let mut waits = ask(&server, &handshake_head(&Server::sync_path("room"), "")).await;
@@ -151,7 +151,7 @@ async fn it_can_be_stopped_while_the_log_is_read() {
 
 /// P14.
 #[tokio::test]
-async fn whoever_connects_as_soon_as_the_port_is_open_is_let_in() {
+async fn clients_that_connect_as_soon_as_the_port_is_open_are_served() {
     for start in 0..20 {
         let (mut server, mut raw) = Setup::new().start_and_connect().await;
         let answer = raw.handshake(&Server::sync_path("room"), "").await;

@@ -162,12 +162,12 @@ async fn check_that_those_who_stay_get_every_op(setup: Setup) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn crowds_that_vanish_and_come_back_disturb_nobody_and_leave_nothing() {
+async fn crowds_that_disconnect_and_return_disturb_nobody_and_leave_nothing_behind() {
     check_that_those_who_stay_get_every_op(Setup::new()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nor_do_they_on_the_way_of_old_kernels() {
+async fn crowds_that_disconnect_and_return_disturb_nobody_on_old_kernels() {
     let setup = Setup::new().env("ETHERPLY_FAULT_OLD_KERNEL", "1");
     check_that_those_who_stay_get_every_op(setup).await;
 }
@@ -190,7 +190,7 @@ async fn fail_again_and_again(server: &Server, progress: watch::Sender<usize>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_shard_that_fails_under_a_crowd_leaves_nothing_and_loses_nothing_that_was_shown() {
+async fn a_shard_that_fails_under_a_crowd_leaves_nothing_behind_and_loses_no_delivered_op() {
     let setup = Setup::new().env("ETHERPLY_FAULT_PANIC_KEY", "planted fault");
     let mut server = setup.start().await;
     // These rooms are spread over both shards, so the rings of both are open then.

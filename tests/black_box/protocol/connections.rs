@@ -15,7 +15,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 /// P70.
 #[tokio::test]
-async fn the_server_pings_every_interval_and_one_who_answers_stays() {
+async fn the_server_pings_every_interval_and_a_client_that_answers_stays() {
     let server = Server::start_with(&["--ping-interval-ms", "200"]).await;
     let mut socket = Raw::open(server.addr(), &Server::sync_path("room")).await;
     for _ in 0..10 {
@@ -27,7 +27,7 @@ async fn the_server_pings_every_interval_and_one_who_answers_stays() {
 
 /// P70.
 #[tokio::test]
-async fn a_client_without_a_sign_of_life_is_closed_after_two_intervals_and_a_half() {
+async fn a_silent_client_is_closed_after_two_and_a_half_intervals() {
     let server = Server::start_with(&["--ping-interval-ms", "200"]).await;
     let begun = Instant::now();
     let mut silent = Raw::open(server.addr(), &Server::sync_path("room")).await;
@@ -52,7 +52,7 @@ async fn a_client_without_a_sign_of_life_is_closed_after_two_intervals_and_a_hal
 
 /// P32, P70.
 #[tokio::test]
-async fn any_message_is_a_sign_of_life_the_ping_message_too() {
+async fn any_message_is_a_sign_of_life_including_the_ping_message() {
     let server = Server::start_with(&["--ping-interval-ms", "200"]).await;
     let mut talks = Raw::open(server.addr(), &Server::sync_path("room")).await;
     let begun = Instant::now();
@@ -89,7 +89,7 @@ async fn a_client_library_that_only_reads_stays_connected_by_its_pongs() {
 // ---- a server that is stopped ----
 
 #[tokio::test]
-async fn a_stopped_server_closes_nobody_when_it_wakes() {
+async fn a_suspended_server_closes_nobody_when_it_resumes() {
     let server = Server::start_with(&["--ping-interval-ms", "1000"]).await;
     let mut clients = Vec::new();
     for _ in 0..10 {
@@ -188,7 +188,7 @@ async fn read_until(client: &mut Client, truth: &Map<String, Value>) {
     address_sanitizer,
     ignore = "what was freed stays resident in the sanitizer's quarantine"
 )]
-async fn a_client_that_stops_reading_costs_no_memory_slows_nobody_and_ends_in_the_same_state() {
+async fn a_client_that_stops_reading_costs_no_memory_slows_nobody_and_ends_with_the_same_state() {
     let server = Server::start().await;
     let mut writer = Client::connect(&server, "room").await;
     let mut reader = Client::connect(&server, "room").await;
@@ -214,7 +214,7 @@ async fn a_client_that_stops_reading_costs_no_memory_slows_nobody_and_ends_in_th
 
 /// P71, P72.
 #[tokio::test]
-async fn one_who_fell_behind_is_sent_the_latest_op_of_each_key_in_the_order_of_their_last_change() {
+async fn a_client_that_fell_behind_receives_the_latest_op_of_each_key_in_order_of_last_change() {
     let server = Server::start_with(&["--outbox-max-bytes", "65536"]).await;
     let mut writer = Client::connect(&server, "room").await;
     let mut reader = Client::connect(&server, "room").await;
@@ -242,7 +242,7 @@ async fn one_who_fell_behind_is_sent_the_latest_op_of_each_key_in_the_order_of_t
 
 /// P46, P72.
 #[tokio::test]
-async fn one_who_fell_behind_still_does_not_get_its_own_ops_back_but_for_corrections() {
+async fn a_client_that_fell_behind_receives_its_own_ops_back_only_as_corrections() {
     let server = Server::start_with(&["--outbox-max-bytes", "65536"]).await;
     let mut writer = Client::connect(&server, "room").await;
     let mut reader = Client::connect(&server, "room").await;
@@ -263,7 +263,7 @@ async fn one_who_fell_behind_still_does_not_get_its_own_ops_back_but_for_correct
 
 /// P73, P78.
 #[tokio::test]
-async fn a_client_that_takes_nothing_for_60_s_is_closed_with_1013() {
+async fn a_client_that_reads_nothing_for_60_s_is_closed_with_1013() {
     // The ping interval is so long that no client is closed for silence in this test.
     let server = Server::start_with(&["--ping-interval-ms", "3600000"]).await;
     let mut writer = Client::connect(&server, "room").await;
@@ -304,7 +304,7 @@ async fn a_client_that_takes_nothing_for_60_s_is_closed_with_1013() {
 
 /// P46.
 #[tokio::test]
-async fn five_hundred_connections_in_one_workspace_all_see_the_same_ops_in_the_same_order() {
+async fn five_hundred_clients_of_one_workspace_receive_the_same_ops_in_the_same_order() {
     let server = Server::start().await;
     let mut clients = Vec::new();
     for _ in 0..500 {
@@ -337,7 +337,7 @@ async fn five_hundred_connections_in_one_workspace_all_see_the_same_ops_in_the_s
 }
 
 #[tokio::test]
-async fn two_servers_with_their_own_ports_and_folders_know_nothing_of_each_other() {
+async fn two_servers_with_their_own_ports_and_folders_are_independent() {
     let one = Server::start().await;
     let two = Server::start().await;
     let mut writer = Client::connect(&one, "room").await;
@@ -382,18 +382,18 @@ async fn check_drain(signal: Signal) {
 
 /// P77, P78.
 #[tokio::test]
-async fn sigterm_closes_all_with_1001_and_exits_0_within_the_drain_time() {
+async fn sigterm_closes_all_clients_with_1001_and_exits_0_within_the_drain_time() {
     check_drain(Signal::TERM).await;
 }
 
 /// P77.
 #[tokio::test]
-async fn sigint_closes_all_with_1001_and_exits_0_within_the_drain_time() {
+async fn sigint_closes_all_clients_with_1001_and_exits_0_within_the_drain_time() {
     check_drain(Signal::INT).await;
 }
 
 #[tokio::test]
-async fn sigterm_also_ends_a_server_whose_clients_do_not_read_or_never_finished_a_request() {
+async fn sigterm_ends_a_server_even_if_clients_do_not_read_or_never_finish_a_request() {
     let mut server = Setup::new().args(&["--drain-ms", "500"]).start().await;
     let _half_a_head = {
         let mut raw = Raw::connect(server.addr()).await;
@@ -407,7 +407,7 @@ async fn sigterm_also_ends_a_server_whose_clients_do_not_read_or_never_finished_
 
 /// P12, P77.
 #[tokio::test]
-async fn while_draining_no_new_client_is_served() {
+async fn no_new_client_is_served_while_draining() {
     let mut server = Setup::new().args(&["--drain-ms", "2000"]).start().await;
     let mut clients = Vec::new();
     for _ in 0..20 {
@@ -434,14 +434,14 @@ async fn while_draining_no_new_client_is_served() {
 }
 
 #[tokio::test]
-async fn an_idle_server_stops_at_once_and_not_after_the_drain_time() {
+async fn an_idle_server_stops_without_waiting_for_the_drain_time() {
     let mut server = Setup::new().args(&["--drain-ms", "3600000"]).start().await;
     server.stop().await;
 }
 
 #[tokio::test]
 #[should_panic(expected = "the server has ended by itself")]
-async fn a_server_that_dies_while_nobody_looks_fails_the_test() {
+async fn a_server_that_dies_unnoticed_fails_the_test() {
     let server = Server::start().await;
     server.signal(Signal::ABORT);
     let is_gone = async || {

@@ -83,7 +83,7 @@ async fn text_that_is_not_utf8_closes_1007() {
 
 /// P41.
 #[tokio::test]
-async fn a_message_over_the_limit_closes_1009_whole_in_fragments_or_announced() {
+async fn a_message_over_the_limit_closes_1009_complete_fragmented_or_announced() {
     let half = vec![b' '; 700 * 1024];
     let announced = [&[TEXT][..], &length_bytes(1 << 40, 0x80), &[0; 4]].concat();
     let cases = [
@@ -211,7 +211,7 @@ async fn a_ping_frame_is_answered_with_its_payload() {
 }
 
 #[tokio::test]
-async fn a_pong_nobody_asked_for_is_no_offence() {
+async fn an_unsolicited_pong_is_ignored() {
     let server = Server::start().await;
     let mut other = Client::connect(&server, "room").await;
     let mut socket = open(&server).await;
@@ -223,7 +223,7 @@ async fn a_pong_nobody_asked_for_is_no_offence() {
 
 /// P30, P42.
 #[tokio::test]
-async fn a_message_in_fragments_with_a_ping_between_is_one_message() {
+async fn a_fragmented_message_with_a_ping_in_between_is_one_message() {
     let server = Server::start().await;
     let mut other = Client::connect(&server, "room").await;
     let mut socket = open(&server).await;
@@ -247,7 +247,7 @@ async fn a_message_in_fragments_with_a_ping_between_is_one_message() {
 }
 
 #[tokio::test]
-async fn frames_cut_at_every_byte_or_many_in_one_piece_are_the_same_frames() {
+async fn frames_are_the_same_whether_split_at_every_byte_or_sent_in_one_piece() {
     let server = Server::start().await;
     let mut other = Client::connect(&server, "room").await;
     let mut socket = open(&server).await;
@@ -268,7 +268,7 @@ async fn frames_cut_at_every_byte_or_many_in_one_piece_are_the_same_frames() {
 }
 
 #[tokio::test]
-async fn what_comes_after_a_close_frame_is_not_served() {
+async fn frames_after_a_close_frame_are_not_served() {
     let server = Server::start().await;
     let mut writer = Client::connect(&server, "room").await;
     let mut other = Client::connect(&server, "room").await;

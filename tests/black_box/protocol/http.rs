@@ -53,7 +53,7 @@ async fn a_handshake_arriving_byte_by_byte_is_answered_101() {
 }
 
 #[tokio::test]
-async fn a_frame_right_behind_the_handshake_is_served() {
+async fn a_frame_right_after_the_handshake_is_served() {
     let server = Server::start().await;
     let mut other = Client::connect(&server, "room").await;
     let mut socket = Raw::connect(server.addr()).await;
@@ -67,8 +67,7 @@ async fn a_frame_right_behind_the_handshake_is_served() {
 
 /// P7.
 #[tokio::test]
-async fn header_names_and_the_values_of_upgrade_and_connection_ignore_case_and_other_list_members()
-{
+async fn upgrade_headers_are_case_insensitive_and_may_list_other_members() {
     let server = Server::start().await;
     let path = Server::sync_path("room");
     let request = format!(
@@ -81,7 +80,7 @@ async fn header_names_and_the_values_of_upgrade_and_connection_ignore_case_and_o
 
 /// P7.
 #[tokio::test]
-async fn offered_extensions_are_not_taken_up() {
+async fn offered_extensions_are_not_accepted() {
     let server = Server::start().await;
     let offer = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n";
     let answer = Raw::connect(server.addr())
@@ -143,7 +142,7 @@ async fn a_workspace_id_is_percent_decoded() {
 
 /// P8.
 #[tokio::test]
-async fn an_encoded_slash_is_a_slash_inside_the_id_and_no_separator() {
+async fn an_encoded_slash_is_part_of_the_id_and_not_a_separator() {
     let server = Server::start().await;
     assert_same_room(&server, "team%2Froom", "team%2froom", true).await;
     assert_same_room(&server, "team%2Froom", "team", false).await;
@@ -234,7 +233,7 @@ async fn a_bad_request_line_or_header_is_answered_400() {
 
 /// P5.
 #[tokio::test]
-async fn a_host_that_is_none_is_answered_400() {
+async fn an_invalid_host_is_answered_400() {
     let server = Server::start().await;
     let good = handshake_head(&Server::sync_path("room"), "");
     for (host, status) in [
@@ -283,7 +282,7 @@ async fn a_body_whose_length_is_unclear_is_answered_400() {
 
 /// P7.
 #[tokio::test]
-async fn a_handshake_without_a_good_key_is_answered_400() {
+async fn a_handshake_without_a_valid_key_is_answered_400() {
     let server = Server::start().await;
     let good = handshake_head(&Server::sync_path("room"), "");
     let key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
@@ -302,7 +301,7 @@ async fn a_handshake_without_a_good_key_is_answered_400() {
 
 /// P7.
 #[tokio::test]
-async fn a_websocket_version_other_than_13_is_answered_426_and_told_13() {
+async fn a_websocket_version_other_than_13_is_answered_426_naming_13() {
     let server = Server::start().await;
     let good = handshake_head(&Server::sync_path("room"), "");
     for version in ["8", "12", "14", "thirteen"] {
@@ -347,7 +346,7 @@ async fn a_sync_request_without_an_upgrade_is_answered_426() {
 // ---- 404, 405 ----
 
 #[tokio::test]
-async fn another_path_is_answered_404() {
+async fn an_unknown_path_is_answered_404() {
     let server = Server::start().await;
     let token = token::valid();
     for path in [
@@ -367,7 +366,7 @@ async fn another_path_is_answered_404() {
 }
 
 #[tokio::test]
-async fn another_method_is_answered_405_with_allow() {
+async fn an_unsupported_method_is_answered_405_with_allow() {
     let server = Server::start().await;
     let sync = Server::sync_path("room");
     for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"] {
@@ -409,7 +408,7 @@ async fn a_head_over_16_kib_is_answered_431() {
 
 /// P9.
 #[tokio::test]
-async fn a_head_of_many_fields_is_answered_like_any_other_up_to_16_kib() {
+async fn a_head_with_many_fields_is_answered_normally_up_to_16_kib() {
     let server = Server::start().await;
     let path = Server::sync_path("room");
     let bare = handshake_head(&path, "").len();
@@ -426,7 +425,7 @@ async fn a_head_of_many_fields_is_answered_like_any_other_up_to_16_kib() {
 
 /// P3.
 #[tokio::test]
-async fn every_answer_but_a_switch_of_protocols_has_the_date() {
+async fn every_answer_except_101_has_a_date() {
     let server = Server::start().await;
     for path in [
         "/healthz",
@@ -467,7 +466,7 @@ async fn every_answer_but_a_switch_of_protocols_has_the_date() {
 
 /// P9.
 #[tokio::test]
-async fn a_head_over_16_kib_that_never_ends_is_answered_431() {
+async fn an_endless_head_is_answered_431_after_16_kib() {
     let server = Server::start().await;
     let endless = format!("GET /{} HTTP/1.1\r\n", "x".repeat(17 * 1024));
     assert_eq!(answer_to(&server, &endless).await.status, 431);
@@ -475,7 +474,7 @@ async fn a_head_over_16_kib_that_never_ends_is_answered_431() {
 
 /// P10.
 #[tokio::test]
-async fn a_head_not_finished_in_10_seconds_is_answered_408_and_closed_also_when_it_drips() {
+async fn a_head_not_finished_in_10_seconds_is_answered_408_even_if_it_trickles_in() {
     let server = Server::start().await;
     let begun = Instant::now();
     let mut silent = Raw::connect(server.addr()).await;
@@ -570,7 +569,7 @@ async fn a_handshake_while_draining_is_answered_503_with_retry_after_and_readyz_
 
 /// P90, P91.
 #[tokio::test]
-async fn healthz_and_readyz_of_a_serving_server_are_200_and_need_no_token() {
+async fn healthz_and_readyz_return_200_without_a_token_while_serving() {
     let server = Server::start().await;
     for path in ["/healthz", "/readyz", "/healthz?verbose=1"] {
         assert_eq!(server.get(path).await.status, 200, "for {path}");
@@ -578,7 +577,7 @@ async fn healthz_and_readyz_of_a_serving_server_are_200_and_need_no_token() {
 }
 
 #[tokio::test]
-async fn connections_that_ended_are_forgotten() {
+async fn ended_connections_are_forgotten() {
     let server = Server::start().await;
     // The first of each kind may open something that stays open.
     Client::connect(&server, "room").await.close().await;

@@ -25,7 +25,7 @@ fn bearer() -> String {
 
 /// P47, P80.
 #[tokio::test]
-async fn the_state_is_told_as_json_with_the_values_as_they_were_written() {
+async fn the_state_is_json_with_values_exactly_as_written() {
     let server = Server::start().await;
     let mut writer = Client::connect(&server, "a/b c").await;
     let mut reader = Client::connect(&server, "a/b c").await;
@@ -62,7 +62,7 @@ async fn the_state_is_told_as_json_with_the_values_as_they_were_written() {
 
 /// P80.
 #[tokio::test]
-async fn a_workspace_that_was_never_seen_is_empty() {
+async fn an_unknown_workspace_is_empty() {
     let server = Server::start().await;
     let answer = ask(&server, "GET /v1/workspaces/new", &bearer()).await;
     assert_eq!(
@@ -77,7 +77,7 @@ async fn a_workspace_that_was_never_seen_is_empty() {
 
 /// P81.
 #[tokio::test]
-async fn the_state_that_the_client_has_is_not_sent_again() {
+async fn a_state_that_the_client_already_has_is_not_resent() {
     let server = Setup::new().shards(3).start().await;
     let mut writer = Client::connect(&server, "room").await;
     let mut reader = Client::connect(&server, "room").await;
@@ -125,7 +125,7 @@ async fn expect_other_state(server: &Server, tag: &str, value: &str) {
 
 /// P81.
 #[tokio::test]
-async fn an_entity_tag_of_another_data_directory_never_matches() {
+async fn an_entity_tag_from_another_data_directory_never_matches() {
     let (one, other) = (Server::start().await, Server::start().await);
     write_k(&one, "of one").await;
     write_k(&other, "of the other").await;
@@ -134,7 +134,7 @@ async fn an_entity_tag_of_another_data_directory_never_matches() {
 
 /// P81.
 #[tokio::test]
-async fn an_entity_tag_from_before_a_restored_copy_never_matches() {
+async fn an_entity_tag_from_before_a_restore_never_matches() {
     let mut server = Server::start().await;
     write_k(&server, "copied").await;
     server.stop().await;
@@ -168,7 +168,7 @@ fn copy_folder(from: &Path, to: &Path) {
 }
 
 #[tokio::test]
-async fn a_large_state_comes_whole() {
+async fn a_large_state_arrives_complete() {
     let server = Server::start().await;
     let mut writer = Client::connect(&server, "room").await;
     let mut reader = Client::connect(&server, "room").await;
@@ -187,7 +187,7 @@ async fn a_large_state_comes_whole() {
 
 /// P20.
 #[tokio::test]
-async fn without_a_good_token_nothing_is_told() {
+async fn without_a_valid_token_nothing_is_revealed() {
     let server = Server::start().await;
     for path in ["/v1/workspaces/room", "/v1/presence/room"] {
         for headers in ["", "Authorization: Bearer x.y.z\r\n"] {
@@ -214,7 +214,7 @@ async fn without_a_good_token_nothing_is_told() {
 
 /// P83, P84.
 #[tokio::test]
-async fn presence_is_who_says_to_be_there_once_each() {
+async fn presence_lists_each_user_id_once() {
     let server = Setup::new().shards(2).start().await;
     let path = |user: &str| format!("{}&userId={user}", Server::sync_path("room"));
     let mut clients = Vec::new();
@@ -269,7 +269,7 @@ async fn a_query_is_form_encoded() {
 
 /// P85, P86.
 #[tokio::test]
-async fn pages_of_every_origin_may_read_where_none_is_named() {
+async fn without_configured_origins_pages_from_any_origin_may_read() {
     let server = Server::start().await;
     for path in ["/v1/workspaces/room", "/v1/presence/room", "/client.mjs"] {
         let origin = "Origin: https://app.example\r\n";
@@ -293,7 +293,7 @@ async fn pages_of_every_origin_may_read_where_none_is_named() {
 
 /// P85, P86.
 #[tokio::test]
-async fn only_pages_of_named_origins_may_connect_and_read() {
+async fn only_pages_from_allowed_origins_may_connect_and_read() {
     let origins = "https://app.example,http://localhost:3000";
     let server = Server::start_with(&["--allow-origin", origins]).await;
     for (origin, is_allowed) in [
@@ -329,7 +329,7 @@ async fn only_pages_of_named_origins_may_connect_and_read() {
 }
 
 #[tokio::test]
-async fn an_origin_with_the_default_port_is_the_one_that_browsers_send() {
+async fn an_origin_with_the_default_port_matches_the_form_that_browsers_send() {
     let origins = "HTTPS://App.Example:443,http://plain.example:80,http://other.example:443";
     let server = Server::start_with(&["--allow-origin", origins]).await;
     for (origin, status) in [
@@ -347,7 +347,7 @@ async fn an_origin_with_the_default_port_is_the_one_that_browsers_send() {
 }
 
 #[tokio::test]
-async fn an_origin_that_no_browser_sends_is_refused_at_the_start() {
+async fn an_origin_that_no_browser_sends_is_rejected_at_startup() {
     for (origin, reason) in [
         ("https://app.example/", "without a path"),
         ("https://*.example", "no wildcards"),
@@ -365,7 +365,7 @@ async fn an_origin_that_no_browser_sends_is_refused_at_the_start() {
 
 /// P93.
 #[tokio::test]
-async fn the_console_is_there_where_it_is_asked_for() {
+async fn the_console_is_served_only_if_enabled() {
     let pages = [
         ("/", "text/html; charset=utf-8"),
         ("/console.css", "text/css; charset=utf-8"),
@@ -400,7 +400,7 @@ async fn the_console_is_there_where_it_is_asked_for() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_tried_out_gives_its_token_to_its_own_machine_alone() {
+async fn a_dev_server_hands_its_token_only_to_local_pages() {
     let server = Setup::new().args(&["--dev"]).start().await;
     for (host, is_given) in [
         ("localhost", true),
@@ -425,7 +425,7 @@ async fn a_server_that_is_tried_out_gives_its_token_to_its_own_machine_alone() {
 
 /// P92 to P94.
 #[tokio::test]
-async fn what_the_server_shows_of_itself_is_for_this_machine_alone() {
+async fn console_and_metrics_are_served_only_locally() {
     let server = Server::start_with(&["--console"]).await;
     let pages = [
         "/",
@@ -469,7 +469,7 @@ async fn what_the_server_shows_of_itself_is_for_this_machine_alone() {
 }
 
 #[tokio::test]
-async fn pages_are_sent_once_and_confirmed_after_that() {
+async fn pages_are_sent_once_and_then_revalidated() {
     let server = Server::start_with(&["--console"]).await;
     for path in ["/client.mjs", "/", "/console.css", "/console.mjs"] {
         let first = server.get(path).await;
@@ -495,7 +495,7 @@ async fn pages_are_sent_once_and_confirmed_after_that() {
 }
 
 #[tokio::test]
-async fn the_figures_are_those_of_what_happened() {
+async fn console_stats_reflect_what_happened() {
     let server = Setup::new().shards(2).args(&["--console"]).start().await;
     let mut writer = Client::connect(&server, "room").await;
     let mut reader = Client::connect(&server, "room").await;

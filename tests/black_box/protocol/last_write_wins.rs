@@ -33,7 +33,7 @@ async fn the_greater_timestamp_wins_and_is_broadcast() {
 
 /// P57.
 #[tokio::test]
-async fn a_loser_is_not_broadcast_and_its_sender_alone_is_sent_the_winner() {
+async fn a_loser_is_not_broadcast_and_only_its_sender_receives_the_winner() {
     let (server, mut sender, mut witness) = room().await;
     let mut late = Client::connect(&server, "room").await;
     let winner = Op::new("k", json!("winner"), 1000);
@@ -53,7 +53,7 @@ async fn a_loser_is_not_broadcast_and_its_sender_alone_is_sent_the_winner() {
 
 /// P57.
 #[tokio::test]
-async fn a_loser_to_its_own_earlier_op_is_sent_that_op() {
+async fn a_sender_that_loses_to_its_own_earlier_op_receives_that_op() {
     let (_server, mut sender, mut witness) = room().await;
     let winner = Op::new("k", json!("mine, later"), 1000);
     sender.send_op(&winner).await;
@@ -67,7 +67,7 @@ async fn a_loser_to_its_own_earlier_op_is_sent_that_op() {
 
 /// P55, P57.
 #[tokio::test]
-async fn on_equal_timestamps_the_first_that_was_applied_stays_and_the_second_sender_is_told() {
+async fn on_equal_timestamps_the_first_op_stays_and_the_second_sender_is_corrected() {
     let (server, mut sender, mut witness) = room().await;
     let first = Op::new("k", json!("first"), 1000);
     sender.send_op(&first).await;
@@ -94,7 +94,7 @@ async fn a_resend_equal_in_timestamp_and_value_is_accepted_silently() {
 }
 
 #[tokio::test]
-async fn keys_and_workspaces_are_judged_apart() {
+async fn keys_and_workspaces_are_independent() {
     let (server, mut sender, mut witness) = room().await;
     for (key, timestamp) in [("a", 1000), ("b", 1), ("c", 500)] {
         let op = Op::new(key, json!(timestamp), timestamp);
@@ -255,7 +255,7 @@ async fn write_randomly(mut replica: Replica, writer: u64, seed: u64) -> Replica
 
 /// P59.
 #[tokio::test]
-async fn concurrent_writers_with_ties_and_late_clocks_all_end_in_the_state_of_the_server() {
+async fn concurrent_writers_with_ties_and_skewed_clocks_converge_on_the_servers_state() {
     for seed in 1..=5 {
         println!("seed {seed}");
         let mut server = Server::start().await;

@@ -32,7 +32,7 @@ async fn the_first_message_is_init_with_the_whole_state() {
 
 /// P45.
 #[tokio::test]
-async fn the_first_message_is_init_also_for_one_who_speaks_at_once() {
+async fn the_first_message_is_init_even_for_a_client_that_writes_immediately() {
     let server = Server::start().await;
     let mut other = Client::connect(&server, "room").await;
     let mut client = Client::dial(server.addr(), &Server::sync_path("room"))
@@ -69,7 +69,7 @@ async fn a_second_connection_of_the_same_token_is_another_client() {
 }
 
 #[tokio::test]
-async fn workspaces_do_not_hear_each_other() {
+async fn workspaces_do_not_receive_each_others_ops() {
     let server = Server::start().await;
     let mut rooms = Vec::new();
     for index in 0..8 {
@@ -90,7 +90,7 @@ async fn workspaces_do_not_hear_each_other() {
 
 /// P46.
 #[tokio::test]
-async fn all_clients_see_the_ops_of_many_writers_in_one_order() {
+async fn all_clients_receive_the_ops_of_many_writers_in_the_same_order() {
     const WRITERS: u64 = 4;
     const OPS_EACH: u64 = 100;
     let server = Server::start().await;
@@ -154,7 +154,7 @@ async fn all_clients_see_the_ops_of_many_writers_in_one_order() {
 
 /// P45.
 #[tokio::test]
-async fn init_is_one_point_of_the_order_none_is_missed_and_none_before_it_comes_after() {
+async fn init_is_one_point_in_the_order_and_no_op_is_missed_or_repeated_after_it() {
     let server = Server::start().await;
     let mut writer = Client::connect(&server, "room").await;
     let mut pace = Client::connect(&server, "room").await;
@@ -196,7 +196,7 @@ async fn init_is_one_point_of_the_order_none_is_missed_and_none_before_it_comes_
 
 /// P30.
 #[tokio::test]
-async fn messages_of_one_client_are_served_in_the_order_in_which_it_sent_them() {
+async fn messages_of_one_client_are_served_in_the_order_sent() {
     let server = Server::start().await;
     let mut sender = Client::connect(&server, "room").await;
     let mut other = Client::connect(&server, "room").await;
@@ -213,7 +213,7 @@ async fn messages_of_one_client_are_served_in_the_order_in_which_it_sent_them() 
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_without_a_word_disturbs_nobody() {
+async fn a_client_that_disconnects_abruptly_disturbs_nobody() {
     let server = Server::start().await;
     let mut stays = Client::connect(&server, "room").await;
     let mut other = Client::connect(&server, "room").await;

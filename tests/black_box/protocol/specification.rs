@@ -56,7 +56,7 @@ async fn scenario_client_fails_authentication_with_an_invalid_token() {
 }
 
 #[tokio::test]
-async fn scenario_client_sends_operation_and_all_others_of_the_workspace_get_it() {
+async fn scenario_client_sends_operation_and_all_others_in_the_workspace_receive_it() {
     let server = Server::start().await;
     let mut sender = Client::connect(&server, "workspace-123").await;
     let mut others = [
@@ -148,7 +148,7 @@ async fn data_contract_value_is_a_string_number_boolean_object_or_null() {
 }
 
 #[tokio::test]
-async fn data_contract_the_server_does_not_judge_the_content_of_a_value() {
+async fn data_contract_the_server_does_not_interpret_values() {
     let server = Server::start().await;
     let mut sender = Client::connect(&server, "room").await;
     let mut other = Client::connect(&server, "room").await;
@@ -195,7 +195,7 @@ async fn error_401_unauthorized_for_an_invalid_signature() {
 // The two triggers of 500, a panic and a failing write of the AOF file, are in faults.rs.
 
 #[tokio::test]
-async fn error_connection_refused_when_the_server_does_not_run() {
+async fn error_connection_refused_when_the_server_is_not_running() {
     let mut server = Server::start().await;
     let addr = server.addr();
     server.stop().await;
@@ -206,7 +206,7 @@ async fn error_connection_refused_when_the_server_does_not_run() {
 }
 
 #[tokio::test]
-async fn a_server_starts_at_once_on_the_port_of_one_that_was_killed() {
+async fn a_server_starts_immediately_on_the_port_of_a_killed_one() {
     let mut server = Server::start().await;
     let port = server.addr().port().to_string();
     let setup = server.setup().clone().args(&["--port", &port]);
@@ -240,7 +240,7 @@ async fn error_address_already_in_use_when_the_port_is_occupied() {
 // ---- empty states ----
 
 #[tokio::test]
-async fn empty_state_a_workspace_never_seen_starts_as_an_empty_map() {
+async fn empty_state_an_unknown_workspace_starts_as_an_empty_map() {
     let server = Server::start().await;
     let client = Client::connect(&server, "never seen before").await;
     assert_eq!(client.init_text, r#"{"type":"init","data":{}}"#);

@@ -110,7 +110,7 @@ async fn a_wrong_signature_is_refused_with_401() {
 
 /// P22.
 #[tokio::test]
-async fn any_other_algorithm_is_refused_with_401_none_included() {
+async fn every_other_algorithm_including_none_is_refused_with_401() {
     let server = Server::start().await;
     let claims = json!({"sub": "tester"});
     for algorithm in [
@@ -177,7 +177,7 @@ async fn a_token_not_yet_valid_is_refused_with_401() {
 
 /// P20.
 #[tokio::test]
-async fn an_exp_or_nbf_that_is_no_number_is_refused_with_401() {
+async fn an_exp_or_nbf_that_is_not_a_number_is_refused_with_401() {
     let server = Server::start().await;
     for bad in [json!("tomorrow"), json!(true), json!([1])] {
         check_refused(&server, "a bad exp", &with_claims(&json!({"exp": bad}))).await;
@@ -187,7 +187,7 @@ async fn an_exp_or_nbf_that_is_no_number_is_refused_with_401() {
 
 /// P2, P20.
 #[tokio::test]
-async fn the_message_of_a_401_never_says_which_workspace_exists() {
+async fn the_401_message_never_reveals_which_workspaces_exist() {
     let server = Server::start().await;
     let mut writer = Client::connect(&server, "seen").await;
     let mut witness = Client::connect(&server, "seen").await;
@@ -230,7 +230,7 @@ async fn a_token_signed_with_the_secret_is_valid_whatever_else_it_claims() {
 
 /// P22.
 #[tokio::test]
-async fn the_header_of_a_token_needs_nothing_but_the_algorithm() {
+async fn a_token_header_needs_only_the_algorithm() {
     let server = Server::start().await;
     for header in [
         json!({"alg": "HS256"}),
@@ -293,7 +293,7 @@ async fn the_token_may_come_in_the_authorization_header() {
 
 /// P24.
 #[tokio::test]
-async fn a_second_secret_is_taken_too_so_that_a_secret_can_be_rotated() {
+async fn a_second_secret_is_accepted_to_allow_rotation() {
     let server = Setup::new()
         .env("ETHERPLY_JWT_SECRET_PREVIOUS", OTHER_SECRET)
         .start()

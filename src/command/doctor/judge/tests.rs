@@ -148,7 +148,7 @@ fn on_a_good_host_every_check_is_ok() {
 }
 
 #[test]
-fn facts_that_are_unknown_cause_no_warning() {
+fn unknown_facts_cause_no_warning() {
     let mut facts = good();
     facts.kernel.clock_source = None;
     facts.network.somaxconn = None;

@@ -35,7 +35,7 @@ fn sleep_until_due(rig: &mut Rig, client: usize, due_s: f64) {
 }
 
 #[test]
-fn whoever_was_silent_because_it_was_not_asked_stays() {
+fn a_client_that_was_not_pinged_in_an_absence_stays() {
     // Each case: whether the shard stops before a ping, at a ping or after one, and whether the
     // client sends a pong in the meantime.
     for (stopped_s, answers) in [(1.0, false), (9.0, false), (10.0, true), (12.0, true)] {
@@ -67,7 +67,7 @@ fn whoever_was_silent_because_it_was_not_asked_stays() {
 }
 
 #[test]
-fn whoever_has_gone_is_given_up_all_the_same() {
+fn a_dead_client_is_still_closed_after_an_absence() {
     let mut rig = Rig::new(|_| ());
     let client = rig.join("w", None);
     rig.sleep_until(5.0);
@@ -97,7 +97,7 @@ fn a_socket_that_was_not_full_is_not_stalled() {
 }
 
 #[test]
-fn a_request_that_came_meanwhile_is_answered() {
+fn a_request_that_arrived_during_an_absence_is_answered() {
     let mut rig = Rig::new(|_| ());
     let (late, never) = (rig.accept(false), rig.accept(false));
     rig.sleep_until(1.0);
@@ -111,7 +111,7 @@ fn a_request_that_came_meanwhile_is_answered() {
 }
 
 #[test]
-fn a_connection_that_is_closing_has_its_time() {
+fn a_closing_connection_keeps_its_time_after_an_absence() {
     let mut rig = Rig::new(|_| ());
     let client = rig.join("w", None);
     rig.peers[client].closes = false;
@@ -127,7 +127,7 @@ fn a_connection_that_is_closing_has_its_time() {
 
 /// P77.
 #[test]
-fn a_drain_has_its_time() {
+fn a_drain_keeps_its_time_after_an_absence() {
     let mut rig = Rig::new(|_| ());
     let clients: Vec<usize> = (0..4).map(|_| rig.join("w", None)).collect();
     rig.shard.handle(Input::Drain, rig.clock);
@@ -218,7 +218,7 @@ fn a_shard_that_is_always_late_still_closes_dead_connections() {
 }
 
 #[test]
-fn a_stop_that_waits_for_the_log_is_not_away() {
+fn a_stop_that_waits_for_the_log_is_not_an_absence() {
     let mut rig = Rig::new(|_| ());
     let writer = rig.join("w", None);
     rig.log_hangs = true;

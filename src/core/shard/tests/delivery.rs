@@ -12,7 +12,7 @@ use crate::limits::{
 use crate::log::commit::Durability;
 
 #[test]
-fn a_turn_sends_to_so_many_sessions_and_no_more() {
+fn a_turn_sends_to_a_bounded_number_of_sessions() {
     let mut rig = Rig::new(|config| config.durability = Durability::None);
     let writer = rig.join("w", None);
     let readers = 4 * SENDS_PER_TURN_MAX;
@@ -78,7 +78,7 @@ fn a_session_is_queued_once_and_only_if_it_can_be_sent_to() {
 }
 
 #[test]
-fn a_commit_waits_for_the_round_of_sends_but_not_long() {
+fn a_commit_waits_briefly_for_the_round_of_sends() {
     for (durability, passed_us, is_started) in [
         (Durability::Always, 0, false),
         (Durability::Always, COMMIT_AGE_MIN_US - 1, false),
@@ -103,7 +103,7 @@ fn a_commit_waits_for_the_round_of_sends_but_not_long() {
 }
 
 #[test]
-fn a_batch_waits_for_no_event() {
+fn a_batch_does_not_depend_on_another_event() {
     // A session is in the send queue when a commit could start, but no longer when the turn ends.
     for case in ["a correction", "a look", "one who does not read"] {
         let mut rig = Rig::new(|_| ());
@@ -128,7 +128,7 @@ fn a_batch_waits_for_no_event() {
 
 /// P61.
 #[test]
-fn an_interval_is_synced_in_its_time() {
+fn ops_are_synced_within_the_interval() {
     let mut rig = Rig::new(|config| config.durability = Durability::Interval);
     let (writer, reader) = (rig.join("w", None), rig.join("w", None));
     rig.op(writer, "k", "1", 1);
@@ -165,7 +165,7 @@ fn an_answer_that_shows_an_op_waits_for_the_log() {
 
 /// P60, P82.
 #[test]
-fn an_answer_that_the_log_holds_up_comes_with_the_commit() {
+fn an_answer_delayed_by_the_log_is_sent_with_the_commit() {
     let mut rig = Rig::new(|_| ());
     let writer = rig.join("w", None);
     rig.seen(writer);
@@ -180,7 +180,7 @@ fn an_answer_that_the_log_holds_up_comes_with_the_commit() {
 }
 
 #[test]
-fn a_send_of_no_bytes_ends_the_connection() {
+fn a_zero_byte_send_ends_the_connection() {
     // Each case: whether the connection was already aborted, and whether the send accepted all
     // bytes.
     for (is_aborted, takes_all) in [(false, false), (true, false), (true, true)] {
@@ -338,7 +338,7 @@ fn a_window_over_its_bound_does_not_wait_for_the_round() {
 }
 
 #[test]
-fn a_shard_that_is_never_done_rests_between_its_slices() {
+fn a_saturated_shard_pauses_between_slices() {
     for durability in [Durability::None, Durability::Interval, Durability::Always] {
         let mut rig = Rig::new(|config| config.durability = durability);
         let writer = rig.join("w", None);
@@ -376,7 +376,7 @@ fn a_shard_that_is_never_done_rests_between_its_slices() {
 }
 
 #[test]
-fn a_mark_of_a_writer_of_long_ago_hides_no_op_from_a_new_client() {
+fn a_stale_own_op_mark_hides_no_op_from_a_new_client() {
     let mut rig = Rig::new(|config| config.outbox_bytes_max = 128 * 1024);
     let (writer, old) = (rig.join("w", None), rig.join("w", None));
     let value = |letter: &str, bytes| format!("\"{}\"", letter.repeat(bytes));

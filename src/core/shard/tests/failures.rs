@@ -8,7 +8,7 @@ use crate::core::shard::session::State;
 
 /// P13.
 #[test]
-fn a_panic_over_a_request_is_answered_with_500() {
+fn a_panic_in_a_request_is_answered_with_500() {
     let mut rig = Rig::new(|_| ());
     let (culprit, other) = (rig.accept(false), rig.accept(false));
     // This simulates a bug in the server: the index refers to a room that does not exist.
@@ -22,7 +22,7 @@ fn a_panic_over_a_request_is_answered_with_500() {
 }
 
 #[test]
-fn a_panic_over_a_closing_connection_ends_that_one() {
+fn a_panic_in_a_closing_connection_ends_only_that_connection() {
     let mut rig = Rig::new(|_| ());
     let (culprit, other) = (rig.join("w", None), rig.join("w", None));
     for client in [culprit, other] {
@@ -46,7 +46,7 @@ fn a_panic_over_a_closing_connection_ends_that_one() {
 
 /// P63.
 #[test]
-fn a_panic_is_reported_and_the_shard_starts_over() {
+fn a_panic_is_reported_and_the_shard_restarts() {
     let mut rig = Rig::new(|config| config.fault_panic_key = Some("boom".to_owned()));
     let (culprit, other) = (rig.join("w", None), rig.join("v", None));
     let silent = rig.accept(false);
@@ -68,7 +68,7 @@ fn a_panic_is_reported_and_the_shard_starts_over() {
 
 /// P62.
 #[test]
-fn the_log_is_tried_again_at_growing_intervals() {
+fn the_log_is_retried_at_growing_intervals() {
     let mut rig = Rig::new(|_| ());
     let client = rig.join("w", None);
     rig.seen(client);

@@ -108,7 +108,7 @@ fn large_rooms(rooms: &[&str], snapshot_bytes_max: usize) -> Rig {
 
 /// P12.
 #[test]
-fn states_that_are_on_their_way_are_bounded() {
+fn states_in_flight_are_bounded() {
     let mut rig = large_rooms(&["a", "b", "c"], 250_000);
     let held = |rig: &Rig| {
         let counters = rig.shard.counters();
@@ -156,7 +156,7 @@ fn states_that_are_on_their_way_are_bounded() {
 }
 
 #[test]
-fn one_state_that_is_larger_than_all_that_may_be_on_its_way_is_served() {
+fn a_single_state_larger_than_the_budget_is_served() {
     let mut rig = large_rooms(&["a", "b"], 1000);
     for _ in 0..2 {
         let client = rig.join("a", None);
@@ -221,7 +221,7 @@ fn tag_of_state(rig: &mut Rig) -> String {
 
 /// P81.
 #[test]
-fn a_tag_names_the_start_and_the_seq() {
+fn an_entity_tag_depends_on_the_start_id_and_the_seq() {
     let mut tags = HashSet::new();
     for start_id in [0, 1, u64::MAX] {
         let mut rig = Rig::new(|config| config.start_id = start_id);
@@ -237,7 +237,7 @@ fn a_tag_names_the_start_and_the_seq() {
 
 /// With durability `none`, clients see ops that a failure may lose and whose seqs are then reused.
 #[test]
-fn a_tag_from_before_a_rebuild_is_never_given_again() {
+fn an_entity_tag_from_before_a_rebuild_is_never_reused() {
     let mut rig = Rig::new(|config| config.durability = Durability::None);
     let mut tags = HashSet::new();
     for round in 1..=3 {
@@ -256,7 +256,7 @@ fn a_tag_from_before_a_rebuild_is_never_given_again() {
 
 /// P3.
 #[test]
-fn an_answer_has_the_date() {
+fn every_answer_has_a_date() {
     let mut rig = Rig::new(|_| ());
     let head = head_of_state(&mut rig);
     let unix_us = rig.clock.unix_us;
@@ -281,7 +281,7 @@ fn an_http_read_creates_no_workspace() {
 
 /// P12, P20.
 #[test]
-fn an_http_read_is_refused_like_a_handshake() {
+fn an_http_read_is_refused_for_the_same_reasons_as_a_handshake() {
     let mut rig = Rig::new(|_| ());
     let over = rig.accept(true);
     rig.receive(over, look("/v1/workspaces/w").as_bytes());
@@ -304,7 +304,7 @@ fn an_http_read_is_refused_like_a_handshake() {
 }
 
 #[test]
-fn a_page_comes_from_outside() {
+fn a_page_is_provided_from_outside_the_shard() {
     let mut rig = Rig::new(|_| ());
     let client = rig.accept(false);
     rig.receive(client, b"HEAD / HTTP/1.1\r\nHost: h\r\n\r\n");

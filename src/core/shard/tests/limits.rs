@@ -139,7 +139,7 @@ fn a_client_that_continues_over_its_rate_is_closed() {
 }
 
 #[test]
-fn a_flood_in_one_turn_ends_there() {
+fn a_flood_that_arrives_in_one_turn_is_closed() {
     let mut rig = rig(ops_per_second(1));
     let flooder = rig.join("w", None);
     rig.seen(flooder);
@@ -237,7 +237,7 @@ fn a_correction_is_sent_once_it_is_durable() {
 }
 
 #[test]
-fn the_bytes_of_the_shard_are_those_that_were_taken() {
+fn a_shard_counts_the_bytes_of_accepted_ops() {
     let mut rig = rig(workspace_bytes(ENTRY_BYTES + 3));
     let writer = rig.join("w", None);
     for (value, live_bytes) in [("12", 2), ("123", 2), ("1", 1), ("34", 2)] {

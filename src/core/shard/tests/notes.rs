@@ -20,7 +20,7 @@ fn endings(rig: &mut Rig) -> Vec<(u16, String, Party)> {
 }
 
 #[test]
-fn a_member_has_a_start_and_an_end() {
+fn a_member_is_logged_at_its_start_and_its_end() {
     let mut rig = rig();
     let (writer, _) = (rig.join("w", None), rig.join("w", None));
     let [Note::Joined(one), Note::Joined(_)] = &rig.notes[..] else {
@@ -67,7 +67,7 @@ fn a_member_has_a_start_and_an_end() {
 }
 
 #[test]
-fn each_way_to_end_is_named() {
+fn every_kind_of_disconnect_is_named() {
     let mut rig = rig();
     let binary = rig.join("w", None);
     rig.receive(binary, &frame(2, b"x"));
@@ -99,7 +99,7 @@ fn each_way_to_end_is_named() {
 }
 
 #[test]
-fn a_connection_that_is_handed_over_is_noted_where_it_stays() {
+fn a_handed_off_connection_is_not_logged_by_the_accepting_shard() {
     let mut front = Rig::new(|config| (config.shards, config.has_journal) = (2, true));
     let elsewhere = ["a", "b", "c", "d", "e"]
         .into_iter()
@@ -109,7 +109,7 @@ fn a_connection_that_is_handed_over_is_noted_where_it_stays() {
 }
 
 #[test]
-fn without_a_journal_nothing_is_noted() {
+fn without_a_journal_nothing_is_logged() {
     let mut rig = Rig::new(|_| ());
     let client = rig.join("w", None);
     rig.op(client, "k", "1", 1);

@@ -93,7 +93,7 @@ fn waiting_clients_receive_the_state_of_one_point_and_the_ops_after_it() {
 }
 
 #[test]
-fn a_turn_does_a_part() {
+fn a_turn_encodes_one_part() {
     let (mut rig, [joiner]) = rig(PART_BYTES);
     let bytes = rig.shard.rooms[RoomId::new(0)].workspace.init_bytes();
     ask(&mut rig, joiner, &head("w", None));
@@ -183,7 +183,7 @@ fn a_waiting_client_that_is_closed_is_sent_no_op_after_the_state() {
 
 /// P62.
 #[test]
-fn a_client_that_waits_when_the_log_fails_receives_an_error() {
+fn a_client_waiting_when_the_log_fails_receives_an_error() {
     let (mut rig, [joiner, looker]) = rig(PART_BYTES);
     ask(&mut rig, joiner, &head("w", None));
     ask(&mut rig, looker, &look("/v1/workspaces/w"));

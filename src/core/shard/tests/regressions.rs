@@ -30,7 +30,7 @@ fn is_read(rig: &Rig, place: usize) -> bool {
 }
 
 #[test]
-fn a_join_in_the_turn_of_an_op_does_not_keep_it_from_others() {
+fn a_join_in_the_same_turn_as_an_op_does_not_hide_it_from_others() {
     for durability in [Durability::Always, Durability::Interval] {
         let mut rig = rig(durability);
         let (writer, reader) = (rig.join("w", None), rig.join("w", None));
@@ -51,7 +51,7 @@ fn a_join_in_the_turn_of_an_op_does_not_keep_it_from_others() {
 }
 
 #[test]
-fn a_disk_that_is_slower_than_the_age_of_a_batch_leaves_turns_for_the_sends() {
+fn a_disk_slower_than_the_batch_age_leaves_turns_for_sends() {
     let mut rig = rig(Durability::Always);
     let (writer, reader) = (rig.join("w", None), rig.join("w", None));
     let (mut sync_ends_us, mut sends_count) = (None, 0);

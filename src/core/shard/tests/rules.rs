@@ -23,7 +23,7 @@ type Change<'a> = &'a dyn Fn(&mut Rig);
 
 /// P12, P13.
 #[test]
-fn a_request_is_answered_by_the_state_of_the_server() {
+fn a_request_is_answered_according_to_the_state_of_the_server() {
     let health = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n");
     let (healthz, readyz) = (health("/healthz"), health("/readyz"));
     let join = head("w", None);
@@ -96,7 +96,7 @@ fn a_request_may_arrive_in_parts_with_frames_after_it() {
 }
 
 #[test]
-fn a_client_of_another_shards_workspace_is_handed_over() {
+fn a_client_of_another_shards_workspace_is_handed_off() {
     let names = ["a", "b", "c", "d", "e", "f"];
     let elsewhere = names.iter().find(|name| shard_of(name, 2) == 1);
     let elsewhere = elsewhere.expect("half of all are");
@@ -150,7 +150,7 @@ fn a_workspace_without_ops_is_forgotten() {
 }
 
 #[test]
-fn members_that_leave_in_any_order_leave_the_others_in() {
+fn members_may_leave_in_any_order() {
     for leaving in [[0, 1], [1, 0], [2, 0], [0, 2], [1, 2], [2, 1]] {
         let mut rig = Rig::new(|_| ());
         let clients: Vec<usize> = (0..3).map(|_| rig.join("w", None)).collect();
@@ -194,7 +194,7 @@ fn an_init_is_encoded_once_for_consecutive_joins() {
 
 /// P41, P42.
 #[test]
-fn a_frame_is_answered_by_its_kind() {
+fn a_frame_is_answered_according_to_its_kind() {
     let skew_us = 3600 * SECOND_US;
     let latest = (START_UNIX_S * SECOND_US) + skew_us;
     for (bytes, expected) in [
@@ -223,7 +223,7 @@ fn a_frame_is_answered_by_its_kind() {
 }
 
 #[test]
-fn a_turn_reads_so_many_frames_of_a_session_and_no_more() {
+fn a_turn_reads_a_bounded_number_of_frames_per_session() {
     let mut rig = Rig::new(|_| ());
     let client = rig.join("w", None);
     let frames = 2 * MESSAGES_PER_TURN_MAX + 10;
@@ -238,7 +238,7 @@ fn a_turn_reads_so_many_frames_of_a_session_and_no_more() {
 }
 
 #[test]
-fn a_client_that_reads_no_answers_is_read_no_more() {
+fn a_client_that_reads_no_answers_is_no_longer_read() {
     let mut rig = Rig::new(|_| ());
     let client = rig.join("w", None);
     rig.seen(client);
@@ -298,7 +298,7 @@ fn a_client_is_read_while_its_answers_are_within_their_bound() {
 }
 
 #[test]
-fn a_paused_client_is_read_again_when_half_of_its_answers_are_out() {
+fn a_paused_client_is_resumed_once_half_of_its_answers_are_sent() {
     let mut cost = Outbox::default();
     let mut pool = OutboxPool::default();
     cost.push(

@@ -112,7 +112,7 @@ fn a_request_waits_for_as_long_as_a_handshake_may_take() {
 }
 
 #[test]
-fn one_that_was_handed_over_waits_no_longer_than_the_others() {
+fn a_handed_off_request_waits_no_longer_than_the_others() {
     let mut names = (0..).map(|number| format!("w{number}"));
     let of_other = names.find(|name| shard_of(name, 2) == 1).unwrap();
     let mut front = Rig::recovering(|config| config.shards = 2);
@@ -191,7 +191,7 @@ fn bytes_after_a_waiting_request_are_bounded() {
 }
 
 #[test]
-fn thousands_that_wait_are_answered_in_the_order_in_which_they_came_a_part_in_each_turn() {
+fn thousands_of_waiting_requests_are_answered_in_order_over_several_turns() {
     let mut rig = Rig::recovering(|_| ());
     let count = 5 * WAITING_PER_TURN_MAX + 1;
     let clients: Vec<usize> = (0..count)
@@ -218,7 +218,7 @@ fn thousands_that_wait_are_answered_in_the_order_in_which_they_came_a_part_in_ea
 
 /// P12.
 #[test]
-fn all_that_wait_are_answered_when_the_server_stops() {
+fn all_waiting_requests_are_answered_when_the_server_stops() {
     let mut rig = Rig::recovering(|_| ());
     let count = 3 * WAITING_PER_TURN_MAX;
     let clients: Vec<usize> = (0..count)
@@ -235,7 +235,7 @@ fn all_that_wait_are_answered_when_the_server_stops() {
 
 /// P13, P14.
 #[test]
-fn a_rebuild_is_waited_for_and_a_failed_log_is_not() {
+fn requests_wait_for_a_rebuild_but_not_for_a_failed_log() {
     for fails_again in [false, true] {
         let mut rig = Rig::new(|_| ());
         let writer = rig.join("w", None);
@@ -277,7 +277,7 @@ fn a_rebuild_is_waited_for_and_a_failed_log_is_not() {
 }
 
 #[test]
-fn a_panic_over_one_that_waited_ends_the_wait_of_the_others() {
+fn after_a_panic_in_one_waiting_request_the_others_stop_waiting() {
     let mut rig = Rig::recovering(|_| ());
     let (culprit, other) = (
         ask(&mut rig, &head("v", None)),

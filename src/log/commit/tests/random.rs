@@ -276,7 +276,7 @@ fn actions() -> impl Strategy<Value = Vec<Action>> {
 
 proptest! {
     #[test]
-    fn the_files_hold_what_was_pushed(
+    fn the_files_contain_what_was_pushed(
         (durability, writes_through) in prop::sample::select(vec![
             (Durability::Always, false),
             (Durability::Always, true),

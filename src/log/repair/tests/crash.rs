@@ -151,7 +151,7 @@ fn ruined() -> Log {
 }
 
 #[test]
-fn a_repair_that_is_killed_at_any_step_is_ended_by_the_next_one() {
+fn a_repair_killed_at_any_step_is_completed_by_the_next_one() {
     let expected = ruined().repair().0;
     for changes in 0.. {
         let log = ruined();

@@ -217,7 +217,7 @@ fn by_tungstenite(stream: Vec<u8>, role: Role) -> Vec<Said> {
 
 proptest! {
     #[test]
-    fn the_decoder_is_the_model(
+    fn the_decoder_agrees_with_the_model(
         frames in prop::collection::vec(any_frame(), 0..8),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..2),
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
@@ -246,7 +246,7 @@ proptest! {
     }
 
     #[test]
-    fn tungstenite_reads_the_same(
+    fn tungstenite_decodes_the_same_messages(
         frames in good_stream(),
         code in 3000_u16..5000,
         reason in "[a-z€]{0,30}",
@@ -284,7 +284,7 @@ proptest! {
     }
 
     #[test]
-    fn unmask_is_the_plain_loop(
+    fn unmask_matches_the_naive_loop(
         mut bytes in prop::collection::vec(any::<u8>(), 0..100),
         mask in any::<[u8; 4]>(),
     ) {

@@ -81,7 +81,7 @@ fn unread_states_make_room_for_others() {
 }
 
 #[test]
-fn a_state_that_one_client_reads_at_its_pace_stays() {
+fn a_state_that_one_client_reads_fast_enough_is_kept() {
     let mut rig = rooms(3, 2.5);
     let slow = ask(&mut rig, &head("r0", None));
     let (fast, stale) = (
@@ -127,7 +127,7 @@ fn an_evicted_state_is_sent_to_no_other_client() {
 }
 
 #[test]
-fn nothing_is_given_up_in_vain() {
+fn nothing_is_evicted_unnecessarily() {
     // One client is slow, two are not, and there is no room for the states of all three.
     let mut rig = rooms(3, 2.9);
     let slow = ask(&mut rig, &head("r0", None));
