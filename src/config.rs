@@ -524,7 +524,7 @@ mod tests {
             .command
         {
             Command::Serve(serve) => Ok(*serve),
-            _ => unreachable!("the line says serve"),
+            _ => unreachable!("the command is serve"),
         }
     }
 
@@ -561,7 +561,10 @@ mod tests {
             let error = serve(&[&format!("{flag}={value}")]).unwrap_err();
             assert!(!error.contains('\n'), "{error}");
             for part in [flag, value, expected] {
-                assert!(error.contains(part), "{error} names {part}");
+                assert!(
+                    error.contains(part),
+                    "the error does not name {part}: {error}"
+                );
             }
         }
     }

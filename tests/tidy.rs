@@ -424,7 +424,7 @@ fn hold(rule: Rule) {
     let listed: Vec<String> = faults.iter().map(Fault::to_string).collect();
     assert!(
         faults.is_empty(),
-        "the house rules are broken:\n{}",
+        "the house rules are violated:\n{}",
         listed.join("\n")
     );
 }

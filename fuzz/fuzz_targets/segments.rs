@@ -103,7 +103,7 @@ fn check_reader<'a>(header: &SegmentHeader, bytes: &'a [u8]) -> Read<'a> {
                 ops.push(op);
             }
             Err(error) => {
-                assert_eq!(error.offset, reader.offset(), "all before a fault is valid");
+                assert_eq!(error.offset, reader.offset(), "ops before the fault were lost");
                 assert!(error.offset <= bytes.len() && !error.to_string().is_empty());
                 check_damage(header, bytes, error.offset);
                 fault = Some(error.kind);

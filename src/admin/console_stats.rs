@@ -40,7 +40,7 @@ pub(super) fn to_json(uptime_us: u64, shards: &[ShardStats]) -> Vec<u8> {
         uptime_us,
         shards: shards.iter().map(figures).collect(),
     };
-    serde_json::to_vec(&stats).expect("numbers always serialize")
+    serde_json::to_vec(&stats).expect("numbers can always be serialized")
 }
 
 fn figures(stats: &ShardStats) -> ShardFigures {

@@ -317,7 +317,7 @@ mod tests {
                 match (found, reason) {
                     (Ok(()), None) => {}
                     (Err(found), Some(reason)) => assert!(found.contains(reason), "{found}"),
-                    (found, reason) => panic!("{found:?} is not {reason:?}"),
+                    (found, reason) => panic!("expected {reason:?}, got {found:?}"),
                 }
             }
         }

@@ -141,7 +141,10 @@ mod tests {
         ] {
             let error = limits(&[&format!("{flag}={value}")]).unwrap_err();
             for part in [flag, value, &format!("must be a whole number {range}")] {
-                assert!(error.contains(part), "{error} names {part}");
+                assert!(
+                    error.contains(part),
+                    "the error does not name {part}: {error}"
+                );
             }
         }
     }

@@ -62,7 +62,7 @@ const BYTES: usize = RECEIVE_BUFFERS as usize * RECEIVE_BYTES_MAX;
 
 impl Memory {
     fn layout() -> Layout {
-        Layout::from_size_align(BYTES, 4096).expect("a constant that fits")
+        Layout::from_size_align(BYTES, 4096).expect("the constant fits")
     }
 
     fn new() -> Self {
@@ -79,7 +79,7 @@ impl Memory {
     fn address(&self, index: u16) -> *mut u8 {
         assert!(
             index < RECEIVE_BUFFERS,
-            "the kernel names a buffer that it was given"
+            "the kernel named an unknown buffer"
         );
         // SAFETY:
         // - the allocation is BYTES long, and the offset is within it by the check above
@@ -133,7 +133,7 @@ impl ReceiveBuffers {
     pub fn filled(&mut self, index: u16, bytes: usize) -> Filled {
         assert!(
             index < RECEIVE_BUFFERS && bytes <= RECEIVE_BYTES_MAX,
-            "a completion fits its buffer"
+            "a completion fits in its buffer"
         );
         self.end_loan(index);
         sanitizer::show(self.memory.address(index), bytes);
@@ -153,7 +153,7 @@ impl ReceiveBuffers {
         } = filled;
         assert!(
             Rc::ptr_eq(&memory, &self.memory),
-            "a buffer goes back to its own ring"
+            "the buffer belongs to another ring"
         );
         sanitizer::hide(memory.address(index), bytes);
         self.returned.push(index);
@@ -167,7 +167,10 @@ impl ReceiveBuffers {
 
     fn end_loan(&mut self, index: u16) {
         let was_lent = std::mem::take(&mut self.lent[usize::from(index)]);
-        assert!(was_lent, "the kernel gives up a buffer that it was lent");
+        assert!(
+            was_lent,
+            "the kernel returned a buffer that it does not have"
+        );
     }
 
     /// Returns the number of buffers that the kernel holds, including those it has filled but whose
@@ -180,7 +183,7 @@ impl ReceiveBuffers {
     pub fn lend_next(&mut self) -> Option<(u16, *mut u8)> {
         let index = self.returned.pop()?;
         let was_lent = std::mem::replace(&mut self.lent[usize::from(index)], true);
-        assert!(!was_lent, "a buffer is lent once");
+        assert!(!was_lent, "the buffer is already lent");
         Some((index, self.memory.address(index)))
     }
 }
@@ -287,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "the kernel gives up a buffer that it was lent")]
+    #[should_panic(expected = "the kernel returned a buffer that it does not have")]
     fn a_buffer_cannot_be_filled_twice() {
         let mut buffers = all_lent();
         let _held = buffers.filled(3, 5);
@@ -295,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "the kernel gives up a buffer that it was lent")]
+    #[should_panic(expected = "the kernel returned a buffer that it does not have")]
     fn a_buffer_cannot_be_returned_twice() {
         let mut buffers = all_lent();
         buffers.take_back(3);
@@ -303,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "a buffer goes back to its own ring")]
+    #[should_panic(expected = "the buffer belongs to another ring")]
     fn a_buffer_cannot_be_returned_to_another_ring() {
         let (mut one, mut other) = (all_lent(), ReceiveBuffers::new());
         other.give_back(one.filled(3, 5));
@@ -319,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "a completion fits its buffer")]
+    #[should_panic(expected = "a completion fits in its buffer")]
     fn an_unknown_buffer_index_is_rejected() {
         let _ = ReceiveBuffers::new().filled(RECEIVE_BUFFERS, 1);
     }

@@ -503,7 +503,11 @@ mod tests {
                 dead: Dead::default(),
                 sender: sender.clone(),
             }));
-            assert_eq!(compactor.due(), due, "shard {shard} has told");
+            assert_eq!(
+                compactor.due(),
+                due,
+                "shard {shard} has reported its segment"
+            );
             let known = status.log.read();
             let is_known = !due.is_empty();
             let (segments, closed_bytes) = if is_known { (4, 200 << 20) } else { (0, 0) };
@@ -516,12 +520,12 @@ mod tests {
         }
         while mailbox.next().is_some() {}
         compactor.notify_shards();
-        assert!(mailbox.next().is_none(), "nothing has changed");
+        assert!(mailbox.next().is_none(), "an unchanged size was sent");
         // When the thread ends, for whatever reason, the shards that wait for it are released.
         drop(compactor);
         for _ in 0..2 {
             let Some(ShardMessage::LogSize(size)) = mailbox.next() else {
-                panic!("each shard is told");
+                panic!("each shard receives the size");
             };
             assert!(!size.is_compacted);
         }
@@ -556,8 +560,8 @@ mod tests {
             last = Some(size);
         }
         assert!(
-            !last.expect("it was told").is_compacted,
-            "nobody waits for it"
+            !last.expect("a size was reported").is_compacted,
+            "no shard waits for it"
         );
     }
 }

@@ -181,7 +181,7 @@ impl ShardStats {
     /// Records an fdatasync of the log.
     pub fn synced(&self, took_us: u64) {
         let count = self.syncs.count.load(Ordering::Relaxed);
-        let place = usize::try_from(count % SYNCS_COUNT as u64).expect("a small number");
+        let place = usize::try_from(count % SYNCS_COUNT as u64).expect("the number is small");
         let short_us = u32::try_from(took_us).unwrap_or(u32::MAX);
         self.last_syncs_us[place].store(short_us, Ordering::Relaxed);
         self.syncs.add(duration_class(took_us), took_us);
@@ -360,7 +360,11 @@ mod tests {
         longest.note(100, WINDOW_US - 1);
         assert_eq!(longest.read_us(WINDOW_US - 1), 500);
         longest.note(200, WINDOW_US);
-        assert_eq!(longest.read_us(WINDOW_US), 500, "from the previous window");
+        assert_eq!(
+            longest.read_us(WINDOW_US),
+            500,
+            "the previous window is not included"
+        );
         longest.note(30, 2 * WINDOW_US);
         assert_eq!(longest.read_us(2 * WINDOW_US), 200);
         // Without turns, no new window starts.
@@ -375,7 +379,7 @@ mod tests {
         assert_eq!(
             longest.read_us(9 * WINDOW_US),
             1,
-            "older windows are forgotten"
+            "an older window is included"
         );
     }
 }

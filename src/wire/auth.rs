@@ -160,7 +160,7 @@ impl Verifier {
 }
 
 fn verifying_key(secret: &Secret) -> DecodingKey {
-    DecodingKey::from_secret(secret.bytes()).expect("a secret is not empty")
+    DecodingKey::from_secret(secret.bytes()).expect("secrets are never empty")
 }
 
 fn check_header(header: &Map<String, Value>) -> Result<(), AuthError> {
@@ -268,7 +268,7 @@ pub fn mint(secret: &Secret, subject: &str, issued_at_s: u64, ttl_s: Option<u64>
         exp: ttl_s.map(|ttl_s| issued_at_s.saturating_add(ttl_s)),
     };
     hs256::install();
-    let key = EncodingKey::from_secret(secret.bytes()).expect("a secret is not empty");
+    let key = EncodingKey::from_secret(secret.bytes()).expect("secrets are never empty");
     jsonwebtoken::encode(&jsonwebtoken::Header::new(Algorithm::HS256), &claims, &key)
         .expect("HMAC accepts a key of any length")
 }

@@ -220,7 +220,7 @@ impl<'a> Walk<'a, '_> {
     /// Returns a field's unescaped name and steps to its value.
     fn name(&mut self) -> &'a str {
         let Node::String(name) = self.nodes[self.node] else {
-            unreachable!("the tape holds a string before each value of an object");
+            unreachable!("the tape has a string before each value of an object");
         };
         self.node += 1;
         // The opening quote and the colon; a closing quote is not structural.
@@ -323,7 +323,7 @@ fn put_json(out: &mut Vec<u8>, message: &serde_json::Value) {
 }
 
 pub(super) fn put_json_string(out: &mut Vec<u8>, string: &str) {
-    serde_json::to_writer(out, string).expect("a string serializes into memory");
+    serde_json::to_writer(out, string).expect("a string can always be serialized");
 }
 
 /// Returns the number of bytes that [`put_json_string`] appends.
@@ -359,7 +359,7 @@ mod tests {
         // The buffers carry nothing over from one message to the next.
         let _ = parser
             .parse(r#"{"type":"op","payload":{"key":"\u0041","value":[1,[2]],"timestamp":1}}"#);
-        assert_eq!(parser.parse(text), expected, "{text}, again");
+        assert_eq!(parser.parse(text), expected, "{text}, parsed again");
     }
 
     fn op(key: &str, value: &str, timestamp: &str) -> String {

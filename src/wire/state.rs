@@ -79,7 +79,7 @@ pub fn put_init<'a>(
     assert_eq!(
         out.len() - start,
         frame_bytes,
-        "the byte count of the state is right"
+        "the byte count of the state is wrong"
     );
 }
 

@@ -166,10 +166,13 @@ impl Run {
                 member.counter.frames
             );
             if number >= members - slow {
-                assert!(member.counter.frames < owed, "{what}, which is slow");
+                assert!(member.counter.frames < owed, "{what}, which reads slowly");
             } else {
                 let pings = member.counter.frames - owed;
-                assert!(pings <= self.driver.seconds(), "{what}, {owed} are owed");
+                assert!(
+                    pings <= self.driver.seconds(),
+                    "{what}, {owed} frames are owed"
+                );
             }
         }
     }
@@ -197,7 +200,8 @@ impl Run {
         for op in 0..self.load.ops {
             let winners = self.load.ops - self.load.losers;
             let number = self.round * winners + op % winners;
-            let value_bytes = usize::try_from(number % LENGTHS).expect("it is small") * 20 + 10;
+            let value_bytes =
+                usize::try_from(number % LENGTHS).expect("the value is small") * 20 + 10;
             let is_loser = op >= winners;
             let timestamp = if is_loser {
                 self.lost += 1;
@@ -328,5 +332,5 @@ fn the_counter_counts() {
     assert_eq!(allocations(|| drop(Box::new(7))), 1);
     let mut list = Vec::with_capacity(1);
     assert_eq!(allocations(|| list.extend([1])), 0);
-    assert_eq!(allocations(|| list.extend([1])), 1, "growing counts");
+    assert_eq!(allocations(|| list.extend([1])), 1, "growth is not counted");
 }

@@ -69,7 +69,7 @@ fn run_and_tell(seed: u64) -> Coverage {
     eprintln!("seed {seed} fails, and is made smaller: {first}");
     let plan = shrink(plan, &kind(&first));
     let journal = Journal::kept();
-    let last = run(plan, journal.clone()).expect_err("it failed a moment ago");
+    let last = run(plan, journal.clone()).expect_err("the run failed before");
     let needed: Vec<_> = (0..)
         .zip(faults::NAMES)
         .filter(|(bit, _)| plan.may(1 << bit))
@@ -135,7 +135,7 @@ fn run_share(share: u64) {
     assert_eq!(
         coverage.missing(),
         Vec::<String>::new(),
-        "the simulation does not meet all that it is for"
+        "the simulation does not cover everything it should"
     );
 }
 

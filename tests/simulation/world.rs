@@ -302,7 +302,7 @@ impl World {
         let id = seat.shard.accept(is_over_limit, self.clock);
         seat.is_woken = true;
         let is_taken = seat.clients.keys().any(|other| other.slot == id.slot);
-        assert!(!is_taken, "a slot is free before it is used again");
+        assert!(!is_taken, "the slot is still in use");
         seat.clients.insert(id, number);
         client.home = Home::At(shard, id);
         let now_us = self.clock.now_us;
@@ -321,7 +321,7 @@ impl World {
             // The client does not know the outcome of its last op.
             self.senders
                 .get_mut(&write.value)
-                .expect("it was sent")
+                .expect("the op was sent")
                 .push(number);
             client.write(write);
             (client.judged, client.has_resent) = (1, true);
@@ -348,7 +348,7 @@ impl World {
         // The clock ticks rarely, so ties are common.
         let tick = (self.count / 6 + self.dice.below_u64(4)) * SECOND_US;
         let timestamp = (BEGIN_UNIX_US + tick).checked_add_signed(self.clients[place].skew_us);
-        let mut timestamp = timestamp.expect("hours");
+        let mut timestamp = timestamp.expect("the timestamp is in range");
         // A refusal names an op by its key and timestamp.
         let sent = &self.clients[place].sent;
         let is_taken = |at| {
@@ -411,7 +411,7 @@ impl World {
         let client = &mut self.clients[place];
         client.receiving = false;
         let Home::At(shard, id) = client.home else {
-            unreachable!("only a shard receives");
+            unreachable!("only a running shard receives");
         };
         let most = client.outgoing.len().min(RECEIVE_BYTES_MAX);
         let length = if is_whole || most == 0 {
@@ -434,7 +434,7 @@ impl World {
         } else {
             Received::Bytes(&mut bytes)
         };
-        let seat = &mut self.server.as_mut().expect("it runs").seats[shard];
+        let seat = &mut self.server.as_mut().expect("the server is running").seats[shard];
         seat.shard.handle(Input::Received(id, received), self.clock);
         seat.is_woken = true;
         self.note_panic(shard);
@@ -459,9 +459,9 @@ impl World {
         let cut = self.dice.below(4);
         let part = self.dice.below(usize::MAX);
         let client = &mut self.clients[place];
-        let (spans, bytes) = client.sending.take().expect("it was just there");
+        let (spans, bytes) = client.sending.take().expect("a send is in flight");
         let now = wire::bytes_of(&spans);
-        assert!(now == bytes, "what is being sent does not change");
+        assert!(now == bytes, "bytes of a send in flight changed");
         let all = spans_bytes(&spans);
         let taken = match cut {
             _ if client.is_broken => None,
@@ -471,7 +471,7 @@ impl World {
         self.journal
             .note(|| format!("client {place} takes {taken:?} of {all} bytes"));
         let Home::At(shard, id) = client.home else {
-            unreachable!("only a shard sends");
+            unreachable!("only a running shard sends");
         };
         if let Some(taken) = taken {
             client.read_bytes += taken as u64;
@@ -480,7 +480,7 @@ impl World {
             let mut rest = spans.clone();
             skip_sent(&mut rest, taken);
         }
-        let seat = &mut self.server.as_mut().expect("it runs").seats[shard];
+        let seat = &mut self.server.as_mut().expect("the server is running").seats[shard];
         seat.cut_sends += usize::from(taken.is_some_and(|taken| taken < all));
         let outcome = taken.ok_or_else(wire::failure);
         seat.shard

@@ -39,14 +39,14 @@ fn make_certificate(folder: &Path) {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(
         output.status.success(),
-        "openssl makes a certificate: {stderr}"
+        "openssl made no certificate: {stderr}"
     );
 }
 
 static SERVER: OnceLock<Arc<ServerConfig>> = OnceLock::new();
 
 fn encrypted(stream: TcpStream) -> io::Result<Box<dyn Duplex>> {
-    let config = Arc::clone(SERVER.get().expect("the test has set it"));
+    let config = Arc::clone(SERVER.get().expect("the test set the variable"));
     let session = ServerConnection::new(config).map_err(io::Error::other)?;
     Ok(Box::new(StreamOwned::new(session, stream)))
 }

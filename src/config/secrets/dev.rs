@@ -84,7 +84,7 @@ mod tests {
         fs::write(folder.path().join(NEW_FILE), "torn").unwrap();
         let mut given = generated("given", false);
         assert_eq!(given.keep_in(folder.path()).unwrap(), None);
-        assert!(!path.exists(), "a secret that was given is not copied");
+        assert!(!path.exists(), "a configured secret was copied");
         for new in ["first", "second"] {
             let mut secrets = generated(new, true);
             let kept = secrets.keep_in(folder.path()).unwrap();
@@ -124,7 +124,7 @@ mod tests {
         fs::create_dir(&path).unwrap();
         let error = generated("new", true).keep_in(folder.path()).unwrap_err();
         assert!(error.to_string().contains("dev-secret: Is a directory"));
-        assert!(!error.to_string().contains("new"), "no secret is printed");
+        assert!(!error.to_string().contains("new"), "a secret is printed");
         let missing = folder.path().join("missing");
         assert!(generated("new", true).keep_in(&missing).is_err());
     }

@@ -69,7 +69,7 @@ pub fn skip_sent(spans: &mut Spans, mut bytes: usize) {
         bytes -= skipped;
         span.start < span.end
     });
-    assert_eq!(bytes, 0, "a send carries no more than it was given");
+    assert_eq!(bytes, 0, "the pieces exceed the send");
 }
 
 /// The number of size classes. The largest chunks of a class are almost twice as large as the
@@ -192,7 +192,7 @@ impl ChunkPool {
     /// Returns a new chunk filled by `write`, which should append about `bytes` bytes.
     pub fn fill(&mut self, bytes: usize, write: impl FnOnce(&mut Vec<u8>)) -> Chunk {
         let mut chunk = self.take(bytes);
-        write(Rc::get_mut(&mut chunk).expect("a chunk of the pool has one owner"));
+        write(Rc::get_mut(&mut chunk).expect("a chunk in the pool has no other owner"));
         chunk
     }
 

@@ -137,7 +137,7 @@ mod tests {
         for round in 0..3 {
             let begun_us = round * 1_000_000;
             let (_, paused_us) = busy(&mut pacer, &mut sessions, begun_us, 1000, 200);
-            assert_eq!(paused_us, 0, "one long round");
+            assert_eq!(paused_us, 0, "paused within one long round");
             pacer.end_slice(false, begun_us + 300_000);
         }
         busy(&mut pacer, &mut sessions, 9_000_000, 1000, 200);

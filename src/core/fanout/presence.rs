@@ -33,7 +33,10 @@ impl Presence {
     /// # Panics
     /// If the user has no connection.
     pub fn remove(&mut self, user: &str) {
-        let count = self.users.get_mut(user).expect("a leaving user is present");
+        let count = self
+            .users
+            .get_mut(user)
+            .expect("the leaving user is present");
         *count -= 1;
         if *count == 0 {
             self.users.remove(user);

@@ -82,7 +82,7 @@ impl SharedChunks {
     /// If `bytes` is not the sum over `tracked`.
     pub fn invariants(&self) {
         let bytes: usize = self.tracked.iter().map(|(_, bytes)| bytes).sum();
-        assert_eq!(self.bytes, bytes, "the sum over the shared chunks");
+        assert_eq!(self.bytes, bytes, "the sum of the shared chunks");
     }
 }
 
@@ -101,7 +101,7 @@ mod tests {
         shared.sweep(0);
         assert_eq!(shared.bytes(), 1000);
         let mut is_kept = [false, true].into_iter().cycle();
-        chunks.retain(|_| is_kept.next().expect("a cycle has no end"));
+        chunks.retain(|_| is_kept.next().expect("a cycle never ends"));
         for (count, bytes_left) in [(0, 1000), (1, 900), (1, 900), (20, 500), (20, 500)] {
             shared.sweep(count);
             assert_eq!(shared.bytes(), bytes_left, "{count}");

@@ -280,7 +280,7 @@ impl Session {
     pub(super) fn retire(&mut self, counts: &mut SessionCounts) {
         assert!(
             !self.sending && !self.receiving && !self.is_gone(),
-            "a session ends once"
+            "a session ended twice or with operations in flight"
         );
         counts.remove(self);
         (self.state, self.close) = (State::Closing, Close::Gone);
@@ -315,13 +315,13 @@ impl Session {
         let is_closing = self.state == State::Closing;
         assert!(
             is_closing || self.close <= Close::ByPeer,
-            "{:?} is closing",
+            "{:?}, but the session is not closing",
             self.close
         );
         let is_in_flight = self.sending || self.receiving;
         assert!(
             !self.is_gone() || !is_in_flight,
-            "what is over has nothing in flight"
+            "an ended session has an operation in flight"
         );
     }
 

@@ -151,7 +151,7 @@ mod tests {
                 deaf_us: woke_us,
             });
             assert_eq!(absence.woke(1000 + woke_us), missed, "{case}");
-            assert_eq!(absence.woke(1000 + woke_us), None, "once: {case}");
+            assert_eq!(absence.woke(1000 + woke_us), None, "reported twice: {case}");
             let local_us = absence.local(at(1000 + woke_us)).now_us;
             assert_eq!(local_us, 1000 + resumed_us, "{case}");
             assert_eq!(absence.caller_us(local_us), 1000 + woke_us, "{case}");

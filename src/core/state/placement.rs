@@ -8,7 +8,7 @@ pub fn shard_of(workspace: &str, shards: u32) -> u32 {
     // Multiply and shift rather than take a remainder, so that all bits of the hash count (Lemire,
     // 2016).
     u32::try_from((u64::from(hash) * u64::from(shards)) >> 32)
-        .expect("less than the count of shards")
+        .expect("the remainder is less than the number of shards")
 }
 
 #[cfg(test)]

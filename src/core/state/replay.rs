@@ -130,8 +130,7 @@ impl Replay {
     }
 
     fn insert(&mut self, tag: Tag, workspace: Workspace) -> u32 {
-        let slot =
-            u32::try_from(self.workspaces.len()).expect("there are fewer than 2^32 workspaces");
+        let slot = u32::try_from(self.workspaces.len()).expect("there are 2^32 workspaces or more");
         self.workspaces.push(workspace);
         self.index.insert(tag, slot);
         slot
@@ -151,7 +150,7 @@ impl Replay {
     /// # Panics
     /// If their hash seeds differ.
     pub fn merge(&mut self, other: Self) {
-        assert_eq!(self.hash_seed, other.hash_seed, "the tags are the same");
+        assert_eq!(self.hash_seed, other.hash_seed, "the hash seeds differ");
         for workspace in other.workspaces {
             let tag = Tag::of(self.hasher.hash_one(workspace.id()));
             if let Some(slot) = self.find(tag, workspace.id()) {
@@ -212,8 +211,8 @@ mod tests {
             for (id, value, seq) in [("a", "3", 3), ("b", "2", 2)] {
                 let workspaces = &shards[shard_of(id, 3) as usize];
                 let workspace = workspaces.iter().find(|workspace| workspace.id() == id);
-                let workspace = workspace.expect("it is with the shard that owns it");
-                let entry = workspace.get("key").expect("it has the key");
+                let workspace = workspace.expect("the owning shard has the workspace");
+                let entry = workspace.get("key").expect("the workspace has the key");
                 assert_eq!((entry.value(), workspace.seq().get()), (value, seq));
             }
             assert_eq!(shards.iter().map(Vec::len).sum::<usize>(), 2);

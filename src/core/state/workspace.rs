@@ -303,7 +303,7 @@ impl Workspace {
             mark: source.mark,
             older: NONE,
             newer: NONE,
-            key_bytes: u32::try_from(key.len()).expect("KEY_BYTES_MAX is far smaller than 4 GiB"),
+            key_bytes: u32::try_from(key.len()).expect("a key is smaller than 4 GiB"),
         };
         let slot = slot_index(self.entries.insert(entry));
         self.index.insert(tag, slot);
@@ -494,7 +494,7 @@ mod tests {
                         prop_assert_eq!(&model.map[&key].0, entry.value());
                         None
                     }
-                    Verdict::TooLarge(_) => unreachable!("its size is not limited"),
+                    Verdict::TooLarge(_) => unreachable!("the size is not limited"),
                 };
                 prop_assert_eq!(won, model.apply(&key, &value, timestamp));
                 log.extend(won.map(|seq| (key, value, timestamp, seq)));

@@ -118,7 +118,11 @@ fn every_operation(waits_before_receive: bool) -> BTreeMap<usize, String> {
         }
         for completion in completions {
             let (token, text) = outcome(ring, completion);
-            assert_eq!(outcomes.insert(token, text), None, "an operation ends once");
+            assert_eq!(
+                outcomes.insert(token, text),
+                None,
+                "an operation ended twice"
+            );
         }
         if outcomes.len() == 12 {
             ControlFlow::Break(())
@@ -135,7 +139,7 @@ fn every_operation(waits_before_receive: bool) -> BTreeMap<usize, String> {
     let mut blocks_file = blocks_file;
     blocks_file.rewind().unwrap();
     blocks_file.read_to_string(&mut found).unwrap();
-    assert!(found == written, "whole blocks at their place");
+    assert!(found == written, "the blocks were written at other offsets");
     outcomes
 }
 
@@ -235,10 +239,7 @@ fn receives_without_a_buffer_get_one_in_order() {
         if all >= 20 * u32::try_from(count).unwrap() {
             return ControlFlow::Break(());
         }
-        assert!(
-            turns < 10_000,
-            "nobody is read any more: {all} times in all"
-        );
+        assert!(turns < 10_000, "no more receives complete: {all} in total");
         ControlFlow::Continue(())
     });
     let (least, most) = (received.iter().min(), received.iter().max());
@@ -334,7 +335,7 @@ fn a_cancel_ends_only_the_operations_on_its_descriptor() {
         expected.map(|(token, text)| (token, text.to_owned()))
     );
     let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    assert!(listener.accept().is_ok(), "it listens still");
+    assert!(listener.accept().is_ok(), "the listener was closed");
 }
 
 #[test]
@@ -396,7 +397,10 @@ fn end_with_all_in_flight(by_panic: bool) -> Weak<Vec<u8>> {
     drop(one);
     let mut all = Vec::new();
     one_peer.read_to_end(&mut all).unwrap();
-    assert!(all.iter().all(|byte| *byte == b'x'), "only what was sent");
+    assert!(
+        all.iter().all(|byte| *byte == b'x'),
+        "a byte that was never sent arrived"
+    );
     watch
 }
 
@@ -484,7 +488,10 @@ fn a_turn_with_more_operations_than_the_queue_holds_loses_none_if_the_kernel_ref
                 ring.receive(pair.0.as_fd(), token);
             }
             let in_queue = ring.flights.len();
-            assert_eq!(in_queue, RING_ENTRIES as usize, "the others are pending");
+            assert_eq!(
+                in_queue, RING_ENTRIES as usize,
+                "the other receives are not pending"
+            );
             assert_eq!(in_queue + ring.pending.len(), COUNT);
         }
         for (token, _) in std::mem::take(&mut ring.unarmed) {
@@ -496,7 +503,10 @@ fn a_turn_with_more_operations_than_the_queue_holds_loses_none_if_the_kernel_ref
             ControlFlow::Continue(())
         }
     });
-    assert!(seen.iter().all(|count| *count == 1), "each ends once");
+    assert!(
+        seen.iter().all(|count| *count == 1),
+        "an operation ended more than once"
+    );
 }
 
 #[test]
@@ -526,7 +536,10 @@ fn an_overflowing_completion_queue_loses_nothing() {
             ControlFlow::Continue(())
         }
     });
-    assert!(seen.iter().all(|count| *count == 1), "each ends once");
+    assert!(
+        seen.iter().all(|count| *count == 1),
+        "an operation ended more than once"
+    );
 }
 
 #[test]

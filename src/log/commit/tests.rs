@@ -77,7 +77,7 @@ impl Script {
             "unwritten" => return self.written(Err(failure())),
             "synced" => return self.commit.synced(&Ok(()), 0).map(|()| None),
             "unsynced" => return self.commit.synced(&Err(failure()), 0).map(|()| None),
-            word => unreachable!("{word} is no word"),
+            word => unreachable!("{word} is not a known word"),
         }
         Ok(None)
     }
@@ -163,7 +163,7 @@ fn a_batch_is_due_later_if_commits_are_slow() {
             commit.push(&op("1", 1), 1000);
             assert_eq!(commit.batch_due_us(), Some(1000 + least_us));
             let Some(LogStep::Write { bytes, .. }) = commit.start(2000) else {
-                unreachable!("a batch is written");
+                unreachable!("a batch is being written");
             };
             // The wait of an op that is pushed in the meantime is measured from the end of this
             // commit.
@@ -263,7 +263,7 @@ fn failures() {
 
 #[test]
 fn a_full_segment_is_synced_and_then_closed() {
-    let value = "9".repeat(usize::try_from(SEGMENT_BYTES_MAX).expect("64 MiB fit memory"));
+    let value = "9".repeat(usize::try_from(SEGMENT_BYTES_MAX).expect("64 MiB fit in memory"));
     for (durability, synced_by_timer) in [
         (Durability::Always, false),
         (Durability::Interval, false),
@@ -274,7 +274,7 @@ fn a_full_segment_is_synced_and_then_closed() {
         let end = commit.push(&op(&value, 1), 0);
         assert!(commit.is_full());
         let Some(LogStep::Write { bytes, .. }) = commit.start(0) else {
-            unreachable!("a batch is written");
+            unreachable!("a batch is being written");
         };
         let count = bytes.len();
         let step = commit.written(bytes, Ok(count), 0);
@@ -304,7 +304,7 @@ fn a_full_segment_is_synced_and_then_closed() {
         assert!(!commit.holds_sends() && !commit.is_quiet());
         assert_eq!(commit.opened(&Ok(segment(5, end.get()))), Ok(()));
         let Some(LogStep::Write { offset, .. }) = commit.start(0) else {
-            unreachable!("a batch is written");
+            unreachable!("a batch is being written");
         };
         assert_eq!(offset, SEGMENT_HEADER_BYTES as u64);
     }
@@ -312,12 +312,12 @@ fn a_full_segment_is_synced_and_then_closed() {
 
 #[test]
 fn segment_open_failures() {
-    let value = "9".repeat(usize::try_from(SEGMENT_BYTES_MAX).expect("64 MiB fit memory"));
+    let value = "9".repeat(usize::try_from(SEGMENT_BYTES_MAX).expect("64 MiB fit in memory"));
     for is_late in [false, true] {
         let mut commit = Commit::new(Durability::Always, INTERVAL_US, segment(4, 100), 0);
         let durable = commit.push(&op(&value, 1), 0);
         let Some(LogStep::Write { bytes, .. }) = commit.start(0) else {
-            unreachable!("a batch is written");
+            unreachable!("a batch is being written");
         };
         let count = bytes.len();
         assert_eq!(commit.written(bytes, Ok(count), 0), Ok(Some(LogStep::Sync)));
@@ -354,7 +354,7 @@ fn a_late_fdatasync_failure_is_not_retried() {
         let mut commit = Commit::new(Durability::Interval, INTERVAL_US, segment(0, 0), 0);
         let written = commit.push(&op("1", 1), 0);
         let Some(LogStep::Write { bytes, .. }) = commit.start(0) else {
-            unreachable!("a batch is written");
+            unreachable!("a batch is being written");
         };
         let count = bytes.len();
         assert_eq!(commit.written(bytes, Ok(count), 0), Ok(None));
@@ -376,7 +376,7 @@ fn a_late_fdatasync_failure_is_not_retried() {
                 durable,
                 shown
             },
-            "the fdatasync went well: {ok}"
+            "the fdatasync succeeded: {ok}"
         );
     }
 }
@@ -389,7 +389,7 @@ fn the_interval_mode_timer() {
     commit.push(&op("1", 2), 70);
     assert_eq!((commit.sync_due_us(), commit.oldest_us()), (None, Some(60)));
     let Some(LogStep::Write { bytes, .. }) = commit.start(80) else {
-        unreachable!("a batch is written");
+        unreachable!("a batch is being written");
     };
     let count = bytes.len();
     assert_eq!(commit.written(bytes, Ok(count), 90), Ok(None));

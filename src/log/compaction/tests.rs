@@ -139,7 +139,7 @@ fn dead_ops_are_removed_and_the_log_continues() {
     );
     let (after, state_after) = log.recovered();
     assert_eq!(state_after, state);
-    assert_eq!(after.ops, 3, "one for each key");
+    assert_eq!(after.ops, 3, "one op is left per key");
     assert_eq!(after.segments, 1);
     assert_eq!(before.bytes - after.bytes, outcome.bytes_freed);
     // It replaces all the others: the shard would continue at the same index and position as
@@ -148,7 +148,7 @@ fn dead_ops_are_removed_and_the_log_continues() {
     assert_eq!(
         log.compact(&[], SMALL).segments_replaced,
         0,
-        "nothing is dead"
+        "nothing was dead"
     );
     log.segment(0, &[9]);
     assert_eq!(log.recovered().1.len(), 4);
@@ -176,7 +176,7 @@ fn segments_known_to_be_dead_are_removed_without_being_read() {
     assert_eq!(
         (outcome.segments_replaced, outcome.segments_written),
         (3 + 1 + 2, 3),
-        "each row by one segment, but for the open one"
+        "each run of segments is replaced by one, except for the open one"
     );
     let (after, state_after) = log.recovered();
     assert_eq!(state_after, state);
@@ -184,9 +184,13 @@ fn segments_known_to_be_dead_are_removed_without_being_read() {
     assert_eq!(after.tails, before.tails);
     assert_eq!(before.bytes - after.bytes, outcome.bytes_freed);
     let again = log.sweep(&[(0, 6), (1, 6)], &dead);
-    assert_eq!(again.segments_replaced, 0, "there is nothing left in them");
+    assert_eq!(again.segments_replaced, 0, "nothing is left to remove");
     log.segment(0, &[1]);
-    assert_eq!(log.sweep(&[(0, 7)], &dead).segments_replaced, 2, "5 and 6");
+    assert_eq!(
+        log.sweep(&[(0, 7)], &dead).segments_replaced,
+        2,
+        "segments 5 and 6 are replaced"
+    );
 }
 
 #[test]
@@ -266,11 +270,11 @@ fn a_stop_at_any_step_leaves_an_intact_log_and_no_leftovers() {
         );
         assert_eq!(log.recovered().1, state, "stopped at {stop_at}");
         if !stopped {
-            assert!(stop_at > 12, "it pauses at least once for each segment");
+            assert!(stop_at > 12, "fewer pauses than segments");
             return;
         }
     }
-    panic!("it never ends");
+    panic!("the compaction never ends");
 }
 
 #[test]
@@ -332,7 +336,7 @@ fn a_compacted_segment_has_no_torn_tail() {
             matches!(error, RecoveryError::Damaged { .. }),
             "length {length}: {error}"
         );
-        assert_eq!(fs::read(&path).unwrap().len(), length, "left as it is");
+        assert_eq!(fs::read(&path).unwrap().len(), length, "the file changed");
     }
 }
 

@@ -82,7 +82,7 @@ fn a_deleted_lock_file_does_not_let_another_server_in() {
         lock_damaged(&HostDisk, root.path()),
         Err(DirectoryError::InUse { .. })
     ));
-    assert!(!root.path().join(LOCK).exists(), "it is left as it is");
+    assert!(!root.path().join(LOCK).exists(), "the file was changed");
     // A server of an older version creates a new one.
     fs::write(root.path().join(LOCK), "").unwrap();
     assert!(!first.is_lock_in_place().unwrap());
@@ -155,7 +155,7 @@ fn an_invalid_meta_file_is_reported() {
         assert_eq!(
             fs::read_to_string(root.path().join(META)).unwrap(),
             text,
-            "left as it is"
+            "the file changed"
         );
     }
     let text = format!("{{\"format_version\":1,\"epoch\":\"{epoch}\"}}");

@@ -193,14 +193,14 @@ fn the_first_attempt_decides_how_much_of_a_failed_segment_is_kept() {
             let mut ops = 0;
             let next = log.rebuild(end).unwrap().run(|_| ops += 1).unwrap().header;
             assert_eq!(next.index, end.index + 1);
-            assert_eq!(next.first_position, kept, "{outcomes:?}, try {attempt}");
+            assert_eq!(next.first_position, kept, "{outcomes:?}, attempt {attempt}");
             assert_eq!(
                 ops,
                 1 + u64::from(is_shown_kept),
-                "{outcomes:?}, try {attempt}"
+                "{outcomes:?}, attempt {attempt}"
             );
         }
-        assert_eq!(disk.syncs_left(), 2, "one fdatasync for all tries");
+        assert_eq!(disk.syncs_left(), 2, "all attempts share one fdatasync");
     }
 }
 
@@ -210,11 +210,7 @@ fn a_failed_segment_is_synced_by_the_rebuild_and_not_by_the_requesting_thread() 
     let (disk, log, end) = failed_log(root.path());
     disk.set(&log.segment.path.clone(), [true; 3]);
     let rebuild = log.rebuild(end).unwrap();
-    assert_eq!(
-        disk.syncs_left(),
-        3,
-        "a shard's loop does not wait for the disk"
-    );
+    assert_eq!(disk.syncs_left(), 3, "the shard's loop waited for the disk");
     rebuild.run(|_| ()).unwrap();
     assert_eq!(disk.syncs_left(), 2);
 }

@@ -99,7 +99,7 @@ fn a_log_being_written_and_compacted_is_intact_at_every_moment() {
             let state = state(root.path());
             for key in ["a", "b", "c"] {
                 let held = state.get(key).copied().unwrap_or(0);
-                assert!(held >= before, "{key} of {held}, when {before} was on disk");
+                assert!(held >= before, "{key} is {held}, but {before} was on disk");
             }
             if before == ROUNDS {
                 break;
@@ -135,7 +135,7 @@ fn damage_is_reported_as_at_startup_and_nothing_is_truncated() {
     let read = snapshot.folders()[0].read(0, &mut Vec::new(), |_| visited += 1);
     let message = read.unwrap_err().to_string();
     assert!(message.contains("is damaged at byte 92: "), "{message}");
-    assert_eq!(visited, 0, "the first record is the bad one");
+    assert_eq!(visited, 0, "a record before the damage was visited");
     fs::remove_file(&path).unwrap();
     let message = ReadOnlyLog::take(&HostDisk, root.path())
         .unwrap_err()
@@ -168,6 +168,10 @@ fn an_incomplete_tail_is_not_an_error() {
         let zeros = bytes[whole..end].iter().rev();
         let zeros = zeros.take_while(|byte| **byte == 0).count();
         assert_eq!(extent.file_bytes, (end - zeros) as u64);
-        assert_eq!(fs::read(&path).unwrap().len(), end, "nothing is cut");
+        assert_eq!(
+            fs::read(&path).unwrap().len(),
+            end,
+            "something was truncated"
+        );
     }
 }

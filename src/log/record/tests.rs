@@ -138,12 +138,12 @@ fn read(bytes: &[u8]) -> (Vec<OwnedOp>, Option<Fault>, usize) {
             Err(error) => fault = Some(error),
         }
     }
-    assert!(reader.next().is_none(), "nothing after the end");
+    assert!(reader.next().is_none(), "an item after the end");
     if let Some(fault) = fault {
         assert_eq!(
             fault.offset,
             reader.offset(),
-            "all before the fault is valid"
+            "ops before the fault were lost"
         );
     }
     (ops, fault, reader.offset())
@@ -315,14 +315,14 @@ fn every_truncation_leaves_a_prefix_and_a_torn_tail() {
         let (ops, fault, offset) = read(bytes);
         assert_eq!(ops, built.ops[..ops.len()]);
         let end = *built.ends.iter().rfind(|&&end| end <= length).unwrap();
-        assert_eq!(offset, end, "all that is whole is kept, at length {length}");
+        assert_eq!(offset, end, "intact records were lost at length {length}");
         let whole_batches = length == built.bytes.len() || built.batch_starts.contains(&length);
         assert_eq!(fault.is_none(), whole_batches, "length {length}");
         if let Some(fault) = fault {
             assert_eq!(
                 fault.kind == FaultKind::Cut,
                 offset == length,
-                "a cut file tells so, at length {length}"
+                "the cut is not reported at length {length}"
             );
             assert_eq!(
                 damage_behind(&HEADER, &bytes[fault.offset..], fault.offset),
@@ -352,9 +352,9 @@ fn a_flipped_bit_is_proven_damage_by_a_later_header_or_by_complete_sectors() {
     let unsynced = *built.batch_starts.last().unwrap();
     for_each_flip(&built, |at, bytes| {
         let (ops, fault, offset) = read(bytes);
-        assert!(offset <= at, "byte {at} was read over");
-        assert_eq!(ops, built.ops[..ops.len()], "byte {at} was served altered");
-        let fault = fault.expect("a flip is a fault");
+        assert!(offset <= at, "altered byte {at} was skipped");
+        assert_eq!(ops, built.ops[..ops.len()], "altered byte {at} was served");
+        let fault = fault.expect("the flip is reported as a fault");
         assert!(!matches!(fault.kind, FaultKind::Content(_)), "byte {at}");
         let proof = (at < unsynced).then_some(unsynced);
         // The first intact header after the flip that was written once the flipped bytes were
@@ -373,7 +373,7 @@ fn a_sealed_tail_has_no_blind_spot() {
     let seal = *built.batch_starts.last().unwrap();
     for_each_flip(&built, |at, bytes| {
         let (ops, fault, offset) = read(bytes);
-        let fault_offset = fault.expect("a flip is a fault").offset;
+        let fault_offset = fault.expect("the flip is reported as a fault").offset;
         let proof = damage_behind(&HEADER, &bytes[fault_offset..], fault_offset);
         if at < seal {
             assert!(proof.is_some(), "byte {at}");
@@ -404,11 +404,14 @@ fn a_batch_is_valid_only_in_its_segment_and_at_its_place() {
     assert_eq!(ops, []);
     assert!(
         matches!(fault.unwrap().kind, FaultKind::Content(_)),
-        "written so, not torn"
+        "it was written like this and is not torn"
     );
     let shifted = [&built.bytes[..first], &[0], &whole, &rest].concat();
     let proof = damage_behind(&HEADER, &shifted[first..], first);
-    assert_eq!(proof, None, "a header that stands elsewhere proves nothing");
+    assert_eq!(
+        proof, None,
+        "a header at another offset was accepted as proof"
+    );
 
     let other = SegmentHeader { index: 8, ..HEADER };
     let reader = Reader::new(&other, &built.bytes).next();
@@ -495,12 +498,12 @@ proptest! {
             }
         }
         let (ops, fault, offset) = read(&bytes);
-        prop_assert!(ops.len() >= durable_ops && offset >= durable_bytes, "a synced op is lost");
+        prop_assert!(ops.len() >= durable_ops && offset >= durable_bytes, "a synced op was lost");
         prop_assert_eq!(&ops[..], &built.ops[..ops.len()]);
         if let Some(fault) = fault {
             prop_assert!(!matches!(fault.kind, FaultKind::Content(_)));
             prop_assert_eq!(damage_behind(&HEADER, &bytes[fault.offset..], fault.offset), None);
-            prop_assert!(is_torn(&bytes), "a power cut is not damage");
+            prop_assert!(is_torn(&bytes), "a power cut was reported as damage");
         }
     }
 

@@ -234,7 +234,7 @@ fn every_truncation_is_a_torn_tail_in_the_last_segment_and_damage_elsewhere() {
             }
             let (report, ops) = log.recovered();
             assert_eq!(ops, log.model()[..ops.len()]);
-            assert!(ops.len() >= 6, "the first two segments are whole");
+            assert!(ops.len() >= 6, "the first two segments are not intact");
             let kept = fs::metadata(&path).unwrap().len();
             let torn = &whole[usize::try_from(kept).unwrap()..length];
             let cut = written_bytes(torn) as u64;
@@ -320,7 +320,7 @@ fn any_sector_of_the_last_batch_may_be_missing() {
         fs::write(&path, &bytes).unwrap();
         let (report, ops) = log.recovered();
         assert_eq!(ops, log.model()[..ops.len()]);
-        assert!(ops.len() >= 19, "the first batch is whole");
+        assert!(ops.len() >= 19, "the first batch is not intact");
         let kept = fs::metadata(&path).unwrap().len();
         assert!(kept >= last_at as u64 && kept <= begin as u64);
         let torn = Torn {
@@ -449,7 +449,7 @@ fn a_replay_reads_its_own_folder_and_older_ops_in_the_others() {
     let error = of(0, &[]).unwrap_err();
     assert!(matches!(error, RecoveryError::Damaged { .. }), "{error}");
     let length = fs::read(&path).unwrap().len();
-    assert_eq!(length, whole.len() - 1, "a replay cuts nothing");
+    assert_eq!(length, whole.len() - 1, "the replay truncated the log");
 }
 
 proptest! {

@@ -253,7 +253,7 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
         end_position: LogPosition,
         replaced: u64,
     ) -> SegmentHeader {
-        let replaced = u32::try_from(replaced).expect("select leaves no greater gap");
+        let replaced = u32::try_from(replaced).expect("select leaves no larger gap");
         SegmentHeader {
             compacted: Some(Compacted {
                 replaced,

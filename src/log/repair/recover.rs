@@ -155,7 +155,8 @@ pub fn load<D: Disk>(disk: &D, path: &Path, bytes: &mut Vec<u8>) -> Result<usize
             Ok(_) => {}
             Err(error) if is_unreadable(&error) => {
                 block.fill(0);
-                unreadable_end = usize::try_from(offset).expect("it is in memory") + block.len();
+                unreadable_end =
+                    usize::try_from(offset).expect("the offset fits in memory") + block.len();
             }
             Err(error) => return Err(RecoveryError::at(path)(error)),
         }

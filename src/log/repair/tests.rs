@@ -207,11 +207,8 @@ impl Log {
 
     fn assert_repaired(&self, before: &BTreeSet<Vec<u8>>) -> BTreeSet<Written> {
         let after = self.contents();
-        assert!(
-            after.is_superset(before),
-            "the bytes of each file are still there"
-        );
-        assert!(self.plan().is_empty(), "one repair is enough");
+        assert!(after.is_superset(before), "bytes of a file were lost");
+        assert!(self.plan().is_empty(), "a second repair found more to do");
         let kept = read(self.data()).unwrap();
         let directory = DataDirectory::open(self.data()).unwrap();
         let mut recovered = BTreeSet::new();
@@ -325,7 +322,7 @@ fn a_damaged_last_batch_is_rewritten_and_its_loss_is_reported_once() {
     flip(&last.path, last.begin + 28 + 29 + 5);
     let plan = log.plan();
     let Some(PlannedChange::Rewrite(rewritten)) = plan.changes().next() else {
-        panic!("a damaged segment is rewritten");
+        panic!("the damaged segment was not rewritten");
     };
     let are_torn: Vec<bool> = rewritten
         .recovery
@@ -442,14 +439,21 @@ fn a_damaged_compacted_segment_does_not_hide_its_sources() {
     log.compact();
     log.segment(0, &[vec!["demo"]]);
     let compacted = log.batches[0].path.clone();
-    assert_ne!(compacted, log.path(0, 1), "the first one was replaced");
+    assert_ne!(
+        compacted,
+        log.path(0, 1),
+        "the first segment was not replaced"
+    );
     // A crash undid its removal.
     fs::write(log.path(0, 1), first).unwrap();
-    assert!(log.plan().is_empty(), "it is a leftover");
+    assert!(log.plan().is_empty(), "the leftover segment is repaired");
     flip(&compacted, 64 + 28 + 29 + 5);
     let (kept, _) = log.repair();
     let mut expected = log.ops();
-    assert!(expected.remove(&log.batches[0].ops[0]), "this one is lost");
+    assert!(
+        expected.remove(&log.batches[0].ops[0]),
+        "the op is still there"
+    );
     expected.extend(first_ops);
     assert_eq!(kept, expected);
 }

@@ -120,7 +120,7 @@ fn after_a_failure_compaction_waits_and_warns_once_per_cause() {
     schedule.looked(u64::MAX);
     assert!(
         schedule.due(&all, false, again_us).is_empty(),
-        "room was not what it lacked"
+        "space was not what it lacked"
     );
     schedule.succeeded();
     assert!(schedule.is_working());
@@ -182,7 +182,10 @@ fn a_disk_runs_low_before_it_is_full_and_recovers_with_hysteresis() {
     }
     room.looked(Some(space(0, 100_000)), false, &[]);
     room.looked(None, false, &[]);
-    assert!(!room.is_short(), "one that does not say limits nobody");
+    assert!(
+        !room.is_short(),
+        "a disk that reports no space limits nobody"
+    );
     assert_eq!(room.end(LogPosition::new(5)), LogPosition::MAX);
     // On a small disk, less space is kept free.
     room.looked(Some(space(8, 64)), false, &[]);

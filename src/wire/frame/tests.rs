@@ -74,13 +74,13 @@ fn check(stream: &[u8], expected: &[Said], error: Option<FrameError>) {
     assert_eq!((&whole.0[..], whole.1), (expected, error), "{stream:02x?}");
     assert!(
         error.is_some() || whole.2 == stream.len(),
-        "{stream:02x?}: all of it is consumed"
+        "{stream:02x?} is not fully consumed"
     );
     for cut in 0..=stream.len() {
         assert_eq!(
             run(stream, &[cut], BYTES_MAX),
             whole,
-            "{stream:02x?} cut at {cut}"
+            "{stream:02x?} split at {cut}"
         );
     }
     let every: Vec<usize> = (0..stream.len()).collect();

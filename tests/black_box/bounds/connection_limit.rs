@@ -36,7 +36,10 @@ async fn three_hundred_silent_connections_do_not_block_two_hundred_slots() {
     for member in &mut members {
         member.write("last", json!(0)).await;
     }
-    assert!(server.open_sockets_count() < 300, "they are bounded");
+    assert!(
+        server.open_sockets_count() < 300,
+        "too many connections are open"
+    );
 }
 
 /// P10.
@@ -77,7 +80,7 @@ async fn an_answered_connection_that_lingers_is_shed() {
             .send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes())
             .await;
         lingers.answer().await;
-        let client = eventually_in(Duration::from_secs(1), "a client is let in", async || {
+        let client = eventually_in(Duration::from_secs(1), "a client is admitted", async || {
             let path = Server::sync_path("room");
             Client::dial(server.addr(), &path).await.ok()
         })
@@ -94,17 +97,17 @@ async fn a_silent_connection_of_another_shard_is_shed() {
     for _ in 0..10 {
         let before = server.open_sockets_count();
         let _silent = Raw::connect(server.addr()).await;
-        eventually("it is accepted", async || {
+        eventually("the connection is accepted", async || {
             (server.open_sockets_count() > before).then_some(())
         })
         .await;
-        let client = eventually_in(AT_ONCE, "a client is let in", async || {
+        let client = eventually_in(AT_ONCE, "a client is admitted", async || {
             let path = Server::sync_path("room");
             Client::dial(server.addr(), &path).await.ok()
         })
         .await;
         client.close().await;
-        eventually("the place is free", async || {
+        eventually("the slot is free", async || {
             (server.open_sockets_count() <= before).then_some(())
         })
         .await;

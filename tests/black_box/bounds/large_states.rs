@@ -44,7 +44,7 @@ fn look_head(workspace: &str) -> String {
 
 async fn figure(server: &Server, name: &str) -> u64 {
     let stats = server.get("/console/stats.json").await.json();
-    stats["shards"][0][name].as_u64().expect("a figure")
+    stats["shards"][0][name].as_u64().expect("a numeric stat")
 }
 
 #[tokio::test]
@@ -72,7 +72,7 @@ async fn a_large_state_is_held_once_and_delays_nobody() {
         longest = longest.max(asked.elapsed());
     }
     let members = CLIENTS as u64 + 3;
-    eventually("all are members", async || {
+    eventually("all clients are members", async || {
         (figure(&server, "connections").await == members).then_some(())
     })
     .await;
@@ -93,7 +93,7 @@ async fn a_large_state_is_held_once_and_delays_nobody() {
         let (state, rest) = answer
             .body
             .split_once(r#","connections":"#)
-            .expect("it ends so");
+            .expect("the answer has connections");
         assert!(rest.len() <= 4, "{rest}");
         bodies.push(state.to_owned());
     }
@@ -107,11 +107,11 @@ async fn a_large_state_is_held_once_and_delays_nobody() {
         assert_eq!(init.first_byte, TEXT);
         inits.push(init.payload);
         let op: Value = serde_json::from_slice(&joiner.frame_but_ping().await.payload)
-            .expect("a message is JSON");
+            .expect("the message is JSON");
         assert_eq!(op["payload"]["timestamp"], late.timestamp);
     }
     assert!(inits.iter().all(|init| *init == inits[0]));
-    let init: Value = serde_json::from_slice(&inits[0]).expect("a message is JSON");
+    let init: Value = serde_json::from_slice(&inits[0]).expect("the message is JSON");
     assert_eq!(init["data"], state["data"]);
     for key in 0..KEYS {
         let expected = format!("{key}-{}", "x".repeat(VALUE_BYTES));

@@ -47,14 +47,14 @@ async fn narrow(server: &Server, request: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket
         .set_recv_buffer_size(4096)
-        .expect("a buffer may be small");
+        .expect("the buffer size can be set");
     let mut stream = socket
         .connect(server.addr())
         .await
         .expect("the server listens");
     tokio::io::AsyncWriteExt::write_all(&mut stream, request.as_bytes())
         .await
-        .expect("a request fits the socket");
+        .expect("the request fits in the socket buffer");
     stream
 }
 
@@ -82,7 +82,7 @@ async fn unfinished_messages_are_bounded_and_the_largest_is_closed() {
         attacker.send_lossy(&fragment).await;
         attackers.push(attacker);
     }
-    eventually("all of them have come", async || {
+    eventually("all clients are connected", async || {
         let held = figure(&server, "etherply_outbox_bytes", "kind=\"unfinished\"").await;
         assert!(held < BUDGET_BYTES + MIB, "{held}");
         let given_up = figure(&server, "etherply_given_up_total", "session_bytes").await;
@@ -98,13 +98,13 @@ async fn unfinished_messages_are_bounded_and_the_largest_is_closed() {
     attackers.remove(0).expect_close(1013).await;
     attackers
         .pop()
-        .expect("the last one")
+        .expect("one attacker is left")
         .send_frame(PONG, b"")
         .await;
     // A client with a small message is not affected.
     small.send_frame(0x80, br#""nothing"}"#).await;
     let answer = small.frame_but_ping().await;
-    let error: Value = serde_json::from_slice(&answer.payload).expect("a message is JSON");
+    let error: Value = serde_json::from_slice(&answer.payload).expect("the message is JSON");
     assert_eq!(
         (answer.first_byte, &error["payload"]["code"]),
         (TEXT, &json!(400))
@@ -180,7 +180,7 @@ async fn states_that_nobody_reads_do_not_lock_out_another_workspace() {
         }
         let before = figure(&server, "etherply_outbox_bytes", "snapshots").await;
         held.push(narrow(&server, &look_head("/v1/workspaces/large")).await);
-        eventually("a large state is sent, or there is no room", async || {
+        eventually("a large state is sent, or there is no space", async || {
             let refused = "etherply_handshakes_refused_total";
             let refused = figure(&server, refused, "snapshot_bytes").await;
             let given_up = figure(&server, "etherply_given_up_total", "snapshot_bytes").await;
@@ -191,12 +191,12 @@ async fn states_that_nobody_reads_do_not_lock_out_another_workspace() {
         held.push(narrow(&server, &join_head("innocent")).await);
     }
     // This used to take a minute, which is longer than anything is waited for here.
-    eventually("a client of another workspace is let in", async || {
+    eventually("a client of another workspace is admitted", async || {
         let answer = server.handshake(&Server::sync_path("innocent")).await;
         (answer.status == 101).then_some(())
     })
     .await;
-    eventually("a large state is sent again", async || {
+    eventually("another large state is sent", async || {
         let mut socket = Raw::connect(server.addr()).await;
         socket
             .send(look_head("/v1/workspaces/large").as_bytes())

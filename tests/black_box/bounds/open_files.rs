@@ -62,7 +62,11 @@ impl Scene {
     async fn check_accepting_resumes(&mut self) {
         drop(self.knocking.drain(..100));
         for raw in &mut self.knocking {
-            assert_eq!(raw.answer().await.status, 101, "its turn comes");
+            assert_eq!(
+                raw.answer().await.status,
+                101,
+                "a waiting connection was not served"
+            );
         }
         let mut newcomer = Client::connect(&self.server, "room").await;
         assert_eq!(newcomer.init.len(), self.shown.len());
@@ -141,11 +145,15 @@ async fn with_a_low_limit_clients_get_503_before_it_is_reached() {
     };
     assert_eq!(refusal.status, 503, "{refusal:?}");
     assert!(refusal.header("retry-after").is_some());
-    assert!(members.len() > 20, "only {} came in", members.len());
+    assert!(
+        members.len() > 20,
+        "only {} clients were admitted",
+        members.len()
+    );
     let open = server.open_files_count();
     assert!(
         open < 150,
-        "{open} of 200 files are open, and no more are let in"
+        "{open} of 200 files are open while connections are refused"
     );
     assert!(
         !server.log().contains("accepting is paused"),
@@ -154,7 +162,7 @@ async fn with_a_low_limit_clients_get_503_before_it_is_reached() {
     );
 
     members.truncate(10);
-    eventually("a place is free again", async || {
+    eventually("a slot is free again", async || {
         let mut raw = Raw::connect(server.addr()).await;
         let answer = raw.handshake(&Server::sync_path("room"), "").await;
         (answer.status == 101).then_some(())
@@ -170,8 +178,8 @@ async fn an_open_files_limit_too_low_to_serve_prevents_startup() {
         let line = outcome.expect_refusal();
         let (limit, shards) = (limit.to_string(), shards.to_string());
         for word in ["ulimit -n", &limit, &shards] {
-            assert!(line.contains(word), "the line has {word:?}: {line}");
+            assert!(line.contains(word), "{word:?} is missing in: {line}");
         }
-        assert!(!setup.data_dir().exists(), "nothing was touched: {line}");
+        assert!(!setup.data_dir().exists(), "something was changed: {line}");
     }
 }

@@ -11,9 +11,9 @@ use tokio_tungstenite::tungstenite::Message;
 /// Returns the number of refusals by the limit `name`, summed over all shards.
 async fn refused(server: &Server, name: &str) -> u64 {
     let stats = server.get("/console/stats.json").await.json();
-    let shards = stats["shards"].as_array().expect("a list of shards");
+    let shards = stats["shards"].as_array().expect("shards is an array");
     let counts = shards.iter().map(|shard| shard["refused"][name].as_u64());
-    counts.map(|count| count.expect("a figure")).sum()
+    counts.map(|count| count.expect("a numeric stat")).sum()
 }
 
 /// Expects an error with this code about this op and returns its message.
@@ -24,7 +24,10 @@ async fn expect_refusal(client: &mut Client, code: u16, op: &Op) -> String {
     assert_eq!(payload["code"], code, "{message}");
     assert_eq!(payload["key"], op.key.as_str(), "{message}");
     assert_eq!(payload["timestamp"], op.timestamp, "{message}");
-    payload["message"].as_str().expect("a text").to_owned()
+    payload["message"]
+        .as_str()
+        .expect("the message is a string")
+        .to_owned()
 }
 
 // ---- messages per second ----
@@ -42,7 +45,7 @@ async fn refused_keys(client: &mut Client) -> BTreeSet<String> {
             return keys;
         };
         assert_eq!(payload["code"], 429, "{message}");
-        assert!(keys.insert(key.clone()), "{key} is refused once");
+        assert!(keys.insert(key.clone()), "{key} is refused more than once");
     }
 }
 
@@ -61,12 +64,18 @@ async fn a_burst_over_the_rate_is_refused_per_op_and_may_be_resent() {
     }
     let keys = refused_keys(&mut writer).await;
     let (kept_out, taken): (Vec<&Op>, Vec<&Op>) = ops.iter().partition(|op| keys.contains(&op.key));
-    assert!(!kept_out.is_empty(), "400 at once are over the rate");
-    assert!(taken.len() >= 100, "two seconds' worth may come at once");
+    assert!(
+        !kept_out.is_empty(),
+        "400 ops at once did not exceed the rate"
+    );
+    assert!(
+        taken.len() >= 100,
+        "a burst of two seconds was not accepted"
+    );
     for op in taken {
         reader.expect_op(op).await;
     }
-    eventually("a refused op is taken", async || {
+    eventually("a refused op is accepted", async || {
         writer.send_op(kept_out[0]).await;
         refused_keys(&mut writer).await.is_empty().then_some(())
     })
@@ -100,11 +109,11 @@ async fn a_client_that_stays_over_the_rate_is_closed_with_1008_and_may_reconnect
                 assert_eq!(code, 1008);
                 break reason;
             }
-            Event::Lost(error) => panic!("a close frame was due, not {error}"),
+            Event::Lost(error) => panic!("expected a close frame, got {error}"),
         }
     };
     assert_eq!(reason, "too many messages");
-    assert!((256..2000).contains(&told), "{told} were told");
+    assert!((256..2000).contains(&told), "{told} ops were refused");
     assert_eq!(refused(&server, "closed_by_policy").await, 1);
     // No other client was disturbed, and a new connection has a rate of its own.
     other.expect_op(&op).await;
@@ -194,7 +203,7 @@ async fn a_full_workspace_admits_nobody_until_a_client_leaves() {
         assert_eq!(refused(&server, "connections_by_workspace").await, 5);
         let _elsewhere = Client::connect(&server, "hall").await;
         first.close().await;
-        eventually("there is room again", async || {
+        eventually("there is space again", async || {
             let path = Server::sync_path("room");
             (server.handshake(&path).await.status == 101).then_some(())
         })
@@ -229,7 +238,7 @@ async fn handshakes_over_the_rate_are_refused_until_later() {
     // Members are not affected, and later handshakes are within the rate again.
     member.write("k", json!(1)).await;
     member.expect_no_answer().await;
-    eventually("a handshake is taken again", async || {
+    eventually("a handshake is accepted again", async || {
         (server.handshake(&path).await.status == 101).then_some(())
     })
     .await;

@@ -21,9 +21,12 @@ fn of_user(user: &str, limit: &str) -> Option<Setup> {
         return None;
     }
     let setup = Setup::new();
-    let folder = setup.data_dir().parent().expect("it has a parent");
+    let folder = setup
+        .data_dir()
+        .parent()
+        .expect("the directory has a parent");
     let everyone = std::fs::Permissions::from_mode(0o777);
-    std::fs::set_permissions(folder, everyone).expect("the folder is ours");
+    std::fs::set_permissions(folder, everyone).expect("the test owns the folder");
     let no_capability = ["--inh-caps=-all", "--bounding-set=-all"];
     let of_user = [
         "setpriv",
@@ -63,7 +66,7 @@ async fn doctor(setup: &Setup, shards: &str) -> (Outcome, Vec<String>, String) {
         .run_only(&[&arguments[..], &["--data-dir", &data_dir]].concat())
         .await;
     let report: Value = serde_json::from_str(&outcome.stdout).expect("JSON");
-    let checks = report["checks"].as_array().expect("checks are a list");
+    let checks = report["checks"].as_array().expect("checks is an array");
     let is_it = |check: &&Value| check["check"] == "io_uring" || check["check"] == "locked memory";
     let found: Vec<&Value> = checks.iter().filter(is_it).collect();
     let verdicts = found.iter().map(|check| check["verdict"].to_string());
@@ -89,7 +92,7 @@ async fn a_memlock_limit_that_is_too_low_is_named_with_the_need_at_startup_and_b
         "ulimit -l",
         "--shards",
     ] {
-        assert!(text.contains(word), "it says {word:?}: {text}");
+        assert!(text.contains(word), "expected {word:?} in: {text}");
     }
     let refused = setup.clone().shards(4).run().await;
     let line = refused.expect_refusal();
@@ -101,10 +104,10 @@ async fn a_memlock_limit_that_is_too_low_is_named_with_the_need_at_startup_and_b
         "--ulimit memlock=",
         "--shards",
     ] {
-        assert!(line.contains(word), "it says {word:?}: {line}");
+        assert!(line.contains(word), "expected {word:?} in: {line}");
     }
     let need = format!("{} KiB", 4 * ring_kib);
-    assert!(line.contains(&need), "it says {need:?}: {line}");
+    assert!(line.contains(&need), "expected {need:?} in: {line}");
 }
 
 #[tokio::test]
@@ -138,15 +141,17 @@ async fn a_thread_that_cannot_be_spawned_aborts_startup_with_the_limit_and_a_rem
             "LimitNPROC=",
             "--pids-limit",
         ] {
-            assert!(line.contains(word), "it says {word:?}: {line}");
+            assert!(line.contains(word), "expected {word:?} in: {line}");
         }
     }
 }
 
 #[tokio::test]
 async fn many_more_shards_than_cores_cause_a_warning_with_their_cost() {
-    let cores = available_parallelism().expect("a number of cores").get();
-    let shards = u32::try_from(4 * cores + 1).expect("not so many cores");
+    let cores = available_parallelism()
+        .expect("the number of cores is known")
+        .get();
+    let shards = u32::try_from(4 * cores + 1).expect("the number of shards fits in 32 bits");
     let server = Setup::new().shards(shards).start().await;
     let shards = format!("{shards} shards on {cores} cores");
     server
@@ -179,19 +184,19 @@ async fn a_file_size_limit_acts_like_a_full_disk_and_kills_no_process() {
                     failures += 1;
                     break;
                 }
-                event => panic!("the op or a close with 1011 was due, not {event:?}"),
+                event => panic!("expected the op or a close with 1011, got {event:?}"),
             }
         }
     }
-    assert!(failures > 0, "the limit was reached");
+    assert!(failures > 0, "the limit was never reached");
     server.until_ready_is(200).await;
     server.kill9();
     let server = Setup::new().in_data_dir(server.data_dir()).start().await;
     let state = state_of(&server, "room").await;
     for key in shown.keys() {
-        assert!(state.contains_key(key), "{key} was shown");
+        assert!(state.contains_key(key), "{key} was delivered but is lost");
     }
-    assert!(!shown.is_empty(), "some were shown");
+    assert!(!shown.is_empty(), "no op was delivered");
 }
 
 // ---- the standard streams ----
@@ -264,7 +269,7 @@ async fn a_command_fails_on_unwritable_output_but_not_on_a_closed_pipe() {
         assert_eq!(outcome.code, Some(1), "{command:?}: {outcome:?}");
         let lines: Vec<&str> = outcome.stderr.lines().collect();
         let [line] = lines[..] else {
-            panic!("{command:?} says one line: {outcome:?}");
+            panic!("{command:?} does not print exactly one line: {outcome:?}");
         };
         let words = ["error:", "output", "No space left on device"];
         assert!(

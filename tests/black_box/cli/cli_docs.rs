@@ -49,7 +49,11 @@ async fn flags_by_command() -> BTreeMap<Vec<String>, Vec<String>> {
         waiting.extend(children);
         found.insert(words, flags);
     }
-    assert!(found.len() > 10, "commands and theirs: {:?}", found.keys());
+    assert!(
+        found.len() > 10,
+        "only these commands were found: {:?}",
+        found.keys()
+    );
     found
 }
 
@@ -64,15 +68,15 @@ async fn each_command_has_a_man_page_with_all_its_flags() {
         let name = [&["etherply".to_owned()], &words[..]].concat().join("-");
         let page = std::fs::read_to_string(folder.path().join(format!("{name}.1")));
         // A manual page puts a backslash in front of a dash.
-        let page = page.expect("there is a page").replace("\\-", "-");
+        let page = page.expect("the page exists").replace("\\-", "-");
         for flag in flags {
-            assert!(page.contains(flag.as_str()), "{name}(1) has {flag}");
+            assert!(page.contains(flag.as_str()), "{name}(1) lacks {flag}");
         }
         let names_a_variable = page.contains("ETHERPLY_DATA_DIR");
         let takes_it = flags.contains(&"--data-dir".to_owned());
-        assert_eq!(names_a_variable, takes_it, "{name}(1) and variables");
+        assert_eq!(names_a_variable, takes_it, "{name}(1) and its variables");
     }
-    let pages = std::fs::read_dir(folder.path()).expect("the folder is there");
+    let pages = std::fs::read_dir(folder.path()).expect("the folder exists");
     assert_eq!(pages.count(), by_command.len());
 }
 
@@ -84,14 +88,20 @@ async fn completions_include_every_command_and_flag() {
         assert_eq!(script.code, Some(0), "{script:?}");
         for (words, flags) in &by_command {
             let last = words.last().map_or("etherply", String::as_str);
-            assert!(script.stdout.contains(last), "{shell} has {last}");
+            assert!(
+                script.stdout.contains(last),
+                "{shell} completions lack {last}"
+            );
             for flag in flags {
                 let spelled = match shell {
                     // fish lists a flag without its dashes.
                     "fish" => format!("-l {}", flag.trim_start_matches('-')),
                     _ => flag.clone(),
                 };
-                assert!(script.stdout.contains(&spelled), "{shell} has {flag}");
+                assert!(
+                    script.stdout.contains(&spelled),
+                    "{shell} completions lack {flag}"
+                );
             }
         }
     }

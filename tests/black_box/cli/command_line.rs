@@ -42,7 +42,7 @@ async fn help_lists_each_flag_with_its_variable_and_default() {
     let help = Setup::new().run_only(&["serve", "--help"]).await;
     assert_eq!(help.code, Some(0));
     for flag in FLAGS {
-        assert!(help.stdout.contains(flag), "--help names {flag}");
+        assert!(help.stdout.contains(flag), "--help does not list {flag}");
         if flag != "--help" {
             let variable = format!(
                 "ETHERPLY_{}",
@@ -50,7 +50,10 @@ async fn help_lists_each_flag_with_its_variable_and_default() {
                     .replace('-', "_")
                     .to_uppercase()
             );
-            assert!(help.stdout.contains(&variable), "--help names {variable}");
+            assert!(
+                help.stdout.contains(&variable),
+                "--help does not list {variable}"
+            );
         }
     }
     for word in [
@@ -65,7 +68,7 @@ async fn help_lists_each_flag_with_its_variable_and_default() {
         "none",
         "ETHERPLY_JWT_SECRET",
     ] {
-        assert!(help.stdout.contains(word), "--help says {word}");
+        assert!(help.stdout.contains(word), "--help does not say {word}");
     }
 }
 
@@ -74,7 +77,10 @@ async fn top_level_help_lists_the_commands() {
     let help = Setup::new().run_only(&["--help"]).await;
     assert_eq!(help.code, Some(0));
     for command in ["serve", "token", "log", "doctor"] {
-        assert!(help.stdout.contains(command), "--help names {command}");
+        assert!(
+            help.stdout.contains(command),
+            "--help does not list {command}"
+        );
     }
 }
 
@@ -86,7 +92,7 @@ fn expect_usage_error(outcome: &Outcome, words: &[&str]) {
     let first = outcome.stderr.lines().next().unwrap_or_default();
     assert!(
         words.iter().all(|word| first.contains(word)),
-        "one line names {words:?}: {}",
+        "no single line contains {words:?}: {}",
         outcome.stderr
     );
     assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
@@ -147,13 +153,13 @@ async fn every_setting_can_come_from_a_variable() {
     assert_eq!(
         server.handshake(&Server::sync_path("room")).await.status,
         503,
-        "ETHERPLY_MAX_CONNECTIONS holds"
+        "ETHERPLY_MAX_CONNECTIONS has no effect"
     );
     client.send_text(&"x".repeat(2001)).await;
     assert_eq!(
         client.close_code().await,
         1009,
-        "ETHERPLY_MAX_MESSAGE_BYTES holds"
+        "ETHERPLY_MAX_MESSAGE_BYTES has no effect"
     );
 }
 
@@ -221,7 +227,7 @@ async fn without_a_secret_the_server_refuses_to_start_and_says_how_to_set_one() 
         for way in ["ETHERPLY_JWT_SECRET", "--jwt-secret-file"] {
             assert!(
                 outcome.stderr.contains(way),
-                "it names {way}: {}",
+                "the message does not name {way}: {}",
                 outcome.stderr
             );
         }
@@ -243,7 +249,7 @@ async fn a_secret_can_come_from_a_file_without_its_final_line_break() {
     let folder = tempfile::TempDir::new().expect("a temporary folder");
     for text in [SECRET.to_string(), format!("{SECRET}\n")] {
         let path = folder.path().join("secret");
-        std::fs::write(&path, text).expect("a file can be written");
+        std::fs::write(&path, text).expect("the file can be written");
         let setup = Setup::new()
             .without_envs()
             .args(&["--jwt-secret-file", &path.display().to_string()]);
@@ -281,7 +287,7 @@ async fn a_secret_under_32_bytes_causes_a_warning() {
                 .await
                 .status,
             101,
-            "it works all the same"
+            "the token is not accepted"
         );
         server.stop().await;
         let warned = server.log().lines().any(|line| line.contains("32 bytes"));
@@ -330,7 +336,7 @@ async fn secrets_and_tokens_never_appear_in_output_or_logs() {
             .await;
         server.stop().await;
         let log = server.log();
-        assert!(!log.is_empty(), "there is a log to look into");
+        assert!(!log.is_empty(), "the log is empty");
         for hidden in [
             SECRET,
             OTHER_SECRET,
@@ -399,7 +405,7 @@ async fn check_url_works(server: &Server, url: &str) {
     let prefix = format!("ws://{}", server.addr());
     let path = url
         .strip_prefix(&prefix)
-        .unwrap_or_else(|| panic!("{url} begins with {prefix}"));
+        .unwrap_or_else(|| panic!("{url} does not start with {prefix}"));
     assert!(path.starts_with("/v1/sync/demo?token="), "{url}");
     let mut one = Client::connect_path(server, path).await;
     let mut two = Client::connect_path(server, path).await;
@@ -414,13 +420,13 @@ async fn dev_prints_a_working_url_and_generates_its_own_secret() {
     assert_eq!(
         server.handshake(&Server::sync_path("demo")).await.status,
         401,
-        "its secret is its own"
+        "another secret is accepted"
     );
     let (_other, other_url) = dev_server(Setup::new().without_envs()).await;
     assert_ne!(
         last_part(&url),
         last_part(&other_url),
-        "and another one in each data directory"
+        "two data directories share a secret"
     );
 }
 
@@ -431,13 +437,19 @@ async fn a_dev_token_is_still_valid_after_a_restart() {
     let path = url.split_once("/v1/").expect("a path").1;
     let path = format!("/v1/{path}");
     let file = setup.data_dir().join("dev-secret");
-    let secret = std::fs::read_to_string(&file).expect("the secret is in the data directory");
-    assert!(secret.trim().len() >= 64, "32 random bytes in hex");
+    let secret = std::fs::read_to_string(&file).expect("the secret file exists");
+    assert!(
+        secret.trim().len() >= 64,
+        "the secret is not 32 random bytes in hex"
+    );
     assert_eq!(mode_of(&file), 0o600);
     for _ in 0..2 {
         server.kill9();
         let log = server.log();
-        assert!(!log.contains(secret.trim()), "it is never printed: {log}");
+        assert!(
+            !log.contains(secret.trim()),
+            "the secret was printed: {log}"
+        );
         let (next, next_url) = dev_server(setup.clone()).await;
         server = next;
         assert_eq!(server.handshake(&path).await.status, 101);
@@ -446,7 +458,10 @@ async fn a_dev_token_is_still_valid_after_a_restart() {
             server.handshake(&format!("/v1/{next_path}")).await.status,
             101
         );
-        assert_eq!(std::fs::read_to_string(&file).expect("it stays"), secret);
+        assert_eq!(
+            std::fs::read_to_string(&file).expect("the secret file still exists"),
+            secret
+        );
     }
     // A token can be created from a second terminal, too.
     let file = file.display().to_string();
@@ -472,12 +487,12 @@ async fn a_dev_secret_readable_by_others_causes_a_warning_and_a_bad_one_is_refus
     );
     server.stop().await;
     let file = setup.data_dir().join("dev-secret");
-    std::fs::set_permissions(&file, Permissions::from_mode(0o644)).expect("it is ours");
+    std::fs::set_permissions(&file, Permissions::from_mode(0o644)).expect("the test owns the file");
     let (mut server, _) = dev_server(setup.clone()).await;
     server.log_line(&["dev-secret", "chmod 600"]).await;
     server.stop().await;
     for content in ["", "\n"] {
-        std::fs::write(&file, content).expect("it is ours");
+        std::fs::write(&file, content).expect("the test owns the file");
         let outcome = setup.clone().args(&["--dev"]).run().await;
         let line = outcome.expect_refusal();
         assert!(line.contains("dev-secret is empty"), "{line}");
@@ -489,7 +504,7 @@ async fn a_dev_secret_readable_by_others_causes_a_warning_and_a_bad_one_is_refus
 async fn the_dev_token_follows_a_changed_secret() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("secret");
-    std::fs::write(&file, SECRET).expect("a file can be written");
+    std::fs::write(&file, SECRET).expect("the file can be written");
     let file = file.display().to_string();
     let setup = Setup::new()
         .without_envs()
@@ -497,15 +512,15 @@ async fn the_dev_token_follows_a_changed_secret() {
     let (server, url) = dev_server(setup).await;
     let mut token = url.split_once("token=").expect("a token").1.to_owned();
     for secret in [OTHER_SECRET, SECRET] {
-        std::fs::write(&file, secret).expect("a file can be written");
+        std::fs::write(&file, secret).expect("the file can be written");
         server.signal(Signal::HUP);
-        token = eventually("the console is given another token", async || {
+        token = eventually("the console receives another token", async || {
             let session = server.get("/console/session.json").await.json();
             let next = session["token"].as_str().expect("a token").to_owned();
             (next != token).then_some(next)
         })
         .await;
-        eventually("that token is good", async || {
+        eventually("that token is accepted", async || {
             let path = format!("/v1/sync/demo?token={token}");
             (server.handshake(&path).await.status == 101).then_some(())
         })
@@ -536,9 +551,9 @@ async fn the_log_tools_leave_the_dev_secret_alone() {
     for entry in std::fs::read_dir(setup.data_dir()).expect("the folder can be read") {
         let path = entry.expect("the folder can be read").path();
         if path.is_dir() {
-            std::fs::remove_dir_all(&path).expect("it is ours");
+            std::fs::remove_dir_all(&path).expect("the test owns the folder");
         } else if !path.ends_with("dev-secret") {
-            std::fs::remove_file(&path).expect("it is ours");
+            std::fs::remove_file(&path).expect("the test owns the file");
         }
     }
     let (mut server, _) = dev_server(setup.clone()).await;
@@ -546,7 +561,7 @@ async fn the_log_tools_leave_the_dev_secret_alone() {
 }
 
 fn mode_of(path: &Path) -> u32 {
-    let metadata = std::fs::metadata(path).expect("the file is there");
+    let metadata = std::fs::metadata(path).expect("the file exists");
     metadata.permissions().mode() & 0o777
 }
 
@@ -596,11 +611,11 @@ async fn printed_token(arguments: &[&str]) -> String {
     let token = outcome
         .stdout
         .strip_suffix('\n')
-        .expect("the token is a line")
+        .expect("the token is on a line of its own")
         .to_string();
     assert!(
         !token.contains(char::is_whitespace),
-        "the token, and nothing else: {token:?}"
+        "the output is more than a token: {token:?}"
     );
     token
 }
@@ -635,7 +650,7 @@ async fn the_ttl_determines_the_exp_of_a_printed_token() {
         let exp = claims["exp"].as_u64().expect("exp is a number");
         assert!(
             (expected - 30..=expected).contains(&exp),
-            "exp {exp} is {ttl} from now"
+            "exp {exp} is not {ttl} from now"
         );
     }
 }

@@ -16,15 +16,15 @@ async fn report(setup: &Setup, arguments: &[&str]) -> (Outcome, Value) {
     };
     let outcome = setup.run_only(&[&fixed, port, arguments].concat()).await;
     let report = serde_json::from_str(&outcome.stdout)
-        .unwrap_or_else(|error| panic!("no JSON ({error}): {outcome:?}"));
+        .unwrap_or_else(|error| panic!("not JSON ({error}): {outcome:?}"));
     (outcome, report)
 }
 
 /// Returns the verdict of a check, and its text including the advice.
 fn check(report: &Value, name: &str) -> (String, String) {
-    let checks = report["checks"].as_array().expect("checks are a list");
+    let checks = report["checks"].as_array().expect("checks is an array");
     let found = checks.iter().find(|check| check["check"] == name);
-    let found = found.unwrap_or_else(|| panic!("{name} is told: {report}"));
+    let found = found.unwrap_or_else(|| panic!("the report lacks {name}: {report}"));
     let text = |field: &str| found[field].as_str().unwrap_or_default().to_owned();
     (text("verdict"), text("found") + " " + &text("advice"))
 }
@@ -36,7 +36,7 @@ fn expect_failure(outcome: &Outcome, report: &Value, name: &str, words: &[&str])
     let (verdict, text) = check(report, name);
     assert_eq!(verdict, "fail", "{text}");
     for word in words {
-        assert!(text.contains(word), "it says {word:?}: {text}");
+        assert!(text.contains(word), "expected {word:?} in: {text}");
     }
     assert_eq!(outcome.stderr.lines().count(), 1, "{outcome:?}");
     assert!(outcome.stderr.starts_with("error: "), "{outcome:?}");
@@ -65,8 +65,15 @@ async fn the_doctor_approves_the_test_host_and_leaves_nothing_behind() {
     let times = &report["facts"]["directory"]["sync"];
     let us = |field: &str| times[field].as_u64().unwrap_or_else(|| panic!("{report}"));
     assert!(us("appends") > 0 && us("p50_us") <= us("p99_us") && us("p99_us") <= us("max_us"));
-    let parent = setup.data_dir().parent().expect("it has a parent");
-    assert_eq!(names(parent), [""; 0], "the data directory is not made");
+    let parent = setup
+        .data_dir()
+        .parent()
+        .expect("the directory has a parent");
+    assert_eq!(
+        names(parent),
+        [""; 0],
+        "the doctor created a data directory"
+    );
 }
 
 #[tokio::test]
@@ -78,7 +85,7 @@ async fn without_json_each_check_is_a_line_starting_with_its_verdict() {
         .await;
     assert_eq!(outcome.code, Some(0), "{outcome:?}");
     let lines: Vec<&str> = outcome.stdout.lines().collect();
-    let (last, lines) = lines.split_last().expect("there are lines");
+    let (last, lines) = lines.split_last().expect("the output has lines");
     assert!(
         last.contains("warning") && last.ends_with("0 failures"),
         "{last}"
@@ -134,7 +141,7 @@ async fn a_running_server_is_detected_and_not_disturbed() {
 #[tokio::test]
 async fn a_file_in_place_of_the_data_directory_fails() {
     let setup = Setup::new();
-    std::fs::write(setup.data_dir(), "no folder").expect("a file can be written");
+    std::fs::write(setup.data_dir(), "no folder").expect("the file can be written");
     let (outcome, told) = report(&setup, &[]).await;
     expect_failure(&outcome, &told, "data directory", &["is not a folder"]);
     let below = setup.clone().in_data_dir(&setup.data_dir().join("below"));

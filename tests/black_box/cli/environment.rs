@@ -65,7 +65,7 @@ async fn an_unknown_variable_causes_one_warning_with_the_nearest_name() {
         let log = server.log();
         let lines: Vec<&str> = log.lines().filter(|line| line.contains(name)).collect();
         let [line] = lines[..] else {
-            panic!("one line names {name}:\n{log}");
+            panic!("expected exactly one line with {name}:\n{log}");
         };
         assert!(line.contains("WARN"), "{line}");
         assert!(
@@ -75,7 +75,7 @@ async fn an_unknown_variable_causes_one_warning_with_the_nearest_name() {
         assert_eq!(line.contains("did you mean"), nearest.is_some(), "{line}");
         assert!(
             !log.contains("private value"),
-            "a value may be a secret: {log}"
+            "the log contains the value: {log}"
         );
     }
 }
@@ -104,7 +104,7 @@ async fn an_empty_variable_counts_as_unset() {
 
     let folder = tempfile::TempDir::new().expect("a temporary folder");
     let path = folder.path().join("secret");
-    std::fs::write(&path, SECRET).expect("a file can be written");
+    std::fs::write(&path, SECRET).expect("the file can be written");
     let setup = Setup::new()
         .without_envs()
         .env("ETHERPLY_JWT_SECRET", "")
@@ -160,9 +160,9 @@ async fn a_boolean_variable_accepts_common_spellings() {
 fn expect_usage_line<'a>(outcome: &'a Outcome, words: &[&str]) -> &'a str {
     assert_eq!(outcome.code, Some(2), "{outcome:?}");
     let line = outcome.stderr.trim_end_matches('\n');
-    assert!(!line.contains('\n'), "one line: {line}");
+    assert!(!line.contains('\n'), "expected one line: {line}");
     for word in words {
-        assert!(line.contains(word), "it names {word}: {line}");
+        assert!(line.contains(word), "the line does not name {word}: {line}");
     }
     line
 }
@@ -192,7 +192,10 @@ async fn an_error_for_a_value_from_a_variable_names_the_variable() {
             &outcome,
             &[variable, value, takes, "`etherply serve --help`"],
         );
-        assert!(!line.contains(flag), "the user set the variable: {line}");
+        assert!(
+            !line.contains(flag),
+            "the line does not name the variable: {line}"
+        );
     }
     // The flag takes precedence.
     let setup = Setup::new().env("ETHERPLY_DRAIN_MS", "abc");
@@ -340,7 +343,7 @@ async fn the_admin_port_announces_what_it_serves() {
         let mut server = Server::start_with(&arguments).await;
         let said = server.stdout_line().await;
         let admin = said.strip_prefix(line);
-        let admin = admin.unwrap_or_else(|| panic!("{said} begins with {line}"));
+        let admin = admin.unwrap_or_else(|| panic!("{said} does not start with {line}"));
         let address = format!("127.0.0.1:{admin}").parse().expect("an address");
         let mut socket = Raw::connect(address).await;
         let request = "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n";
@@ -358,7 +361,7 @@ async fn the_admin_port_announces_what_it_serves() {
 async fn a_data_directory_that_is_not_a_folder_is_reported() {
     let folder = tempfile::TempDir::new().expect("a temporary folder");
     let file = folder.path().join("file");
-    std::fs::write(&file, "text").expect("a file can be written");
+    std::fs::write(&file, "text").expect("the file can be written");
     for path in ["/dev/null".into(), file.clone(), file.join("inside")] {
         let outcome = Setup::new().in_data_dir(&path).run().await;
         let line = outcome.expect_refusal();
@@ -372,15 +375,15 @@ async fn a_data_directory_that_is_not_a_folder_is_reported() {
 async fn a_new_log_is_not_created_among_other_files() {
     let setup = Setup::new();
     let data = setup.data_dir().to_owned();
-    std::fs::create_dir(&data).expect("a folder can be made");
-    std::fs::write(data.join("holiday.jpg"), "").expect("a file can be written");
+    std::fs::create_dir(&data).expect("the folder can be created");
+    std::fs::write(data.join("holiday.jpg"), "").expect("the file can be written");
     let outcome = setup.run().await;
     let line = outcome.expect_refusal();
     for word in ["holiday.jpg", "empty", "--data-dir"] {
         assert!(line.contains(word), "{line}");
     }
-    let names = std::fs::read_dir(&data).expect("the folder is there");
-    assert_eq!(names.count(), 1, "it is left as it was");
+    let names = std::fs::read_dir(&data).expect("the folder exists");
+    assert_eq!(names.count(), 1, "the folder was changed");
     let path = data.display().to_string();
     let doctor = setup
         .run_only(&["doctor", "--port", "0", "--data-dir", &path])
@@ -389,20 +392,20 @@ async fn a_new_log_is_not_created_among_other_files() {
     assert_eq!(
         doctor.code,
         Some(1),
-        "what would refuse to start does not work"
+        "the doctor passes a setup that the server refuses"
     );
 
     // Files that file systems and tools leave behind are no obstacle, nor is any other file next to
     // an existing log.
-    std::fs::remove_file(data.join("holiday.jpg")).expect("the file is there");
+    std::fs::remove_file(data.join("holiday.jpg")).expect("the file exists");
     for name in ["lost+found", ".snapshot", "damaged-1"] {
-        std::fs::create_dir(data.join(name)).expect("a folder can be made");
+        std::fs::create_dir(data.join(name)).expect("the folder can be created");
     }
     for name in [".gitkeep", "dev-secret"] {
-        std::fs::write(data.join(name), "").expect("a file can be written");
+        std::fs::write(data.join(name), "").expect("the file can be written");
     }
     setup.clone().start().await.stop().await;
-    std::fs::write(data.join("README"), "").expect("a file can be written");
+    std::fs::write(data.join("README"), "").expect("the file can be written");
     setup.start().await.stop().await;
 }
 
@@ -436,7 +439,7 @@ async fn an_unwritable_disk_is_reported_with_the_cause() {
 async fn a_whitespace_only_secret_is_refused() {
     let folder = tempfile::TempDir::new().expect("a temporary folder");
     let path = folder.path().join("secret");
-    std::fs::write(&path, " \t\n").expect("a file can be written");
+    std::fs::write(&path, " \t\n").expect("the file can be written");
     let path = path.display().to_string();
     for (setup, name) in [
         (
@@ -482,10 +485,10 @@ async fn a_secret_file_readable_by_others_causes_a_warning() {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::TempDir::new().expect("a temporary folder");
     let path = folder.path().join("secret");
-    std::fs::write(&path, SECRET).expect("a file can be written");
+    std::fs::write(&path, SECRET).expect("the file can be written");
     for (mode, warned) in [(0o644, true), (0o604, true), (0o640, false), (0o600, false)] {
         let permissions = std::fs::Permissions::from_mode(mode);
-        std::fs::set_permissions(&path, permissions).expect("the file is there");
+        std::fs::set_permissions(&path, permissions).expect("the file exists");
         let text = path.display().to_string();
         let setup = Setup::new()
             .without_envs()

@@ -25,7 +25,7 @@ async fn tool_output(data_dir: &Path, arguments: &[&str]) -> String {
 }
 
 fn parse(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|error| panic!("no JSON ({error}): {text}"))
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("not JSON ({error}): {text}"))
 }
 
 fn lines(text: &str) -> Vec<Value> {
@@ -90,7 +90,7 @@ async fn stat_counts_records_live_and_dead() {
         .map(|path| files::log_len(&std::fs::read(path).expect("a segment")))
         .sum();
     assert_eq!(stat["bytes"], bytes);
-    let folders = stat["folders"].as_array().expect("a list");
+    let folders = stat["folders"].as_array().expect("an array");
     let names: Vec<_> = folders.iter().map(|folder| &folder["folder"]).collect();
     assert_eq!(names, ["shard-00", "shard-01"]);
     for field in ["segments", "records", "bytes", "live_bytes", "dead_bytes"] {
@@ -118,7 +118,7 @@ async fn stat_counts_records_live_and_dead() {
         "\"other\"",
         "43",
     ] {
-        assert!(table.contains(part), "{part} in\n{table}");
+        assert!(table.contains(part), "{part} is missing in\n{table}");
     }
 }
 
@@ -133,10 +133,13 @@ async fn stat_lists_the_largest_workspaces_or_all() {
     server.stop().await;
     let told = async |arguments: &[&str]| {
         let stat = parse(&tool_output(server.data_dir(), arguments).await);
-        let workspaces = stat["workspaces"].as_array().expect("a list").clone();
-        let names = workspaces
-            .iter()
-            .map(|one| one["workspace"].as_str().expect("an id").to_owned());
+        let workspaces = stat["workspaces"].as_array().expect("an array").clone();
+        let names = workspaces.iter().map(|one| {
+            one["workspace"]
+                .as_str()
+                .expect("the id is a string")
+                .to_owned()
+        });
         names.collect::<Vec<_>>()
     };
     let greatest = told(&["stat", "--json"]).await;
@@ -188,7 +191,7 @@ async fn a_torn_tail_is_reported_but_is_not_an_error() {
     let table = tool_output(server.data_dir(), &["stat"]).await;
     assert!(table.contains(&tail), "{table}");
     let stat = parse(&tool_output(server.data_dir(), &["stat", "--json"]).await);
-    let tails = stat["folders"].as_array().expect("a list").iter();
+    let tails = stat["folders"].as_array().expect("an array").iter();
     let tails: Vec<_> = tails
         .map(|folder| &folder["torn_tail"])
         .filter(|tail| !tail.is_null())
@@ -212,7 +215,7 @@ async fn records_beyond_the_end_of_a_segment_have_their_own_exit_code() {
     let path = demo_segment(server.data_dir());
     let whole = std::fs::read(&path).expect("a segment");
     let end = whole.windows(4).rposition(|bytes| bytes == b"\xFFEPB");
-    let end = end.expect("there are batches");
+    let end = end.expect("the log has batches");
     let last_ops = whole[end..]
         .windows(4)
         .filter(|bytes| bytes == b"demo")
@@ -241,10 +244,13 @@ async fn records_beyond_the_end_of_a_segment_have_their_own_exit_code() {
             outcome.stdout.contains("all is whole: 2 segments"),
             "{outcome:?}"
         );
-        assert!(outcome.stdout.contains(&line), "{line} in {outcome:?}");
+        assert!(
+            outcome.stdout.contains(&line),
+            "{line} is missing in {outcome:?}"
+        );
     }
     let table = tool_output(server.data_dir(), &["stat"]).await;
-    assert!(table.contains(&line), "{line} in {table}");
+    assert!(table.contains(&line), "{line} is missing in {table}");
     let stat = parse(&tool_output(server.data_dir(), &["stat", "--json"]).await);
     let expected =
         json!([{"file": path.display().to_string(), "offset": end, "records": last_ops}]);
@@ -253,7 +259,7 @@ async fn records_beyond_the_end_of_a_segment_have_their_own_exit_code() {
     let state = state_of(&server, "demo").await;
     assert!(
         !state.values().any(|value| value == 9),
-        "they are not served: {state:?}"
+        "the records are served: {state:?}"
     );
 }
 
@@ -363,7 +369,7 @@ async fn a_closed_pipe_is_not_an_error() {
         .expect("the binary starts");
     // The pipe holds less than the whole dump: with the reader gone, a write fails.
     drop(child.stdout.take());
-    let output = child.wait_with_output().expect("it ends");
+    let output = child.wait_with_output().expect("the process exits");
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
 }
@@ -404,10 +410,10 @@ async fn a_running_servers_log_is_read_without_a_false_alarm() {
             .map(|line| line["seq"].as_u64().expect("a number"));
         let seqs: Vec<u64> = seqs.collect();
         assert!(seqs.is_sorted(), "{seqs:?}");
-        last_seq = *seqs.last().expect("there are ops");
+        last_seq = *seqs.last().expect("the dump has ops");
         assert!(last_seq >= seq, "{last_seq} after {seq}");
     }
-    let mut client = writer.await.expect("the server takes all of it");
+    let mut client = writer.await.expect("the writer task succeeds");
     client.expect_no_answer().await;
     assert_eq!(server.get("/readyz").await.status, 200);
     let stat = parse(&tool_output(server.data_dir(), &["stat", "--json"]).await);
@@ -448,13 +454,13 @@ async fn repair_keeps_intact_data_and_the_server_starts() {
     assert_eq!(
         contents(&data_dir),
         before,
-        "without an answer nothing changes"
+        "without confirmation, nothing changes"
     );
 
     let told = tool_output(&data_dir, &["repair", "--yes"]).await;
     let short = path
         .strip_prefix(&data_dir)
-        .expect("a file in it")
+        .expect("the log has a file")
         .display()
         .to_string();
     for part in [
@@ -464,11 +470,11 @@ async fn repair_keeps_intact_data_and_the_server_starts() {
         "damaged-1",
         "repaired\nall is whole: 2 segments with 42 records",
     ] {
-        assert!(told.contains(part), "{part} in\n{told}");
+        assert!(told.contains(part), "{part} is missing in\n{told}");
     }
     let aside = data_dir.join("damaged-1").join(&short);
     assert_eq!(
-        std::fs::read(aside).expect("it is set aside"),
+        std::fs::read(aside).expect("the file is set aside"),
         before[&path]
     );
     tool_output(&data_dir, &["verify"]).await;
@@ -493,17 +499,17 @@ type Damage = fn(&Path);
 async fn repair_fixes_each_kind_of_damage() {
     let damages: [(&str, Damage); 6] = [
         ("a lost meta.json", |data| {
-            std::fs::remove_file(data.join("meta.json")).expect("it is there");
+            std::fs::remove_file(data.join("meta.json")).expect("the file exists");
         }),
         ("a segment header", |data| {
             files::flip(&demo_segment(data), 20);
         }),
         ("a missing segment", |data| {
-            std::fs::remove_file(demo_segment(data)).expect("it is there");
+            std::fs::remove_file(demo_segment(data)).expect("the file exists");
         }),
         ("another name", |data| {
             let path = demo_segment(data);
-            std::fs::rename(&path, path.with_file_name("copy.aof")).expect("it is there");
+            std::fs::rename(&path, path.with_file_name("copy.aof")).expect("the file exists");
         }),
         ("a file that is no segment", |data| {
             let path = demo_segment(data).with_file_name("0000000009.aof");
@@ -536,10 +542,10 @@ async fn repair_fixes_each_kind_of_damage() {
 #[tokio::test]
 async fn a_shard_without_its_only_segment_prevents_startup_until_repaired() {
     let harms: [Damage; 2] = [
-        |segment| std::fs::remove_file(segment).expect("it is there"),
+        |segment| std::fs::remove_file(segment).expect("the file exists"),
         |segment| {
-            let folder = segment.parent().expect("a segment is in a folder");
-            std::fs::remove_dir_all(folder).expect("it is there");
+            let folder = segment.parent().expect("the segment has a parent");
+            std::fs::remove_dir_all(folder).expect("the file exists");
         },
     ];
     for harm in harms {
@@ -552,7 +558,7 @@ async fn a_shard_without_its_only_segment_prevents_startup_until_repaired() {
         let told = tool(&data_dir, &["verify"]).await;
         for outcome in [start, told] {
             let line = outcome.expect_refusal();
-            assert!(line.contains(&expected), "{expected} in {line}");
+            assert!(line.contains(&expected), "{expected} is missing in {line}");
             assert!(line.contains("etherply log repair"), "{line}");
         }
         let told = tool_output(&data_dir, &["repair", "--yes"]).await;
@@ -584,7 +590,7 @@ async fn repair_asks_for_confirmation_on_a_terminal() {
     };
     let has_script = Command::new("script").arg("--version").output();
     if !has_script.is_ok_and(|output| output.status.success()) {
-        skipped("there is no script(1), which gives the command a terminal");
+        skipped("script(1), which provides a terminal, is not installed");
         return;
     }
     let before = contents(server.data_dir());
@@ -652,7 +658,7 @@ async fn folders_that_are_not_data_directories_are_left_alone() {
     }
     assert_eq!(
         std::fs::read_dir(folder.path())
-            .expect("it is there")
+            .expect("the folder exists")
             .count(),
         0
     );
@@ -696,6 +702,9 @@ async fn a_wrong_log_command_is_a_usage_error() {
         "--data-dir",
         "ETHERPLY_DATA_DIR",
     ] {
-        assert!(help.stdout.contains(command), "--help names {command}");
+        assert!(
+            help.stdout.contains(command),
+            "--help does not list {command}"
+        );
     }
 }

@@ -36,7 +36,7 @@ async fn a_json_line_has_its_message_and_fields_at_the_top_level() {
     let log = server.log();
     let lines = lines_with(&log, "listening");
     let [line] = &lines[..] else {
-        panic!("one line: {log}");
+        panic!("expected one line: {log}");
     };
     assert_eq!(line["level"], "INFO");
     assert_eq!(line["shards"], 2);
@@ -73,7 +73,7 @@ async fn at_debug_level_the_start_and_end_of_a_connection_are_logged() {
     assert_eq!(starts[0]["sub"], "ann");
     assert_eq!(
         starts[1]["sub"], "bob\u{1b}[31m\n",
-        "escaped, as JSON has it"
+        "the field is not escaped"
     );
     let ends = lines_with(&log, "client disconnected");
     assert_eq!(ends.len(), 2, "{log}");

@@ -35,7 +35,10 @@ async fn an_op_is_delivered_on_an_idle_server_even_if_the_kernel_refuses_submiss
             let count = line.strip_prefix("etherply_ring_retries_total{shard=\"0\"} ")?;
             count.parse::<u64>().ok()
         });
-        assert!(retries > Some(0), "they are counted: {retries:?}");
+        assert!(
+            retries > Some(0),
+            "the retries are not counted: {retries:?}"
+        );
         server.stop().await;
         drop(injection);
     }

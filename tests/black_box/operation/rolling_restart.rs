@@ -22,7 +22,7 @@ fn listener() -> TcpListener {
 }
 
 fn passing(listener: &TcpListener) -> Setup {
-    Setup::new().passing(listener.try_clone().expect("a free descriptor"))
+    Setup::new().passing(listener.try_clone().expect("a free file descriptor"))
 }
 
 fn address_of(listener: &TcpListener) -> SocketAddr {
@@ -55,7 +55,11 @@ async fn restarts_under_load_refuse_no_connection_and_lose_no_op() {
     let addr = address_of(&listener);
     let setup = passing(&listener).args(&["--drain-ms", "200"]);
     let mut server = setup.start().await;
-    assert_eq!(server.addr(), addr, "it listens on what it was given");
+    assert_eq!(
+        server.addr(),
+        addr,
+        "the server does not listen on the passed socket"
+    );
     let load = Load::start(addr);
     for (round, (shards, by_kill)) in RESTARTS.into_iter().enumerate() {
         load.until_more_is_shown(300).await;
@@ -103,7 +107,7 @@ async fn a_client_that_connects_during_a_drain_waits_for_the_new_server() {
         let mut first = Client::connect(&server, "room 0").await;
         let mut second = Client::connect(&server, "room 0").await;
         server.terminate();
-        assert_eq!(first.expect_close(1001).await, "the server is stopping");
+        assert_eq!(first.expect_close(1001).await, "the server stopped serving");
         let mut knock = knock(server.addr()).await;
         second.expect_close(1001).await;
         // Both ends are closed, so the old server need not wait for them.
@@ -149,18 +153,20 @@ async fn a_client_that_connects_while_the_log_is_read_waits_even_through_sighup(
 #[tokio::test]
 async fn a_passed_socket_is_made_blocking_and_the_port_variable_is_ignored() {
     let listener = listener();
-    listener.set_nonblocking(true).expect("a socket takes it");
+    listener
+        .set_nonblocking(true)
+        .expect("the socket option can be set");
     let setup = passing(&listener).env("PORT", "1");
     let mut server = setup.start().await;
     assert_eq!(server.addr(), address_of(&listener));
     // O_NONBLOCK is a flag of the open file description that both descriptors share.
-    let flags = fcntl_getfl(&listener).expect("it is open");
+    let flags = fcntl_getfl(&listener).expect("the socket is open");
     assert!(!flags.contains(OFlags::NONBLOCK), "{flags:?}");
     for _ in 0..3 {
         Client::connect(&server, "room 0").await;
     }
     server.stop().await;
-    TcpStream::connect(address_of(&listener)).expect("the socket outlives the server");
+    TcpStream::connect(address_of(&listener)).expect("the socket is closed with the server");
 }
 
 #[tokio::test]
@@ -226,7 +232,7 @@ async fn anything_but_a_listening_tcp_socket_is_refused_with_one_clear_line() {
 fn connected() -> OwnedFd {
     let listener = listener();
     let stream = TcpStream::connect(address_of(&listener));
-    stream.expect("it listens").into()
+    stream.expect("the server listens").into()
 }
 
 #[tokio::test]

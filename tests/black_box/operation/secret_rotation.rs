@@ -31,11 +31,11 @@ impl Files {
     }
 
     fn write(&self, name: &str, text: &str) {
-        std::fs::write(self.path(name), text).expect("a file can be written");
+        std::fs::write(self.path(name), text).expect("the file can be written");
     }
 
     fn remove(&self, name: &str) {
-        std::fs::remove_file(self.path(name)).expect("the file was there");
+        std::fs::remove_file(self.path(name)).expect("the file existed");
     }
 
     fn setup(&self) -> Setup {
@@ -164,7 +164,7 @@ async fn a_bad_secret_file_changes_nothing_and_is_named_in_one_line() {
         ("previous", |files| files.write("previous", "")),
         ("previous", |files| {
             files.remove("previous");
-            std::fs::create_dir(files.path("previous")).expect("a folder can be made");
+            std::fs::create_dir(files.path("previous")).expect("the folder can be created");
         }),
     ];
     for (name, break_it) in cases {
@@ -184,7 +184,7 @@ async fn a_bad_secret_file_changes_nothing_and_is_named_in_one_line() {
             files.write("previous", OTHER_SECRET);
         }
     }
-    std::fs::remove_dir(files.path("previous")).expect("the folder is empty");
+    std::fs::remove_dir(files.path("previous")).expect("the folder can be removed");
     reload(&server, &["the secrets were read again"]).await;
     until_statuses_are(
         &server,

@@ -77,19 +77,19 @@ impl Ledger {
         for ((_, key), kept) in self.newest.iter().filter(of_room) {
             let held = state.get(key);
             let held = held.unwrap_or_else(|| {
-                panic!("{when}: room {room} lost {key}, of which {kept} was shown")
+                panic!("{when}: room {room} lost {key}, although {kept} was delivered")
             });
             let is_later = timestamp_of(held) > timestamp_of(kept);
             assert!(
                 is_later || held == kept,
-                "{when}: room {room} holds {held} under {key}, but {kept} was shown"
+                "{when}: room {room} holds {held} under {key}, but {kept} was delivered"
             );
         }
         for (key, value) in state {
             let op = (room, key.clone(), value.to_string());
             assert!(
                 self.sent.contains(&op),
-                "{when}: room {room} holds {value} under {key}, which nobody sent"
+                "{when}: room {room} holds {value} under {key}, which no client sent"
             );
         }
     }
@@ -105,13 +105,13 @@ impl Ledger {
 fn timestamp_of(value: &Value) -> u64 {
     value["n"]
         .as_u64()
-        .expect("the values of this test carry their timestamp")
+        .expect("values of this test contain their timestamp")
 }
 
 type SharedLedger = Arc<Mutex<Ledger>>;
 
 fn open(ledger: &SharedLedger) -> MutexGuard<'_, Ledger> {
-    ledger.lock().expect("no client panics")
+    ledger.lock().expect("no client task panics")
 }
 
 /// Reads, and with `dice` also writes, until the server is gone.
@@ -235,13 +235,13 @@ async fn kill_under_load(mode: &str, rounds_count: u64) {
         let tasks = load(&server, &ledger, round).await;
         let goal = open(&ledger).ops_count + 100 + dice.below_u64(2000);
         let reached = async || (open(&ledger).ops_count >= goal).then_some(());
-        eventually("the clients are shown ops", reached).await;
+        eventually("the clients receive ops", reached).await;
 
         rooms_hit += open(&ledger).rooms_with_ops_on_their_way();
         server.kill9();
         for task in tasks {
-            let ended = within("a client notices the end", task).await;
-            ended.expect("no client panics");
+            let ended = within("a client to notice the end", task).await;
+            ended.expect("no client task panics");
         }
         let setup = setup.clone().shards(shards);
         for _ in 0..dice.below(3) {

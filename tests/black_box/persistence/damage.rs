@@ -116,7 +116,7 @@ impl Log {
     fn expected_bad_at(&self, offset: usize) -> Expected {
         assert!(
             self.layout.len < SECTOR_BYTES,
-            "no batch lies over the edge of a sector, where its checksum might pass for missing"
+            "a batch crosses the edge of a sector, so that its checksum could look missing"
         );
         Expected::Refused {
             file: SEGMENT_1,
@@ -153,14 +153,17 @@ impl Log {
             Expected::Refused { file, offset } => {
                 let line = refused(&setup, image).await;
                 let path = setup.data_dir().join(file).display().to_string();
-                assert!(line.contains(&path), "the file {path}: {line}");
+                assert!(
+                    line.contains(&path),
+                    "the line does not name {path}: {line}"
+                );
                 let place = format!("byte {offset}:");
-                assert!(line.contains(&place), "the place, {place} {line}");
+                assert!(line.contains(&place), "{place} is missing: {line}");
                 let command = format!(
                     "etherply log repair --data-dir {}",
                     setup.data_dir().display()
                 );
-                assert!(line.ends_with(&command), "what helps: {line}");
+                assert!(line.ends_with(&command), "the line gives no remedy: {line}");
             }
             Expected::Starts { ops, cut } => {
                 let behind = cut.map(|cut| (cut, &image[Path::new(SEGMENT_1)][cut..]));
@@ -187,18 +190,21 @@ impl Log {
             ([], None) => {}
             ([line], Some((offset, bytes))) => {
                 let left = segment(&server, SEGMENT_1).map(|bytes| bytes.len());
-                assert_eq!(left, Some(offset), "what is left of the segment");
+                assert_eq!(left, Some(offset), "the remaining length of the segment");
                 let path = server.data_dir().join(SEGMENT_1).display().to_string();
                 let words = [path, format!("offset={offset}"), format!("bytes={bytes}")];
                 for word in words {
-                    assert!(line.contains(&word), "{word:?} is told: {line}");
+                    assert!(line.contains(&word), "{word:?} is not reported: {line}");
                 }
             }
-            _ => panic!("{cut:?} was to be told:\n{log}"),
+            _ => panic!("{cut:?} is not reported:\n{log}"),
         }
         server.restart(2).await;
         assert_eq!(state_of(&server, "room").await, state, "after a restart");
-        assert!(!server.log().contains("torn"), "it is cut off once");
+        assert!(
+            !server.log().contains("torn"),
+            "the tail was truncated again"
+        );
     }
 }
 
@@ -231,7 +237,10 @@ async fn refused(setup: &Setup, image: &Image) -> String {
     let mut after = files::image(setup.data_dir());
     let lock = PathBuf::from("LOCK");
     after.insert(lock.clone(), image[&lock].clone());
-    assert!(&after == image, "a refused start changes nothing: {line}");
+    assert!(
+        &after == image,
+        "the refused start changed the data directory: {line}"
+    );
     line
 }
 
@@ -257,7 +266,7 @@ async fn check_cuts(end: End) {
     let first_batch = if end == End::Sealed { 2 } else { 0 };
     let units = log.layout.units.iter();
     for unit in units.filter(|unit| unit.batch >= first_batch) {
-        let last = (unit.fields.last().expect("it has fields").1 + unit.end).div_ceil(2);
+        let last = (unit.fields.last().expect("the unit has fields").1 + unit.end).div_ceil(2);
         let cuts = unit.fields.iter().map(|(_, at)| *at).chain([last]);
         for len in cuts {
             let what = format!("cut to {len}, in {:?} at {}", unit.kind, unit.start);
@@ -443,12 +452,14 @@ async fn a_second_segment_with_a_damaged_header_prevents_startup() {
     };
     for (field, at) in &header.fields {
         let mut image = log.image.clone();
-        image.get_mut(Path::new(SEGMENT_2)).expect("it is there")[*at] ^= 1;
+        image
+            .get_mut(Path::new(SEGMENT_2))
+            .expect("the file exists")[*at] ^= 1;
         log.check(&format!("a bit of {field}"), &image, &refused)
             .await;
         image
             .get_mut(Path::new(SEGMENT_2))
-            .expect("it is there")
+            .expect("the file exists")
             .truncate(*at);
         log.check(&format!("cut before {field}"), &image, &refused)
             .await;
@@ -462,7 +473,7 @@ async fn a_segment_with_another_name_or_in_another_log_is_detected() {
     let (first, second) = (PathBuf::from(SEGMENT_1), PathBuf::from(SEGMENT_2));
     let moved = |from: &Path, to: &str| {
         let mut image = log.image.clone();
-        let bytes = image.remove(from).expect("it is there");
+        let bytes = image.remove(from).expect("the file exists");
         image.insert(PathBuf::from(to), bytes);
         image
     };
@@ -544,7 +555,7 @@ async fn invalid_content_prevents_startup_even_with_correct_checksums() {
     let untouched = log.harmed(|bytes| reseal(bytes, &log.layout));
     assert!(
         untouched == log.image,
-        "the checksums are those of the format page"
+        "the checksums differ from the format page"
     );
 }
 

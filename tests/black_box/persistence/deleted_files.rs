@@ -39,7 +39,7 @@ impl Left {
                 std::fs::remove_file(open_segment.expect("a segment is open"))
             }
         }
-        .expect("the server cannot keep anybody from deleting");
+        .expect("the test can delete the files");
     }
 }
 
@@ -93,7 +93,11 @@ impl Scene {
         server.until_ready_is(503).await;
         let answer = server.handshake(&Server::sync_path("room")).await;
         assert_eq!(answer.status, 500, "{answer:?}");
-        assert_eq!(server.get("/healthz").await.status, 200, "it lives");
+        assert_eq!(
+            server.get("/healthz").await.status,
+            200,
+            "/healthz does not return 200"
+        );
         // A write that ends during the deletion may find LOCK gone and the segment still present.
         let path = server.data_dir().display().to_string();
         let words = ["the log cannot be written", &path, "was deleted", "start"];
@@ -140,23 +144,26 @@ impl Pair {
     /// written show some ops until then.
     async fn write_until_it_is_noticed(mut self, mode: &[&str], server: &Server) {
         for number in 0.. {
-            assert!(number < 1000, "ops go on into a deleted file");
+            assert!(number < 1000, "ops are still written to a deleted file");
             let key = format!("after {number}");
             let op = self.writer.write(&key, json!(number)).await;
             match self.witness.event().await {
                 Event::Text(text) => {
                     assert_eq!(Op::parse(&text), Some(op));
-                    assert_ne!(mode, ALWAYS, "{text} was shown and is kept nowhere");
+                    assert_ne!(mode, ALWAYS, "{text} was delivered but is not stored");
                 }
                 Event::Close(1011, _) => break,
-                event => panic!("a close with 1011 was due, not {event:?}"),
+                event => panic!("expected a close with 1011, got {event:?}"),
             }
         }
         // The check that runs once a second may run before the op; the op was then never accepted.
         let log = server.log();
         if mode == ALWAYS && !log.contains("(data directory: ") {
             let text = self.writer.expect_error(500).await;
-            assert_eq!(text, "Internal Server Error", "its sender is told");
+            assert_eq!(
+                text, "Internal Server Error",
+                "the sender received another reason"
+            );
         }
         assert_eq!(self.writer.close_code().await, 1011);
     }
@@ -173,7 +180,7 @@ async fn check(mode: &[&str], left: Left) {
     assert_eq!(
         files::image(&scene.data_dir),
         rest,
-        "what the server leaves behind would stand in the way of a backup"
+        "files left by the server would get in the way of a restore"
     );
     if left != Left::Nothing {
         Left::Nothing.delete_the_rest(&scene.data_dir);
@@ -250,7 +257,7 @@ struct Harm {
 }
 
 fn rename(from: &Path, to: &Path) {
-    std::fs::rename(from, to).expect("the server cannot keep anybody from renaming");
+    std::fs::rename(from, to).expect("the test can rename the files");
 }
 
 fn aside(path: &Path) -> PathBuf {
@@ -260,7 +267,7 @@ fn aside(path: &Path) -> PathBuf {
 const HARMS: &[Harm] = &[
     Harm {
         what: "LOCK is deleted",
-        apply: |data_dir| std::fs::remove_file(data_dir.join("LOCK")).expect("it is there"),
+        apply: |data_dir| std::fs::remove_file(data_dir.join("LOCK")).expect("the file exists"),
         undo: None,
         words: &["LOCK was deleted or replaced", "stop every server"],
     },
@@ -268,7 +275,7 @@ const HARMS: &[Harm] = &[
         what: "LOCK is replaced",
         apply: |data_dir| {
             let lock = data_dir.join("LOCK");
-            std::fs::copy(&lock, aside(&lock)).expect("it is there");
+            std::fs::copy(&lock, aside(&lock)).expect("the file exists");
             rename(&aside(&lock), &lock);
         },
         undo: None,
@@ -284,10 +291,10 @@ const HARMS: &[Harm] = &[
         what: "the data directory is moved away and made anew",
         apply: |data_dir| {
             rename(data_dir, &aside(data_dir));
-            std::fs::create_dir(data_dir).expect("a folder can be made");
+            std::fs::create_dir(data_dir).expect("the folder can be created");
         },
         undo: Some(|data_dir| {
-            std::fs::remove_dir(data_dir).expect("the server puts nothing in there");
+            std::fs::remove_dir(data_dir).expect("the server created something there");
             rename(&aside(data_dir), data_dir);
         }),
         words: &["was deleted or moved away", "move the data directory back"],
@@ -345,7 +352,7 @@ async fn an_idle_server_notices_that_its_data_directory_is_missing() {
 #[tokio::test]
 async fn no_op_is_delivered_after_the_lock_file_is_deleted() {
     let (mut scene, pair) = Scene::new(ALWAYS).await;
-    std::fs::remove_file(scene.data_dir.join("LOCK")).expect("it is there");
+    std::fs::remove_file(scene.data_dir.join("LOCK")).expect("the file exists");
     pair.write_until_it_is_noticed(ALWAYS, &scene.server).await;
     scene.end().await;
 }
@@ -356,7 +363,7 @@ async fn without_the_lock_file_a_second_server_is_refused_and_no_delivered_op_is
     drop(pair);
     let state = state_of(&scene.server, "room").await;
     let before = files::image(&scene.data_dir.join(SHARD));
-    std::fs::remove_file(scene.data_dir.join("LOCK")).expect("it is there");
+    std::fs::remove_file(scene.data_dir.join("LOCK")).expect("the file exists");
     let second = scene.server.setup().run().await;
     let line = second.expect_refusal();
     assert!(
@@ -412,7 +419,7 @@ async fn a_server_whose_data_directory_was_deleted_unnoticed_stops_promptly() {
         for attempt in 0.. {
             assert!(
                 attempt < 10,
-                "{mode:?}: what is done to a deleted file counts"
+                "{mode:?}: operations on a deleted file still succeed"
             );
             let log = log_of_a_stop_after_a_deletion(mode).await;
             if log.contains(operation) {
@@ -430,7 +437,7 @@ async fn scene_at_the_end_of_a_segment() -> (Scene, Pair) {
     let open_segment = files::segments(&scene.data_dir).pop();
     let open_segment = open_segment.expect("a segment is open");
     let filler = "f".repeat(1_000_000);
-    while open_segment.metadata().expect("it is there").len() < SEGMENT_BYTES {
+    while open_segment.metadata().expect("the file exists").len() < SEGMENT_BYTES {
         pair.write("filler", json!(filler)).await;
     }
     (scene, pair)
@@ -444,7 +451,7 @@ async fn after_a_deletion_no_segment_is_created_without_its_predecessors() {
     scene.check_failed().await;
     scene.end().await;
     let left = files::image(&scene.data_dir);
-    assert!(left.is_empty(), "there is {:?}", left.keys());
+    assert!(left.is_empty(), "unexpected files: {:?}", left.keys());
     scene.check_the_backup_is_served().await;
 }
 
@@ -452,7 +459,7 @@ async fn after_a_deletion_no_segment_is_created_without_its_predecessors() {
 async fn a_log_that_was_moved_away_does_not_continue_in_its_replacement() {
     let (mut scene, pair) = scene_at_the_end_of_a_segment().await;
     let elsewhere = scene.data_dir.with_extension("moved");
-    std::fs::rename(&scene.data_dir, &elsewhere).expect("a folder can be renamed");
+    std::fs::rename(&scene.data_dir, &elsewhere).expect("the folder can be renamed");
     files::put_back(&scene.data_dir, &scene.backup);
     pair.write_until_it_is_noticed(ALWAYS, &scene.server).await;
     scene.check_failed().await;

@@ -26,7 +26,7 @@ fn filler() -> String {
 /// not shown.
 async fn write_until_it_fails(writer: &mut Client, witness: &mut Client, shown: &mut Shown) {
     for number in 0.. {
-        assert!(number < 20_000, "the disk was to fail");
+        assert!(number < 20_000, "the disk never failed");
         let op = writer
             .write(&format!("during {number}"), json!(filler()))
             .await;
@@ -35,12 +35,12 @@ async fn write_until_it_fails(writer: &mut Client, witness: &mut Client, shown: 
                 assert_eq!(
                     Op::parse(&text),
                     Some(op),
-                    "the witness is shown the op, or nothing"
+                    "the witness received another op"
                 );
                 shown.insert(format!("during {number}"), json!(filler()));
             }
             Event::Close(1011, _) => return,
-            event => panic!("the op or a close with 1011 was due, not {event:?}"),
+            event => panic!("expected the op or a close with 1011, got {event:?}"),
         }
     }
 }
@@ -57,7 +57,11 @@ async fn write_some(writer: &mut Client, witness: &mut Client, when: &str, shown
 
 fn check_nothing_lost(state: &Map<String, Value>, shown: &Shown, when: &str) {
     for (key, value) in shown {
-        assert_eq!(state.get(key), Some(value), "{when}: {key} was shown");
+        assert_eq!(
+            state.get(key),
+            Some(value),
+            "{when}: {key} was delivered but is lost"
+        );
     }
 }
 
@@ -74,7 +78,7 @@ async fn check_failure(server: &Server, break_disk: impl FnOnce()) -> Shown {
     assert_eq!(
         writer.expect_error(500).await,
         "Internal Server Error",
-        "the sender of the op that was not kept is told"
+        "the sender of the lost op received no error"
     );
     writer.expect_close(1011).await;
     idle.expect_close(1011).await;
@@ -87,12 +91,12 @@ async fn check_failure(server: &Server, break_disk: impl FnOnce()) -> Shown {
     assert_eq!(
         server.get("/healthz").await.status,
         200,
-        "the process lives"
+        "/healthz does not return 200"
     );
     assert_eq!(
         server.handshake("/v1/sync/room").await.status,
         401,
-        "a bad token stays a bad token"
+        "an invalid token is not refused with 401"
     );
     shown
 }
@@ -144,7 +148,7 @@ async fn a_write_that_fails_halfway_loses_no_delivered_op() {
     for room_left in [700, 2999, 4096] {
         let sizes = files::segments(server.data_dir()).into_iter();
         let longest = sizes
-            .map(|path| path.metadata().expect("a segment is there").len())
+            .map(|path| path.metadata().expect("the segment exists").len())
             .max();
         let mut writer = Client::connect(&server, "room").await;
         let mut witness = Client::connect(&server, "room").await;
@@ -197,7 +201,7 @@ async fn an_init_never_contains_an_op_that_was_not_kept() {
         let state = Client::connect_at_last(&server, "room").await.init;
         assert!(
             !shown || state.contains_key(&key),
-            "{key} was shown in an init, and lost"
+            "{key} was delivered in an init but is lost"
         );
     }
 }
@@ -224,7 +228,7 @@ async fn a_correction_never_contains_an_op_that_was_not_kept() {
         let is_kept = state.get(&winner.key) == Some(&winner.value);
         assert!(
             !was_shown || is_kept,
-            "the winner was shown in a correction, and lost"
+            "the winner was delivered in a correction but is lost"
         );
     }
 }
@@ -254,13 +258,16 @@ async fn a_start_on_a_full_disk_is_refused_and_loses_nothing() {
         let log = outcome.stderr.lines();
         let errors: Vec<&str> = log.filter(|line| line.starts_with("error:")).collect();
         let [line] = errors[..] else {
-            panic!("one line says why: {outcome:?}");
+            panic!("expected one line with the reason: {outcome:?}");
         };
         assert_eq!(outcome.code, Some(1), "{outcome:?}");
         assert!(!outcome.stdout.contains("listening"), "{outcome:?}");
         assert!(line.contains("No space left on device"), "{line}");
         let path = server.data_dir().display().to_string();
-        assert!(line.contains(&path), "the line names the folder: {line}");
+        assert!(
+            line.contains(&path),
+            "the line does not name the folder: {line}"
+        );
     }
     ballast.remove();
     check_restart(&mut server, &shown).await;
@@ -300,7 +307,10 @@ async fn a_write_error_in_interval_or_none_mode_leaves_no_gap() {
         let kept_count = state.len() - shown.len();
         for number in 0..kept_count {
             let key = format!("during {number}");
-            assert!(state.contains_key(&key), "{key} is a gap before others");
+            assert!(
+                state.contains_key(&key),
+                "{key} is missing, but later ops are not"
+            );
         }
         server.kill9();
         check_restart(&mut server, &state).await;
@@ -415,7 +425,7 @@ async fn after_a_panic_the_shard_is_rebuilt_from_its_log_and_serves_again() {
         check_nothing_lost(&writer.init, &shown, "after a panic");
         assert!(
             !writer.init.contains_key(PANIC_KEY),
-            "the op of the panic was never applied"
+            "the op that caused the panic was applied"
         );
         write_some(
             &mut writer,
@@ -451,7 +461,7 @@ async fn a_panic_in_one_shard_leaves_the_other_shard_alone() {
             Client::connect(&server, &name).await,
         ));
     }
-    let (mut culprit, mut witness) = rooms.pop().expect("there are rooms");
+    let (mut culprit, mut witness) = rooms.pop().expect("the shard has rooms");
     culprit.write(PANIC_KEY, json!(1)).await;
     assert_eq!(culprit.close_code().await, 1011);
     assert_eq!(witness.close_code().await, 1011);
@@ -464,12 +474,12 @@ async fn a_panic_in_one_shard_leaves_the_other_shard_alone() {
         match reader.event().await {
             Event::Text(_) => untouched_count += 1,
             Event::Close(1011, _) => {}
-            event => panic!("the op or a close with 1011 was due, not {event:?}"),
+            event => panic!("expected the op or a close with 1011, got {event:?}"),
         }
     }
     assert!(
         (1..31).contains(&untouched_count),
-        "one of two shards failed, and {untouched_count} rooms of 31 did not notice"
+        "one of two shards failed, but {untouched_count} of 31 rooms were unaffected"
     );
 }
 
@@ -489,21 +499,21 @@ async fn ops_of_other_clients_during_a_panic_are_kept_if_delivered() {
     loop {
         match witness.event().await {
             Event::Text(text) => {
-                let op = Op::parse(&text).unwrap_or_else(|| panic!("an op was due, not {text}"));
+                let op = Op::parse(&text).unwrap_or_else(|| panic!("expected an op, got {text}"));
                 shown.insert(op.key, op.value);
             }
             Event::Close(code, _) => break assert_eq!(code, 1011),
-            Event::Lost(error) => panic!("a close frame was due, not {error}"),
+            Event::Lost(error) => panic!("expected a close frame, got {error}"),
         }
     }
     loop {
         match bystander.event().await {
             Event::Text(text) => assert!(
                 error_of(&text, 500).is_some(),
-                "an error 500 was due, not {text}"
+                "expected an error 500, got {text}"
             ),
             Event::Close(code, _) => break assert_eq!(code, 1011),
-            Event::Lost(error) => panic!("a close frame was due, not {error}"),
+            Event::Lost(error) => panic!("expected a close frame, got {error}"),
         }
     }
     check_nothing_lost(

@@ -47,7 +47,7 @@ async fn half_way() -> (Server, u64, Map<String, Value>) {
     // Without the zeros that they are preallocated with.
     let files = files.inspect(|path| append_to_log(path, &[]));
     let bytes: Vec<u64> = files
-        .map(|path| path.metadata().expect("a segment is there").len())
+        .map(|path| path.metadata().expect("the segment exists").len())
         .collect();
     let percent = bytes[0] * 100 / bytes.iter().sum::<u64>();
     assert!((20..50).contains(&percent), "a third of {bytes:?}");
@@ -66,7 +66,7 @@ async fn ask(server: &Server, head: &str) -> Raw {
 
 async fn until_it_reads(server: &Server, percent: u64) {
     let wanted = json!({"status": format!("the log is being read: {percent} %")});
-    eventually(&format!("/readyz tells {wanted}"), async || {
+    eventually(&format!("/readyz reports {wanted}"), async || {
         let answer = server.get("/readyz").await;
         assert_eq!(answer.status, 503, "{answer:?}");
         (answer.json() == wanted).then_some(())
@@ -84,7 +84,7 @@ async fn the_server_answers_and_reports_progress_while_the_log_is_read() {
 
     // The progress is logged repeatedly, not just once.
     let line = format!("reading the log: {percent} %");
-    eventually("a second line about it", async || {
+    eventually("a second progress line is logged", async || {
         (server.log().matches(&line).count() > 1).then_some(())
     })
     .await;
@@ -141,7 +141,7 @@ async fn the_server_can_be_stopped_while_the_log_is_read() {
         "{}",
         server.log()
     );
-    assert_eq!(segments(server.data_dir()), before, "nothing was begun");
+    assert_eq!(segments(server.data_dir()), before, "a segment was created");
 
     fs::write(gate(server.setup()), "").expect("the folder can be written");
     server.restart(2).await;

@@ -61,7 +61,7 @@ async fn connect(server: &Server) -> TcpStream {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket
         .set_recv_buffer_size(4096)
-        .expect("a buffer may be small");
+        .expect("the buffer size can be set");
     within("a connection", socket.connect(server.addr()))
         .await
         .expect("the server listens")
@@ -77,7 +77,7 @@ async fn come_and_vanish(
     let mut stream = connect(server).await;
     if dice.one_in(2) {
         // The connection is reset instead of closed.
-        set_socket_linger(&stream, Some(Duration::ZERO)).expect("a socket lingers or not");
+        set_socket_linger(&stream, Some(Duration::ZERO)).expect("the socket option can be set");
     }
     let mut bytes = burst(room, dice);
     match dice.below(5) {
@@ -89,7 +89,7 @@ async fn come_and_vanish(
         _ => {}
     }
     // The server may have hung up already, after a close frame.
-    let _ = within("room in the socket", stream.write_all(&bytes)).await;
+    let _ = within("space in the socket", stream.write_all(&bytes)).await;
     match dice.below(3) {
         0 => {}
         1 => {
@@ -124,12 +124,12 @@ async fn crowd(server: &Server, progress: watch::Receiver<usize>) {
         }
     });
     let count: u64 = futures_util::future::join_all(members).await.iter().sum();
-    assert!(count > 2 * CROWD_COUNT, "they came back: {count} in all");
+    assert!(count > 2 * CROWD_COUNT, "only {count} connections in total");
 }
 
 async fn expect_nothing_left(server: &Server, open_before: usize) {
     let left = async || (server.open_sockets_count() <= open_before).then_some(());
-    eventually("the connections of all who vanished are gone", left).await;
+    eventually("the connections of all vanished clients are closed", left).await;
 }
 
 async fn check_that_those_who_stay_get_every_op(setup: Setup) {
@@ -150,7 +150,7 @@ async fn check_that_those_who_stay_get_every_op(setup: Setup) {
     drop(sender);
     crowd(&server, progress).await;
     for stay in stays {
-        stay.await.expect("those who stay get every op");
+        stay.await.expect("the remaining clients receive every op");
     }
     expect_nothing_left(&server, open_before).await;
     for room in 0..ROOMS_COUNT {

@@ -20,7 +20,7 @@ async fn the_server_pings_every_interval_and_a_client_that_answers_stays() {
     let mut socket = Raw::open(server.addr(), &Server::sync_path("room")).await;
     for _ in 0..10 {
         let ping = socket.frame().await;
-        assert_eq!(ping.first_byte, PING, "a ping was due, not {ping:?}");
+        assert_eq!(ping.first_byte, PING, "expected a ping, got {ping:?}");
         socket.send_frame(PONG, &ping.payload).await;
     }
 }
@@ -40,12 +40,12 @@ async fn a_silent_client_is_closed_after_two_and_a_half_intervals() {
     }
     assert!(
         at == rest.len() || rest[at] == CLOSE,
-        "pings and at most a close frame: {rest:?}"
+        "expected only pings and at most a close frame, got {rest:?}"
     );
-    assert!(pings_count >= 1, "it was pinged");
+    assert!(pings_count >= 1, "the client was never pinged");
     assert!(
         begun.elapsed() >= Duration::from_millis(450),
-        "not before its time: {:?}",
+        "closed too early: {:?}",
         begun.elapsed()
     );
 }
@@ -60,7 +60,7 @@ async fn any_message_is_a_sign_of_life_including_the_ping_message() {
     while begun.elapsed() < Duration::from_secs(2) {
         talks.send_frame(TEXT, br#"{"type":"ping"}"#).await;
         let ping = talks.frame().await;
-        assert_eq!(ping.first_byte, PING, "a ping was due, not {ping:?}");
+        assert_eq!(ping.first_byte, PING, "expected a ping, got {ping:?}");
     }
 }
 
@@ -82,7 +82,7 @@ async fn a_client_library_that_only_reads_stays_connected_by_its_pongs() {
     let (event, op) = tokio::join!(reader.event(), fifteen_intervals);
     match event {
         Event::Text(text) => assert_eq!(Op::parse(&text), Some(op)),
-        event => panic!("the op was due, not {event:?}"),
+        event => panic!("expected the op, got {event:?}"),
     }
 }
 
@@ -127,7 +127,7 @@ async fn connect_with_small_buffer(server: &Server) -> Client {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket
         .set_recv_buffer_size(16 * 1024)
-        .expect("a buffer may be small");
+        .expect("the buffer size can be set");
     let stream = socket
         .connect(server.addr())
         .await
@@ -154,7 +154,7 @@ async fn push(server: &Server, writer: &mut Client, reader: &mut Client, ops_cou
         );
         if sent.len() > AHEAD {
             reader
-                .expect_op(&sent.pop_front().expect("ops are on their way"))
+                .expect_op(&sent.pop_front().expect("an op is in flight"))
                 .await;
         }
         if number % 100 == 0 {
@@ -199,7 +199,7 @@ async fn a_client_that_stops_reading_costs_no_memory_slows_nobody_and_ends_with_
     let growth = resident_max.saturating_sub(before);
     assert!(
         growth < 8 * 1024 * 1024,
-        "50 MB passed a client that does not read, and memory grew by {growth} bytes"
+        "memory grew by {growth} bytes while a client left 50 MB unread"
     );
 
     let truth = state_of(&server, "room").await;
@@ -231,11 +231,11 @@ async fn a_client_that_fell_behind_receives_the_latest_op_of_each_key_in_order_o
     // The writer's timestamps increase, so the last changes are in timestamp order.
     assert!(
         seen.is_sorted_by_key(|op| op.timestamp),
-        "what it was sent keeps the order of the changes"
+        "the ops arrive in the order of the changes"
     );
     assert!(
         seen.len() < 1500,
-        "it was conflated, not sent all {}",
+        "the client received all {} ops instead of conflated ones",
         seen.len()
     );
 }
@@ -254,7 +254,7 @@ async fn a_client_that_fell_behind_receives_its_own_ops_back_only_as_corrections
     let last = writer.write("last", json!("the last")).await;
     loop {
         let op = stalled.next_op().await;
-        assert_ne!(op.key, "its own", "its own op came back");
+        assert_ne!(op.key, "its own", "an op was sent back to its sender");
         if op == last {
             return;
         }
@@ -281,7 +281,7 @@ async fn a_client_that_reads_nothing_for_60_s_is_closed_with_1013() {
     .await;
     assert!(
         begun.elapsed() > Duration::from_secs(50),
-        "a client has 60 s, not {:?}",
+        "a client was closed after {:?} instead of 60 s",
         begun.elapsed()
     );
     // The close frame follows the data that the kernel already held; a reset of the connection may
@@ -372,12 +372,12 @@ async fn check_drain(signal: Signal) {
     );
     assert!(
         begun.elapsed() < DRAIN + Duration::from_secs(2),
-        "it ended after {:?}",
+        "the server stopped after {:?}",
         begun.elapsed()
     );
     tokio::net::TcpStream::connect(addr)
         .await
-        .expect_err("nobody listens any more");
+        .expect_err("a connection was accepted after the stop");
 }
 
 /// P77, P78.
@@ -427,7 +427,7 @@ async fn no_new_client_is_served_while_draining() {
         Client::dial(server.addr(), &Server::sync_path("room"))
             .await
             .is_err(),
-        "no new client while draining"
+        "a client was admitted while draining"
     );
     drop(clients);
     assert_eq!(server.exit_code_within(PATIENCE).await, Some(0));
@@ -440,7 +440,7 @@ async fn an_idle_server_stops_without_waiting_for_the_drain_time() {
 }
 
 #[tokio::test]
-#[should_panic(expected = "the server has ended by itself")]
+#[should_panic(expected = "the server exited unexpectedly")]
 async fn a_server_that_dies_unnoticed_fails_the_test() {
     let server = Server::start().await;
     server.signal(Signal::ABORT);
@@ -448,5 +448,5 @@ async fn a_server_that_dies_unnoticed_fails_the_test() {
         let connected = tokio::net::TcpStream::connect(server.addr()).await;
         connected.is_err().then_some(())
     };
-    eventually("nobody listens any more", is_gone).await;
+    eventually("the port is closed", is_gone).await;
 }

@@ -229,7 +229,7 @@ async fn a_fragmented_message_with_a_ping_in_between_is_one_message() {
     let mut socket = open(&server).await;
     let op = Op::new("k", json!("a character cut in two: é"), stamp());
     let text = op_text(&op);
-    let cut = text.find('é').expect("the value has it") + 1;
+    let cut = text.find('é').expect("the value contains it") + 1;
     let (head, tail) = text.as_bytes().split_at(cut);
     socket.send_frame(TEXT_BEGIN, &head[..5]).await;
     socket.send_frame(PING, b"between").await;

@@ -104,7 +104,7 @@ async fn unknown_query_parameters_such_as_user_id_are_ignored() {
         format!("&a=b&&token={token}&="),
     ] {
         let answer = server.handshake(&format!("/v1/sync/room?{query}")).await;
-        assert_eq!(answer.status, 101, "for the query {query}");
+        assert_eq!(answer.status, 101, "query {query}");
     }
 }
 
@@ -124,7 +124,7 @@ async fn assert_same_room(server: &Server, first: &str, second: &str, same: bool
     assert_eq!(
         joined.init.contains_key(&op.key),
         same,
-        "{first} and {second} are one workspace: {same}"
+        "{first} and {second} are the same workspace: expected {same}"
     );
 }
 
@@ -202,7 +202,7 @@ async fn a_bad_workspace_id_is_answered_400() {
         let answer = server
             .handshake(&format!("/v1/sync/{segment}?token={token}"))
             .await;
-        assert_eq!(answer.status, 400, "for the id {segment:?}: {answer:?}");
+        assert_eq!(answer.status, 400, "id {segment:?}: {answer:?}");
     }
 }
 
@@ -224,10 +224,7 @@ async fn a_bad_request_line_or_header_is_answered_400() {
     ];
     for request in bad {
         let answer = answer_to(&server, request).await;
-        assert_eq!(
-            answer.status, 400,
-            "for the request {request:?}: {answer:?}"
-        );
+        assert_eq!(answer.status, 400, "request {request:?}: {answer:?}");
     }
 }
 
@@ -292,10 +289,7 @@ async fn a_handshake_without_a_valid_key_is_answered_400() {
         "Sec-WebSocket-Key: c2hvcnQ=\r\n",
     ] {
         let answer = answer_to(&server, &good.replace(key, replacement)).await;
-        assert_eq!(
-            answer.status, 400,
-            "for the key {replacement:?}: {answer:?}"
-        );
+        assert_eq!(answer.status, 400, "key {replacement:?}: {answer:?}");
     }
 }
 
@@ -310,11 +304,11 @@ async fn a_websocket_version_other_than_13_is_answered_426_naming_13() {
             &format!("Sec-WebSocket-Version: {version}"),
         );
         let answer = answer_to(&server, &request).await;
-        assert_eq!(answer.status, 426, "for version {version}");
+        assert_eq!(answer.status, 426, "version {version}");
         assert_eq!(
             answer.header("sec-websocket-version"),
             Some("13"),
-            "for version {version}"
+            "version {version}"
         );
     }
 }
@@ -361,7 +355,7 @@ async fn an_unknown_path_is_answered_404() {
         "/HEALTHZ",
     ] {
         let answer = server.handshake(&format!("{path}?token={token}")).await;
-        assert_eq!(answer.status, 404, "for the path {path}");
+        assert_eq!(answer.status, 404, "path {path}");
     }
 }
 
@@ -397,11 +391,11 @@ async fn a_head_over_16_kib_is_answered_431() {
             &Server::sync_path("room"),
             &format!("X-Filler: {filler}\r\n"),
         );
-        assert_eq!(head.len(), total, "the test counts right");
+        assert_eq!(head.len(), total, "the head has another length");
         assert_eq!(
             answer_to(&server, &head).await.status,
             status,
-            "for a head of {total} bytes"
+            "head of {total} bytes"
         );
     }
 }
@@ -416,7 +410,7 @@ async fn a_head_with_many_fields_is_answered_normally_up_to_16_kib() {
     for (count, status) in [(60, 101), (200, 101), (most, 101), (most + 1, 431)] {
         let head = handshake_head(&path, &"a:\n".repeat(count));
         let answer = answer_to(&server, &head).await;
-        assert_eq!(answer.status, status, "{count} fields more");
+        assert_eq!(answer.status, status, "{count} extra fields");
         if status == 431 {
             assert!(answer.body.contains("16 KiB"), "{answer:?}");
         }
@@ -446,7 +440,7 @@ async fn every_answer_except_101_has_a_date() {
             .args(["-u", "-d", date, "+%s %a, %d %b %Y %T GMT"])
             .env("LC_ALL", "C")
             .output();
-        let read = String::from_utf8(read.expect("date runs").stdout).expect("text");
+        let read = String::from_utf8(read.expect("date(1) can be run").stdout).expect("text");
         let (unix_s, again) = read
             .trim()
             .split_once(' ')
@@ -488,12 +482,12 @@ async fn a_head_not_finished_in_10_seconds_is_answered_408_even_if_it_trickles_i
     };
     let answer = tokio::select! {
         answer = silent.answer() => answer,
-        () = drip => unreachable!("it drips on and on"),
+        () = drip => unreachable!("the bytes never stop"),
     };
     assert_eq!(answer.status, 408);
     assert!(
         begun.elapsed() > Duration::from_secs(9),
-        "a head has 10 seconds, not {:?}",
+        "a head was allowed {:?} instead of 10 seconds",
         begun.elapsed()
     );
     silent.expect_end().await;
@@ -544,7 +538,7 @@ async fn a_handshake_while_draining_is_answered_503_with_retry_after_and_readyz_
     assert_eq!(
         server.get("/healthz").await.status,
         200,
-        "so the two before it are accepted"
+        "the earlier connections were not accepted"
     );
 
     server.terminate();

@@ -119,7 +119,10 @@ async fn write_k(server: &Server, value: &str) {
 async fn expect_other_state(server: &Server, tag: &str, value: &str) {
     let headers = format!("{}If-None-Match: {tag}\r\n", bearer());
     let answer = ask(server, "GET /v1/workspaces/room", &headers).await;
-    assert_eq!(answer.status, 200, "{tag} is of another state: {answer:?}");
+    assert_eq!(
+        answer.status, 200,
+        "{tag} belongs to another state: {answer:?}"
+    );
     assert_eq!(answer.json()["data"], json!({ "k": value }));
 }
 
@@ -155,14 +158,14 @@ async fn an_entity_tag_from_before_a_restore_never_matches() {
 }
 
 fn copy_folder(from: &Path, to: &Path) {
-    std::fs::create_dir(to).expect("a folder can be created");
+    std::fs::create_dir(to).expect("the folder can be created");
     for entry in std::fs::read_dir(from).expect("the folder can be read") {
         let entry = entry.expect("the folder can be read");
         let target = to.join(entry.file_name());
         if entry.path().is_dir() {
             copy_folder(&entry.path(), &target);
         } else {
-            std::fs::copy(entry.path(), target).expect("a file can be copied");
+            std::fs::copy(entry.path(), target).expect("the file can be copied");
         }
     }
 }
@@ -235,7 +238,7 @@ async fn presence_lists_each_user_id_once() {
     assert_eq!(answer.json(), online(&["ben", "Änn <b>"]));
     clients.remove(0).close().await;
     clients.remove(0).close().await;
-    eventually("those who left to be gone", async || {
+    eventually("the clients that left are gone", async || {
         let answer = ask(&server, "GET /v1/presence/room", &bearer()).await;
         (answer.json() == online(&["ben"])).then_some(())
     })
@@ -253,7 +256,7 @@ async fn a_query_is_form_encoded() {
         clients.push(Client::connect_path(&server, &path).await);
     }
     let answer = ask(&server, "GET /v1/presence/room", &bearer()).await;
-    let names: Vec<Value> = answer.json().as_array().expect("a list").clone();
+    let names: Vec<Value> = answer.json().as_array().expect("an array").clone();
     let names: Vec<&str> = names
         .iter()
         .filter_map(|entry| entry["userId"].as_str())
@@ -456,7 +459,10 @@ async fn console_and_metrics_are_served_only_locally() {
             assert_eq!(answer.status, status, "{head}{answer:?}");
             if status == 403 {
                 let message = answer.json()["message"].to_string();
-                assert!(message.contains("--admin-port"), "what to do: {message}");
+                assert!(
+                    message.contains("--admin-port"),
+                    "the message gives no remedy: {message}"
+                );
             }
         }
     }
@@ -474,7 +480,7 @@ async fn pages_are_sent_once_and_then_revalidated() {
     for path in ["/client.mjs", "/", "/console.css", "/console.mjs"] {
         let first = server.get(path).await;
         let tag = first.header("etag").expect("an entity tag").to_owned();
-        assert!(tag.starts_with('"'), "a strong one: {tag}");
+        assert!(tag.starts_with('"'), "the entity tag is not strong: {tag}");
         assert_eq!(first.header("cache-control"), Some("no-cache"), "{path}");
         for (tags, status) in [
             (tag.as_str(), 304),
@@ -503,9 +509,9 @@ async fn console_stats_reflect_what_happened() {
         let op = writer.write("k", json!(1)).await;
         reader.expect_op(&op).await;
     }
-    eventually("the figures to be told", async || {
+    eventually("the stats are up to date", async || {
         let stats = server.get("/console/stats.json").await.json();
-        let shards = stats["shards"].as_array().expect("a list of shards");
+        let shards = stats["shards"].as_array().expect("shards is an array");
         let sum = |name: &str| {
             shards
                 .iter()

@@ -163,7 +163,7 @@ fn all_bytes(folder: &Path) -> Vec<u8> {
         if path.is_dir() {
             all_bytes(&path)
         } else {
-            std::fs::read(path).expect("a file can be read")
+            std::fs::read(path).expect("the file can be read")
         }
     });
     contents.collect::<Vec<_>>().concat()
@@ -181,7 +181,7 @@ struct Replica {
 impl Replica {
     async fn join(server: &Server) -> Replica {
         let client = Client::connect(server, "room").await;
-        assert!(client.init.is_empty(), "the test starts in an empty room");
+        assert!(client.init.is_empty(), "the room is not empty");
         Replica {
             client,
             held: HashMap::new(),
@@ -222,7 +222,7 @@ impl Replica {
             let reading = tokio::time::timeout(PATIENCE, self.read_one());
             assert!(
                 reading.await.is_ok(),
-                "{who} holds {held:?} for ever, and the truth is {truth:?}"
+                "{who} keeps {held:?}, but the state is {truth:?}"
             );
         }
     }
@@ -273,7 +273,7 @@ async fn concurrent_writers_with_ties_and_skewed_clocks_converge_on_the_servers_
             replicas.push(
                 within("the end of a writer", task)
                     .await
-                    .expect("a writer does not fail"),
+                    .expect("the writer task succeeds"),
             );
         }
         // The last op of all: once the watcher has it, all earlier ones have been applied.
@@ -292,7 +292,7 @@ async fn concurrent_writers_with_ties_and_skewed_clocks_converge_on_the_servers_
             watcher.read_one().await;
         }
         let truth = state_of(&server, "room").await;
-        assert_eq!(watcher.state(), truth, "one who only watches");
+        assert_eq!(watcher.state(), truth, "the watcher has another state");
         for (writer, replica) in replicas.iter_mut().enumerate() {
             replica
                 .read_until(&truth, &format!("writer {writer}"))
@@ -303,7 +303,7 @@ async fn concurrent_writers_with_ties_and_skewed_clocks_converge_on_the_servers_
         assert_eq!(
             state_of(&server, "room").await,
             truth,
-            "the log holds the same truth"
+            "the log holds another state"
         );
     }
 }
@@ -317,7 +317,7 @@ async fn read_to_error(replica: &mut Replica) {
             None => {
                 return assert!(
                     text.contains(r#""error""#),
-                    "an op or the error, not {text}"
+                    "expected an op or the error, got {text}"
                 );
             }
         }

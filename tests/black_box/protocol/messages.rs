@@ -27,7 +27,7 @@ async fn check_refused(cases: &[(&str, String)]) {
         let text = sender.expect_error(400).await;
         assert!(
             text.contains(words),
-            "the error of {message:.200} has {words:?} in it: {text}"
+            "the error for {message:.200} does not contain {words:?}: {text}"
         );
     }
     let op = sender.write("after all", json!("still open")).await;
@@ -262,7 +262,7 @@ async fn a_value_nested_128_deep_is_passed_on_and_deeper_is_refused_with_400() {
         sender.write_spelled("deep", &deepest).await;
         assert!(
             other.next_text().await.contains(&deepest),
-            "128 deep passes"
+            "a value nested 128 deep was not passed on"
         );
         for depth in [129, 200, 20_000] {
             sender
@@ -295,13 +295,13 @@ async fn a_timestamp_over_24_h_ahead_is_refused_with_400_naming_the_difference()
         );
         assert!(
             text.contains(|letter: char| letter.is_ascii_digit()),
-            "it says by how much: {text}"
+            "the error does not say by how much: {text}"
         );
         texts.push(text);
     }
     assert!(
         texts[0] != texts[1] && texts[1] != texts[2],
-        "it says by how much: {texts:?}"
+        "the errors do not say by how much: {texts:?}"
     );
     sender
         .send_op(&Op::new("k", json!(1), now_us() * 1000))
@@ -385,11 +385,7 @@ async fn a_key_is_its_unescaped_text() {
         sender
             .send_text(&op_with(spelling, "1", &stamp().to_string()))
             .await;
-        assert_eq!(
-            other.next_op().await.key,
-            key,
-            "for the spelling {spelling}"
-        );
+        assert_eq!(other.next_op().await.key, key, "spelling {spelling}");
     }
     let expected: Vec<&str> = spellings.map(|(_, key)| key).into();
     let check = |state: serde_json::Map<String, Value>| {
@@ -509,7 +505,7 @@ fn assert_spelled(message: &str, name: &str, spelling: &str) {
     let goes_on = [",", "}"]
         .iter()
         .any(|end| message.contains(&format!("{field}{end}")));
-    assert!(goes_on, "{field:?} stands byte for byte in {message}");
+    assert!(goes_on, "{field:?} is not byte for byte in {message}");
 }
 
 fn assert_init_spelled(init_text: &str) {

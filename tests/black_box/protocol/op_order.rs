@@ -128,14 +128,14 @@ async fn all_clients_receive_the_ops_of_many_writers_in_the_same_order() {
     assert_eq!(orders[0], orders[1]);
     assert_eq!(orders[0], orders[2]);
     for (writer, task) in (0..).zip(writing) {
-        let mut client = task.await.expect("a writer does not fail");
+        let mut client = task.await.expect("the writer task succeeds");
         let prefix = format!("{writer}-");
         let others_order = orders[0].iter().filter(|key| !key.starts_with(&prefix));
         for key in others_order {
             assert_eq!(
                 &client.next_op().await.key,
                 key,
-                "writer {writer} sees the others in the same order"
+                "writer {writer} receives the others' ops in another order"
             );
         }
         let own: Vec<&String> = orders[0]
@@ -147,7 +147,7 @@ async fn all_clients_receive_the_ops_of_many_writers_in_the_same_order() {
             .collect();
         assert!(
             own.into_iter().eq(sent.iter()),
-            "the ops of one client keep their order"
+            "the ops of one client arrive in another order"
         );
     }
 }
@@ -179,19 +179,15 @@ async fn init_is_one_point_in_the_order_and_no_op_is_missed_or_repeated_after_it
         let at_init = joined
             .init
             .get("count")
-            .map_or(0, |count| count.as_u64().expect("the writer counts"));
+            .map_or(0, |count| count.as_u64().expect("the value is a number"));
         for next in at_init + 1..=at_init + 30 {
             let op = joined.next_op().await;
-            assert_eq!(
-                op.value,
-                json!(next),
-                "the op after the point of init, without a gap"
-            );
+            assert_eq!(op.value, json!(next), "ops are missing after init");
         }
     });
     futures_util::future::join_all(joining).await;
     running.store(false, Ordering::Relaxed);
-    assert!(writing.await.expect("the writer does not fail") > 30);
+    assert!(writing.await.expect("the writer task succeeds") > 30);
 }
 
 /// P30.
@@ -227,6 +223,6 @@ async fn a_client_that_disconnects_abruptly_disturbs_nobody() {
     let op = stays.write("k", json!(1)).await;
     match other.event().await {
         Event::Text(text) => assert_eq!(Op::parse(&text), Some(op)),
-        event => panic!("an op was due, not {event:?}"),
+        event => panic!("expected an op, got {event:?}"),
     }
 }

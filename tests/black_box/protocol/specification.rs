@@ -24,7 +24,7 @@ async fn scenario_client_connects_successfully() {
     assert_eq!(
         other.next_op().await.key,
         "alive",
-        "a connected client is heard"
+        "ops of a connected client are not broadcast"
     );
 }
 
@@ -50,7 +50,7 @@ async fn scenario_client_fails_authentication_with_an_invalid_token() {
         let answer = socket
             .handshake(&format!("/v1/sync/workspace-123?token={token}"), "")
             .await;
-        assert_eq!(answer.status, 401, "for the token {token}");
+        assert_eq!(answer.status, 401, "token {token}");
         socket.expect_end().await;
     }
 }
@@ -107,7 +107,7 @@ fn some_aof_file_contains(folder: &Path, text: &[u8]) -> bool {
             let is_aof = path.extension().is_some_and(|extension| extension == "aof");
             is_aof
                 && std::fs::read(path)
-                    .expect("a segment can be read")
+                    .expect("the segment can be read")
                     .windows(text.len())
                     .any(|window| window == text)
         })
@@ -201,7 +201,7 @@ async fn error_connection_refused_when_the_server_is_not_running() {
     server.stop().await;
     let error = tokio::net::TcpStream::connect(addr)
         .await
-        .expect_err("nobody listens");
+        .expect_err("a connection was accepted");
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
 }
 
@@ -228,12 +228,12 @@ async fn error_address_already_in_use_when_the_port_is_occupied() {
     let line = second.expect_refusal();
     assert!(
         line.contains(&format!("address already in use: 127.0.0.1:{port}")),
-        "the line says which: {line}"
+        "the line does not name the address: {line}"
     );
     assert_eq!(
         server.get("/healthz").await.status,
         200,
-        "the first server serves on"
+        "the first server stopped serving"
     );
 }
 

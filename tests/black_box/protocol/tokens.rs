@@ -26,8 +26,8 @@ async fn refused(server: &Server, query: &str, headers: &str) -> String {
     socket.expect_end().await;
     let body = answer.json();
     assert_eq!(body["error"], "Unauthorized", "{body}");
-    let message = body["message"].as_str().expect("a 401 has a message");
-    assert!(!message.is_empty(), "a 401 says why");
+    let message = body["message"].as_str().expect("the 401 has a message");
+    assert!(!message.is_empty(), "the 401 has a reason");
     message.to_string()
 }
 
@@ -223,7 +223,7 @@ async fn a_token_signed_with_the_secret_is_valid_whatever_else_it_claims() {
         assert_eq!(
             status_of(&server, &with_claims(&claims)).await,
             101,
-            "for the claims {claims}"
+            "claims {claims}"
         );
     }
 }
@@ -238,11 +238,7 @@ async fn a_token_header_needs_only_the_algorithm() {
         json!({"typ": "at+jwt", "alg": "HS256"}),
     ] {
         let token = signed(&header, &json!({"sub": "tester"}), SECRET);
-        assert_eq!(
-            status_of(&server, &token).await,
-            101,
-            "for the header {header}"
-        );
+        assert_eq!(status_of(&server, &token).await, 101, "header {header}");
     }
 }
 
@@ -320,7 +316,7 @@ async fn a_second_secret_is_accepted_to_allow_rotation() {
     assert_eq!(
         status_of(&server, &expired).await,
         401,
-        "the second secret is no way around exp"
+        "the second secret bypasses exp"
     );
     let none = format!("{}.", unsigned(&json!({"alg": "none"}), &claims));
     assert_eq!(status_of(&server, &none).await, 401);

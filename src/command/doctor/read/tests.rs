@@ -167,7 +167,7 @@ fn a_running_server_is_detected_by_its_lock_and_not_disturbed() {
     assert_eq!(server(root.path()), None);
     assert!(
         DataDirectory::open(root.path()).is_ok(),
-        "the check has left no lock"
+        "the check left a lock behind"
     );
 }
 

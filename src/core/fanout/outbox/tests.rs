@@ -118,15 +118,15 @@ impl OutboxRig {
             let is_due = |item: &OwedBytes| item.due <= self.visible_position;
             assert!(
                 !self.owed.first().is_some_and(is_due),
-                "what is due is sent"
+                "something due was not sent"
             );
             return false;
         }
         while !taken.is_empty() {
-            let item = self.owed.first().expect("nothing is sent that is not owed");
+            let item = self.owed.first().expect("everything sent is owed");
             assert!(
                 item.visible_from <= self.visible_position,
-                "nothing is sent early"
+                "something was sent early"
             );
             let left = &item.bytes[self.sent_bytes..];
             let (part, rest) = taken.split_at(left.len().min(taken.len()));
@@ -161,7 +161,7 @@ impl OutboxRig {
 
     fn show(&mut self, part: u64) {
         let hidden = self.position.bytes_since(self.visible_position);
-        let shown = hidden.expect("all is pushed first") * part / 4;
+        let shown = hidden.expect("everything is pushed first") * part / 4;
         self.visible_position = self.visible_position.advance(shown);
     }
 }
@@ -323,7 +323,7 @@ fn too_many_separate_own_frames_require_conflation() {
     rig.outbox.fall_behind(behind, &mut rig.pool);
     assert!(
         rig.frame(10, true),
-        "a session that is behind remembers none"
+        "a session that is behind remembers own frames"
     );
 }
 
@@ -355,10 +355,14 @@ fn a_leaving_client_still_receives_visible_answers() {
     assert_eq!(
         rig.outbox.answer_bytes() * 3,
         all_bytes * 2,
-        "two of three short answers, each at the cost of its chunk"
+        "two of three short answers are left, each at the cost of its chunk"
     );
     let spans = rig.outbox.take(None, rig.visible_position, &mut rig.pool);
-    assert_eq!(spans_bytes(&spans), 10, "the answers, and no broadcast");
+    assert_eq!(
+        spans_bytes(&spans),
+        10,
+        "the spans are not exactly the answers"
+    );
     assert_eq!(rig.outbox.waiting_bytes(), 0);
     assert_eq!(rig.outbox.in_flight_bytes() * 3, all_bytes * 2);
     rig.outbox.sent(&mut rig.pool);

@@ -85,7 +85,7 @@ fn no_client_waits_for_a_failing_compaction() {
     });
     space.update(0, LIVE, SECOND_US);
     assert!(space.is_free());
-    assert!(LogSpace::new(0).is_free(), "nor before a measurement");
+    assert!(LogSpace::new(0).is_free(), "slowed before a measurement");
 }
 
 #[test]

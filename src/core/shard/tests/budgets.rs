@@ -415,7 +415,7 @@ fn presence_is_encoded_once_and_lists_a_bounded_number() {
     rig.seen(late);
     let listed = |rig: &Rig, place: usize| -> Vec<serde_json::Value> {
         let body = &rig.peers[place].client.incoming;
-        serde_json::from_slice(body).expect("a body is a JSON list")
+        serde_json::from_slice(body).expect("the body is a JSON array")
     };
     let late = listed(&rig, late);
     assert_eq!(

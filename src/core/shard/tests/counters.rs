@@ -95,7 +95,7 @@ fn sessions_are_counted_by_state_even_after_a_panic() {
     rig.receive(clients[0], &frame(8, b""));
     assert_eq!(states(&rig), [1, 2, 1]);
     rig.op(clients[1], "boom", "1", 1);
-    assert_eq!(states(&rig), [1, 0, 1], "the others are gone");
+    assert_eq!(states(&rig), [1, 0, 1], "sessions are still counted");
     let counters = rig.shard.counters();
     assert_eq!((counters.failures, counters.refused_log_failed), (1, 1));
     assert_eq!((counters.window_bytes, counters.closed_by_peer), (0, 1));

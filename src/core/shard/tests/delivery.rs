@@ -59,7 +59,7 @@ fn a_session_is_queued_once_and_only_if_it_can_be_sent_to() {
             let owner = rig.peers[writer].client.id;
             assert!(
                 !rig.shard.sends.queued().contains(&owner),
-                "it has its own op"
+                "the writer is queued for its own op"
             );
             rig.shard.sends.set_queued(&[]);
             rig.session(reader).queued = case == 1;
@@ -92,7 +92,7 @@ fn a_commit_waits_briefly_for_the_round_of_sends() {
         rig.receive_only(writer, &op("k", "1", 1));
         // The round of sends is not complete.
         rig.shard.enqueue(id);
-        assert!(rig.shard.has_work(), "it is looked at in the next turn");
+        assert!(rig.shard.has_work(), "the queued session causes no turn");
         rig.clock.now_us += passed_us;
         rig.turn();
         let case = format!("{durability:?} {passed_us}");
@@ -122,7 +122,7 @@ fn a_batch_does_not_depend_on_another_event() {
             rig.turn();
             assert!(rig.log.is_some() || rig.shard.has_work(), "{case}");
         }
-        assert!(rig.log.is_some(), "{case}: the batch is on its way");
+        assert!(rig.log.is_some(), "{case}: no batch is in flight");
     }
 }
 
@@ -190,7 +190,7 @@ fn a_zero_byte_send_ends_the_connection() {
         rig.op(writer, "k", "1", 1);
         rig.seen(client);
         let spans = rig.peers[client].client.sending.take();
-        let spans = spans.expect("it is on its way");
+        let spans = spans.expect("a send is in flight");
         if is_aborted {
             let id = rig.peers[client].client.id;
             rig.shard.abort(id);
@@ -225,13 +225,13 @@ fn the_keys_examined_for_a_conflated_client_in_a_turn_are_bounded() {
         let behind = rig.session(slow).outbox.behind();
         behind.map(|behind| behind.since.get())
     };
-    assert!(since(&mut rig).expect("it is behind") < 100);
+    assert!(since(&mut rig).expect("the client is behind") < 100);
     // The send in flight ends, and the next one carries the latest op of the one key.
     rig.peers[slow].reads = true;
     rig.end_send(slow);
     rig.turn();
     let looked_at = 99 + CONFLATED_STEPS_MAX as u64;
-    assert_eq!(since(&mut rig), Some(looked_at), "its own are passed over");
+    assert_eq!(since(&mut rig), Some(looked_at), "own ops are not skipped");
     rig.run();
     assert_eq!(since(&mut rig), None);
     rig.seen(slow);
@@ -329,7 +329,7 @@ fn a_window_over_its_bound_does_not_wait_for_the_round() {
         assert_eq!(
             rig.shard.rooms.touched(),
             [RoomId::new(0)],
-            "it is looked at again"
+            "the room is not examined again"
         );
         rig.run();
         assert!(rig.shard.rooms.touched().is_empty());
@@ -352,7 +352,7 @@ fn a_saturated_shard_pauses_between_slices() {
             let until_us = rig.shard.sends.pause_until_us();
             if let Some(until_us) = until_us {
                 assert!(rig.clock.now_us - begun_us >= PACE_AFTER_US);
-                assert!(!rig.shard.has_work(), "it would spin");
+                assert!(!rig.shard.has_work(), "the shard has work during a pause");
                 assert_eq!(rig.shard.next_deadline_us(), Some(until_us));
                 rests += 1;
                 rested_us += until_us - rig.clock.now_us;
@@ -360,7 +360,7 @@ fn a_saturated_shard_pauses_between_slices() {
             rig.clock.now_us = until_us.unwrap_or(rig.clock.now_us + 1000);
         }
         if durability == Durability::Always {
-            assert_eq!(rests, 0, "its commits are rests");
+            assert_eq!(rests, 0, "paused although commits already pause the shard");
         } else {
             assert!(
                 rests > 50 && rested_us == rests * 1000 / PACE_SHARE,

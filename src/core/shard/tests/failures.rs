@@ -33,7 +33,7 @@ fn a_panic_in_a_closing_connection_ends_only_that_connection() {
     }
     // A socket cannot accept more bytes than it was given, so this simulates a bug.
     let spans = rig.peers[culprit].client.sending.take();
-    let spans = spans.expect("the close frame is on its way");
+    let spans = spans.expect("the close frame is in flight");
     let (id, bytes) = (rig.peers[culprit].client.id, spans_bytes(&spans));
     let input = Input::Sent(id, spans, Ok(bytes + 1));
     rig.shard.handle(input, rig.clock);
@@ -106,8 +106,8 @@ fn rebuild_after_ms(rig: &mut Rig) -> u64 {
     while !matches!(rig.log, Some(Output::Rebuild(_))) {
         assert!(!rig.shard.has_work());
         let next_us = rig.shard.next_deadline_us();
-        let next_us = next_us.expect("it is tried again");
-        assert!(next_us > rig.clock.now_us, "it sleeps");
+        let next_us = next_us.expect("a retry is scheduled");
+        assert!(next_us > rig.clock.now_us, "the retry is not in the future");
         rig.clock.now_us = next_us;
         rig.turn();
     }

@@ -58,7 +58,7 @@ fn an_endless_run_of_empty_frames_is_stopped() {
                 rig.receive(client, &begins);
             }
             let sent = flood(&mut rig, client, &bytes, 1_000_000, 1_000_000);
-            let sent = sent.expect("it goes on for ever");
+            let sent = sent.expect("the flood is stopped");
             let bound = match ops_per_second {
                 None => u64::from(EMPTY_FRAMES_MAX),
                 Some(count) => u64::from(count * FRAMES_PER_MESSAGE) * RATE_BURST_S,
@@ -114,7 +114,7 @@ fn repeated_messages_in_tiny_pieces_exceed_the_rate() {
         if with.seen(client).contains(&"close 1008".to_owned()) {
             break;
         }
-        assert!(sent < 100_000, "it goes on for ever");
+        assert!(sent < 100_000, "the flood is stopped");
     }
     assert!(
         (FRAMES_BURST_MIN..2 * FRAMES_BURST_MIN).contains(&sent),

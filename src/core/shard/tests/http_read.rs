@@ -46,18 +46,21 @@ fn an_http_read_may_take_long_while_it_makes_progress() {
     for at_s in [50.0, 100.0, 150.0] {
         rig.sleep_until(at_s);
         let sending = rig.peers[client].client.sending.take();
-        rig.end_send_with(client, sending.expect("it goes on"), Some(1));
+        rig.end_send_with(client, sending.expect("a send is in flight"), Some(1));
         rig.run();
     }
     rig.sleep_until(209.0);
-    assert!(rig.peers[client].client.sending.is_some(), "it may go on");
+    assert!(
+        rig.peers[client].client.sending.is_some(),
+        "the client may continue reading"
+    );
     assert!(rig.seen(client).is_empty());
     rig.sleep_until(212.0);
     let seen = rig.seen(client);
     assert_eq!(
         seen,
         ["aborted", "gone"],
-        "it has taken nothing for a minute"
+        "a client that read nothing for a minute was not closed"
     );
 }
 
@@ -79,7 +82,7 @@ fn one_encoding_serves_all_joins_and_http_reads() {
                 .map(|chunk| chunk.as_ptr()),
         );
     }
-    assert_eq!(held.len(), 1, "the state is held once");
+    assert_eq!(held.len(), 1, "the state is held more than once");
     assert!(rig.shard.counters().answer_bytes < 10_000);
     for client in clients {
         rig.peers[client].reads = true;
@@ -291,7 +294,7 @@ fn an_http_read_is_refused_for_the_same_reasons_as_a_handshake() {
     rig.receive(head_only, request.as_bytes());
     assert_eq!(rig.seen(head_only), ["503", "gone"]);
     let answer = &rig.peers[head_only].client.incoming;
-    assert!(answer.is_empty(), "an answer to HEAD has no body");
+    assert!(answer.is_empty(), "the answer to HEAD has a body");
     let client = rig.accept(false);
     rig.receive(client, b"GET /v1/workspaces/w HTTP/1.1\r\nHost: h\r\n\r\n");
     assert_eq!(rig.seen(client), ["401", "gone"]);
@@ -309,7 +312,7 @@ fn a_page_is_provided_from_outside_the_shard() {
     let client = rig.accept(false);
     rig.receive(client, b"HEAD / HTTP/1.1\r\nHost: h\r\n\r\n");
     let Some(Output::Page(id, request)) = rig.pages.pop() else {
-        panic!("the console was asked for");
+        panic!("the console was requested");
     };
     assert_eq!((request.page, request.head_only), (WebPage::Console, true));
     // The first answer arrives late, for a session that has ended in the meantime.

@@ -258,7 +258,7 @@ fn a_full_workspace_admits_no_client_until_one_leaves() {
     };
     let elsewhere = ["a", "b", "c", "d", "e", "f"];
     let elsewhere = elsewhere.iter().find(|name| shard_of(name, 2) == 1);
-    let elsewhere = elsewhere.expect("half of all are");
+    let elsewhere = elsewhere.expect("some name maps to the other shard");
     // The owner of the workspace decides, whichever shard accepted the connection.
     let mut front = Rig::new(|config| (config.shards, config.limits) = (2, limits));
     let mut owner = Rig::new(|config| {
@@ -267,7 +267,10 @@ fn a_full_workspace_admits_no_client_until_one_leaves() {
     let mut hand_over = |owner: &mut Rig| {
         let client = front.join(elsewhere, None);
         assert_eq!(front.seen(client).len(), 0);
-        let (_, handoff) = front.peers[client].handed_off.take().expect("to the owner");
+        let (_, handoff) = front.peers[client]
+            .handed_off
+            .take()
+            .expect("the session is handed off to the owner");
         let id = owner.shard.adopt(handoff, owner.clock);
         owner.add_peer(id)
     };

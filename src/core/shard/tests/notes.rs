@@ -49,14 +49,14 @@ fn a_member_is_logged_at_its_start_and_its_end() {
         ops,
         ..
     } = ended;
-    let ending = ending.as_ref().expect("it was closed");
+    let ending = ending.as_ref().expect("the member was closed");
     assert_eq!((ending.code, ending.reason.as_str()), (1000, "bye"));
     assert_eq!(ending.closed_by, Party::Client);
     assert_eq!(
         member.as_ref().map(|member| member.workspace.as_str()),
         Some("w")
     );
-    assert_eq!(*ops, 2, "the one that lost, too");
+    assert_eq!(*ops, 2, "the losing op is not counted");
     assert_eq!(
         *bytes_received,
         rig.shard.counters().bytes_received - head("w", None).len() as u64
@@ -104,7 +104,7 @@ fn a_handed_off_connection_is_not_logged_by_the_accepting_shard() {
     let elsewhere = ["a", "b", "c", "d", "e"]
         .into_iter()
         .find(|id| shard_of(id, 2) == 1);
-    front.join(elsewhere.expect("each shard has some"), None);
+    front.join(elsewhere.expect("some name maps to the other shard"), None);
     assert_eq!(front.notes, []);
 }
 

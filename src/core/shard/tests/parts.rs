@@ -41,11 +41,11 @@ fn turns(rig: &mut Rig) -> usize {
             return turns;
         }
     }
-    unreachable!("it comes to an end")
+    unreachable!("the encoding never ends")
 }
 
 fn body(rig: &Rig, client: usize) -> serde_json::Value {
-    serde_json::from_slice(&rig.peers[client].client.incoming).expect("a body is JSON")
+    serde_json::from_slice(&rig.peers[client].client.incoming).expect("the body is JSON")
 }
 
 /// P45.
@@ -59,7 +59,11 @@ fn waiting_clients_receive_the_state_of_one_point_and_the_ops_after_it() {
     rig.step();
     assert_eq!(rig.seen(joiner), ["101"]);
     assert!(rig.seen(looker).is_empty());
-    assert_eq!(rig.seen(elsewhere), ["101", "init 0"], "others go on");
+    assert_eq!(
+        rig.seen(elsewhere),
+        ["101", "init 0"],
+        "the other client is not served"
+    );
     // One key that was already encoded, one that was not, and a new one.
     for (key, timestamp) in [(0, 100), (KEYS - 1, 101), (KEYS, 102)] {
         rig.receive_only(0, &op(&format!("k{key}"), "1", timestamp));
@@ -195,7 +199,7 @@ fn a_client_waiting_when_the_log_fails_receives_an_error() {
     assert_eq!(rig.seen(looker)[..1], ["500"]);
     assert!(!rig.shard.snapshots.is_encoding());
     let held_bytes = rig.shard.snapshots.bytes();
-    assert!(held_bytes < 100, "the first init, which is empty, is kept");
+    assert!(held_bytes < 100, "more than the first, empty init is kept");
     rig.log_fails = false;
     rig.sleep_until(2.0);
     let again = rig.join("w", None);

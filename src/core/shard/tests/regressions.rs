@@ -39,9 +39,9 @@ fn a_join_in_the_same_turn_as_an_op_does_not_hide_it_from_others() {
         rig.receive_only(writer, &op("k", "10", 10));
         if durability == Durability::Always {
             rig.turn();
-            assert!(rig.end_log(), "the write");
+            assert!(rig.end_log(), "the write completes");
             rig.turn();
-            assert!(rig.end_log(), "the sync");
+            assert!(rig.end_log(), "the fdatasync completes");
         }
         rig.receive_only(joiner, head("w", None).as_bytes());
         assert!(!is_sent_to(&rig, reader));
@@ -80,13 +80,13 @@ fn short_answers_to_a_client_that_reads_nothing_are_bounded() {
     rig.peers[id].reads = false;
     rig.receive_only(id, &frame(9, b"").repeat(2000));
     rig.turn();
-    assert!(is_sent_to(&rig, id), "the first pongs are in flight");
+    assert!(is_sent_to(&rig, id), "no pongs are in flight");
     for _ in 0..50 {
         rig.turn();
     }
     assert!(
         !is_read(&rig, id),
-        "2000 pongs are more than one session may have waiting"
+        "2000 pongs did not exceed the bound of a session"
     );
 
     // Once it reads, all of its pings are answered.

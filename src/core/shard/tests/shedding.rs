@@ -9,7 +9,7 @@ fn shed(rig: &mut Rig, listener: ListenerKind) -> Option<(usize, bool)> {
     let mut peers = rig.peers.iter();
     let place = peers.position(|peer| peer.client.id == id && !peer.client.closed);
     rig.run();
-    Some((place.expect("it was there"), is_silent))
+    Some((place.expect("the peer exists"), is_silent))
 }
 
 fn accept_at(rig: &mut Rig, listener: ListenerKind) -> usize {

@@ -55,7 +55,10 @@ fn a_flood_waits_while_a_light_writer_of_the_same_shard_is_served() {
     rig.receive(flood, &bytes);
     // The flood may write as much as any light workspace, and then waits.
     assert_eq!(rig.session(flood).intake, Intake::Held);
-    assert!(!rig.peers[flood].client.receiving, "nothing more is read");
+    assert!(
+        !rig.peers[flood].client.receiving,
+        "the flood is still being read"
+    );
     let taken = rig.shard.counters().ops;
     assert!(
         taken * 8000 <= LIGHT_BURST_BYTES + 8100 && taken < count,
@@ -203,7 +206,7 @@ fn ops_that_would_grow_the_log_are_refused_if_the_disk_is_nearly_full() {
     assert_eq!(rig.seen(writer), ["k=1@5"]);
     rig.op(writer, "k", "1", 5);
     assert_eq!(rig.seen(writer), [""; 0]);
-    assert_eq!(rig.seen(witness), [""; 0], "and nobody else notices");
+    assert_eq!(rig.seen(witness), [""; 0], "another client was affected");
     let newcomer = rig.join("w", None);
     assert_eq!(rig.seen(newcomer), ["101", "init 1"]);
     let counters = rig.shard.counters();
@@ -215,7 +218,7 @@ fn ops_that_would_grow_the_log_are_refused_if_the_disk_is_nearly_full() {
         ),
         (2, 1, 0)
     );
-    assert_eq!(rig.ready, None, "it serves");
+    assert_eq!(rig.ready, None, "the shard is still ready");
 
     measure(&mut rig, size(0));
     rig.op(writer, "k", "4", 8);

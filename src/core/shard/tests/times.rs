@@ -32,7 +32,11 @@ fn a_silent_client_is_pinged_and_then_closed() {
     ];
     assert_eq!(rig.seen_at(client), events(&expected));
     assert_eq!(rig.shard.connections(), 0);
-    assert_eq!(rig.shard.next_deadline_us(), None, "an empty shard sleeps");
+    assert_eq!(
+        rig.shard.next_deadline_us(),
+        None,
+        "an empty shard has a deadline"
+    );
 }
 
 #[test]
@@ -157,7 +161,11 @@ fn a_client_whose_socket_accepts_nothing_is_closed_after_a_minute() {
     rig.sleep_until(65.0);
     assert_eq!(rig.session(slow).state(), State::Closing);
     rig.sleep_until(79.95);
-    assert_eq!(rig.seen_at(slow), events(&[]), "it has 15 s to read on");
+    assert_eq!(
+        rig.seen_at(slow),
+        events(&[]),
+        "closed before its 15 s were over"
+    );
     rig.sleep_until(80.0);
     assert_eq!(
         rig.seen_at(slow),

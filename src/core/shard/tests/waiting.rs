@@ -123,7 +123,10 @@ fn a_handed_off_request_waits_no_longer_than_the_others() {
     owner.sleep_until(4.0);
     for client in accepted {
         front.receive(client, head(&of_other, None).as_bytes());
-        let (_, handoff) = front.peers[client].handed_off.take().expect("to the owner");
+        let (_, handoff) = front.peers[client]
+            .handed_off
+            .take()
+            .expect("the session is handed off to the owner");
         let id = owner.shard.adopt(handoff, owner.clock);
         adopted.push(owner.add_peer(id));
     }
@@ -173,7 +176,7 @@ fn bytes_after_a_waiting_request_are_bounded() {
     while rig.peers[client].client.receiving {
         rig.receive(client, &op("k", "1", 5 + sent).repeat(10));
         sent += 1;
-        assert!(sent < 100, "it is read for ever");
+        assert!(sent < 100, "the client is still being read");
     }
     let id = rig.peers[client].client.id;
     let request = rig
@@ -186,7 +189,11 @@ fn bytes_after_a_waiting_request_are_bounded() {
     rig.recover(Vec::new());
     rig.run();
     assert_eq!(rig.seen(client), ["101", "init 0"]);
-    assert_eq!(rig.shard.counters().ops, sent, "it is read on");
+    assert_eq!(
+        rig.shard.counters().ops,
+        sent,
+        "ops are missing after the read resumed"
+    );
     assert!(rig.peers[client].client.receiving);
 }
 
@@ -246,7 +253,7 @@ fn requests_wait_for_a_rebuild_but_not_for_a_failed_log() {
         assert_eq!(
             rig.seen(early),
             ["500", "gone"],
-            "nothing says that it will work"
+            "waiting cannot be expected to help"
         );
         rig.log_hangs = true;
         rig.sleep_until(0.1);
@@ -289,7 +296,11 @@ fn after_a_panic_in_one_waiting_request_the_others_stop_waiting() {
     rig.run();
     assert_eq!(rig.seen(culprit), ["500", "gone"]);
     let seen = rig.seen(other);
-    assert_eq!(seen, ["500", "gone"], "nothing says how long it takes");
+    assert_eq!(
+        seen,
+        ["500", "gone"],
+        "the duration of a rebuild is unknown"
+    );
     assert_eq!(
         (rig.shard.admission.waiting_count(), handshakes(&rig)),
         (0, 0)

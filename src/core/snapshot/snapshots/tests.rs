@@ -60,7 +60,7 @@ impl RoomRig {
     fn request(&mut self, kind: SnapshotKind) -> Snapshot {
         let snapshot = self.snapshots.request(RoomId::new(SLOT), &self.room, kind);
         self.snapshots.invariants();
-        snapshot.expect("the budget is large")
+        snapshot.expect("the budget is exhausted")
     }
 }
 
@@ -277,7 +277,7 @@ impl StepwiseRig {
             snapshot.point.seq.get() * 10
         );
         let seq = room.window.seq_at(snapshot.point.at);
-        assert_eq!(snapshot.point.seq, seq, "the later frames follow");
+        assert_eq!(snapshot.point.seq, seq, "the later frames are missing");
         self.waiting.push(snapshot);
         self.check();
     }
@@ -288,7 +288,10 @@ impl StepwiseRig {
         } = &mut self.rig;
         if let Some(slot) = snapshots.queue.pop_front() {
             let step = snapshots.step_room(slot, &room.workspace, bytes_max);
-            assert!(step.bytes < bytes_max + 60, "a field more at most");
+            assert!(
+                step.bytes < bytes_max + 60,
+                "more than one extra field was encoded"
+            );
         }
         snapshots.invariants();
         self.check();
@@ -303,11 +306,11 @@ impl StepwiseRig {
             assert!(ready.as_ref().is_none_or(|ready| ready == init));
             let ready_timestamps = snapshot.timestamps.as_ref().map(EncodedState::chunk);
             if let Some(Some(ready_timestamps)) = ready_timestamps {
-                assert!(ready.is_some(), "the init message is ready first");
+                assert!(ready.is_some(), "the init message is not ready first");
                 assert_eq!(&timestamps_json(ready_timestamps), timestamps);
             }
             let is_complete = ready.is_some() && ready_timestamps != Some(None);
-            assert!(is_complete || is_encoding, "it is being encoded");
+            assert!(is_complete || is_encoding, "the state is being encoded");
             !is_complete
         });
     }

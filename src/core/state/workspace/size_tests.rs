@@ -65,11 +65,7 @@ fn the_bound_is_exact_to_the_byte() {
             "{key}={value}@{timestamp} in {bytes_max}"
         );
     }
-    assert_eq!(
-        workspace.seq().get(),
-        6,
-        "what is refused has no place in the order"
-    );
+    assert_eq!(workspace.seq().get(), 6, "a refused op gets no seq");
 }
 
 proptest! {

@@ -75,6 +75,6 @@ fn a_flipped_bit_right_after_the_last_batch_is_damage_and_later_ones_are_truncat
         let mut bytes = built.bytes.clone();
         bytes[at] ^= 1;
         let is_in_header = at < end + BATCH_HEADER_BYTES;
-        assert_eq!(is_torn(&bytes), !is_in_header, "byte {at} behind {end}");
+        assert_eq!(is_torn(&bytes), !is_in_header, "byte {at} after {end}");
     }
 }

@@ -167,10 +167,13 @@ fn a_repair_killed_at_any_step_is_completed_by_the_next_one() {
             "killed after {changes} changes"
         );
         if let Ok(kept_now) = kept_now {
-            assert_eq!(kept_now, expected, "it is served after {changes} changes");
+            assert_eq!(
+                kept_now, expected,
+                "the log is not served after {changes} changes"
+            );
         }
         if is_done {
-            assert!(changes > 20, "so many changes were to do: {changes}");
+            assert!(changes > 20, "only {changes} changes were made");
             return;
         }
     }

@@ -209,7 +209,7 @@ fn by_tungstenite(stream: Vec<u8>, role: Role) -> Vec<Said> {
             Message::Close(close) => {
                 Said::Close(close.map(|close| (close.code.into(), close.reason.as_str().into())))
             }
-            Message::Frame(_) => unreachable!("read returns whole messages"),
+            Message::Frame(_) => unreachable!("read returned part of a message"),
         });
     }
     said

@@ -96,7 +96,10 @@ fn a_state_that_one_client_reads_fast_enough_is_kept() {
         rig.run();
     }
     assert_eq!(answer(&mut rig, 2), "101");
-    assert!(rig.peers[stale].client.closed, "the other one is given up");
+    assert!(
+        rig.peers[stale].client.closed,
+        "the stale transfer is still open"
+    );
     assert!(is_open(&mut rig, slow) && is_open(&mut rig, fast));
     for place in [slow, fast] {
         rig.peers[place].reads = true;
@@ -136,7 +139,11 @@ fn nothing_is_evicted_unnecessarily() {
     let client = ask(&mut rig, &look("/v1/workspaces/r2"));
     rig.peers[client].reads = true;
     rig.run();
-    assert_eq!(rig.seen(client), ["200", "gone"], "one of them was enough");
+    assert_eq!(
+        rig.seen(client),
+        ["200", "gone"],
+        "more than one transfer was evicted"
+    );
     assert!(rig.peers[slow].client.closed && is_open(&mut rig, fresh));
     let again = ask(&mut rig, &head("r0", None));
     let refused = ask(&mut rig, &head("r2", None));
