@@ -49,7 +49,7 @@ fuzz_target!(|input: &[u8]| {
             );
             match request {
                 Request::Sync(request) => check_request(request),
-                Request::State(request) => check_look(request),
+                Request::State(request) => check_http_read(request),
                 _ => {}
             }
         }
@@ -120,7 +120,7 @@ fn check_names(workspace: &str, token: Option<&str>) {
 
 /// Checks the guarantees about a state request, and that its debug output does not reveal its
 /// token.
-fn check_look(request: &StateRequest) {
+fn check_http_read(request: &StateRequest) {
     check_names(&request.workspace, request.token.as_deref());
     let hidden = StateRequest {
         token: request.token.as_ref().map(|_| "x".to_owned()),

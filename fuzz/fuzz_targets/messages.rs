@@ -152,10 +152,10 @@ impl<'a> Fields<'a> {
     fn twice(&self, names: &[(&str, &'static str)]) -> Result<(), MessageError> {
         for (index, (name, _)) in self.0.iter().enumerate() {
             let known = names.iter().find(|known| known.0 == name);
-            if let Some((_, told)) = known
+            if let Some((_, field_name)) = known
                 && self.0[..index].iter().any(|before| before.0 == *name)
             {
-                return Err(MessageError::Twice(told));
+                return Err(MessageError::Twice(field_name));
             }
         }
         Ok(())

@@ -204,10 +204,10 @@ fn check_damage(header: &SegmentHeader, bytes: &[u8], fault_offset: usize) {
         .find(|offset| durable(offset) > fault_position);
     assert_eq!(damage_behind(header, behind, fault_offset), proof.copied());
     if fault_offset == 0 {
-        let greatest = batches
+        let largest = batches
             .iter()
             .map(durable)
             .fold(header.first_position.get(), u64::max);
-        assert_eq!(durable_position(header, bytes).get(), greatest);
+        assert_eq!(durable_position(header, bytes).get(), largest);
     }
 }

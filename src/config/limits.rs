@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn the_error_of_a_wrong_value_names_the_flag_and_the_range() {
+    fn the_error_for_a_wrong_value_names_the_flag_and_the_range() {
         for (flag, value, range) in [
             ("--max-ops-per-second", "1000001", "from 0 to 1000000"),
             (

@@ -147,7 +147,7 @@ impl Run {
     }
 
     /// Checks that every fast client received everything, and every slow one less.
-    fn check_told(&self, durability: Durability) {
+    fn check_received(&self, durability: Durability) {
         let Load { members, slow, .. } = self.load;
         let each = self.won / self.load.workspaces as u64;
         let each_writer = self.load.writers as u64;
@@ -238,7 +238,7 @@ fn check(load: Load) {
         assert_eq!(count, 0, "{durability:?}: allocations in {PERIOD} rounds");
         assert_eq!(run.won - before.0, run.winners_per_round() * PERIOD);
         assert_eq!(run.lost - before.1, run.losers_per_round() * PERIOD);
-        run.check_told(durability);
+        run.check_received(durability);
     }
 }
 

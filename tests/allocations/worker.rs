@@ -51,7 +51,7 @@ pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) ->
     let address = listener.address();
     let (post, mailbox) = mailbox().expect("the mailbox can be created");
     let (compactor, _taken) = channel();
-    let (serves, told) = channel();
+    let (serves, ready) = channel();
     let ties = WorkerContext {
         status: Arc::new(Status::new(1, 100)),
         listener: Arc::new(listener),
@@ -80,7 +80,8 @@ pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) ->
         let window = Arc::clone(&window);
         move || {
             let _stop = Stop(post);
-            told.recv_timeout(PATIENCE)
+            ready
+                .recv_timeout(PATIENCE)
                 .expect("the worker accepts connections");
             load(address, &window);
         }

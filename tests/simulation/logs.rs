@@ -147,7 +147,7 @@ impl World {
                 if self.disk.is_dead() {
                     return;
                 }
-                check_keeper(outcome.as_ref().err());
+                check_log_files(outcome.as_ref().err());
                 let clock = self.clock;
                 let seat = self.seat(shard);
                 let segment = outcome
@@ -189,7 +189,7 @@ impl World {
                 if self.disk.is_dead() {
                     return;
                 }
-                check_keeper(outcome.as_ref().err());
+                check_log_files(outcome.as_ref().err());
                 deal.finish_restore();
                 let workspaces = deal.finish(shards).swap_remove(shard);
                 let clock = self.clock;
@@ -249,7 +249,7 @@ fn write(
 }
 
 /// Checks that an error does not report damage, since no bit was flipped.
-fn check_keeper(error: Option<&LogFilesError>) {
+fn check_log_files(error: Option<&LogFilesError>) {
     let is_damage = matches!(
         error,
         Some(

@@ -60,7 +60,7 @@ fn run(plan: Plan, journal: Journal) -> Result<Coverage, String> {
 }
 
 /// Runs a seed; if it fails, shrinks the run as far as possible and panics with a report.
-fn run_and_tell(seed: u64) -> Coverage {
+fn run_and_report(seed: u64) -> Coverage {
     let plan = Plan::new(seed);
     let first = match run(plan, Journal::default()) {
         Ok(coverage) => return coverage,
@@ -124,7 +124,7 @@ fn shrink(mut plan: Plan, wanted: &str) -> Plan {
 fn run_all(seeds: impl Iterator<Item = u64>) -> Coverage {
     let mut coverage = Coverage::default();
     for seed in seeds {
-        coverage.add(&run_and_tell(seed));
+        coverage.add(&run_and_report(seed));
     }
     coverage
 }
@@ -182,7 +182,7 @@ fn seeds_from_the_environment() {
         let outcome = run(Plan::new(seed), journal.clone());
         println!("{}", journal.lines().join("\n"));
         println!("{outcome:?}");
-        run_and_tell(seed);
+        run_and_report(seed);
         return;
     }
     let base = variable("SEED_BASE").map_or(1 << 32, |base| {

@@ -96,7 +96,7 @@ impl World {
                         return;
                     }
                     if noted.is_err() {
-                        return self.end_process("its shards cannot be noted");
+                        return self.end_process("the number of its shards cannot be recorded");
                     }
                 }
                 let seat = &mut server.seats[shard];
@@ -182,7 +182,7 @@ impl World {
         if !server.is_serving() {
             // Clients are handed over even while the log is being read.
             if !server.letters.is_empty() && self.dice.one_in(2) {
-                return self.carry_letter();
+                return self.deliver_message();
             }
             return self.start_on();
         }
@@ -194,10 +194,10 @@ impl World {
         if let Some(shard) = errand {
             return self.run_errand(shard);
         }
-        self.carry_letter();
+        self.deliver_message();
     }
 
-    fn carry_letter(&mut self) {
+    fn deliver_message(&mut self) {
         let clock = self.clock;
         let server = self.server.as_mut().expect("the server is running");
         let Some((owner, place, handoff)) = server.letters.pop_front() else {
@@ -503,7 +503,7 @@ impl World {
             return;
         };
         self.journal
-            .note(|| "the process is told to stop".to_owned());
+            .note(|| "the process is asked to stop".to_owned());
         server.is_draining = true;
         for seat in &mut server.seats {
             seat.shard.handle(Input::Drain, clock);

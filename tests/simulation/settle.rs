@@ -67,7 +67,8 @@ impl World {
     /// Takes the network down for `us`: nothing arrives at the server, and what it sends stays in
     /// the sockets.
     pub fn hear_nobody(&mut self, us: u64) {
-        self.journal.note(|| format!("nobody is heard for {us} us"));
+        self.journal
+            .note(|| format!("no client is heard for {us} us"));
         let until_us = self.clock.now_us + us;
         while self.clock.now_us < until_us && !self.disk.is_dead() {
             self.go_on_with_log();

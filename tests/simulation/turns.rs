@@ -171,7 +171,7 @@ impl World {
         };
         seat.is_woken = true;
         let place = self.client_of(shard, yielded.id);
-        self.journal.note(|| format!("client {place} gives way"));
+        self.journal.note(|| format!("client {place} is shed"));
         let client = &self.clients[place];
         let is_over = client.code.is_some() || client.is_leaving;
         assert!(

@@ -159,7 +159,7 @@ impl World {
 
     fn happen(&mut self) {
         if self.server.is_none() {
-            return self.happen_without_server();
+            return self.step_without_server();
         }
         match self.dice.below(100) {
             0..8 => self.connect(),
@@ -184,7 +184,7 @@ impl World {
         }
     }
 
-    fn happen_without_server(&mut self) {
+    fn step_without_server(&mut self) {
         match self.dice.below(4) {
             0 if self.plan.may(faults::TRIALS) => self.try_flips(),
             1 | 2 => self.boot(),
@@ -310,7 +310,7 @@ impl World {
         client.emptied_us = now_us;
         self.journal.note(|| {
             format!(
-                "client {number} comes to shard {shard} for {}",
+                "client {number} connects to shard {shard} for {}",
                 WORKSPACES[workspace]
             )
         });
@@ -469,7 +469,7 @@ impl World {
             _ => Some(all),
         };
         self.journal
-            .note(|| format!("client {place} takes {taken:?} of {all} bytes"));
+            .note(|| format!("client {place} accepts {taken:?} of {all} bytes"));
         let Home::At(shard, id) = client.home else {
             unreachable!("only a running shard sends");
         };
@@ -524,7 +524,7 @@ impl World {
                 let long = vec![b'x'; self.plan.message_bytes_max + 1];
                 self.leave(place, 1009, &wire::frame(wire::TEXT, &long));
             }
-            10 | 11 if open => self.write_badly(place),
+            10 | 11 if open => self.write_invalid(place),
             12 if open && self.plan.may(faults::PANICS) => self.plant_panic(place),
             _ => self.clients[place].reading = Reading::Swift,
         }
@@ -558,7 +558,7 @@ impl World {
         }
     }
 
-    fn write_badly(&mut self, place: usize) {
+    fn write_invalid(&mut self, place: usize) {
         let far_us = (self.clock.unix_us + 400 * 24 * 3600 * SECOND_US).to_string();
         let bad = [
             format!(r#"{{"type":"op","payload":{{"key":"k0","value":666,"timestamp":{far_us}}}}}"#),
@@ -596,7 +596,7 @@ impl World {
         self.disk.set_full(false);
         self.disk.state().dies_at = None;
         if self.disk.state().is_read_only {
-            self.end_process("the machine starts anew");
+            self.end_process("the machine restarts");
         }
         for place in self.live.clone() {
             let client = &mut self.clients[place];

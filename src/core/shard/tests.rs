@@ -455,7 +455,7 @@ impl Drop for Seed {
 }
 
 #[test]
-fn a_shard_keeps_its_promises() {
+fn a_shard_keeps_its_guarantees() {
     let (mut failures, mut conflated, mut waited) = (0, 0, 0);
     for seed in 0..SEEDS {
         let _seed = Seed(seed);

@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rules_of_last_write_wins() {
+    fn last_write_wins_rules() {
         let mut workspace = Workspace::new("w", 1);
         assert!(workspace.is_untouched());
         assert!(matches!(

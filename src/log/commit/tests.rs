@@ -98,7 +98,7 @@ fn trace(durability: Durability, segment: OpenSegment, script: &str) -> String {
         seq: 0,
         batch: None,
     };
-    let mut told = Vec::new();
+    let mut steps = Vec::new();
     for word in script.split(' ') {
         let outcome = run.run(word);
         run.commit.invariants();
@@ -113,9 +113,9 @@ fn trace(durability: Durability, segment: OpenSegment, script: &str) -> String {
             Err(LogBroken) => "!",
         };
         let is_visible = run.commit.visible_position() >= run.position;
-        told.push(format!("{letter}{}", if is_visible { "v" } else { "" }));
+        steps.push(format!("{letter}{}", if is_visible { "v" } else { "" }));
     }
-    told.join(" ")
+    steps.join(" ")
 }
 
 fn check(durability: Durability, script: &str, expected: &str) {

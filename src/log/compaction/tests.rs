@@ -401,10 +401,10 @@ fn reading_pauses_after_each_piece_and_continues_until_stopped() {
     };
     let op_bytes = record::op_bytes(&op) as u64;
     for stop_at in [1, 2, 3, 9] {
-        let mut rests = Vec::new();
+        let mut pauses = Vec::new();
         let mut throttle = |bytes| {
-            rests.push(bytes);
-            if rests.len() == stop_at {
+            pauses.push(bytes);
+            if pauses.len() == stop_at {
                 ControlFlow::Break(())
             } else {
                 ControlFlow::Continue(())
@@ -417,14 +417,14 @@ fn reading_pauses_after_each_piece_and_continues_until_stopped() {
         let ended = pieces.end(&mut throttle);
         assert_eq!(ended.is_err(), stop_at <= 3, "{stop_at}");
         let all = [2 * op_bytes, 2 * op_bytes, op_bytes];
-        assert_eq!(rests, all[..stop_at.min(3)]);
+        assert_eq!(pauses, all[..stop_at.min(3)]);
     }
 }
 
 #[test]
 fn an_unlinked_file_is_truncated_in_steps_unless_a_reader_holds_it() {
     let piece = COMPACTION_BATCH_BYTES as u64;
-    for (is_read, bytes, rests_count) in
+    for (is_read, bytes, pauses_count) in
         [(false, 5 * piece / 2, 3), (false, 0, 0), (true, piece, 0)]
     {
         let folder = tempdir().unwrap();
@@ -439,7 +439,7 @@ fn an_unlinked_file_is_truncated_in_steps_unless_a_reader_holds_it() {
             ControlFlow::Continue(())
         };
         shrink(&file, &mut throttle).unwrap();
-        assert_eq!(left.len(), rests_count, "{is_read}, {bytes}");
+        assert_eq!(left.len(), pauses_count, "{is_read}, {bytes}");
         assert!(left.is_sorted_by(|a, b| a - b == piece || *b == 0));
         let expected = if is_read { bytes } else { 0 };
         assert_eq!(DiskFile::bytes(&file).unwrap(), expected);

@@ -389,7 +389,7 @@ fn a_sealed_tail_has_no_blind_spot() {
 }
 
 #[test]
-fn a_batch_is_valid_only_in_its_segment_and_at_its_place() {
+fn a_batch_is_valid_only_in_its_segment_and_at_its_offset() {
     let built = build(&[(vec![op(1, "1")], true), (vec![op(2, "2")], true)]);
     let [first, second] = built.batch_starts[..] else {
         unreachable!()
@@ -530,7 +530,10 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_bytes_cause_no_panic(garbage in prop::collection::vec(any::<u8>(), 0..400), from in 0_usize..500) {
+    fn arbitrary_bytes_cause_no_panic(
+        garbage in prop::collection::vec(any::<u8>(), 0..400),
+        from in 0_usize..500,
+    ) {
         let _ = SegmentHeader::decode(&garbage);
         let bytes = [&HEADER.encode()[..], &BATCH_MAGIC, &garbage].concat();
         prop_assert_eq!(read(&bytes).0, []);

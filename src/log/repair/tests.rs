@@ -488,7 +488,7 @@ fn files_that_are_not_segments_of_this_log_are_set_aside() {
     fs::create_dir(folder.join("folder.aof")).unwrap();
     fs::copy(log.path(0, 1), folder.join("1.aof")).unwrap();
     let plan = log.plan();
-    let told: BTreeSet<_> = plan
+    let reasons: BTreeSet<_> = plan
         .strays()
         .iter()
         .map(|stray| stray.what.as_str())
@@ -499,7 +499,7 @@ fn files_that_are_not_segments_of_this_log_are_set_aside() {
         "it is a folder",
         "it is too short to hold a segment header, and no batch in it says which segment it was",
     ];
-    assert_eq!(told, BTreeSet::from(expected));
+    assert_eq!(reasons, BTreeSet::from(expected));
     drop(plan);
     assert_eq!(log.repair().0, log.ops());
     for name in [
@@ -578,7 +578,7 @@ fn a_shard_that_lost_all_its_segments_gets_an_empty_one() {
 }
 
 #[test]
-fn a_newer_format_is_not_touched() {
+fn a_newer_format_is_left_untouched() {
     let log = Log::sample();
     let mut bytes = fs::read(log.path(0, 2)).unwrap();
     bytes[8] = 2;

@@ -452,7 +452,7 @@ fn an_error_for_head_has_no_body() {
 
 /// P2.
 #[test]
-fn no_token_is_shown() {
+fn no_token_is_printed() {
     let bytes = upgrade_with("", &["Authorization: Bearer hidden"]);
     let bytes = String::from_utf8(bytes).unwrap().replace("a.b.c", "hidden");
     let shown = format!("{:?}", parse_head(bytes.as_bytes()));

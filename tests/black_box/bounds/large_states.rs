@@ -34,7 +34,7 @@ async fn ask(server: &Server, head: &str) -> Raw {
     socket
 }
 
-fn look_head(workspace: &str) -> String {
+fn http_read_head(workspace: &str) -> String {
     let token = token::valid();
     format!(
         "GET /v1/workspaces/{workspace} HTTP/1.1\r\n\
@@ -56,12 +56,12 @@ async fn a_large_state_is_held_once_and_delays_nobody() {
         Client::connect(&server, "small").await,
     );
     let before_bytes = server.resident_bytes();
-    let mut lookers = Vec::new();
+    let mut http_readers = Vec::new();
     let mut joiners = Vec::new();
     let join = handshake_head(&Server::sync_path("large"), "");
     let begin = Instant::now();
     for _ in 0..CLIENTS {
-        lookers.push(ask(&server, &look_head("large")).await);
+        http_readers.push(ask(&server, &http_read_head("large")).await);
         joiners.push(ask(&server, &join).await);
     }
     let mut longest = Duration::ZERO;
@@ -87,8 +87,8 @@ async fn a_large_state_is_held_once_and_delays_nobody() {
     assert!(grown_bytes < 3 * STATE_BYTES, "{grown_bytes} bytes");
     let late = writer.write("late", json!(true)).await;
     let mut bodies = Vec::new();
-    for mut looker in lookers {
-        let answer = looker.answer().await;
+    for mut http_reader in http_readers {
+        let answer = http_reader.answer().await;
         assert_eq!(answer.status, 200);
         let (state, rest) = answer
             .body

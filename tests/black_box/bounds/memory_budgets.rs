@@ -62,7 +62,7 @@ fn join_head(workspace: &str) -> String {
     handshake_head(&Server::sync_path(workspace), "")
 }
 
-fn look_head(path: &str) -> String {
+fn http_read_head(path: &str) -> String {
     let token = token::valid();
     format!("GET {path} HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {token}\r\n\r\n")
 }
@@ -132,9 +132,9 @@ async fn corrections_and_presence_are_shared_by_all_receivers() {
         member.send_op(&loser).await;
         losers.push(member);
     }
-    let mut lookers = Vec::new();
+    let mut presence_readers = Vec::new();
     for _ in 0..CLIENTS {
-        lookers.push(narrow(&server, &look_head("/v1/presence/crowd")).await);
+        presence_readers.push(narrow(&server, &http_read_head("/v1/presence/crowd")).await);
     }
     let grown_bytes = server.resident_bytes().saturating_sub(before_bytes);
     assert!(grown_bytes < SLACK_BYTES, "{grown_bytes} bytes");
@@ -144,13 +144,13 @@ async fn corrections_and_presence_are_shared_by_all_receivers() {
     }
     let mut socket = Raw::connect(server.addr()).await;
     socket
-        .send(look_head("/v1/presence/crowd").as_bytes())
+        .send(http_read_head("/v1/presence/crowd").as_bytes())
         .await;
     let answer = socket.answer().await;
     assert_eq!(answer.header("x-total-count"), Some("1500"));
     assert_eq!(answer.json().as_array().map(Vec::len), Some(1000));
     assert_eq!(figure(&server, "etherply_given_up_total", "").await, 0);
-    drop(lookers);
+    drop(presence_readers);
 }
 
 /// P12.
@@ -179,7 +179,7 @@ async fn states_that_nobody_reads_do_not_lock_out_another_workspace() {
             innocent.expect_no_answer().await;
         }
         let before = figure(&server, "etherply_outbox_bytes", "snapshots").await;
-        held.push(narrow(&server, &look_head("/v1/workspaces/large")).await);
+        held.push(narrow(&server, &http_read_head("/v1/workspaces/large")).await);
         eventually("a large state is sent, or there is no space", async || {
             let refused = "etherply_handshakes_refused_total";
             let refused = figure(&server, refused, "snapshot_bytes").await;
@@ -199,7 +199,7 @@ async fn states_that_nobody_reads_do_not_lock_out_another_workspace() {
     eventually("another large state is sent", async || {
         let mut socket = Raw::connect(server.addr()).await;
         socket
-            .send(look_head("/v1/workspaces/large").as_bytes())
+            .send(http_read_head("/v1/workspaces/large").as_bytes())
             .await;
         (socket.answer().await.status == 200).then_some(())
     })

@@ -34,7 +34,7 @@ impl Scene {
             knocking: Vec::new(),
             server,
         };
-        scene.check_the_pair_goes_on("before").await;
+        scene.check_pair_still_works("before").await;
         let limit = scene.server.open_files_count() as u64 + FREE_COUNT;
         limit_open_files(scene.server.pid(), limit);
         let head = handshake_head(&Server::sync_path("room"), "");
@@ -48,7 +48,7 @@ impl Scene {
         scene
     }
 
-    async fn check_the_pair_goes_on(&mut self, when: &str) {
+    async fn check_pair_still_works(&mut self, when: &str) {
         for number in 0..20 {
             let key = format!("{when} {number}");
             let op = self.writer.write(&key, json!(number)).await;
@@ -87,9 +87,9 @@ impl Scene {
 #[tokio::test]
 async fn at_the_limit_accepting_pauses_and_resumes_and_all_ops_are_kept() {
     let mut scene = Scene::new(Setup::new()).await;
-    scene.check_the_pair_goes_on("at the limit").await;
+    scene.check_pair_still_works("at the limit").await;
     scene.check_accepting_resumes().await;
-    scene.check_the_pair_goes_on("after it").await;
+    scene.check_pair_still_works("after it").await;
     scene.check_nothing_lost().await;
 }
 
@@ -101,7 +101,7 @@ async fn a_long_pause_is_logged_occasionally_and_not_at_every_attempt() {
     // Enough for at least ten attempts, with a pause of 100 ms after each.
     for round in 0.. {
         scene
-            .check_the_pair_goes_on(&format!("round {round}"))
+            .check_pair_still_works(&format!("round {round}"))
             .await;
         if paused.elapsed() > Duration::from_millis(1500) {
             break;
@@ -127,7 +127,7 @@ async fn a_log_that_fails_at_the_limit_is_reopened_once_descriptors_are_free() {
     scene.writer = Client::connect_at_last(&scene.server, "room").await;
     scene.witness = Client::connect(&scene.server, "room").await;
     assert_eq!(scene.writer.init, scene.shown);
-    scene.check_the_pair_goes_on("after it").await;
+    scene.check_pair_still_works("after it").await;
     scene.check_nothing_lost().await;
 }
 

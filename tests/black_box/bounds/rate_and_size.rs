@@ -98,12 +98,12 @@ async fn a_client_that_stays_over_the_rate_is_closed_with_1008_and_may_reconnect
             break;
         }
     }
-    let mut told = 0;
+    let mut refused_count = 0;
     let reason = loop {
         match flooder.event().await {
             Event::Text(text) => {
                 assert!(text.contains("\"code\":429"), "{text}");
-                told += 1;
+                refused_count += 1;
             }
             Event::Close(code, reason) => {
                 assert_eq!(code, 1008);
@@ -113,7 +113,10 @@ async fn a_client_that_stays_over_the_rate_is_closed_with_1008_and_may_reconnect
         }
     };
     assert_eq!(reason, "too many messages");
-    assert!((256..2000).contains(&told), "{told} ops were refused");
+    assert!(
+        (256..2000).contains(&refused_count),
+        "{refused_count} ops were refused"
+    );
     assert_eq!(refused(&server, "closed_by_policy").await, 1);
     // No other client was disturbed, and a new connection has a rate of its own.
     other.expect_op(&op).await;

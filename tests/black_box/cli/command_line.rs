@@ -198,14 +198,14 @@ fn free_port() -> u16 {
 }
 
 #[tokio::test]
-async fn the_variable_port_sets_the_port_too() {
+async fn the_port_variable_also_sets_the_port() {
     let port = free_port();
     let server = Setup::new().env("PORT", &port.to_string()).start().await;
     assert_eq!(server.addr().port(), port);
 }
 
 #[tokio::test]
-async fn the_flag_port_sets_the_port() {
+async fn the_port_flag_sets_the_port() {
     let port = free_port();
     let server = Setup::new()
         .args(&["--port", &port.to_string()])

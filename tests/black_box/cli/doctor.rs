@@ -142,11 +142,21 @@ async fn a_running_server_is_detected_and_not_disturbed() {
 async fn a_file_in_place_of_the_data_directory_fails() {
     let setup = Setup::new();
     std::fs::write(setup.data_dir(), "no folder").expect("the file can be written");
-    let (outcome, told) = report(&setup, &[]).await;
-    expect_failure(&outcome, &told, "data directory", &["is not a folder"]);
+    let (outcome, json_report) = report(&setup, &[]).await;
+    expect_failure(
+        &outcome,
+        &json_report,
+        "data directory",
+        &["is not a folder"],
+    );
     let below = setup.clone().in_data_dir(&setup.data_dir().join("below"));
-    let (outcome, told) = report(&below, &[]).await;
-    expect_failure(&outcome, &told, "data directory", &["is not a folder"]);
+    let (outcome, json_report) = report(&below, &[]).await;
+    expect_failure(
+        &outcome,
+        &json_report,
+        "data directory",
+        &["is not a folder"],
+    );
 }
 
 #[tokio::test]

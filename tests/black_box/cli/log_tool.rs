@@ -131,7 +131,7 @@ async fn stat_lists_the_largest_workspaces_or_all() {
         client.expect_no_answer().await;
     }
     server.stop().await;
-    let told = async |arguments: &[&str]| {
+    let printed = async |arguments: &[&str]| {
         let stat = parse(&tool_output(server.data_dir(), arguments).await);
         let workspaces = stat["workspaces"].as_array().expect("an array").clone();
         let names = workspaces.iter().map(|one| {
@@ -142,9 +142,9 @@ async fn stat_lists_the_largest_workspaces_or_all() {
         });
         names.collect::<Vec<_>>()
     };
-    let greatest = told(&["stat", "--json"]).await;
-    assert_eq!((greatest.len(), greatest[0].as_str()), (20, "room 24"));
-    assert_eq!(told(&["stat", "--json", "--all"]).await.len(), 25);
+    let largest = printed(&["stat", "--json"]).await;
+    assert_eq!((largest.len(), largest[0].as_str()), (20, "room 24"));
+    assert_eq!(printed(&["stat", "--json", "--all"]).await.len(), 25);
     let table = tool_output(server.data_dir(), &["stat"]).await;
     assert!(table.ends_with("and 5 more: --all lists them\n"), "{table}");
 }
@@ -155,10 +155,10 @@ async fn stat_lists_the_largest_workspaces_or_all() {
 async fn verify_finds_the_first_fault_with_its_file_and_offset() {
     let server = stopped().await;
     let data_dir = server.data_dir();
-    let told = tool_output(data_dir, &["verify"]).await;
+    let printed = tool_output(data_dir, &["verify"]).await;
     assert!(
-        told.starts_with("all is whole: 2 segments with 43 records in "),
-        "{told}"
+        printed.starts_with("all is whole: 2 segments with 43 records in "),
+        "{printed}"
     );
     let path = demo_segment(data_dir);
     let at = files::find(data_dir, "demo").1;
@@ -181,13 +181,13 @@ async fn a_torn_tail_is_reported_but_is_not_an_error() {
     let path = demo_segment(server.data_dir());
     let whole_len = files::log_len(&std::fs::read(&path).expect("a segment"));
     files::append_to_log(&path, &[7; 11]);
-    let told = tool_output(server.data_dir(), &["verify"]).await;
+    let printed = tool_output(server.data_dir(), &["verify"]).await;
     let tail = format!(
         "{} ends with 11 bytes of an unfinished batch at byte {}",
         path.display(),
         whole_len
     );
-    assert!(told.contains(&tail), "{told}");
+    assert!(printed.contains(&tail), "{printed}");
     let table = tool_output(server.data_dir(), &["stat"]).await;
     assert!(table.contains(&tail), "{table}");
     let stat = parse(&tool_output(server.data_dir(), &["stat", "--json"]).await);
@@ -287,7 +287,7 @@ async fn dump_prints_each_op_as_sent_in_seq_order() {
         server.restart(shards).await;
     }
     server.stop().await;
-    let told = tool_output(server.data_dir(), &["dump", "--workspace", "a \"room\""]).await;
+    let printed = tool_output(server.data_dir(), &["dump", "--workspace", "a \"room\""]).await;
     let expected = timestamps.iter().enumerate().map(|(number, timestamp)| {
         let (value, seq) = (SPELLINGS[number % SPELLINGS.len()], number + 1);
         format!(
@@ -295,7 +295,7 @@ async fn dump_prints_each_op_as_sent_in_seq_order() {
         )
     });
     let expected: Vec<String> = expected.collect();
-    assert_eq!(told.lines().collect::<Vec<_>>(), expected);
+    assert_eq!(printed.lines().collect::<Vec<_>>(), expected);
     let state = tool_output(
         server.data_dir(),
         &["dump", "--workspace", "a \"room\"", "--state"],
@@ -314,21 +314,21 @@ async fn dump_prints_a_multi_line_value_on_one_line() {
     client.write_spelled("key", "[1,\r\n2]").await;
     client.expect_no_answer().await;
     server.stop().await;
-    let told = tool_output(server.data_dir(), &["dump", "--workspace", "room"]).await;
-    assert!(told.contains(r#""value":[1,  2],"#), "{told}");
-    assert_eq!(lines(&told)[0]["value"], json!([1, 2]));
+    let printed = tool_output(server.data_dir(), &["dump", "--workspace", "room"]).await;
+    assert!(printed.contains(r#""value":[1,  2],"#), "{printed}");
+    assert_eq!(lines(&printed)[0]["value"], json!([1, 2]));
 }
 
 #[tokio::test]
 async fn dump_of_the_state_matches_what_a_client_receives() {
     let mut server = stopped().await;
-    let told = tool_output(
+    let printed = tool_output(
         server.data_dir(),
         &["dump", "--workspace", "demo", "--state"],
     )
     .await;
     server.restart(2).await;
-    let pairs = lines(&told).into_iter().map(|mut line| {
+    let pairs = lines(&printed).into_iter().map(|mut line| {
         let key = line["key"].as_str().expect("a key").to_owned();
         (key, line["value"].take())
     });
@@ -457,7 +457,7 @@ async fn repair_keeps_intact_data_and_the_server_starts() {
         "without confirmation, nothing changes"
     );
 
-    let told = tool_output(&data_dir, &["repair", "--yes"]).await;
+    let printed = tool_output(&data_dir, &["repair", "--yes"]).await;
     let short = path
         .strip_prefix(&data_dir)
         .expect("the log has a file")
@@ -470,7 +470,7 @@ async fn repair_keeps_intact_data_and_the_server_starts() {
         "damaged-1",
         "repaired\nall is whole: 2 segments with 42 records",
     ] {
-        assert!(told.contains(part), "{part} is missing in\n{told}");
+        assert!(printed.contains(part), "{part} is missing in\n{printed}");
     }
     let aside = data_dir.join("damaged-1").join(&short);
     assert_eq!(
@@ -511,7 +511,7 @@ async fn repair_fixes_each_kind_of_damage() {
             let path = demo_segment(data);
             std::fs::rename(&path, path.with_file_name("copy.aof")).expect("the file exists");
         }),
-        ("a file that is no segment", |data| {
+        ("a file that is not a segment", |data| {
             let path = demo_segment(data).with_file_name("0000000009.aof");
             std::fs::write(path, "nothing").expect("a writable folder");
         }),
@@ -541,28 +541,28 @@ async fn repair_fixes_each_kind_of_damage() {
 /// Covers a missing segment that was the only one, so that no other segment refers to it.
 #[tokio::test]
 async fn a_shard_without_its_only_segment_prevents_startup_until_repaired() {
-    let harms: [Damage; 2] = [
+    let damages: [Damage; 2] = [
         |segment| std::fs::remove_file(segment).expect("the file exists"),
         |segment| {
             let folder = segment.parent().expect("the segment has a parent");
             std::fs::remove_dir_all(folder).expect("the file exists");
         },
     ];
-    for harm in harms {
+    for damage in damages {
         let mut server = stopped().await;
         let data_dir = server.data_dir().to_path_buf();
         let segment = demo_segment(&data_dir);
-        harm(&segment);
+        damage(&segment);
         let expected = format!("{} is damaged at byte 0: all segments", segment.display());
         let start = server.setup().run().await;
-        let told = tool(&data_dir, &["verify"]).await;
-        for outcome in [start, told] {
+        let printed = tool(&data_dir, &["verify"]).await;
+        for outcome in [start, printed] {
             let line = outcome.expect_refusal();
             assert!(line.contains(&expected), "{expected} is missing in {line}");
             assert!(line.contains("etherply log repair"), "{line}");
         }
-        let told = tool_output(&data_dir, &["repair", "--yes"]).await;
-        assert!(told.contains("missing"), "{told}");
+        let printed = tool_output(&data_dir, &["repair", "--yes"]).await;
+        assert!(printed.contains("missing"), "{printed}");
         server.restart(2).await;
         assert_eq!(state_of(&server, "demo").await.len(), 0);
         write(&server, "demo", 4, 4).await;
@@ -595,15 +595,15 @@ async fn repair_asks_for_confirmation_on_a_terminal() {
     }
     let before = contents(server.data_dir());
     for answer in ["n", "", "never"] {
-        let told = asked(answer).await;
+        let printed = asked(answer).await;
         assert!(
-            told.contains("Go on? [y/N]") && told.contains("nothing was changed"),
-            "{told}"
+            printed.contains("Go on? [y/N]") && printed.contains("nothing was changed"),
+            "{printed}"
         );
         assert_eq!(contents(server.data_dir()), before);
     }
-    let told = asked("y").await;
-    assert!(told.contains("repaired"), "{told}");
+    let printed = asked("y").await;
+    assert!(printed.contains("repaired"), "{printed}");
     tool_output(server.data_dir(), &["verify"]).await;
 }
 
@@ -616,10 +616,10 @@ async fn compact_keeps_only_the_state() {
     server.kill9();
     let data_dir = server.data_dir().to_path_buf();
     files::append_to_log(&demo_segment(&data_dir), &[7; 5]);
-    let told = tool_output(&data_dir, &["compact"]).await;
+    let printed = tool_output(&data_dir, &["compact"]).await;
     assert!(
-        told.contains("a torn tail of 5 bytes was cut off"),
-        "{told}"
+        printed.contains("a torn tail of 5 bytes was cut off"),
+        "{printed}"
     );
     let stat = parse(&tool_output(&data_dir, &["stat", "--json"]).await);
     assert_eq!(

@@ -85,7 +85,7 @@ async fn settle(site: &Site) -> Vec<usize> {
 
 /// Returns the response through the proxy for each workspace: the status, the node that it names,
 /// and the value that was written.
-async fn look(site: &Site) -> Vec<(u16, String, serde_json::Value)> {
+async fn read_states(site: &Site) -> Vec<(u16, String, serde_json::Value)> {
     let door = site.door;
     for_each_workspace(move |id| async move {
         let answer = get(door, &look_path("workspaces", &encoded(&id))).await;
@@ -107,7 +107,7 @@ fn node_name(number: usize) -> String {
 
 /// Checks that each workspace is served, with its op, by the node where it lives.
 async fn expect_all_served(site: &Site, settled: &[usize]) {
-    for (number, found) in look(site).await.into_iter().enumerate() {
+    for (number, found) in read_states(site).await.into_iter().enumerate() {
         let expected = (200, node_name(settled[number]), json!(id(number)));
         assert_eq!(found, expected, "{}", id(number));
     }
@@ -124,11 +124,11 @@ fn expect_no_token(site: &Site) {
 // ---- a workspace lives on one node ----
 
 /// Checks that all three paths of a workspace lead to one node, in each spelling of its id.
-async fn expect_one_node_however_it_is_asked(site: &Site, settled: &[usize]) {
+async fn expect_same_node_for_every_request(site: &Site, settled: &[usize]) {
     for (number, home) in settled.iter().enumerate().take(20) {
-        for look in ["workspaces", "presence", "sync"] {
+        for kind in ["workspaces", "presence", "sync"] {
             for segment in [encoded(&id(number)), encoded_throughout(&id(number))] {
-                let answer = site.get(&look_path(look, &segment)).await;
+                let answer = site.get(&look_path(kind, &segment)).await;
                 let node = node_name(*home);
                 assert_eq!(answer.header("etherply-node"), Some(&*node), "{segment}");
             }
@@ -150,7 +150,7 @@ async fn expect_nothing_else_passes(site: &Site) {
     }
 }
 
-async fn a_dead_node_s_workspaces_wait_for_it(kind: Kind) {
+async fn check_dead_node(kind: Kind) {
     const DEAD: usize = 1;
     let Some(mut site) = Site::start(kind, |_| Vec::new()).await else {
         return;
@@ -164,7 +164,7 @@ async fn a_dead_node_s_workspaces_wait_for_it(kind: Kind) {
             "node {node} has a share of {share}"
         );
     }
-    expect_one_node_however_it_is_asked(&site, &settled).await;
+    expect_same_node_for_every_request(&site, &settled).await;
     expect_nothing_else_passes(&site).await;
 
     site.nodes[DEAD].kill9();
@@ -176,7 +176,7 @@ async fn a_dead_node_s_workspaces_wait_for_it(kind: Kind) {
         probe.is_err().then_some(())
     })
     .await;
-    for (number, (status, node, value)) in look(&site).await.into_iter().enumerate() {
+    for (number, (status, node, value)) in read_states(&site).await.into_iter().enumerate() {
         assert_eq!(node, node_name(settled[number]), "{}", id(number));
         let expected = if settled[number] == DEAD {
             (503, serde_json::Value::Null)
@@ -209,12 +209,12 @@ async fn a_dead_node_s_workspaces_wait_for_it(kind: Kind) {
 
 #[tokio::test]
 async fn behind_haproxy_the_workspaces_of_a_dead_node_wait_and_are_not_moved() {
-    a_dead_node_s_workspaces_wait_for_it(Kind::Haproxy).await;
+    check_dead_node(Kind::Haproxy).await;
 }
 
 #[tokio::test]
 async fn behind_nginx_the_workspaces_of_a_dead_node_wait_and_are_not_moved() {
-    a_dead_node_s_workspaces_wait_for_it(Kind::Nginx).await;
+    check_dead_node(Kind::Nginx).await;
 }
 
 // ---- one more node ----
@@ -242,7 +242,7 @@ fn with_a_fourth_node(kind: Kind, config: &str) -> String {
     }
 }
 
-async fn a_node_is_split_by_a_copy_of_its_data_directory(kind: Kind) {
+async fn check_node_split(kind: Kind) {
     let Some(mut site) = Site::start(kind, |_| Vec::new()).await else {
         return;
     };
@@ -257,7 +257,7 @@ async fn a_node_is_split_by_a_copy_of_its_data_directory(kind: Kind) {
     site.add_node(fourth).await;
     site.start_proxy().await;
 
-    let found = look(&site).await;
+    let found = read_states(&site).await;
     let mut moved = Vec::new();
     for (number, (status, node, value)) in found.into_iter().enumerate() {
         let id = id(number);
@@ -293,18 +293,18 @@ async fn a_node_is_split_by_a_copy_of_its_data_directory(kind: Kind) {
 
 #[tokio::test]
 async fn behind_haproxy_a_node_is_split_by_copying_its_data_directory() {
-    a_node_is_split_by_a_copy_of_its_data_directory(Kind::Haproxy).await;
+    check_node_split(Kind::Haproxy).await;
 }
 
 #[tokio::test]
 async fn behind_nginx_a_node_is_split_by_copying_its_data_directory() {
-    a_node_is_split_by_a_copy_of_its_data_directory(Kind::Nginx).await;
+    check_node_split(Kind::Nginx).await;
 }
 
 // ---- idle sessions ----
 
 /// Returns an id that lives on this node.
-async fn an_id_of(site: &Site, node: usize) -> String {
+async fn workspace_on(site: &Site, node: usize) -> String {
     for number in 0..WORKSPACES {
         let answer = site
             .get(&look_path("presence", &encoded(&id(number))))
@@ -316,7 +316,7 @@ async fn an_id_of(site: &Site, node: usize) -> String {
     panic!("no workspace is on node {node}");
 }
 
-async fn an_idle_session_lives_by_the_server_s_pings(kind: Kind) {
+async fn check_idle_session(kind: Kind) {
     const PINGS: usize = 20;
     // Node 1 pings ten times within the proxy's timeout; the other nodes' pings come too late.
     let args = |node: usize| {
@@ -336,13 +336,13 @@ async fn an_idle_session_lives_by_the_server_s_pings(kind: Kind) {
     }
     site.start_proxy().await;
 
-    let silent = Server::sync_path(&an_id_of(&site, 1).await);
+    let silent = Server::sync_path(&workspace_on(&site, 1).await);
     let mut silent = Client::dial(site.door, &silent)
         .await
         .expect("the request is served");
     silent.next_text().await;
 
-    let pinged = Server::sync_path(&an_id_of(&site, 0).await);
+    let pinged = Server::sync_path(&workspace_on(&site, 0).await);
     let mut reader = Raw::open(site.door, &pinged).await;
     for _ in 0..PINGS {
         let ping = reader.frame().await;
@@ -366,10 +366,10 @@ async fn an_idle_session_lives_by_the_server_s_pings(kind: Kind) {
 
 #[tokio::test]
 async fn an_idle_session_behind_haproxy_is_kept_alive_by_pings() {
-    an_idle_session_lives_by_the_server_s_pings(Kind::Haproxy).await;
+    check_idle_session(Kind::Haproxy).await;
 }
 
 #[tokio::test]
 async fn an_idle_session_behind_nginx_is_kept_alive_by_pings() {
-    an_idle_session_lives_by_the_server_s_pings(Kind::Nginx).await;
+    check_idle_session(Kind::Nginx).await;
 }

@@ -269,10 +269,10 @@ async fn the_service_manager_is_notified_when_the_server_is_ready_and_when_it_st
     let setup = Setup::new().env("NOTIFY_SOCKET", &path.display().to_string());
     let mut server = setup.start().await;
     for expected in ["READY=1\n", "STOPPING=1\n"] {
-        let mut told = [0; 100];
-        let length = within(expected, manager.recv(&mut told)).await;
+        let mut message = [0; 100];
+        let length = within(expected, manager.recv(&mut message)).await;
         let length = length.expect("the socket is open");
-        assert_eq!(std::str::from_utf8(&told[..length]), Ok(expected));
+        assert_eq!(std::str::from_utf8(&message[..length]), Ok(expected));
         // The first signal stops the server, the second one speeds up the stop.
         server.terminate();
     }

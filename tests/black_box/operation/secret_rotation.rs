@@ -124,10 +124,10 @@ async fn secrets_rotate_under_live_connections_and_the_previous_one_is_accepted_
         .await;
     reader.expect_op(&op).await;
     server.stop().await;
-    check_that_nothing_secret_is_told(&server);
+    check_no_secret_is_logged(&server);
 }
 
-fn check_that_nothing_secret_is_told(server: &Server) {
+fn check_no_secret_is_logged(server: &Server) {
     for secret in [SECRET, OTHER_SECRET, THIRD_SECRET] {
         assert!(!server.log().contains(secret), "{}", server.log());
     }
@@ -192,7 +192,7 @@ async fn a_bad_secret_file_changes_nothing_and_is_named_in_one_line() {
     )
     .await;
     server.stop().await;
-    check_that_nothing_secret_is_told(&server);
+    check_no_secret_is_logged(&server);
 }
 
 #[tokio::test]

@@ -137,9 +137,9 @@ fn systemd_accepts_the_units() {
             return;
         }
     };
-    let told = String::from_utf8_lossy(&output.stderr);
+    let error_output = String::from_utf8_lossy(&output.stderr);
     // It also checks what the units refer to, and the host may have faults of its own.
-    let of_ours: Vec<&str> = told
+    let of_ours: Vec<&str> = error_output
         .lines()
         .filter(|line| line.contains("etherply"))
         .collect();
@@ -153,10 +153,10 @@ fn the_index_lists_every_file_and_every_listed_file_exists() {
     for entry in entries {
         let name = entry.expect("a readable folder").file_name();
         let name = name.to_string_lossy();
-        let is_told = [format!("[{name}]({name})"), format!("[{name}/")];
-        let is_told = is_told.iter().any(|link| index.contains(link));
+        let is_listed = [format!("[{name}]({name})"), format!("[{name}/")];
+        let is_listed = is_listed.iter().any(|link| index.contains(link));
         assert!(
-            name == "README.md" || is_told,
+            name == "README.md" || is_listed,
             "README.md does not list {name}"
         );
     }

@@ -96,7 +96,7 @@ impl Ledger {
 
     /// Returns the number of rooms with an op in flight: sent, but with nothing as recent shown to
     /// any client.
-    fn rooms_with_ops_on_their_way(&self) -> usize {
+    fn rooms_with_ops_in_flight(&self) -> usize {
         let pairs = self.newest_sent.iter().zip(&self.newest_shown);
         pairs.filter(|(sent, shown)| sent > shown).count()
     }
@@ -144,7 +144,7 @@ async fn take_part(mut client: Client, room: usize, ledger: SharedLedger, mut di
 }
 
 /// Joins and leaves repeatedly until the server is gone. An op in an init message counts as shown.
-async fn come_and_go(addr: SocketAddr, first_room: usize, ledger: SharedLedger) {
+async fn connect_and_leave(addr: SocketAddr, first_room: usize, ledger: SharedLedger) {
     for room in (0..ROOMS_COUNT).cycle().skip(first_room) {
         let dialed = Client::dial(addr, &Server::sync_path(&room_name(room))).await;
         let Ok(mut client) = dialed else { return };
@@ -190,7 +190,7 @@ async fn load(
         }
     }
     for first_room in [0, 5, 10, 15] {
-        tasks.push(tokio::spawn(come_and_go(
+        tasks.push(tokio::spawn(connect_and_leave(
             server.addr(),
             first_room,
             ledger.clone(),
@@ -213,7 +213,7 @@ async fn check_all_rooms(server: &Server, ledger: &SharedLedger, when: &str) {
 }
 
 /// Kills a start once it has created `segments_made` segments, at most one for each shard.
-fn kill_a_start(setup: &Setup, segments_made: u64) {
+fn kill_during_start(setup: &Setup, segments_made: u64) {
     let before = files::segments(setup.data_dir());
     // Compares paths, not counts: a start also removes segments that a killed compaction had
     // replaced.
@@ -237,7 +237,7 @@ async fn kill_under_load(mode: &str, rounds_count: u64) {
         let reached = async || (open(&ledger).ops_count >= goal).then_some(());
         eventually("the clients receive ops", reached).await;
 
-        rooms_hit += open(&ledger).rooms_with_ops_on_their_way();
+        rooms_hit += open(&ledger).rooms_with_ops_in_flight();
         server.kill9();
         for task in tasks {
             let ended = within("a client to notice the end", task).await;
@@ -245,7 +245,7 @@ async fn kill_under_load(mode: &str, rounds_count: u64) {
         }
         let setup = setup.clone().shards(shards);
         for _ in 0..dice.below(3) {
-            kill_a_start(&setup, dice.below_u64(u64::from(shards) + 1));
+            kill_during_start(&setup, dice.below_u64(u64::from(shards) + 1));
         }
         server = setup.start().await;
         let when = format!("{mode}, after kill {round}, with {shards} shards");

@@ -78,7 +78,7 @@ impl Scene {
             writer: Client::connect(&server, "room").await,
             witness: Client::connect(&server, "room").await,
         };
-        pair.write("behind the backup", json!(1)).await;
+        pair.write("after the backup", json!(1)).await;
         let scene = Scene {
             server,
             data_dir,
@@ -235,7 +235,7 @@ async fn a_copy_of_the_running_log_restored_under_the_same_names_is_not_modified
     let (mut scene, mut pair) = Scene::new(ALWAYS).await;
     scene.backup = files::image(&scene.data_dir);
     scene.in_backup = state_of(&scene.server, "room").await;
-    pair.write("behind the copy", json!(1)).await;
+    pair.write("after the copy", json!(1)).await;
     Left::Nothing.delete_the_rest(&scene.data_dir);
     files::put_back(&scene.data_dir, &scene.backup);
     pair.write_until_it_is_noticed(ALWAYS, &scene.server).await;
@@ -288,7 +288,7 @@ const HARMS: &[Harm] = &[
         words: &["was deleted or moved away", "move the data directory back"],
     },
     Harm {
-        what: "the data directory is moved away and made anew",
+        what: "the data directory is moved away and recreated",
         apply: |data_dir| {
             rename(data_dir, &aside(data_dir));
             std::fs::create_dir(data_dir).expect("the folder can be created");
@@ -385,12 +385,12 @@ async fn without_the_lock_file_a_second_server_is_refused_and_no_delivered_op_is
 }
 
 /// Deletes everything while nothing is in flight, stops the server, and returns its log.
-async fn log_of_a_stop_after_a_deletion(mode: &[&str]) -> String {
+async fn log_of_stop_after_deletion(mode: &[&str]) -> String {
     let (mut scene, pair) = Scene::new(mode).await;
     drop(pair);
     eventually("the last op is written", async || {
         let bytes = std::fs::read(files::segments(&scene.data_dir).pop()?).ok()?;
-        let key = b"behind the backup";
+        let key = b"after the backup";
         bytes
             .windows(key.len())
             .find(|part| part == key)
@@ -421,7 +421,7 @@ async fn a_server_whose_data_directory_was_deleted_unnoticed_stops_promptly() {
                 attempt < 10,
                 "{mode:?}: operations on a deleted file still succeed"
             );
-            let log = log_of_a_stop_after_a_deletion(mode).await;
+            let log = log_of_stop_after_deletion(mode).await;
             if log.contains(operation) {
                 break;
             }
@@ -430,7 +430,7 @@ async fn a_server_whose_data_directory_was_deleted_unnoticed_stops_promptly() {
 }
 
 /// Returns a scene in which the next op needs a new segment before anything is written.
-async fn scene_at_the_end_of_a_segment() -> (Scene, Pair) {
+async fn scene_at_segment_end() -> (Scene, Pair) {
     // The size of a segment with as little live data as here (src/limits.rs).
     const SEGMENT_BYTES: u64 = 2 * 1024 * 1024;
     let (scene, mut pair) = Scene::new(ALWAYS).await;
@@ -445,7 +445,7 @@ async fn scene_at_the_end_of_a_segment() -> (Scene, Pair) {
 
 #[tokio::test]
 async fn after_a_deletion_no_segment_is_created_without_its_predecessors() {
-    let (mut scene, pair) = scene_at_the_end_of_a_segment().await;
+    let (mut scene, pair) = scene_at_segment_end().await;
     Left::AnEmptyFolder.delete_the_rest(&scene.data_dir);
     pair.write_until_it_is_noticed(ALWAYS, &scene.server).await;
     scene.check_failed().await;
@@ -457,7 +457,7 @@ async fn after_a_deletion_no_segment_is_created_without_its_predecessors() {
 
 #[tokio::test]
 async fn a_log_that_was_moved_away_does_not_continue_in_its_replacement() {
-    let (mut scene, pair) = scene_at_the_end_of_a_segment().await;
+    let (mut scene, pair) = scene_at_segment_end().await;
     let elsewhere = scene.data_dir.with_extension("moved");
     std::fs::rename(&scene.data_dir, &elsewhere).expect("the folder can be renamed");
     files::put_back(&scene.data_dir, &scene.backup);

@@ -106,7 +106,7 @@ async fn check_failure(server: &Server, break_disk: impl FnOnce()) -> Shown {
 async fn check_recovery(server: &Server, shown: &mut Shown) {
     server.until_ready_is(200).await;
     let mut writer = Client::connect(server, "room").await;
-    check_nothing_lost(&writer.init, shown, "after the disk was mended");
+    check_nothing_lost(&writer.init, shown, "after the disk was repaired");
     shown.extend(writer.init.clone());
     let mut witness = Client::connect(server, "room").await;
     write_some(&mut writer, &mut witness, "after", shown).await;
@@ -163,7 +163,7 @@ async fn a_write_that_fails_halfway_loses_no_delivered_op() {
 
 /// Returns everything that a new client receives until it is turned away, before or after the
 /// handshake.
-async fn all_shown(newcomer: &mut Raw) -> String {
+async fn read_everything(newcomer: &mut Raw) -> String {
     let answer = newcomer.answer().await;
     if answer.status != 101 {
         return answer.body;
@@ -196,7 +196,9 @@ async fn an_init_never_contains_an_op_that_was_not_kept() {
         writer.write(&key, json!(round)).await;
         joining.send_lossy(rest).await;
         assert_eq!(writer.close_code().await, 1011);
-        let shown = all_shown(&mut joining).await.contains(&format!("{key:?}"));
+        let shown = read_everything(&mut joining)
+            .await
+            .contains(&format!("{key:?}"));
         limit_file_size(server.pid(), None);
         let state = Client::connect_at_last(&server, "room").await.init;
         assert!(
@@ -303,7 +305,7 @@ async fn a_write_error_in_interval_or_none_mode_leaves_no_gap() {
         server.until_ready_is(200).await;
 
         let state = state_of(&server, "room").await;
-        check_nothing_lost(&state, &shown, "what was written before");
+        check_nothing_lost(&state, &shown, "ops written before the failure");
         let kept_count = state.len() - shown.len();
         for number in 0..kept_count {
             let key = format!("during {number}");
@@ -373,7 +375,7 @@ async fn a_failed_commit_is_never_mistaken_for_a_successful_one() {
     check_nothing_lost(
         &state_of(&again, "room").await,
         &shown,
-        "when only the disk is asked",
+        "when read only from the disk",
     );
 }
 
@@ -449,7 +451,7 @@ async fn after_a_panic_the_shard_is_rebuilt_from_its_log_and_serves_again() {
 }
 
 #[tokio::test]
-async fn a_panic_in_one_shard_leaves_the_other_shard_alone() {
+async fn a_panic_in_one_shard_does_not_affect_the_other() {
     let Some(server) = panicking_server(2).await else {
         return;
     };

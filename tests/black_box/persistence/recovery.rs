@@ -95,7 +95,7 @@ async fn the_server_answers_and_reports_progress_while_the_log_is_read() {
         waiting.push(ask(&server, &handshake_head(&path, "")).await);
     }
     let token = token::valid();
-    let mut look = ask(
+    let mut http_read = ask(
         &server,
         &format!("GET /v1/workspaces/room?token={token} HTTP/1.1\r\nHost: test\r\n\r\n"),
     )
@@ -111,7 +111,7 @@ async fn the_server_answers_and_reports_progress_while_the_log_is_read() {
         assert_eq!(raw.answer().await.status, 101);
         assert_eq!(raw.frame().await.first_byte, TEXT);
     }
-    let answer = look.answer().await;
+    let answer = http_read.answer().await;
     assert_eq!(answer.status, 200, "{answer:?}");
     assert_eq!(answer.json()["data"], Value::Object(state.clone()));
     server.until_it_listens().await;

@@ -39,7 +39,7 @@ async fn stay(mut writer: Client, mut witness: Client, progress: watch::Sender<u
                 }
             }
         };
-        assert_eq!(within("the op of one who stays", arrived).await, op);
+        assert_eq!(within("the op of a remaining client", arrived).await, op);
         progress.send_modify(|count| *count += 1);
     }
 }
@@ -68,7 +68,7 @@ async fn connect(server: &Server) -> TcpStream {
 }
 
 /// Connects and disconnects once, in one of several ways.
-async fn come_and_vanish(
+async fn connect_and_vanish(
     server: &Server,
     room: u64,
     dice: &mut Dice,
@@ -117,7 +117,7 @@ async fn crowd(server: &Server, progress: watch::Receiver<usize>) {
             let mut count = 0;
             while progress.has_changed().is_ok() {
                 let room = dice.below_u64(ROOMS_COUNT);
-                come_and_vanish(server, room, &mut dice, progress.clone()).await;
+                connect_and_vanish(server, room, &mut dice, progress.clone()).await;
                 count += 1;
             }
             count
@@ -132,7 +132,7 @@ async fn expect_nothing_left(server: &Server, open_before: usize) {
     eventually("the connections of all vanished clients are closed", left).await;
 }
 
-async fn check_that_those_who_stay_get_every_op(setup: Setup) {
+async fn check_remaining_clients_receive_every_op(setup: Setup) {
     let mut server = setup.start().await;
     let (sender, progress) = watch::channel(0);
     let mut pairs = Vec::new();
@@ -163,18 +163,18 @@ async fn check_that_those_who_stay_get_every_op(setup: Setup) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn crowds_that_disconnect_and_return_disturb_nobody_and_leave_nothing_behind() {
-    check_that_those_who_stay_get_every_op(Setup::new()).await;
+    check_remaining_clients_receive_every_op(Setup::new()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn crowds_that_disconnect_and_return_disturb_nobody_on_old_kernels() {
     let setup = Setup::new().env("ETHERPLY_FAULT_OLD_KERNEL", "1");
-    check_that_those_who_stay_get_every_op(setup).await;
+    check_remaining_clients_receive_every_op(setup).await;
 }
 
 /// Repeatedly sends an op that is shown, then makes its shard fail. Each time, the sends to a whole
 /// crowd are in flight.
-async fn fail_again_and_again(server: &Server, progress: watch::Sender<usize>) {
+async fn fail_repeatedly(server: &Server, progress: watch::Sender<usize>) {
     for number in 0..10 {
         let mut writer = Client::connect_at_last(server, &room_name(0)).await;
         let mut witness = Client::connect_at_last(server, &room_name(0)).await;
@@ -201,10 +201,7 @@ async fn a_shard_that_fails_under_a_crowd_leaves_nothing_behind_and_loses_no_del
     let open_before = server.open_sockets_count() - early.len();
     drop(early);
     let (sender, progress) = watch::channel(0);
-    tokio::join!(
-        fail_again_and_again(&server, sender),
-        crowd(&server, progress)
-    );
+    tokio::join!(fail_repeatedly(&server, sender), crowd(&server, progress));
     expect_nothing_left(&server, open_before).await;
     let state = Client::connect_at_last(&server, &room_name(0)).await.init;
     for number in 0..10 {

@@ -275,7 +275,7 @@ async fn a_client_that_reads_nothing_for_60_s_is_closed_with_1013() {
     let gone = async || (server.open_sockets_count() < open_before).then_some(());
     eventually_in(
         Duration::from_secs(90),
-        "the server drops a client that takes nothing",
+        "the server drops a client that reads nothing",
         gone,
     )
     .await;

@@ -66,7 +66,10 @@ async fn text_that_is_not_utf8_closes_1007() {
             "a byte that is never in UTF-8",
             masked_frame(TEXT, b"{\"type\":\"ping\",\"x\":\"\xFF\"}"),
         ),
-        ("a cut character at the end", masked_frame(TEXT, b"\"\xC3")),
+        (
+            "a truncated character at the end",
+            masked_frame(TEXT, b"\"\xC3"),
+        ),
         ("a surrogate", masked_frame(TEXT, b"\"\xED\xA0\x80\"")),
         ("an overlong form", masked_frame(TEXT, b"\"\xC0\xAF\"")),
         (
@@ -87,7 +90,7 @@ async fn a_message_over_the_limit_closes_1009_complete_fragmented_or_announced()
     let half = vec![b' '; 700 * 1024];
     let announced = [&[TEXT][..], &length_bytes(1 << 40, 0x80), &[0; 4]].concat();
     let cases = [
-        ("announced by the length alone", announced),
+        ("announced only by its length", announced),
         (
             "in two fragments",
             [masked_frame(TEXT_BEGIN, &half), masked_frame(END, &half)].concat(),
@@ -136,8 +139,8 @@ async fn a_bad_opcode_closes_1002() {
 #[tokio::test]
 async fn bad_fragmentation_closes_1002() {
     let cases = [
-        ("a continuation of nothing", masked_frame(END, b"{}")),
-        ("a fragment of nothing", masked_frame(MIDDLE, b"{}")),
+        ("a continuation without a start", masked_frame(END, b"{}")),
+        ("a fragment without a start", masked_frame(MIDDLE, b"{}")),
         (
             "text inside a fragmented text",
             [masked_frame(TEXT_BEGIN, b"{"), masked_frame(TEXT, b"{}")].concat(),

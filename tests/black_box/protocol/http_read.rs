@@ -247,7 +247,7 @@ async fn presence_lists_each_user_id_once() {
 
 /// P11, P83.
 #[tokio::test]
-async fn a_query_is_form_encoded() {
+async fn queries_are_form_encoded() {
     let server = Setup::new().shards(1).start().await;
     let mut clients = Vec::new();
     // As written by `new URLSearchParams({userId})`, and by `encodeURIComponent`.
@@ -519,11 +519,11 @@ async fn console_stats_reflect_what_happened() {
                 .sum::<u64>()
         };
         assert_eq!(shards.len(), 2);
-        let is_told = (sum("ops"), sum("deliveries"), sum("workspaces")) == (5, 5, 1)
+        let is_up_to_date = (sum("ops"), sum("deliveries"), sum("workspaces")) == (5, 5, 1)
             && sum("connections") == 2
             && sum("sync_count") >= 5
             && sum("sync_us_p50") > 0;
-        is_told.then_some(())
+        is_up_to_date.then_some(())
     })
     .await;
 }

@@ -215,7 +215,7 @@ async fn an_invalid_json_number_is_refused_with_400() {
 
 /// P36.
 #[tokio::test]
-async fn a_lone_surrogate_is_refused_with_400_in_a_key_and_in_a_value() {
+async fn a_lone_surrogate_is_refused_with_400_in_keys_and_values() {
     let mut cases = Vec::new();
     for text in [
         r#""\ud800""#,
@@ -253,7 +253,7 @@ fn nested(open: &str, close: &str, depth: usize) -> String {
 
 /// P36.
 #[tokio::test]
-async fn a_value_nested_128_deep_is_passed_on_and_deeper_is_refused_with_400() {
+async fn a_value_nested_128_deep_is_passed_on_and_a_deeper_one_is_refused_with_400() {
     let server = Server::start().await;
     let mut sender = Client::connect(&server, "room").await;
     let mut other = Client::connect(&server, "room").await;

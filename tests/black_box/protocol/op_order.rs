@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// P45.
 #[tokio::test]
-async fn the_first_message_is_init_with_the_whole_state() {
+async fn the_first_message_is_init_with_the_complete_state() {
     let server = Server::start().await;
     let mut writer = Client::connect(&server, "room").await;
     let mut witness = Client::connect(&server, "room").await;
@@ -59,7 +59,7 @@ async fn the_sender_does_not_get_its_own_op_back() {
 
 /// P46.
 #[tokio::test]
-async fn a_second_connection_of_the_same_token_is_another_client() {
+async fn a_second_connection_with_the_same_token_is_a_separate_client() {
     let server = Server::start().await;
     let path = Server::sync_path("room");
     let mut one = Client::connect_path(&server, &path).await;

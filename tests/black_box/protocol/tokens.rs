@@ -64,7 +64,7 @@ async fn a_missing_or_malformed_token_is_refused_with_401() {
             format!("{}.{claims}.{signature}", base64url(b"not json")),
         ),
         (
-            "a header that is no object",
+            "a header that is not an object",
             format!("{}.{claims}.{signature}", base64url(b"[]")),
         ),
     ];
@@ -263,7 +263,7 @@ async fn exp_and_nbf_have_a_leeway_of_30_seconds() {
 
 /// P21.
 #[tokio::test]
-async fn the_token_may_come_in_the_authorization_header() {
+async fn the_token_may_be_in_the_authorization_header() {
     let server = Server::start().await;
     let path = "/v1/sync/room";
     for header in [

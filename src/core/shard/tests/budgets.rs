@@ -74,9 +74,9 @@ fn unfinished_messages_share_a_budget_and_small_ones_are_never_dropped() {
         let given_up = rig.shard.counters().given_up_sessions;
         assert!(given_up > 50, "{kind}: {given_up}");
         // The oldest was closed first, and the newest stays open.
-        let told = rig.seen(clients[0]);
+        let events = rig.seen(clients[0]);
         let expected = if kind == "head" { "503" } else { "close 1013" };
-        assert_eq!(told, [expected, "gone"], "{kind}");
+        assert_eq!(events, [expected, "gone"], "{kind}");
         let last = clients[99];
         assert!(!rig.peers[last].client.closed, "{kind}");
         assert!(is_open(&mut rig, small), "{kind}");
@@ -289,7 +289,7 @@ fn no_op_is_corrected_before_the_previous_correction_is_sent() {
 
 /// P76.
 #[test]
-fn unread_corrections_have_a_budget_and_clients_that_read_stay() {
+fn unread_corrections_have_a_budget_and_clients_that_read_are_kept() {
     const BUDGET: usize = 600_000;
     let mut rig = rig_with_values(40, BUDGET);
     let innocent = rig.join("w", None);
@@ -395,7 +395,7 @@ fn presence_is_encoded_once_and_lists_a_bounded_number() {
     for user in 0..users {
         join(&mut rig, &format!("{user:04}{}", "%22".repeat(200)));
     }
-    let lookers: Vec<usize> = (0..30)
+    let http_readers: Vec<usize> = (0..30)
         .map(|_| {
             let place = rig.accept(false);
             rig.peers[place].reads = false;
@@ -422,11 +422,11 @@ fn presence_is_encoded_once_and_lists_a_bounded_number() {
         (late.len(), &late[1]["userId"]),
         (PRESENCE_NAMES_MAX, &"0000a".into())
     );
-    for place in &lookers {
+    for place in &http_readers {
         rig.peers[*place].reads = true;
     }
     rig.run();
-    for place in lookers {
+    for place in http_readers {
         let all = rig.peers[place].client.incoming.clone();
         assert_eq!(rig.seen(place), ["200", "gone"]);
         assert!(all.len() > 400_000);

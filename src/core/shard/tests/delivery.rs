@@ -105,7 +105,11 @@ fn a_commit_waits_briefly_for_the_round_of_sends() {
 #[test]
 fn a_batch_does_not_depend_on_another_event() {
     // A session is in the send queue when a commit could start, but no longer when the turn ends.
-    for case in ["a correction", "a look", "one who does not read"] {
+    for case in [
+        "a correction",
+        "an HTTP read",
+        "a client that does not read",
+    ] {
         let mut rig = Rig::new(|_| ());
         let (writer, slow) = (rig.join("w", None), rig.join("w", None));
         let loser = rig.join("w", None);
@@ -115,7 +119,7 @@ fn a_batch_does_not_depend_on_another_event() {
         rig.receive_only(writer, &op("k", "1", 2));
         match case {
             "a correction" => rig.receive_only(loser, &op("k", "2", 1)),
-            "a look" => rig.receive_only(visitor, look("/v1/workspaces/w").as_bytes()),
+            "an HTTP read" => rig.receive_only(visitor, look("/v1/workspaces/w").as_bytes()),
             _ => rig.shard.enqueue(rig.peers[slow].client.id),
         }
         for _ in 0..3 {
@@ -142,7 +146,7 @@ fn ops_are_synced_within_the_interval() {
 
 /// P60.
 #[test]
-fn an_answer_that_shows_an_op_waits_for_the_log() {
+fn an_answer_that_contains_an_op_waits_for_the_log() {
     let mut rig = Rig::new(|_| ());
     let (writer, other) = (rig.join("w", None), rig.join("w", None));
     rig.seen(writer);
@@ -230,8 +234,8 @@ fn the_keys_examined_for_a_conflated_client_in_a_turn_are_bounded() {
     rig.peers[slow].reads = true;
     rig.end_send(slow);
     rig.turn();
-    let looked_at = 99 + CONFLATED_STEPS_MAX as u64;
-    assert_eq!(since(&mut rig), Some(looked_at), "own ops are not skipped");
+    let examined = 99 + CONFLATED_STEPS_MAX as u64;
+    assert_eq!(since(&mut rig), Some(examined), "own ops are not skipped");
     rig.run();
     assert_eq!(since(&mut rig), None);
     rig.seen(slow);
@@ -283,8 +287,8 @@ fn a_client_that_fell_behind_receives_the_latest_op_of_each_key() {
     );
     let seen = rig.seen(slow);
     let latest = &seen[seen.len() - keys..];
-    for (key, told) in (1..keys).zip(latest) {
-        assert_eq!(*told, format!("k{key}={value}@2"));
+    for (key, received) in (1..keys).zip(latest) {
+        assert_eq!(*received, format!("k{key}={value}@2"));
     }
     assert_eq!(latest.last().map(String::as_str), Some("k0=3@3"));
     assert!(rig.session(slow).outbox.behind().is_none());
@@ -294,7 +298,7 @@ fn a_client_that_fell_behind_receives_the_latest_op_of_each_key() {
 }
 
 #[test]
-fn a_window_releases_frames_that_all_members_have() {
+fn a_window_releases_frames_once_all_members_have_them() {
     let mut rig = Rig::new(|_| ());
     let (writer, reader) = (rig.join("w", None), rig.join("w", None));
     // The reader pauses for a while, with one send in flight and the rest in the window.
@@ -345,7 +349,7 @@ fn a_saturated_shard_pauses_between_slices() {
         let readers: Vec<_> = (0..SENDS_PER_TURN_MAX + 40)
             .map(|_| rig.join("w", None))
             .collect();
-        let (mut rests, mut rested_us, begun_us) = (0, 0, rig.clock.now_us);
+        let (mut pauses, mut paused_us, begun_us) = (0, 0, rig.clock.now_us);
         for timestamp in 1..=200 {
             rig.receive_only(writer, &op("k", "1", timestamp));
             rig.step();
@@ -354,17 +358,17 @@ fn a_saturated_shard_pauses_between_slices() {
                 assert!(rig.clock.now_us - begun_us >= PACE_AFTER_US);
                 assert!(!rig.shard.has_work(), "the shard has work during a pause");
                 assert_eq!(rig.shard.next_deadline_us(), Some(until_us));
-                rests += 1;
-                rested_us += until_us - rig.clock.now_us;
+                pauses += 1;
+                paused_us += until_us - rig.clock.now_us;
             }
             rig.clock.now_us = until_us.unwrap_or(rig.clock.now_us + 1000);
         }
         if durability == Durability::Always {
-            assert_eq!(rests, 0, "paused although commits already pause the shard");
+            assert_eq!(pauses, 0, "paused although commits already pause the shard");
         } else {
             assert!(
-                rests > 50 && rested_us == rests * 1000 / PACE_SHARE,
-                "{rests}"
+                pauses > 50 && paused_us == pauses * 1000 / PACE_SHARE,
+                "{pauses}"
             );
         }
         rig.sleep_until(1.0);

@@ -130,11 +130,11 @@ fn only_clients_whose_ops_are_lost_receive_an_error() {
     rig.op(clients[2], "k", "2", 3);
     (rig.log_hangs, rig.log_fails) = (false, true);
     rig.run();
-    for (client, is_told) in clients.into_iter().zip([true, true, false, false]) {
+    for (client, receives_error) in clients.into_iter().zip([true, true, false, false]) {
         let seen = rig.seen(client);
         assert_eq!(
             seen.contains(&"error 500".to_owned()),
-            is_told,
+            receives_error,
             "{client}: {seen:?}"
         );
         assert!(

@@ -11,7 +11,7 @@ use crate::wire::upgrade::{Answer, WebPage};
 
 /// P82.
 #[test]
-fn an_http_read_shows_nothing_that_is_not_durable() {
+fn an_http_read_contains_nothing_that_is_not_durable() {
     for (log_fails, status) in [(false, "200"), (true, "500")] {
         let mut rig = Rig::new(|_| ());
         let writer = rig.join("w", None);
@@ -38,7 +38,7 @@ fn stalled(rig: &mut Rig, request: &str) -> usize {
 }
 
 #[test]
-fn an_http_read_may_take_long_while_it_makes_progress() {
+fn an_http_read_may_take_long_if_it_makes_progress() {
     let mut rig = Rig::new(|_| ());
     let writer = rig.join("w", None);
     rig.op(writer, "k", "1", 1);

@@ -123,9 +123,9 @@ fn a_client_that_continues_over_its_rate_is_closed() {
         let seen = rig.seen(flooder);
         assert!(!seen.iter().any(|what| what.starts_with("close")));
         let is_refused = |what: &&String| what.starts_with("error 429");
-        let told = seen.iter().filter(is_refused).count() as u64;
+        let refused_count = seen.iter().filter(is_refused).count() as u64;
         let is_ping = *message == frame(PING, b"");
-        assert_eq!(told, if is_ping { 0 } else { refusals });
+        assert_eq!(refused_count, if is_ping { 0 } else { refusals });
         rig.receive(flooder, message);
         assert_eq!(rig.seen(flooder), ["close 1008", "gone"]);
         assert_eq!(refused(&rig)[4], 1);

@@ -307,14 +307,14 @@ impl Client {
         let opcode = self.incoming[0] & 15;
         self.incoming.drain(..start + length);
         Some(match opcode {
-            1 => told_by(&payload),
+            1 => parse_message(&payload),
             8 => Told::Close(u16::from_be_bytes([payload[0], payload[1]])),
             _ => Told::Control,
         })
     }
 }
 
-fn told_by(text: &[u8]) -> Told {
+fn parse_message(text: &[u8]) -> Told {
     let message: serde_json::Value = serde_json::from_slice(text).expect("the message is JSON");
     let payload = &message["payload"];
     match message["type"].as_str() {

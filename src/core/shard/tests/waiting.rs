@@ -46,7 +46,7 @@ fn only_requests_that_need_the_state_wait_for_it() {
         &[head("w", None).as_bytes(), &op("j", "2", 8)].concat(),
     );
     let requests = [look("/v1/workspaces/w"), look("/v1/presence/w")];
-    let looks = requests.each_ref().map(|request| ask(&mut rig, request));
+    let http_readers = requests.each_ref().map(|request| ask(&mut rig, request));
     for (request, status) in [
         (get("/healthz"), "200"),
         (get("/readyz"), "503"),
@@ -58,16 +58,16 @@ fn only_requests_that_need_the_state_wait_for_it() {
         assert_eq!(rig.seen(client), [status, "gone"], "{request}");
     }
     rig.sleep_until(9.9);
-    for client in looks.into_iter().chain([join]) {
+    for client in http_readers.into_iter().chain([join]) {
         assert_eq!(rig.seen(client).len(), 0);
     }
     assert_eq!(handshakes(&rig), 3);
     rig.recover(workspaces());
     rig.run();
     assert_eq!(rig.seen(join), ["101", "init 1"]);
-    assert_eq!(rig.seen(looks[0]), ["200", "gone"]);
-    assert!(text(&rig, looks[0]).contains(r#""data":{"k":1}"#));
-    assert_eq!(rig.seen(looks[1]), ["200", "gone"]);
+    assert_eq!(rig.seen(http_readers[0]), ["200", "gone"]);
+    assert!(text(&rig, http_readers[0]).contains(r#""data":{"k":1}"#));
+    assert_eq!(rig.seen(http_readers[1]), ["200", "gone"]);
     assert_eq!(
         (handshakes(&rig), rig.shard.admission.waiting_count()),
         (0, 0)
@@ -100,9 +100,12 @@ fn a_request_waits_for_as_long_as_a_handshake_may_take() {
         // The time runs from when the connection was accepted, not from when the request arrived.
         rig.sleep_until(10.0);
         assert_eq!(rig.seen(client), ["503", "gone"], "{request}");
-        let told = rig.peers[client].client.head.clone();
-        assert!(told.contains("Retry-After: 5\r\n"), "{told}");
-        assert_eq!(told.contains("Access-Control-Allow-Origin"), is_for_pages);
+        let head_text = rig.peers[client].client.head.clone();
+        assert!(head_text.contains("Retry-After: 5\r\n"), "{head_text}");
+        assert_eq!(
+            head_text.contains("Access-Control-Allow-Origin"),
+            is_for_pages
+        );
         assert_eq!(text(&rig, client).contains("still reading"), has_body);
         assert_eq!(
             (handshakes(&rig), rig.shard.admission.waiting_count()),

@@ -234,8 +234,8 @@ proptest! {
             cuts.into_iter().map(|cut| cut.index(stream.len() + 1)).collect();
         cuts.sort_unstable();
         let (said, error, taken) = run(&stream, &cuts, bytes_max);
-        let told = (said.clone(), error.map(|error| error.close_code()));
-        prop_assert_eq!(told, model(&stream, bytes_max));
+        let actual = (said.clone(), error.map(|error| error.close_code()));
+        prop_assert_eq!(actual, model(&stream, bytes_max));
         prop_assert_eq!((said, error, taken), run(&stream, &[], bytes_max));
     }
 

@@ -220,7 +220,7 @@ impl Shared {
         }
     }
 
-    fn show(&self, room: usize, key: &str, value: &Value) {
+    fn record(&self, room: usize, key: &str, value: &Value) {
         let mut shown = self.shown.lock().expect("no client task panics");
         shown.insert((room, key.to_owned()), value.clone());
         let (writer, number) = key.split_once(' ').expect("the key belongs to this test");
@@ -233,9 +233,9 @@ impl Shared {
         });
     }
 
-    fn show_all(&self, room: usize, state: &Map<String, Value>) {
+    fn record_all(&self, room: usize, state: &Map<String, Value>) {
         for (key, value) in state {
-            self.show(room, key, value);
+            self.record(room, key, value);
         }
     }
 }
@@ -243,13 +243,13 @@ impl Shared {
 async fn read(shared: Arc<Shared>, room: usize) {
     loop {
         let mut client = shared.connect(room).await;
-        shared.show_all(room, &client.init);
+        shared.record_all(room, &client.init);
         loop {
             match client.event().await {
                 Event::Text(text) => {
                     let op =
                         Op::parse(&text).unwrap_or_else(|| panic!("an op was refused: {text}"));
-                    shared.show(room, &op.key, &op.value);
+                    shared.record(room, &op.key, &op.value);
                 }
                 other => {
                     shared.ended(&other);

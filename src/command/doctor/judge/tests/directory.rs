@@ -119,7 +119,7 @@ fn free_space() {
 }
 
 #[test]
-fn the_time_of_a_sync() {
+fn sync_duration() {
     check_rows(
         "fdatasync",
         &[

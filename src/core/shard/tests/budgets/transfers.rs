@@ -48,28 +48,28 @@ fn unread_states_make_room_for_others() {
     for (taken, answers_s) in [(0, [0.0, 1.9, 2.1]), (50, [0.0, 1.9, 2.1])] {
         let mut rig = rooms(4, 3.5);
         let joined = ask(&mut rig, &head("r0", None));
-        let looked = ask(&mut rig, &look("/v1/workspaces/r1"));
+        let http_reader = ask(&mut rig, &look("/v1/workspaces/r1"));
         let other = ask(&mut rig, &head("r2", None));
-        let mut told = Vec::new();
+        let mut statuses = Vec::new();
         for at_s in answers_s {
             rig.sleep_until(at_s);
             if taken > 0 {
-                for place in [joined, looked, other] {
+                for place in [joined, http_reader, other] {
                     if let Some(spans) = rig.peers[place].client.sending.take() {
                         rig.end_send_with(place, spans, Some(taken));
                     }
                 }
             }
-            told.push(answer(&mut rig, 3));
+            statuses.push(answer(&mut rig, 3));
         }
-        assert_eq!(told, ["503", "503", "101"], "{taken}");
+        assert_eq!(statuses, ["503", "503", "101"], "{taken}");
         let counters = rig.shard.counters();
         assert_eq!(
             (counters.given_up_states, counters.refused_snapshot_bytes),
             (1, 2)
         );
         // Only as many clients are closed as necessary, and they are closed immediately.
-        let gone = [joined, looked, other].map(|place| rig.peers[place].client.closed);
+        let gone = [joined, http_reader, other].map(|place| rig.peers[place].client.closed);
         assert_eq!(gone.iter().filter(|gone| **gone).count(), 1, "{gone:?}");
         rig.shard.invariants();
         assert!(
