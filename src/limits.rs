@@ -428,7 +428,7 @@ const _: () = assert!(
 const _: () = assert!(
     MESSAGE_BYTES_DEFAULT + SEND_BYTES_MAX <= ANSWER_SEND_BYTES_MAX
         && ANSWER_SEND_BYTES_MAX < u32::MAX as usize,
-    "the longest default correction must fit in one send after frames, its length in a ring entry"
+    "the longest default correction must fit in one send after frames, and its length in the ring"
 );
 const _: () = assert!(
     session_budget_bytes(MESSAGE_BYTES_DEFAULT) >= 64 * MESSAGE_BYTES_DEFAULT

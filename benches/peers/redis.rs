@@ -241,5 +241,5 @@ fn answer_bytes(shape: WriteCommand, bytes: &[u8]) -> Option<usize> {
 /// Returns a port that is free at this moment.
 fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port can be bound");
-    listener.local_addr().expect("it is bound").port()
+    listener.local_addr().expect("the listener is bound").port()
 }

@@ -243,5 +243,5 @@ fn init(address: &str, workspace: &str) -> HashMap<String, Value> {
 }
 
 fn json(text: &str) -> Value {
-    serde_json::from_str(text).expect("it is JSON")
+    serde_json::from_str(text).expect("the text is JSON")
 }

@@ -404,7 +404,7 @@ fn a_batch_is_valid_only_in_its_segment_and_at_its_offset() {
     assert_eq!(ops, []);
     assert!(
         matches!(fault.unwrap().kind, FaultKind::Content(_)),
-        "it was written like this and is not torn"
+        "invalid content is reported as torn"
     );
     let shifted = [&built.bytes[..first], &[0], &whole, &rest].concat();
     let proof = damage_behind(&HEADER, &shifted[first..], first);

@@ -98,7 +98,7 @@ async fn a_large_state_is_held_once_and_delays_nobody() {
         bodies.push(state.to_owned());
     }
     assert!(bodies.iter().all(|body| *body == bodies[0]));
-    let state: Value = serde_json::from_str(&format!("{}}}", bodies[0])).expect("it is JSON");
+    let state: Value = serde_json::from_str(&format!("{}}}", bodies[0])).expect("the text is JSON");
     assert_eq!(state["seq"], KEYS);
     let mut inits = Vec::new();
     for mut joiner in joiners {

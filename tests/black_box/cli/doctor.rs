@@ -114,7 +114,7 @@ async fn a_port_in_use_by_another_process_fails() {
     let listener = TcpListener::bind("0.0.0.0:0").expect("a free port");
     let port = listener
         .local_addr()
-        .expect("it is bound")
+        .expect("the listener is bound")
         .port()
         .to_string();
     let (outcome, report) = report(&Setup::new(), &["--port", &port]).await;

@@ -279,7 +279,11 @@ async fn a_usage_error_points_to_the_relevant_help() {
 #[tokio::test]
 async fn the_error_for_a_port_in_use_names_the_setting_the_user_chose() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let port = taken.local_addr().expect("it is bound").port().to_string();
+    let port = taken
+        .local_addr()
+        .expect("the listener is bound")
+        .port()
+        .to_string();
     let address = format!("127.0.0.1:{port}");
     for (setup, name, other) in [
         (Setup::new().args(&["--port", &port]), "--port", "PORT"),
@@ -542,7 +546,7 @@ async fn a_trailing_line_break_is_not_part_of_a_secret() {
 #[tokio::test]
 async fn a_passed_socket_without_listen_pid_is_not_used() {
     let passed = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let port = passed.local_addr().expect("it is bound").port();
+    let port = passed.local_addr().expect("the listener is bound").port();
     let setup = Setup::new().passing(passed).prepared("unset LISTEN_PID");
     let server = setup
         .args(&["--port", "0", "--host", "127.0.0.1"])

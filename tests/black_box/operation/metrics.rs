@@ -623,7 +623,7 @@ async fn every_metric_in_the_dashboard_and_alerts_is_exported() {
     let server = Server::start().await;
     let figures = Figures::read(server.addr()).await;
     let read = |name: &str| std::fs::read_to_string(name).expect("the file exists");
-    let dashboard = serde_json::from_str(&read("tuning/grafana.json")).expect("it is JSON");
+    let dashboard = serde_json::from_str(&read("tuning/grafana.json")).expect("the text is JSON");
     let mut asked = Vec::new();
     queries(&dashboard, &mut asked);
     let alerts = read("tuning/alerts.yml");

@@ -26,7 +26,7 @@ fn passing(listener: &TcpListener) -> Setup {
 }
 
 fn address_of(listener: &TcpListener) -> SocketAddr {
-    listener.local_addr().expect("it is bound")
+    listener.local_addr().expect("the listener is bound")
 }
 
 /// Connects and sends a handshake, to whichever server accepts it.

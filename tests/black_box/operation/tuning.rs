@@ -46,7 +46,7 @@ fn each_sysctl_exists_and_the_backlog_matches_the_server() {
 
 #[test]
 fn the_seccomp_profile_allows_rings_and_denies_what_it_does_not_name() {
-    let profile: Value = serde_json::from_str(&text("seccomp.json")).expect("it is JSON");
+    let profile: Value = serde_json::from_str(&text("seccomp.json")).expect("the text is JSON");
     assert_eq!(profile["defaultAction"], "SCMP_ACT_ERRNO");
     let rules = profile["syscalls"]
         .as_array()

@@ -145,7 +145,7 @@ impl Setup {
     /// Starts the server on a free port and connects as soon as the port is open.
     pub async fn start_and_connect(self) -> (Server, Raw) {
         let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let addr = free.local_addr().expect("it is bound");
+        let addr = free.local_addr().expect("the listener is bound");
         drop(free);
         let setup = self.args(&["--port", &addr.port().to_string()]);
         let command = setup.command(&setup.serve_arguments());
