@@ -208,10 +208,7 @@ impl<'a> Pipe<'a> {
         let now = Instant::now();
         let mut rest = self.answers.as_slice();
         while let Some(answer_bytes) = answer_bytes(self.load.shape, rest) {
-            let sent = self
-                .sent
-                .pop_front()
-                .expect("redis sent more answers than commands");
+            let sent = self.sent.pop_front().expect("an answer for each command");
             let latency_us = (now - sent).as_micros();
             self.latencies_us
                 .push(u32::try_from(latency_us).unwrap_or(u32::MAX));

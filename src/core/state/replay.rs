@@ -130,7 +130,8 @@ impl Replay {
     }
 
     fn insert(&mut self, tag: Tag, workspace: Workspace) -> u32 {
-        let slot = u32::try_from(self.workspaces.len()).expect("there are 2^32 workspaces or more");
+        let slot =
+            u32::try_from(self.workspaces.len()).expect("there are fewer than 2^32 workspaces");
         self.workspaces.push(workspace);
         self.index.insert(tag, slot);
         slot

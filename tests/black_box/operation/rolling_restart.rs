@@ -107,7 +107,7 @@ async fn a_client_that_connects_during_a_drain_waits_for_the_new_server() {
         let mut first = Client::connect(&server, "room 0").await;
         let mut second = Client::connect(&server, "room 0").await;
         server.terminate();
-        assert_eq!(first.expect_close(1001).await, "the server stopped serving");
+        assert_eq!(first.expect_close(1001).await, "the server is stopping");
         let mut knock = knock(server.addr()).await;
         second.expect_close(1001).await;
         // Both ends are closed, so the old server need not wait for them.
@@ -166,7 +166,7 @@ async fn a_passed_socket_is_made_blocking_and_the_port_variable_is_ignored() {
         Client::connect(&server, "room 0").await;
     }
     server.stop().await;
-    TcpStream::connect(address_of(&listener)).expect("the socket is closed with the server");
+    TcpStream::connect(address_of(&listener)).expect("the socket outlives the server");
 }
 
 #[tokio::test]

@@ -294,7 +294,7 @@ const HARMS: &[Harm] = &[
             std::fs::create_dir(data_dir).expect("the folder can be created");
         },
         undo: Some(|data_dir| {
-            std::fs::remove_dir(data_dir).expect("the server created something there");
+            std::fs::remove_dir(data_dir).expect("the folder is still empty");
             rename(&aside(data_dir), data_dir);
         }),
         words: &["was deleted or moved away", "move the data directory back"],

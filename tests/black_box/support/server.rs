@@ -404,7 +404,7 @@ impl Server {
     pub fn log(&self) -> String {
         self.output
             .lock()
-            .expect("the reader task panicked")
+            .expect("the reader task does not panic")
             .clone()
     }
 

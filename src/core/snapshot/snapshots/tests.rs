@@ -60,7 +60,7 @@ impl RoomRig {
     fn request(&mut self, kind: SnapshotKind) -> Snapshot {
         let snapshot = self.snapshots.request(RoomId::new(SLOT), &self.room, kind);
         self.snapshots.invariants();
-        snapshot.expect("the budget is exhausted")
+        snapshot.expect("the budget is large")
     }
 }
 
