@@ -151,7 +151,7 @@ impl Display {
         } else if self.next_line <= Instant::now() {
             self.next_line += Duration::from_millis(PROGRESS_INTERVAL_MS);
             let percent = progress.percent();
-            tracing::info!(done_bytes, total_bytes, "reading the log: {percent} %");
+            tracing::info!(done_bytes, total_bytes, "reading the log: {percent}%");
         }
     }
 

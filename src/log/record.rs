@@ -621,14 +621,14 @@ fn decode_op<'a>(
     if header[28] != KIND_OP {
         return Err("the kind of this record is unknown");
     }
-    let overrun = "the texts of this record extend past its end";
+    let overrun = "the strings of this record extend past its end";
     let (workspace, texts) = texts
         .split_at_checked(u16_at(header, 24).into())
         .ok_or(overrun)?;
     let (key, value) = texts
         .split_at_checked(u16_at(header, 26).into())
         .ok_or(overrun)?;
-    let text = |bytes| str::from_utf8(bytes).map_err(|_| "a text of this record is not UTF-8");
+    let text = |bytes| str::from_utf8(bytes).map_err(|_| "a string of this record is not UTF-8");
     Ok(LoggedOp {
         workspace: text(workspace)?,
         key: text(key)?,

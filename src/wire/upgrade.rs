@@ -1,4 +1,4 @@
-//! The request head of a connection (RFC 9112, parsed by httparse) and all HTTP answers to it.
+//! The request head of a connection (RFC 9112, parsed by httparse) and every HTTP response to it.
 //!
 //! A connection carries one request: a WebSocket upgrade, a read of a workspace, or a page. Every
 //! answer other than 101 closes it. The [protocol](crate::wire) lists the answers and the order of

@@ -494,10 +494,10 @@ fn files_that_are_not_segments_of_this_log_are_set_aside() {
         .map(|stray| stray.what.as_str())
         .collect();
     let expected = [
-        "another file was kept in its place",
+        "another file with the same index was kept",
         "it belongs to another data directory",
         "it is a folder",
-        "it is too short to hold a segment header, and no batch in it says which segment it was",
+        "it is too short to hold a segment header, and no batch in it identifies the segment",
     ];
     assert_eq!(reasons, BTreeSet::from(expected));
     drop(plan);

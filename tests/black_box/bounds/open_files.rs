@@ -43,7 +43,11 @@ impl Scene {
             raw.send(head.as_bytes()).await;
             scene.knocking.push(raw);
         }
-        let words = ["accepting is paused", "Too many open files", "ulimit -n"];
+        let words = [
+            "accepting connections is paused",
+            "Too many open files",
+            "ulimit -n",
+        ];
         scene.server.log_line(&words).await;
         scene
     }
@@ -107,7 +111,11 @@ async fn a_long_pause_is_logged_occasionally_and_not_at_every_attempt() {
             break;
         }
     }
-    let warnings = scene.server.log().matches("accepting is paused").count() as u64;
+    let warnings = scene
+        .server
+        .log()
+        .matches("accepting connections is paused")
+        .count() as u64;
     let most = 1 + begun.elapsed().as_secs() / 10;
     assert!((1..=most).contains(&warnings), "{}", scene.server.log());
 }
@@ -156,7 +164,7 @@ async fn with_a_low_limit_clients_get_503_before_it_is_reached() {
         "{open} of 200 files are open while connections are refused"
     );
     assert!(
-        !server.log().contains("accepting is paused"),
+        !server.log().contains("accepting connections is paused"),
         "{}",
         server.log()
     );

@@ -87,7 +87,7 @@ async fn a_memlock_limit_that_is_too_low_is_named_with_the_need_at_startup_and_b
     };
     assert_eq!(verdicts, ["\"fail\"", "\"fail\""], "{text}");
     for word in [
-        "of the rings of 4 shards",
+        "the rings of 4 shards",
         "256.00 KiB",
         "ulimit -l",
         "--shards",
@@ -133,7 +133,7 @@ async fn a_thread_that_cannot_be_spawned_aborts_startup_with_the_limit_and_a_rem
         };
         let refused = setup.shards(shards).run().await;
         let line = refused.expect_refusal();
-        let limit = format!("may have {limit} processes and threads");
+        let limit = format!("may run {limit} processes and threads");
         for word in [
             "the thread etherply-",
             &limit,
@@ -216,7 +216,7 @@ async fn a_server_with_an_unwritable_stdout_reports_it_once_and_serves() {
     for setup in [Setup::new().prepared("exec >/dev/full"), closed] {
         let mut server: Server = setup.start_reading().await;
         server.until_ready_is(200).await;
-        server.log_line(&["WARN", "stdout cannot be written"]).await;
+        server.log_line(&["WARN", "cannot write to stdout"]).await;
         let mut writer = Client::connect(&server, "room").await;
         let mut witness = Client::connect(&server, "room").await;
         let op = writer.write("k", json!(1)).await;

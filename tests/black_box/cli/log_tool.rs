@@ -146,7 +146,10 @@ async fn stat_lists_the_largest_workspaces_or_all() {
     assert_eq!((largest.len(), largest[0].as_str()), (20, "room 24"));
     assert_eq!(printed(&["stat", "--json", "--all"]).await.len(), 25);
     let table = tool_output(server.data_dir(), &["stat"]).await;
-    assert!(table.ends_with("and 5 more: --all lists them\n"), "{table}");
+    assert!(
+        table.ends_with("and 5 more; use --all to list them\n"),
+        "{table}"
+    );
 }
 
 // ---- verify ----
@@ -157,7 +160,7 @@ async fn verify_finds_the_first_fault_with_its_file_and_offset() {
     let data_dir = server.data_dir();
     let printed = tool_output(data_dir, &["verify"]).await;
     assert!(
-        printed.starts_with("all is whole: 2 segments with 43 records in "),
+        printed.starts_with("the log is intact: 2 segments with 43 records in "),
         "{printed}"
     );
     let path = demo_segment(data_dir);
@@ -183,7 +186,7 @@ async fn a_torn_tail_is_reported_but_is_not_an_error() {
     files::append_to_log(&path, &[7; 11]);
     let printed = tool_output(server.data_dir(), &["verify"]).await;
     let tail = format!(
-        "{} ends with 11 bytes of an unfinished batch at byte {}",
+        "{} ends with an unfinished batch (11 bytes from byte {})",
         path.display(),
         whole_len
     );
@@ -233,7 +236,7 @@ async fn records_beyond_the_end_of_a_segment_have_their_own_exit_code() {
         format!("{last_ops} records")
     };
     let line = format!(
-        "{} has {records} beyond its end at byte {end}, ",
+        "{} has {records} past its end at byte {end} (not served): ",
         path.display()
     );
     for command in [&["verify"][..], &["repair"]] {
@@ -241,7 +244,7 @@ async fn records_beyond_the_end_of_a_segment_have_their_own_exit_code() {
         assert_eq!(outcome.code, Some(3), "{outcome:?}");
         assert_eq!(outcome.stderr, "", "{outcome:?}");
         assert!(
-            outcome.stdout.contains("all is whole: 2 segments"),
+            outcome.stdout.contains("the log is intact: 2 segments"),
             "{outcome:?}"
         );
         assert!(
@@ -468,7 +471,7 @@ async fn repair_keeps_intact_data_and_the_server_starts() {
         &format!("bytes {} to {} are lost", at - 29, at + 9),
         "workspace \"demo\": seq 1\n",
         "damaged-1",
-        "repaired\nall is whole: 2 segments with 42 records",
+        "repaired\nthe log is intact: 2 segments with 42 records",
     ] {
         assert!(printed.contains(part), "{part} is missing in\n{printed}");
     }
@@ -479,7 +482,7 @@ async fn repair_keeps_intact_data_and_the_server_starts() {
     );
     tool_output(&data_dir, &["verify"]).await;
     let again = tool_output(&data_dir, &["repair"]).await;
-    assert!(again.starts_with("there is nothing to repair"), "{again}");
+    assert!(again.starts_with("nothing to repair"), "{again}");
 
     server.restart(2).await;
     let state = state_of(&server, "demo").await;
@@ -597,7 +600,7 @@ async fn repair_asks_for_confirmation_on_a_terminal() {
     for answer in ["n", "", "never"] {
         let printed = asked(answer).await;
         assert!(
-            printed.contains("Go on? [y/N]") && printed.contains("nothing was changed"),
+            printed.contains("Continue? [y/N]") && printed.contains("nothing was changed"),
             "{printed}"
         );
         assert_eq!(contents(server.data_dir()), before);
@@ -649,10 +652,7 @@ async fn folders_that_are_not_data_directories_are_left_alone() {
         ] {
             let outcome = tool(&path, command).await;
             let line = outcome.expect_refusal();
-            assert!(
-                line.contains("is not a data directory of a server"),
-                "{line}"
-            );
+            assert!(line.contains("is not a server's data directory"), "{line}");
             assert!(line.contains("--data-dir"), "{line}");
         }
     }

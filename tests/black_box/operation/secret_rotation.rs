@@ -100,7 +100,7 @@ async fn secrets_rotate_under_live_connections_and_the_previous_one_is_accepted_
 
     files.write("previous", SECRET);
     files.write("current", &format!("{OTHER_SECRET}\n"));
-    let line = reload(&server, &["the secrets were read again"]).await;
+    let line = reload(&server, &["the secrets were reread"]).await;
     assert!(line.contains("current=\"new\""), "{line}");
     assert!(line.contains("previous=\"new\""), "{line}");
     until_statuses_are(
@@ -110,8 +110,8 @@ async fn secrets_rotate_under_live_connections_and_the_previous_one_is_accepted_
     .await;
 
     files.remove("previous");
-    let line = reload(&server, &["the secrets were read again"]).await;
-    assert!(line.contains("current=\"as before\""), "{line}");
+    let line = reload(&server, &["the secrets were reread"]).await;
+    assert!(line.contains("current=\"unchanged\""), "{line}");
     assert!(line.contains("previous=\"none\""), "{line}");
     until_statuses_are(
         &server,
@@ -173,7 +173,7 @@ async fn a_bad_secret_file_changes_nothing_and_is_named_in_one_line() {
         break_it(&files);
         let path = files.path(name).display().to_string();
         let before = server.log().lines().count();
-        reload(&server, &["ERROR", "the secrets stay as they were", &path]).await;
+        reload(&server, &["ERROR", "the secrets are unchanged", &path]).await;
         assert_eq!(server.log().lines().count(), before + 1, "{}", server.log());
         until_statuses_are(
             &server,
@@ -185,7 +185,7 @@ async fn a_bad_secret_file_changes_nothing_and_is_named_in_one_line() {
         }
     }
     std::fs::remove_dir(files.path("previous")).expect("the folder can be removed");
-    reload(&server, &["the secrets were read again"]).await;
+    reload(&server, &["the secrets were reread"]).await;
     until_statuses_are(
         &server,
         [(SECRET, 401), (OTHER_SECRET, 401), (THIRD_SECRET, 101)],
@@ -199,7 +199,7 @@ async fn a_bad_secret_file_changes_nothing_and_is_named_in_one_line() {
 async fn without_files_sighup_logs_that_the_environment_cannot_change_and_the_server_continues() {
     let mut server = Server::start().await;
     for _ in 0..2 {
-        let line = reload(&server, &["SIGHUP changes nothing", "environment"]).await;
+        let line = reload(&server, &["SIGHUP has no effect", "environment"]).await;
         assert!(line.contains("--jwt-secret-file"), "{line}");
     }
     until_statuses_are(
@@ -222,7 +222,7 @@ async fn a_secret_from_the_environment_stays_valid_when_a_file_changes() {
     files.write("previous", THIRD_SECRET);
     reload(
         &server,
-        &["the secrets were read again", "did not come from a file"],
+        &["the secrets were reread", "did not come from a file"],
     )
     .await;
     until_statuses_are(

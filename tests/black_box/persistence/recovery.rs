@@ -65,7 +65,7 @@ async fn ask(server: &Server, head: &str) -> Raw {
 }
 
 async fn until_it_reads(server: &Server, percent: u64) {
-    let wanted = json!({"status": format!("the log is being read: {percent} %")});
+    let wanted = json!({"status": format!("the log is being read: {percent}%")});
     eventually(&format!("/readyz reports {wanted}"), async || {
         let answer = server.get("/readyz").await;
         assert_eq!(answer.status, 503, "{answer:?}");
@@ -83,7 +83,7 @@ async fn the_server_answers_and_reports_progress_while_the_log_is_read() {
     assert_eq!(server.handshake("/v1/sync/room").await.status, 401);
 
     // The progress is logged repeatedly, not just once.
-    let line = format!("reading the log: {percent} %");
+    let line = format!("reading the log: {percent}%");
     eventually("a second progress line is logged", async || {
         (server.log().matches(&line).count() > 1).then_some(())
     })

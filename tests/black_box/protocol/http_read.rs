@@ -353,7 +353,7 @@ async fn an_origin_with_the_default_port_matches_the_form_that_browsers_send() {
 async fn an_origin_that_no_browser_sends_is_rejected_at_startup() {
     for (origin, reason) in [
         ("https://app.example/", "without a path"),
-        ("https://*.example", "no wildcards"),
+        ("https://*.example", "wildcards are not supported"),
         ("app.example", "a scheme"),
     ] {
         let outcome = Setup::new().args(&["--allow-origin", origin]).run().await;
