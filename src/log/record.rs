@@ -181,7 +181,7 @@ pub(super) const BATCH_CRC_AT: usize = 24;
 
 const _: () = assert!(
     BATCH_CRC_AT + 4 == BATCH_HEADER_BYTES,
-    "the crc ends the batch header"
+    "the CRC is the last field of the batch header"
 );
 
 pub(super) const RECORD_CRC_BYTES: usize = 4;
@@ -246,12 +246,12 @@ pub fn seal_batch(
 ) {
     assert!(
         durable_position <= position,
-        "a batch is not on disk before it is written"
+        "a batch cannot be durable before it is written"
     );
     let (header, mut rest) = batch
         .split_first_chunk_mut::<BATCH_HEADER_BYTES>()
-        .expect("begin_batch left room for the header");
-    let payload_bytes = u32::try_from(rest.len()).expect("a batch is far smaller than 4 GiB");
+        .expect("begin_batch leaves room for the header");
+    let payload_bytes = u32::try_from(rest.len()).expect("a batch is smaller than 4 GiB");
     let mut crc = BatchHeader {
         payload_bytes,
         position,
@@ -264,7 +264,7 @@ pub fn seal_batch(
             .map_or(0, |length| u32_at(length, 0) as usize);
         assert!(
             (OP_HEADER_BYTES..=rest.len()).contains(&record_bytes),
-            "push_op wrote every record"
+            "some records were not written by push_op"
         );
         let (record, behind) = rest.split_at_mut(record_bytes);
         let (record_crc, body) = record.split_at_mut(RECORD_CRC_BYTES);

@@ -207,7 +207,7 @@ impl Room {
         let presence = self
             .presence
             .as_mut()
-            .expect("a member that leaves was present");
+            .expect("the leaving member was present");
         presence.remove(user);
         self.drop_unused_presence();
     }

@@ -87,7 +87,7 @@ impl Shard {
     /// client has closed its sending side.
     pub(super) fn received_waiting(&mut self, id: SessionId, bytes: &[u8]) {
         let handoff = self.admission.waiting(&self.sessions[id]);
-        let handoff = handoff.expect("a session waits with its request");
+        let handoff = handoff.expect("a waiting session has a request");
         if !bytes.is_empty() {
             handoff.unparsed.extend_from_slice(bytes);
             if handoff.unparsed.len() < HEAD_BYTES_MAX {
