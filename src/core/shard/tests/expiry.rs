@@ -347,6 +347,26 @@ fn on_a_full_disk_nothing_expires_and_no_request_waits() {
     assert_eq!(rig.seen(joiner), seen);
 }
 
+/// The same holds for a log that is so long that everything waits for compaction.
+#[test]
+fn while_the_log_is_too_long_nothing_expires_and_no_request_waits() {
+    let mut rig = Rig::recovering(|_| ());
+    let size = LogSize {
+        closed_bytes: 1 << 30,
+        is_compacted: true,
+        ..LogSize::UNKNOWN
+    };
+    rig.shard.handle(Input::LogSize(size), rig.clock);
+    rig.turn();
+    rig.recover(with_expired(3));
+    let joiner = rig.join("w", None);
+    assert_eq!(rig.seen(joiner), ["101", "init 4"]);
+    assert!(!rig.shard.has_work());
+    set_space(&mut rig, LogPosition::MAX);
+    rig.run();
+    assert_eq!(rig.seen(joiner).len(), 3);
+}
+
 #[test]
 fn a_request_that_waits_for_expiries_is_answered_when_the_server_stops() {
     let mut rig = Rig::recovering(|config| {
@@ -363,6 +383,25 @@ fn a_request_that_waits_for_expiries_is_answered_when_the_server_stops() {
     rig.log_hangs = false;
     rig.run();
     assert_eq!(rig.drained, 1);
+}
+
+/// The ops that arrive before each turn fill its batch.
+#[test]
+fn clients_that_fill_every_batch_do_not_keep_keys_from_expiring() {
+    let mut rig = Rig::new(|config| config.batch_bytes_max = 100);
+    write(&mut rig, "k", 5, expiring(1));
+    rig.clock.now_us += SECOND_US;
+    rig.clock.unix_us += SECOND_US;
+    let value = format!("\"{}\"", "x".repeat(100));
+    for timestamp in 1..10 {
+        if !rig.shard.log.is_full() {
+            apply(&mut rig, "other", timestamp, Change::write(&value));
+        }
+        assert!(rig.shard.log.is_full());
+        rig.turn();
+        rig.end_log();
+    }
+    assert!(workspace(&mut rig).get("k").unwrap().is_deleted());
 }
 
 // ---- the wall clock ----

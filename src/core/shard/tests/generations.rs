@@ -57,7 +57,7 @@ fn a_generation_is_recorded_before_the_first_op_after_a_start_and_after_each_reb
     for durability in [Durability::Always, Durability::Interval] {
         let mut rig = Rig::recovering(|config| config.durability = durability);
         rig.generation = Generation::new(10);
-        rig.logged.count = 4;
+        rig.logged.last_number = 4;
         rig.recover(Vec::new());
         let writer = rig.join("w", None);
         rig.op(writer, "k", "1", 1);
@@ -145,7 +145,7 @@ fn a_client_resumes_in_the_current_and_in_the_previous_generation() {
     let mut rig = Rig::recovering(|_| ());
     rig.generation = Generation::new(20);
     rig.logged = LoggedGenerations {
-        count: 2,
+        last_number: 2,
         previous: Some(Generation::new(10)),
     };
     rig.recover(vec![workspace]);
