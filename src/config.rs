@@ -29,6 +29,7 @@ mod given;
 pub mod limits;
 pub mod log;
 mod origin;
+pub mod presence;
 mod secrets;
 pub mod usage;
 mod value;
@@ -188,6 +189,10 @@ pub struct ServeArgs {
     #[expect(missing_docs, reason = "a doc comment would be a line of the help")]
     #[command(flatten)]
     pub limits: limits::LimitArgs,
+
+    #[expect(missing_docs, reason = "a doc comment would be a line of the help")]
+    #[command(flatten)]
+    pub presence: presence::PresenceArgs,
 
     /// How far ahead of the server's clock an op's timestamp may be
     #[arg(

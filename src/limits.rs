@@ -275,6 +275,16 @@ pub const SHARED_FRAME_BYTES_MIN: usize = SESSION_BYTES_SPARED;
 /// The maximum number of names in an answer about presence, which lists the first ones in order and
 /// the total number of names.
 pub const PRESENCE_NAMES_MAX: usize = 1000;
+/// The largest number of version 2 peers in such an answer, in the order of their connections.
+pub const PRESENCE_PEERS_MAX: usize = 1000;
+/// The default of `--max-presence-bytes`: the total length of the entries of a workspace's peers.
+pub const PRESENCE_BYTES_DEFAULT: usize = 1024 * 1024;
+/// The smallest `--max-presence-bytes`.
+pub const PRESENCE_BYTES_MIN: usize = 1024;
+/// The largest `--max-presence-bytes`. A peer that has missed a message is sent all entries.
+pub const PRESENCE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// The capacity that a peer's entry keeps, however short the entry becomes.
+pub const PEER_BYTES_KEPT: usize = 512;
 /// The smallest capacity of a new chunk of outgoing bytes.
 pub const CHUNK_BYTES_MIN: usize = 256;
 /// The size up to which frames share a chunk. A longer frame gets a chunk of its own.
@@ -336,6 +346,12 @@ pub const MESSAGE_TIMEOUT_US: u64 = 30 * SECOND_US;
 pub const LINGER_US: u64 = 2 * SECOND_US;
 /// The default of `--drain-ms`.
 pub const DRAIN_MS_DEFAULT: u64 = 5_000;
+/// The default of `--presence-interval-ms`.
+pub const PRESENCE_INTERVAL_MS_DEFAULT: u64 = 50;
+/// The longest `--presence-interval-ms`.
+pub const PRESENCE_INTERVAL_MS_MAX: u64 = 60_000;
+/// The time for which a presence message that is due waits for the round of sends to end.
+pub const PRESENCE_WAIT_US: u64 = SECOND_US;
 /// The default of `--max-future-skew`, in seconds.
 pub const FUTURE_SKEW_S_DEFAULT: u64 = 24 * 3600;
 /// The default of `--tombstone-retention`, in seconds.
@@ -471,6 +487,13 @@ const _: () = assert!(
 const _: () = assert!(
     PRESENCE_NAMES_MAX * (6 * USER_ID_BYTES_MAX + 64) < SESSION_BUDGET_BYTES / 16,
     "a list of users is a small part of the budget, however much its names are escaped"
+);
+const _: () = assert!(
+    PRESENCE_BYTES_MAX + PRESENCE_PEERS_MAX * 64 < SESSION_BUDGET_BYTES / 2
+        && 64 * PRESENCE_VALUE_BYTES_MAX <= PRESENCE_BYTES_DEFAULT
+        && PRESENCE_BYTES_DEFAULT + 64 < ANSWER_SEND_BYTES_MAX
+        && PEER_BYTES_KEPT <= PRESENCE_VALUE_BYTES_MAX,
+    "all peers fit the budget, and by default a message fits one send and has room for many values"
 );
 const _: () = assert!(
     SNAPSHOT_PATIENCE_US < SNAPSHOT_TRANSFER_US

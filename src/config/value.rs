@@ -4,7 +4,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::limits::{
-    MESSAGE_BYTES_MAX, OUTBOX_BYTES_MIN, PER_SECOND_MAX, SHARDS_MAX, WORKSPACE_BYTES_MAX,
+    MESSAGE_BYTES_MAX, OUTBOX_BYTES_MIN, PER_SECOND_MAX, PRESENCE_BYTES_MAX, PRESENCE_BYTES_MIN,
+    PRESENCE_INTERVAL_MS_MAX, SHARDS_MAX, WORKSPACE_BYTES_MAX,
 };
 
 fn number<T: std::str::FromStr + PartialOrd + std::fmt::Display + Copy>(
@@ -64,6 +65,14 @@ pub(super) fn workspace_connections(text: &str) -> Result<usize, String> {
 
 pub(super) fn workspace_bytes(text: &str) -> Result<u64, String> {
     number(text, 0..=WORKSPACE_BYTES_MAX)
+}
+
+pub(super) fn presence_interval_ms(text: &str) -> Result<u64, String> {
+    number(text, 10..=PRESENCE_INTERVAL_MS_MAX)
+}
+
+pub(super) fn presence_bytes(text: &str) -> Result<usize, String> {
+    number(text, PRESENCE_BYTES_MIN..=PRESENCE_BYTES_MAX)
 }
 
 pub(super) fn per_second(text: &str) -> Result<u32, String> {

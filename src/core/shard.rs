@@ -72,6 +72,7 @@ mod held_writers;
 mod http_read;
 mod intake;
 mod messages_v2;
+mod presence_turns;
 mod read_queues;
 mod rooms;
 mod send_queues;
@@ -89,6 +90,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use crate::core::fanout::outbox::OutboxPool;
+use crate::core::fanout::presence_queue::PresenceQueue;
 use crate::core::fanout::room::Room;
 use crate::core::fanout::window::Chunk;
 use crate::core::shard::admission::Admission;
@@ -112,7 +114,7 @@ use crate::core::state::workspace::Workspace;
 use crate::limits::SNAPSHOTS_SWEPT_PER_TURN;
 use crate::log::commit::{Durability, LogStep};
 use crate::wire::message::Parser;
-use crate::wire::message::v2::StateChunk;
+use crate::wire::message::v2::{PresenceFrame, StateChunk};
 
 /// A shard; see the [module documentation](self).
 pub struct Shard {
@@ -143,6 +145,12 @@ pub struct Shard {
     sends: SendQueues,
     pool: OutboxPool,
     outputs: VecDeque<Output>,
+    /// The rooms whose peers have changed.
+    presence_queue: PresenceQueue,
+    /// The presence message that is being encoded, whose memory is reused.
+    presence_frame: PresenceFrame,
+    /// The shard's time when the current turn, or the current input, began.
+    turn_us: u64,
     drain: Drain,
     absence: Absence,
 }
@@ -200,6 +208,9 @@ impl Shard {
             config,
             pool: OutboxPool::default(),
             outputs: VecDeque::new(),
+            presence_queue: PresenceQueue::default(),
+            presence_frame: PresenceFrame::new(),
+            turn_us: clock.now_us,
             drain: Drain::No,
             absence: Absence::default(),
         }
@@ -283,6 +294,7 @@ impl Shard {
             }
             shard.encode_states();
             shard.send_slice(clock);
+            shard.announce_presence(clock);
             shard.trim_windows();
             shard.arm_receives();
             shard.go_on_draining(clock);
@@ -344,6 +356,7 @@ impl Shard {
             retry_us,
             drain_us,
             self.sends.pause_until_us(),
+            self.presence_queue.next_due_us(self.sends.is_round_done()),
             self.held_due_us(),
             self.expiry.next_turn_us(),
         ]

@@ -477,6 +477,7 @@ fn shard_config(common: &Common<'_>, shard: u32) -> ShardConfig {
         verifier: Arc::clone(&common.verifier),
         origins: Arc::clone(&common.origins),
         limits: (&settings.limits).into(),
+        presence: (&settings.presence).into(),
         has_journal: tracing::enabled!(tracing::Level::DEBUG),
         fault_panic_key,
     }

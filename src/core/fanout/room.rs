@@ -209,6 +209,11 @@ impl Room {
             .as_mut()
             .expect("a member that leaves was present");
         presence.remove(user);
+        self.drop_unused_presence();
+    }
+
+    /// Frees the table of users and peers if it is empty.
+    pub fn drop_unused_presence(&mut self) {
         self.presence.take_if(|presence| presence.count() == 0);
     }
 

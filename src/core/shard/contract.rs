@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
+use crate::core::fanout::peers::PresenceSettings;
 use crate::core::fanout::window::Spans;
 use crate::core::shard::connection_log::Note;
 use crate::core::shard::log_space::LogSize;
@@ -75,6 +76,8 @@ pub struct ShardConfig {
     pub origins: Arc<[String]>,
     /// The limits that protect the server from its clients.
     pub limits: Limits,
+    /// The settings of presence.
+    pub presence: PresenceSettings,
     /// Whether each connection is reported in the server's log ([`Output::Note`]).
     pub has_journal: bool,
     /// The key of an op that makes the shard panic, for tests.

@@ -211,6 +211,10 @@ counters! {
     state_chunks,
     /// Times that a client of version 2 was told which of its messages are settled.
     saved,
+    /// Presence messages made, each once for all peers of a room.
+    presence_messages,
+    /// Casts received from clients of version 2.
+    casts,
     /// Bytes written to the log.
     log_bytes_written,
     /// Failures that made the shard stop serving.

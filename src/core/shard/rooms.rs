@@ -61,6 +61,10 @@ impl Rooms {
         })
     }
 
+    pub fn get_mut(&mut self, id: RoomId) -> Option<&mut Room> {
+        self.table.get_mut(id.slot())
+    }
+
     pub fn len(&self) -> usize {
         self.table.len()
     }

@@ -11,7 +11,7 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-const FLAGS: [&str; 22] = [
+const FLAGS: [&str; 24] = [
     "--admin-host",
     "--admin-port",
     "--metrics-public",
@@ -25,6 +25,8 @@ const FLAGS: [&str; 22] = [
     "--outbox-max-bytes",
     "--max-message-bytes",
     "--max-connections",
+    "--presence-interval-ms",
+    "--max-presence-bytes",
     "--max-future-skew",
     "--tombstone-retention",
     "--drain-ms",
