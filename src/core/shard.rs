@@ -39,9 +39,10 @@
 //! The steps of a turn work on those parts, with one file per subject: `handshake` (the request
 //! head, joining), `http_read` and `waiting` (answers without a WebSocket, requests that wait),
 //! `intake` (from bytes to messages to the state), `held_writers` (clients that wait for
-//! compaction), `expiry` (keys that expire, tombstones), `delivery` (what each session receives, and when), `conflation` (clients that read
-//! too slowly), `deadlines` (timers), `closing` (closing, drain), `encoding` (snapshots),
-//! `eviction` and `shedding` (which session is closed when memory or connections run out),
+//! compaction), `expiry` (keys that expire, tombstones), `delivery` (what each session receives,
+//! and when), `conflation` (clients that read too slowly), `deadlines` (timers), `closing`
+//! (closing, drain), `encoding` (snapshots), `eviction` and `shedding` (which session is closed
+//! when memory or connections run out),
 //! `clock_corrections` (after an absence), `failure` (a log that cannot be written, a panic).
 
 pub mod connection_log;
@@ -64,7 +65,7 @@ mod delivery;
 mod encoding;
 mod eviction;
 mod expiry;
-pub(in crate::core) mod expiry_queue;
+mod expiry_queue;
 mod failure;
 mod generations;
 mod handshake;
