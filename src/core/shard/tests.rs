@@ -23,6 +23,7 @@ mod parts;
 mod peers;
 mod received;
 mod regressions;
+mod retention;
 mod rig;
 mod rules;
 mod shedding;
