@@ -131,6 +131,7 @@ pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
     let connections_max = connections_max(settings, shards)?;
     let directory = Arc::new(DataDirectory::open(&settings.data_dir)?);
     warn_of_public_directory(&directory);
+    report_upgrade(&directory);
     secrets.keep_in(directory.path())?;
 
     let (events, inbox) = channel();
@@ -239,6 +240,19 @@ fn warn_of_public_directory(directory: &DataDirectory) {
         tracing::warn!(
             "other users of this machine can read the data directory {path} (mode {mode:04o}): \
              run chmod -R o-rwx {path}"
+        );
+    }
+}
+
+fn report_upgrade(directory: &DataDirectory) {
+    if let Some(before) = directory.upgraded_from() {
+        let (path, now) = (
+            directory.path().display(),
+            directory.identity().format_version,
+        );
+        tracing::info!(
+            "the data directory {path} was upgraded from format {before} to format {now}: older \
+             servers refuse it"
         );
     }
 }

@@ -29,7 +29,8 @@ use super::directory::DataDirectory;
 use super::disk::{Disk, DiskFile};
 use super::position::LogPosition;
 use super::record::{
-    self, BATCH_HEADER_BYTES, Compacted, LoggedOp, SEGMENT_HEADER_BYTES, SegmentHeader,
+    self, BATCH_HEADER_BYTES, Compacted, FORMAT_VERSION, LoggedOp, SEGMENT_HEADER_BYTES,
+    SegmentHeader,
 };
 use super::rewrite::Rewrite;
 use super::segment;
@@ -367,6 +368,7 @@ impl<D: Disk> Compaction<D> {
         );
         let replaced = last.header.index - first.header.first_index();
         let header = SegmentHeader {
+            format_version: FORMAT_VERSION,
             first_position: first.header.first_position,
             compacted: Some(Compacted {
                 replaced: u32::try_from(replaced).expect("fewer than 2^32 segments in a group"),

@@ -161,9 +161,11 @@ mod op;
 #[cfg(test)]
 mod tests;
 
-pub use op::{Change, EXTRA_BYTES, LoggedOp, OP_HEADER_BYTES, op_bytes, push_op};
+pub use op::{Change, EXTRA_BYTES, FloorRecord, LoggedOp, OP_HEADER_BYTES, op_bytes, push_op};
 
-pub use header::{Compacted, FORMAT_VERSION, HeaderError, SEGMENT_HEADER_BYTES, SegmentHeader};
+pub use header::{
+    Compacted, FORMAT_VERSION, FORMAT_VERSION_MIN, HeaderError, SEGMENT_HEADER_BYTES, SegmentHeader,
+};
 
 use super::position::LogPosition;
 use header::{field, u32_at, u64_at};
@@ -468,7 +470,8 @@ impl<'a> Reader<'a> {
         if crc != u32_at(header, 0) {
             return Err(bad_record);
         }
-        let op = decode_op(header, texts).map_err(|what| self.fault(FaultKind::Content(what)))?;
+        let op = decode_op(self.header.format_version, header, texts)
+            .map_err(|what| self.fault(FaultKind::Content(what)))?;
         self.cursor.crc = crc;
         self.cursor.offset += record.len();
         Ok(op)

@@ -21,7 +21,7 @@ use thiserror::Error;
 use super::chain::RecoveryError;
 use super::directory::{self, ASIDE_PREFIX, DirectoryError, Identity, Lock, META, shard_folder};
 use super::disk::Disk;
-use super::record::SegmentHeader;
+use super::record::{FORMAT_VERSION, SegmentHeader};
 use super::rewrite::Rewrite;
 use super::segment;
 
@@ -66,8 +66,9 @@ pub struct RepairPlan<D: Disk> {
     disk: D,
     data: PathBuf,
     epoch: [u8; 16],
-    /// Whether `meta.json` is missing or damaged, and so must be written again.
-    is_meta_lost: bool,
+    /// The content of `meta.json`, or `None` if it is missing or damaged, and so must be written
+    /// again.
+    known: Option<Identity>,
     aside: PathBuf,
     strays: Vec<Stray>,
     plans: Vec<FolderPlan>,
@@ -110,7 +111,7 @@ impl<D: Disk> RepairPlan<D> {
             disk,
             data,
             epoch,
-            is_meta_lost: known.is_none(),
+            known,
             aside,
             strays,
             plans,
@@ -123,13 +124,13 @@ impl<D: Disk> RepairPlan<D> {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let is_whole = |plan: &FolderPlan| plan.moves.is_empty() && plan.changes.is_empty();
-        !self.is_meta_lost && self.strays.is_empty() && self.plans.iter().all(is_whole)
+        !self.is_meta_lost() && self.strays.is_empty() && self.plans.iter().all(is_whole)
     }
 
     /// Returns whether `meta.json` is missing or damaged.
     #[must_use]
     pub fn is_meta_lost(&self) -> bool {
-        self.is_meta_lost
+        self.known.is_none()
     }
 
     /// Returns the files that are set aside as they are, because the repaired log does not use
@@ -191,16 +192,21 @@ impl<D: Disk> RepairPlan<D> {
         Ok(())
     }
 
+    /// Writes a lost `meta.json`, or raises the format in it if the repair writes segments.
     fn put_meta(&self) -> Result<(), RepairError> {
-        if !self.is_meta_lost {
+        let path = self.data.join(META);
+        if let Some(known) = self.known {
+            if self.changes().next().is_some() {
+                directory::upgrade(&self.disk, &self.data, known).map_err(at(&path))?;
+            }
             return Ok(());
         }
-        let path = self.data.join(META);
         if self.disk.file_bytes(&path).is_ok() {
             let to = self.aside_path(&path)?;
             self.link(&path, &to)?;
         }
         let identity = Identity {
+            format_version: FORMAT_VERSION,
             epoch: self.epoch,
             // The next start of the server records them.
             shards_begun: 0,

@@ -22,6 +22,8 @@ const SMALL: Settings = Settings {
 
 struct Log {
     root: TempDir,
+    /// The format of the segments that the test writes.
+    format_version: u16,
     directory: Arc<DataDirectory>,
     seq: Seq,
 }
@@ -32,6 +34,7 @@ impl Log {
         let directory = Arc::new(DataDirectory::open(root.path()).unwrap());
         Self {
             root,
+            format_version: record::FORMAT_VERSION,
             directory,
             seq: Seq::NONE,
         }
@@ -50,7 +53,10 @@ impl Log {
             next_index,
             next_position,
         } = tail;
-        let header = SegmentHeader::new(shard, self.directory.epoch(), next_index, next_position);
+        let header = SegmentHeader {
+            format_version: self.format_version,
+            ..SegmentHeader::new(shard, self.directory.epoch(), next_index, next_position)
+        };
         let folder = self.directory.shard_path(shard);
         let segment = segment::create(&HostDisk, &folder, header, 0).unwrap();
         let mut bytes = header.encode().to_vec();
@@ -155,6 +161,21 @@ fn what_is_dead_goes_and_the_log_goes_on() {
     );
     log.segment(0, &[9]);
     assert_eq!(log.recovered().1.len(), 4);
+}
+
+#[test]
+fn segments_of_format_1_are_compacted_into_one_of_format_2() {
+    let mut log = Log::new();
+    for format_version in [1, 1, 2] {
+        log.format_version = format_version;
+        log.segment(0, &[1, 2, 3, 1, 2, 3, 1, 2, 3]);
+    }
+    let (_, state) = log.recovered();
+    assert_eq!(log.compact(&[], SMALL).segments_replaced, 3);
+    assert_eq!(log.recovered().1, state);
+    let chain = Chain::read(&HostDisk, log.root.path(), log.directory.epoch(), 0).unwrap();
+    assert_eq!(chain.links.len(), 1);
+    assert_eq!(chain.links[0].header.format_version, 2);
 }
 
 #[test]

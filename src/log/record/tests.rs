@@ -3,11 +3,13 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::generation::Generation;
 use crate::seq::Seq;
 
 mod torn;
 
 const HEADER: SegmentHeader = SegmentHeader {
+    format_version: 2,
     shard: 3,
     epoch: *b"0123456789abcdef",
     index: 7,
@@ -19,36 +21,62 @@ const HEADER: SegmentHeader = SegmentHeader {
 struct OwnedOp {
     workspace: String,
     key: String,
-    value: String,
+    change: OwnedChange,
     seq: Seq,
     timestamp: u64,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum OwnedChange {
+    Write(String, Option<u64>),
+    Delete(u64),
+    Floor(Seq),
+    Generation(Generation, u32),
+}
+
 impl OwnedOp {
     fn of(op: &LoggedOp<'_>) -> Self {
+        let change = match op.change {
+            Change::Write {
+                value,
+                expires_at_us,
+            } => OwnedChange::Write(value.to_owned(), expires_at_us),
+            Change::Delete { deleted_at_us } => OwnedChange::Delete(deleted_at_us),
+            Change::Floor { dropped_seq } => OwnedChange::Floor(dropped_seq),
+            Change::Generation { id, shards } => OwnedChange::Generation(id, shards),
+        };
         Self {
             workspace: op.workspace.to_owned(),
             key: op.key.to_owned(),
-            value: op.value().to_owned(),
+            change,
             seq: op.seq,
             timestamp: op.timestamp,
         }
     }
 
     fn op(&self) -> LoggedOp<'_> {
-        let Self {
-            workspace,
-            key,
-            value,
-            seq,
-            timestamp,
-        } = self;
+        let change = match &self.change {
+            OwnedChange::Write(value, expires_at_us) => Change::Write {
+                value,
+                expires_at_us: *expires_at_us,
+            },
+            OwnedChange::Delete(deleted_at_us) => Change::Delete {
+                deleted_at_us: *deleted_at_us,
+            },
+            OwnedChange::Floor(dropped_seq) => Change::Floor {
+                dropped_seq: *dropped_seq,
+            },
+            OwnedChange::Generation(id, shards) => Change::Generation {
+                id: *id,
+                shards: *shards,
+            },
+        };
         LoggedOp {
-            workspace,
-            key,
-            change: Change::write(value),
-            seq: *seq,
-            timestamp: *timestamp,
+            workspace: &self.workspace,
+            key: &self.key,
+            change,
+            seq: self.seq,
+            timestamp: self.timestamp,
         }
     }
 }
@@ -114,12 +142,24 @@ fn naive(bytes: &[u8]) -> Vec<OwnedOp> {
         let batch_end = at + 28 + number(at + 4, 4);
         at += 28;
         while at < batch_end {
-            let (end, key) = (at + number(at + 4, 4), at + 29 + number(at + 24, 2));
+            let (end, extra, kind) = (at + number(at + 4, 4), at + 29, bytes[at + 28]);
+            let workspace = extra + [0, 8, 8, 8, 12][usize::from(kind) - 1];
+            let key = workspace + number(at + 24, 2);
             let value = key + number(at + 26, 2);
+            let extra_number = || number(extra, 8) as u64;
             ops.push(OwnedOp {
-                workspace: text(at + 29, key),
+                workspace: text(workspace, key),
                 key: text(key, value),
-                value: text(value, end),
+                change: match kind {
+                    1 => OwnedChange::Write(text(value, end), None),
+                    2 => OwnedChange::Delete(extra_number()),
+                    3 => OwnedChange::Write(text(value, end), Some(extra_number())),
+                    4 => OwnedChange::Floor(Seq::new(extra_number())),
+                    _ => OwnedChange::Generation(
+                        Generation::new(extra_number()),
+                        u32::try_from(number(extra + 8, 4)).unwrap(),
+                    ),
+                },
                 seq: Seq::new(number(at + 8, 8) as u64),
                 timestamp: number(at + 16, 8) as u64,
             });
@@ -161,19 +201,49 @@ fn op(seq: u64, value: &str) -> OwnedOp {
     OwnedOp {
         workspace: "workspace-123".into(),
         key: "foo".into(),
-        value: value.into(),
+        change: OwnedChange::Write(value.into(), None),
         seq: Seq::new(seq),
         timestamp: 1_700 + seq,
     }
 }
 
-/// Three synced batches and, at the end, one that is not.
+/// One record of each of the other kinds, with fields that are mostly zeros.
+fn others() -> Vec<OwnedOp> {
+    let change = |seq, change| OwnedOp {
+        change,
+        ..op(seq, "")
+    };
+    vec![
+        change(7, OwnedChange::Delete(0)),
+        change(8, OwnedChange::Write("1".to_owned(), Some(1))),
+        OwnedOp {
+            key: String::new(),
+            ..change(8, OwnedChange::Floor(Seq::new(0)))
+        },
+        OwnedOp {
+            workspace: String::new(),
+            key: "3".to_owned(),
+            timestamp: 1,
+            ..change(1, OwnedChange::Generation(Generation::new(0), 1))
+        },
+    ]
+}
+
+/// Four synced batches and, at the end, one that is not.
 fn sample() -> Built {
     build(&[
         (vec![op(1, "\"bar\""), op(2, "null")], true),
         (vec![], true),
         (vec![op(3, "{\"a\":[1,2]}")], true),
-        (vec![op(4, "true"), op(5, "\"Grüße\""), op(6, "0")], false),
+        (others(), true),
+        (
+            [
+                vec![op(4, "true"), op(5, "\"Grüße\""), op(6, "0")],
+                others(),
+            ]
+            .concat(),
+            false,
+        ),
     ])
 }
 
@@ -186,13 +256,38 @@ fn sealed_sample() -> Built {
 }
 
 fn any_op() -> impl Strategy<Value = OwnedOp> {
-    (".{0,20}", ".{0,20}", ".{0,600}", 0..u64::MAX, 0..u64::MAX).prop_map(
-        |(workspace, key, value, seq, timestamp)| OwnedOp {
-            workspace,
-            key,
-            value,
-            seq: Seq::new(seq),
-            timestamp,
+    let change = prop_oneof![
+        3 => (".{1,600}", any::<Option<u64>>())
+            .prop_map(|(value, expires_at_us)| OwnedChange::Write(value, expires_at_us)),
+        1 => any::<u64>().prop_map(OwnedChange::Delete),
+        1 => any::<u64>().prop_map(|seq| OwnedChange::Floor(Seq::new(seq))),
+        1 => any::<(u64, u32)>()
+            .prop_map(|(id, shards)| OwnedChange::Generation(Generation::new(id), shards)),
+    ];
+    let texts = ("\\PC{1,20}", ".{1,20}", any::<u32>());
+    (texts, change, 1..u64::MAX, 1..u64::MAX).prop_map(
+        |((workspace, key, shard), change, seq, timestamp)| {
+            let op = OwnedOp {
+                workspace,
+                key,
+                change,
+                seq: Seq::new(seq),
+                timestamp,
+            };
+            match op.change {
+                OwnedChange::Write(..) | OwnedChange::Delete(_) => op,
+                OwnedChange::Floor(dropped_seq) => OwnedOp {
+                    key: String::new(),
+                    change: OwnedChange::Floor(dropped_seq.min(op.seq)),
+                    ..op
+                },
+                OwnedChange::Generation(..) => OwnedOp {
+                    workspace: String::new(),
+                    key: shard.to_string(),
+                    timestamp: seq,
+                    ..op
+                },
+            }
         },
     )
 }
@@ -234,13 +329,189 @@ fn the_bytes_are_those_of_the_tables() {
     );
 
     let header = HEADER.encode();
-    assert_eq!(header[..16], *b"\x89EPLOG\r\n\x01\0\0\0\x03\0\0\0");
+    assert_eq!(header[..16], *b"\x89EPLOG\r\n\x02\0\0\0\x03\0\0\0");
     assert_eq!(
         header[16..48],
         *b"0123456789abcdef\x07\0\0\0\0\0\0\0\x40\x42\x0F\0\0\0\0\0"
     );
     assert_eq!(header[48..60], [0; 12]);
     assert_eq!(header[60..], HEADER.salt().to_le_bytes());
+}
+
+#[test]
+fn the_bytes_of_the_other_kinds_are_those_of_the_table() {
+    let us = 0x0807_0605_0403_0201;
+    let expiring = Change::Write {
+        value: "true",
+        expires_at_us: Some(us),
+    };
+    let delete = Change::Delete { deleted_at_us: us };
+    let floor = Change::Floor {
+        dropped_seq: Seq::new(5),
+    };
+    let generation = Change::Generation {
+        id: Generation::new(us),
+        shards: 0x0201,
+    };
+    let us = b"\x01\x02\x03\x04\x05\x06\x07\x08";
+    let generation_extra = [&us[..], b"\x01\x02\0\0"].concat();
+    for (workspace, key, change, seq, kind, extra) in [
+        ("w", "k", delete, 6, 2, &us[..]),
+        ("w", "k", expiring, 6, 3, us),
+        ("w", "", floor, 6, 4, b"\x05\0\0\0\0\0\0\0"),
+        ("", "12", generation, 9, 5, &generation_extra),
+    ] {
+        let op = LoggedOp {
+            workspace,
+            key,
+            change,
+            seq: Seq::new(seq),
+            timestamp: 9,
+        };
+        let mut batch = Vec::new();
+        begin_batch(&mut batch);
+        push_op(&mut batch, &op);
+        let record = &batch[BATCH_HEADER_BYTES..];
+        assert_eq!(record.len(), op_bytes(&op));
+        assert_eq!(
+            record[8..24],
+            [seq.to_le_bytes(), 9_u64.to_le_bytes()].concat()
+        );
+        let lengths = [workspace.len(), key.len()].map(|bytes| u8::try_from(bytes).unwrap());
+        assert_eq!(record[24..29], [lengths[0], 0, lengths[1], 0, kind]);
+        let texts = [workspace, key, change.value()].concat();
+        assert_eq!(record[29..], [extra, texts.as_bytes()].concat());
+    }
+}
+
+/// A change for which no key has a value, and which no user would call an op.
+const FLOOR: Change<'_> = Change::Floor {
+    dropped_seq: Seq::new(3),
+};
+const GENERATION: Change<'_> = Change::Generation {
+    id: Generation::new(1),
+    shards: 2,
+};
+
+#[test]
+fn an_op_that_breaks_a_rule_of_its_kind_is_neither_written_nor_read() {
+    let delete = Change::Delete { deleted_at_us: 1 };
+    let (write, no_value) = (Change::write("1"), Change::write(""));
+    for (workspace, key, change, seq, timestamp, is_valid) in [
+        ("w", "k", write, 0, 0, true),
+        ("w", "k", no_value, 1, 1, false),
+        ("", "k", write, 1, 1, false),
+        ("w", "", write, 1, 1, false),
+        ("w", "k", delete, 1, 1, true),
+        ("", "k", delete, 1, 1, false),
+        ("w", "", delete, 1, 1, false),
+        ("w", "", FLOOR, 3, 1, true),
+        ("w", "", FLOOR, 2, 1, false),
+        ("w", "k", FLOOR, 3, 1, false),
+        ("", "", FLOOR, 3, 1, false),
+        ("", "0", GENERATION, 1, 1, true),
+        ("", "4294967295", GENERATION, 7, 7, true),
+        ("", "4294967296", GENERATION, 7, 7, false),
+        ("", "00", GENERATION, 1, 1, false),
+        ("", "+1", GENERATION, 1, 1, false),
+        ("", "", GENERATION, 1, 1, false),
+        ("w", "0", GENERATION, 1, 1, false),
+        ("", "0", GENERATION, 0, 0, false),
+        ("", "0", GENERATION, 2, 1, false),
+    ] {
+        let op = LoggedOp {
+            workspace,
+            key,
+            change,
+            seq: Seq::new(seq),
+            timestamp,
+        };
+        let written = std::panic::catch_unwind(|| {
+            let mut batch = Vec::new();
+            begin_batch(&mut batch);
+            push_op(&mut batch, &op);
+            batch
+        });
+        assert_eq!(written.is_ok(), is_valid, "{op:?}");
+        // What no writer of this version makes, made of another record by its fields.
+        let mut header = [0; OP_HEADER_BYTES];
+        let kind = match change {
+            Change::Write { .. } => 1,
+            Change::Delete { .. } => 2,
+            Change::Floor { .. } => 4,
+            Change::Generation { .. } => 5,
+        };
+        header[8..16].copy_from_slice(&seq.to_le_bytes());
+        header[16..24].copy_from_slice(&timestamp.to_le_bytes());
+        header[24] = u8::try_from(workspace.len()).unwrap();
+        header[26] = u8::try_from(key.len()).unwrap();
+        header[28] = kind;
+        let extra: &[u8] = match change {
+            Change::Write { .. } => &[],
+            Change::Delete { .. } => &[1, 0, 0, 0, 0, 0, 0, 0],
+            Change::Floor { .. } => &[3, 0, 0, 0, 0, 0, 0, 0],
+            Change::Generation { .. } => &[1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0],
+        };
+        let texts = [workspace, key, change.value()].concat();
+        let rest = [extra, texts.as_bytes()].concat();
+        let read = op::decode_op(2, &header, &rest);
+        assert_eq!(read.ok(), is_valid.then_some(op), "{op:?}");
+        let in_old = op::decode_op(1, &header, &rest);
+        assert_eq!(in_old.is_ok(), is_valid && kind == 1, "{op:?}");
+    }
+}
+
+#[test]
+fn a_segment_of_format_1_is_read_and_has_only_writes() {
+    let header = SegmentHeader {
+        format_version: 1,
+        ..HEADER
+    };
+    assert_eq!(SegmentHeader::decode(&header.encode()), Ok(header));
+    assert_ne!(
+        header.salt(),
+        HEADER.salt(),
+        "a batch belongs to one format"
+    );
+    for op in [vec![op(1, "1")], others()].concat() {
+        let mut batch = Vec::new();
+        begin_batch(&mut batch);
+        push_op(&mut batch, &op.op());
+        let first = header.first_position;
+        seal_batch(&mut batch, header.salt(), first, first);
+        let bytes = [&header.encode()[..], &batch].concat();
+        let read = Reader::new(&header, &bytes).next().unwrap();
+        if op.op().change == Change::write("1") {
+            assert_eq!(read, Ok(op.op()));
+        } else {
+            let kind = FaultKind::Content("format 1 has only records of kind 1");
+            assert_eq!(read.unwrap_err().kind, kind);
+        }
+    }
+}
+
+#[test]
+fn a_floor_covers_another_if_none_of_its_fields_is_less() {
+    let floor = |floor, seq, dropped_seq| FloorRecord {
+        floor,
+        seq: Seq::new(seq),
+        dropped_seq: Seq::new(dropped_seq),
+    };
+    let held = floor(10, 20, 15);
+    assert!(held.covers(&held) && held.covers(&FloorRecord::default()));
+    for (other, merged) in [
+        (floor(11, 20, 15), floor(11, 20, 15)),
+        (floor(10, 21, 15), floor(10, 21, 15)),
+        (floor(9, 20, 16), floor(10, 20, 16)),
+    ] {
+        assert!(!held.covers(&other), "{other:?}");
+        assert_eq!(held.merged(other), merged);
+        assert_eq!(other.merged(held), merged);
+        assert!(merged.covers(&held) && merged.covers(&other));
+    }
+    for (timestamp, seq, has) in [(10, 15, true), (11, 15, false), (10, 16, false)] {
+        assert_eq!(held.has_dropped(timestamp, Seq::new(seq)), has);
+    }
 }
 
 #[test]
@@ -265,7 +536,8 @@ fn a_segment_header_is_whole_or_refused() {
         assert_eq!(SegmentHeader::decode(&bytes), Err(expected), "bit {bit}");
     }
     let cases = [
-        (8, 2, HeaderError::Version(2)),
+        (8, 3, HeaderError::Version(3)),
+        (8, 0, HeaderError::Content),
         (10, 2, HeaderError::Content),
         (11, 1, HeaderError::Content),
         (48, 1, HeaderError::Content),
@@ -424,7 +696,7 @@ fn a_batch_is_valid_only_in_its_segment_and_at_its_place() {
 #[test]
 fn content_that_no_writer_makes_is_told_apart_from_a_torn_tail() {
     // Each alters a record's field and then seals the batch again, so that all checksums are right.
-    let cases: [(usize, u8); 4] = [(28, 2), (24, 200), (27, 1), (29, 0xC0)];
+    let cases: [(usize, u8); 5] = [(28, 0), (28, 6), (24, 200), (27, 1), (29, 0xC0)];
     for (at, value) in cases {
         let mut batch = Vec::new();
         begin_batch(&mut batch);

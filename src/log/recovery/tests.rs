@@ -404,13 +404,13 @@ fn a_segment_that_belongs_elsewhere_is_damage() {
 fn a_segment_of_a_newer_server_is_not_repaired() {
     let log = Log::sample();
     let mut bytes = fs::read(log.path(3)).unwrap();
-    bytes[8] = 2;
+    bytes[8] = 3;
     let crc = crc32c::crc32c(&bytes[..60]);
     bytes[60..64].copy_from_slice(&crc.to_le_bytes());
     fs::write(log.path(3), bytes).unwrap();
     let message = log.recover().0.unwrap_err().to_string();
     assert!(
-        message.ends_with("it has format 2, but this server reads 1; start the newer server"),
+        message.ends_with("it has format 3, but this server reads 1 to 2; start the newer server"),
         "{message}"
     );
 }

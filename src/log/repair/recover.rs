@@ -8,7 +8,8 @@ use super::super::chain::{RecoveryError, unfilled_bytes};
 use super::super::disk::{Disk, DiskFile};
 use super::super::position::LogPosition;
 use super::super::record::{
-    self, Compacted, Fault, FaultKind, LoggedOp, Reader, SEGMENT_HEADER_BYTES, SegmentHeader,
+    self, Compacted, FORMAT_VERSION, FORMAT_VERSION_MIN, Fault, FaultKind, LoggedOp, Reader,
+    SEGMENT_HEADER_BYTES, SegmentHeader,
 };
 use super::resync;
 
@@ -178,9 +179,9 @@ pub struct HeaderHints {
     pub position_behind: Option<LogPosition>,
 }
 
-/// Reconstructs the header of a segment. Of the headers that its place, its bytes and its
-/// neighbours suggest, returns the one for which a batch is valid; the checksum of that batch
-/// proves it.
+/// Reconstructs the header of a segment. Of the headers that its place, its bytes, its neighbours
+/// and the known formats suggest, returns the one for which a batch is valid; the checksum of that
+/// batch proves it.
 #[must_use]
 pub fn restore_header(bytes: &[u8], place: HeaderHints) -> Option<SegmentHeader> {
     let number = |at: usize| Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
@@ -197,11 +198,18 @@ pub fn restore_header(bytes: &[u8], place: HeaderHints) -> Option<SegmentHeader>
         [short(56), before].into_iter().flatten().map(compacted)
     });
     let kinds = [None].into_iter().chain(compacted.map(Some));
+    let formats = || (FORMAT_VERSION_MIN..=FORMAT_VERSION).rev();
     kinds
         .flat_map(|compacted| {
             first_positions.map(|first_position| SegmentHeader {
                 compacted,
                 ..SegmentHeader::new(place.shard, place.epoch, place.index, first_position)
+            })
+        })
+        .flat_map(|header| {
+            formats().map(move |format_version| SegmentHeader {
+                format_version,
+                ..header
             })
         })
         // Only valid headers can be decoded.
@@ -253,8 +261,14 @@ mod tests {
             replaced: 3,
             end_position: LogPosition::new(5000),
         };
-        for compacted in [None, Some(compacted)] {
+        for (compacted, format_version) in [
+            (None, 1),
+            (None, 2),
+            (Some(compacted), 1),
+            (Some(compacted), 2),
+        ] {
             let header = SegmentHeader {
+                format_version,
                 compacted,
                 ..SegmentHeader::new(2, [9; 16], 9, FIRST)
             };

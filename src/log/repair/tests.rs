@@ -12,7 +12,7 @@ use super::super::directory::DataDirectory;
 use super::super::disk::HostDisk;
 use super::super::position::LogPosition;
 use super::super::read_only::ReadOnlyLog;
-use super::super::record::{Change, LoggedOp, begin_batch, push_op, seal_batch};
+use super::super::record::{Change, FORMAT_VERSION, LoggedOp, begin_batch, push_op, seal_batch};
 use super::super::recovery::recover;
 use super::*;
 use crate::seq::Seq;
@@ -38,6 +38,8 @@ struct Batch {
 /// A log as a server leaves it that syncs each batch, and what stands where in it.
 struct Log {
     root: TempDir,
+    /// The format of the segments that the test writes.
+    format_version: u16,
     /// The next index and position of each shard.
     tails: BTreeMap<u32, (u64, LogPosition)>,
     seqs: BTreeMap<String, u64>,
@@ -52,6 +54,7 @@ impl Log {
         drop(DataDirectory::open(root.path()).unwrap());
         Self {
             root,
+            format_version: FORMAT_VERSION,
             tails: BTreeMap::new(),
             seqs: BTreeMap::new(),
             batches: Vec::new(),
@@ -62,6 +65,19 @@ impl Log {
     /// One shard, three segments of two batches each; `demo` has all even ops.
     fn sample() -> Self {
         let mut log = Self::new();
+        for _ in 0..3 {
+            log.segment(0, &[vec!["demo", "other"], vec!["demo", "other", "demo"]]);
+        }
+        log
+    }
+
+    /// The same as a server of format 1 leaves it.
+    fn sample_of_format_1() -> Self {
+        let mut log = Self::new();
+        log.format_version = 1;
+        let meta = fs::read_to_string(log.data().join(META)).unwrap();
+        let meta = meta.replace("\"format_version\":2", "\"format_version\":1");
+        fs::write(log.data().join(META), meta).unwrap();
         for _ in 0..3 {
             log.segment(0, &[vec!["demo", "other"], vec!["demo", "other", "demo"]]);
         }
@@ -86,7 +102,10 @@ impl Log {
             .get(&shard)
             .copied()
             .unwrap_or((1, LogPosition::START));
-        let header = SegmentHeader::new(shard, epoch, index, position);
+        let header = SegmentHeader {
+            format_version: self.format_version,
+            ..SegmentHeader::new(shard, epoch, index, position)
+        };
         let folder = self.data().join(shard_folder(shard));
         let path = segment::create(&HostDisk, &folder, header, 0).unwrap().path;
         let mut bytes = header.encode().to_vec();
@@ -573,11 +592,41 @@ fn a_shard_that_lost_all_its_segments_gets_one_without_ops() {
 fn a_newer_format_is_not_touched() {
     let log = Log::sample();
     let mut bytes = fs::read(log.path(0, 2)).unwrap();
-    bytes[8] = 2;
+    bytes[8] = 3;
     let crc = crc32c::crc32c(&bytes[..60]);
     bytes[60..64].copy_from_slice(&crc.to_le_bytes());
     fs::write(log.path(0, 2), bytes).unwrap();
     let plan = RepairPlan::new(HostDisk, log.data().to_path_buf(), [9; 16], |_, _| {});
     let message = plan.unwrap_err().to_string();
     assert!(message.ends_with("start the newer server"), "{message}");
+}
+
+fn formats(data: &Path) -> (u16, Vec<u16>) {
+    let known = directory::identity(&HostDisk, data).unwrap();
+    let chain = Chain::read(&HostDisk, data, known.epoch, 0);
+    let format = |link: &Link| link.header.format_version;
+    let formats = chain.map_or(Vec::new(), |chain| chain.links.iter().map(format).collect());
+    (known.format_version, formats)
+}
+
+#[test]
+fn a_log_of_format_1_is_read_as_it_is_and_upgraded_by_a_repair_that_writes_segments() {
+    let log = Log::sample_of_format_1();
+    let before = log.contents();
+    assert_eq!(read(log.data()).unwrap(), log.ops());
+    assert!(log.plan().is_empty());
+    log.plan().run().unwrap();
+    assert_eq!(formats(log.data()), (1, vec![1; 3]));
+    assert_eq!(log.contents(), before);
+    // A repair that only renames and sets aside does not close the way back.
+    fs::write(log.path(0, 9), "no segment").unwrap();
+    log.plan().run().unwrap();
+    assert_eq!(formats(log.data()), (1, vec![1; 3]));
+    let batch = log.batches[2].clone();
+    flip(&batch.path, batch.begin + 28 + 29 + 5);
+    log.plan().run().unwrap();
+    assert_eq!(formats(log.data()), (2, vec![1, 2, 1]));
+    let mut expected = log.ops();
+    assert!(expected.remove(&batch.ops[0]));
+    assert_eq!(read(log.data()).unwrap(), expected);
 }
