@@ -30,6 +30,11 @@ impl MortalDisk {
         }
     }
 
+    /// Sets the number of changes after which the disk fails.
+    pub fn leave(&self, changes: usize) {
+        *self.left.lock().unwrap() = changes;
+    }
+
     fn change(&self) -> io::Result<()> {
         let mut left = self.left.lock().unwrap();
         *left = left.checked_sub(1).ok_or(io::ErrorKind::Other)?;

@@ -51,6 +51,9 @@ pub struct Schedule {
 struct Left {
     /// The live bytes that do not belong to the state of its own shard.
     foreign_bytes: u64,
+    /// The part of them that only a compaction of all folders can free: tombstones that the server
+    /// has dropped.
+    blocked_bytes: u64,
     /// The total length of its closed segments, in bytes.
     closed_bytes: u64,
 }
@@ -88,12 +91,13 @@ impl Schedule {
         folder.closed_bytes.min(live_bytes).max(folder.live_bytes)
     }
 
-    /// Returns the length of all logs together, as a percentage of the bytes known to be live.
+    /// Returns the length of all logs together, as a percentage of the bytes that a compaction of
+    /// all of them is known to leave.
     fn percent_of_all(&self, all: &[FolderUsage]) -> u64 {
         let closed_bytes = all.iter().map(|folder| folder.closed_bytes).sum();
         let live = all.iter().map(|folder| {
             let left = self.left.get(&folder.shard);
-            folder.live_bytes + left.map_or(0, |left| left.foreign_bytes)
+            folder.live_bytes + left.map_or(0, |left| left.foreign_bytes - left.blocked_bytes)
         });
         percent(closed_bytes, live.sum())
     }
@@ -164,13 +168,21 @@ impl Schedule {
     }
 
     /// Records that a folder was compacted. `begun` is its state when the compaction began,
-    /// `kept_bytes` its live bytes, and `closed_bytes` its length now.
-    pub fn compacted(&mut self, begun: &FolderUsage, kept_bytes: u64, closed_bytes: u64) {
+    /// `kept_bytes` its live bytes, `blocked_bytes` the part of them that a compaction of all
+    /// folders would free, and `closed_bytes` its length now.
+    pub fn compacted(
+        &mut self,
+        begun: &FolderUsage,
+        kept_bytes: u64,
+        blocked_bytes: u64,
+        closed_bytes: u64,
+    ) {
         let foreign_bytes = kept_bytes.saturating_sub(begun.live_bytes);
         self.left.insert(
             begun.shard,
             Left {
                 foreign_bytes,
+                blocked_bytes: blocked_bytes.min(foreign_bytes),
                 closed_bytes,
             },
         );

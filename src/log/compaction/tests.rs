@@ -10,6 +10,9 @@ use super::super::disk::HostDisk;
 use super::super::recovery::{RecoveryReport, Tail, recover};
 use super::*;
 use crate::log::record::Change;
+use crate::seq::Seq;
+
+mod model;
 
 /// The winner of each key, by the rule of replay.
 type State = BTreeMap<(String, String), (u64, u64, String)>;

@@ -46,7 +46,7 @@ fn one_shard_is_due_beside_a_large_one_that_is_idle() {
     let mut schedule = schedule();
     // Before the first compaction its folder may hold anybody's ops.
     assert_eq!(schedule.due(&all, false, NOW_US), Vec::<u32>::new());
-    schedule.compacted(&folder(1, 40, 1), MIB, MIB);
+    schedule.compacted(&folder(1, 40, 1), MIB, 0, MIB);
     assert_eq!(schedule.due(&all, false, NOW_US), [1]);
 }
 
@@ -64,11 +64,22 @@ fn what_a_folder_keeps_of_others_is_no_reason_to_compact_it_again() {
     assert_eq!(schedule.kept_bytes(&all[0], &all), 110 * MIB);
     assert_eq!(schedule.due(&all, false, NOW_US), Vec::<u32>::new());
     // It was half of that, and not of its own shard.
-    schedule.compacted(&all[0], 50 * MIB, 55 * MIB);
+    schedule.compacted(&all[0], 50 * MIB, 0, 55 * MIB);
     assert_eq!(schedule.kept_bytes(&all[0], &all), 50 * MIB);
     assert_eq!(schedule.due(&all, false, NOW_US), [0]);
-    schedule.compacted(&all[0], 80 * MIB, 85 * MIB);
+    schedule.compacted(&all[0], 80 * MIB, 0, 85 * MIB);
     assert_eq!(schedule.due(&all, false, NOW_US), Vec::<u32>::new());
+}
+
+#[test]
+fn tombstones_that_only_a_compaction_of_all_folders_drops_make_all_folders_due() {
+    for (blocked, expected) in [(0, vec![]), (90, vec![0, 1])] {
+        let mut schedule = schedule();
+        let all = [folder(0, 110, 10), folder(1, 100, 100)];
+        schedule.compacted(&all[0], 100 * MIB, blocked * MIB, 105 * MIB);
+        assert_eq!(schedule.due(&all, false, NOW_US), expected, "{blocked}");
+        assert_eq!(schedule.kept_bytes(&all[0], &all), 100 * MIB);
+    }
 }
 
 #[test]
@@ -76,14 +87,14 @@ fn what_the_open_segment_has_overwritten_is_compacted_when_that_is_closed() {
     let mut schedule = schedule();
     // All of it was live when the open segment was opened.
     let large = folder(0, 100, 100);
-    schedule.compacted(&large, 100 * MIB, 106 * MIB);
+    schedule.compacted(&large, 100 * MIB, 0, 106 * MIB);
     assert_eq!(
         schedule.due(&[folder(0, 106, 100)], false, NOW_US),
         Vec::<u32>::new()
     );
     assert_eq!(schedule.due(&[folder(0, 108, 2)], false, NOW_US), [0]);
     // And again only when it has grown.
-    schedule.compacted(&folder(0, 108, 2), 90 * MIB, 95 * MIB);
+    schedule.compacted(&folder(0, 108, 2), 90 * MIB, 0, 95 * MIB);
     let all = [folder(0, 95, 2)];
     assert_eq!(schedule.due(&all, false, NOW_US), Vec::<u32>::new());
 }
@@ -99,7 +110,7 @@ fn it_works_in_a_part_of_its_time_and_hurries_as_a_log_grows() {
     }
     // One that is long is enough.
     let mut schedule = schedule();
-    schedule.compacted(&folder(1, 40, 1), MIB, MIB);
+    schedule.compacted(&folder(1, 40, 1), MIB, 0, MIB);
     let all = [folder(0, 1000, 1000), folder(1, 40, 1)];
     assert!(schedule.pause(&all, false, worked).is_zero());
 }
@@ -149,7 +160,7 @@ fn where_room_is_short_a_little_that_is_dead_is_enough_and_what_is_not_is_not_lo
     assert!(schedule.due(&all, false, NOW_US).is_empty());
     assert_eq!(schedule.due(&all, true, NOW_US), [0]);
     // Nothing of it could be freed.
-    schedule.compacted(&all[0], 100 * MIB, 107 * MIB);
+    schedule.compacted(&all[0], 100 * MIB, 0, 107 * MIB);
     assert!(schedule.due(&all, true, NOW_US).is_empty());
     let all = [folder(0, 115, 100)];
     assert_eq!(schedule.due(&all, true, NOW_US), [0]);

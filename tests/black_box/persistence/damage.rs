@@ -514,7 +514,7 @@ async fn a_content_that_is_not_legal_refuses_the_start_even_with_right_checksums
         ),
         (
             "a record of an unknown kind",
-            |bytes, layout| bytes[layout.record(4).field("kind")] = 2,
+            |bytes, layout| bytes[layout.record(4).field("kind")] = 9,
             |layout| layout.record(4).start,
         ),
         (
@@ -551,14 +551,14 @@ async fn a_content_that_is_not_legal_refuses_the_start_even_with_right_checksums
 async fn a_segment_of_a_newer_format_is_refused_and_not_to_be_repaired() {
     let log = Log::new(End::Killed).await;
     let image = log.harmed(|bytes| {
-        bytes[8] = 2;
+        bytes[8] = 3;
         reseal(bytes, &log.layout);
     });
     let setup = Setup::new().shards(1);
     files::put_back(setup.data_dir(), &image);
     let line = refused(&setup, &image).await;
     let path = setup.data_dir().join(SEGMENT_1).display().to_string();
-    for word in [&path, "format 2", "start the newer server"] {
+    for word in [&path, "format 3", "start the newer server"] {
         assert!(line.contains(word), "{word:?}: {line}");
     }
     assert!(!line.contains("repair"), "{line}");
