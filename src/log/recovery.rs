@@ -72,16 +72,19 @@ pub struct FolderGeneration {
 }
 
 impl FolderGeneration {
-    /// Returns the generation that a record begins, if it is of that kind.
-    fn of(op: &LoggedOp<'_>, shard: u32) -> Option<Self> {
-        match op.change {
-            Change::Generation { id, shards } => Some(Self {
+    /// Replaces `held`, the last generation of a shard's folder so far, if this record of the
+    /// folder begins a later one.
+    pub fn update(held: &mut Option<Self>, op: &LoggedOp<'_>, shard: u32) {
+        let number = op.seq.get();
+        if let Change::Generation { id, shards } = op.change
+            && held.is_none_or(|held| held.number < number)
+        {
+            *held = Some(Self {
                 shard,
                 id,
-                number: op.seq.get(),
+                number,
                 shards,
-            }),
-            Change::Write { .. } | Change::Delete { .. } | Change::Floor { .. } => None,
+            });
         }
     }
 }
@@ -222,10 +225,7 @@ impl<'a, D: Disk> Recovery<'a, D> {
         for link in links {
             let extent = link.read(self.directory.disk(), &mut bytes, |op| {
                 read.ops += u64::from(op.change.is_op());
-                if let Some(found) = FolderGeneration::of(op, *shard) {
-                    let held = read.generation.filter(|held| held.number >= found.number);
-                    read.generation = Some(held.unwrap_or(found));
-                }
+                FolderGeneration::update(&mut read.generation, op, *shard);
                 visit(op);
             })?;
             read.whole_bytes += extent.whole_bytes;

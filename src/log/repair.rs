@@ -8,6 +8,10 @@
 //! So after a crash at any step, the log is either repaired or still damaged, with all its intact
 //! ops, and running the repair again completes it.
 //!
+//! Clients may hold ops that the repaired log has lost. So that none of them resumes from before the
+//! repair, each segment that it writes begins a generation of its own, of 0 shards
+//! ([`previous_generation`](super::recovery::previous_generation)).
+//!
 //! The changes are made in this order: first a lost `meta.json`; then files that are not segments
 //! of this log, and segments with the wrong name; and finally, folder by folder, damaged and
 //! missing segments, each of which becomes a compacted segment ([`plan`]).
@@ -21,9 +25,11 @@ use thiserror::Error;
 use super::chain::RecoveryError;
 use super::directory::{self, ASIDE_PREFIX, DirectoryError, Identity, Lock, META, shard_folder};
 use super::disk::Disk;
-use super::record::{FORMAT_VERSION, SegmentHeader};
+use super::record::{Change, FORMAT_VERSION, LoggedOp, SegmentHeader};
 use super::rewrite::Rewrite;
 use super::segment;
+use crate::generation::Generation;
+use crate::seq::Seq;
 
 pub mod missing;
 pub mod plan;
@@ -73,13 +79,16 @@ pub struct RepairPlan<D: Disk> {
     strays: Vec<Stray>,
     plans: Vec<FolderPlan>,
     missing: Vec<MissingOps>,
+    /// The generation that the repaired log begins, and its number, which is above all others.
+    generation: (Generation, Seq),
     /// Held only to keep the directory locked.
     _lock: Lock<D::File>,
 }
 
 impl<D: Disk> RepairPlan<D> {
-    /// Locks a data directory and plans its repair, without changing anything. `new_epoch` is used
-    /// if the epoch of the log cannot be determined. `progress` is called with the number of bytes
+    /// Locks a data directory and plans its repair, without changing anything. `new_epoch` must be
+    /// random: it is used if the epoch of the log cannot be determined, and its first half is the
+    /// id of the generation that the repaired log begins. `progress` is called with the number of bytes
     /// read so far and the total number of bytes to read.
     pub fn new(
         disk: D,
@@ -106,6 +115,10 @@ impl<D: Disk> RepairPlan<D> {
             plans.push(plan);
         }
         let missing = subtract(&disk, missing, &plans)?;
+        let numbers = plans.iter().map(|plan| plan.generation_number);
+        let number = Seq::new(numbers.max().unwrap_or(0)).next();
+        let id = new_epoch.first_chunk().expect("an epoch has 16 bytes");
+        let id = Generation::new(u64::from_le_bytes(*id));
         let aside = next_aside(&disk, &data).map_err(at(&data))?;
         Ok(Self {
             disk,
@@ -116,6 +129,7 @@ impl<D: Disk> RepairPlan<D> {
             strays,
             plans,
             missing,
+            generation: (id, number),
             _lock: lock,
         })
     }
@@ -218,8 +232,10 @@ impl<D: Disk> RepairPlan<D> {
         let new = segment::new_path(parent(path), header.index);
         self.create_folder(parent(path))?;
         self.keep_leftover(&new)?;
-        let filled = Rewrite::begin(&self.disk, &new, header).and_then(Rewrite::finish);
-        filled.map_err(at(&new))?;
+        let filled = Rewrite::begin(&self.disk, &new, header);
+        filled
+            .and_then(|rewrite| self.finish(rewrite, header.shard))
+            .map_err(at(&new))?;
         self.rename(&new, path)
     }
 
@@ -243,10 +259,25 @@ impl<D: Disk> RepairPlan<D> {
                 outcome = rewrite.push(op).map(|_| ());
             }
         });
-        outcome.and_then(|()| rewrite.finish()).map_err(at(&new))?;
+        outcome
+            .and_then(|()| self.finish(rewrite, change.header.shard))
+            .map_err(at(&new))?;
         let to = self.aside_path(path)?;
         self.link(path, &to)?;
         self.replace(&new, path)
+    }
+
+    /// Appends the generation that the repaired log begins to a segment of `shard`, and seals it.
+    fn finish(&self, mut rewrite: Rewrite<D::File>, shard: u32) -> io::Result<u64> {
+        let (id, number) = self.generation;
+        rewrite.push(&LoggedOp {
+            workspace: "",
+            key: &shard.to_string(),
+            change: Change::Generation { id, shards: 0 },
+            seq: number,
+            timestamp: number.get(),
+        })?;
+        rewrite.finish()
     }
 
     /// Sets aside a file that a crash has left under the name with which a new segment is to be

@@ -32,9 +32,9 @@ pub struct LostRange {
 /// The intact and the lost parts of a damaged segment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SegmentRecovery {
-    /// The number of intact ops.
+    /// The number of intact writes and deletes.
     pub ops: u64,
-    /// The number of intact ops that follow a lost range.
+    /// The number of them that follow a lost range.
     pub ops_after_loss: u64,
     /// The lost ranges, in order.
     pub lost: Vec<LostRange>,
@@ -42,7 +42,7 @@ pub struct SegmentRecovery {
 
 /// A part of a damaged segment.
 pub enum RecoveredItem<'a> {
-    /// An intact op.
+    /// An intact op, or another intact record.
     Op(&'a LoggedOp<'a>),
     /// A lost range.
     Lost(&'a LostRange),
@@ -87,8 +87,9 @@ pub fn recover(
     loop {
         let fault = match reader.next() {
             Some(Ok(op)) => {
-                recovery.ops += 1;
-                recovery.ops_after_loss += u64::from(!recovery.lost.is_empty());
+                let count = u64::from(op.change.is_op());
+                recovery.ops += count;
+                recovery.ops_after_loss += count * u64::from(!recovery.lost.is_empty());
                 visit(RecoveredItem::Op(&op));
                 continue;
             }
