@@ -9,7 +9,7 @@
 //! | segment header | bytes | |
 //! | --- | --- | --- |
 //! | magic | 0..8 | `89 45 50 4C 4F 47 0D 0A`; the same in every version, as is the version field |
-//! | format version | 8..10 | [`FORMAT_VERSION`] |
+//! | format version | 8..10 | [`FORMAT_VERSION`] in new segments; 1 is read, too |
 //! | kind | 10..12 | 0: written by its shard; 1: *compacted*, made from other segments |
 //! | shard | 12..16 | the shard that owns the folder |
 //! | epoch | 16..32 | of the data directory; segments from other directories are refused |
@@ -47,9 +47,12 @@
 //! | 4 | a *floor*: tombstones of the workspace were dropped | 8 bytes: their greatest seq |
 //! | 5 | a *generation* of the shard began | 8 bytes: its id; 4 bytes: the number of shards |
 //!
-//! A floor has an empty key; its seq is that of the workspace's last op, its timestamp the floor. A
-//! generation has an empty workspace id, the shard's number as its key, and its own number as seq
-//! and timestamp. Format version 1 has only kind 1.
+//! A write has a value, and a write and a delete have a workspace id and a key. A floor has an
+//! empty key; its seq is that of the workspace's last op, its timestamp the greatest one of a
+//! dropped tombstone. A generation has an empty workspace id, the shard's number in decimal as its
+//! key, and its own number, from 1, as seq and timestamp; it has 0 shards if a repair began it. So
+//! floors and generations are records of keys that no client can write. Format version 1 has only
+//! kind 1. A record that breaks one of these rules has invalid content.
 //!
 //! Zeros after the last batch of the last segment are not part of the log: the file was filled with
 //! them in advance ([`super::blocks`]).
@@ -101,10 +104,18 @@
 //!   they are not read, and the next start removes them.
 //!
 //! A compacted segment is completely on disk before it gets its name, and its last batch is empty.
-//! So any bad byte in it is damage, and so is a missing last batch. Of the ops in the segments that
-//! it was made from, it holds at least every op that is not superseded by an op in any closed
-//! segment of the data directory. The op with a workspace's largest seq is the last change to its
-//! key, so it is always kept, and the workspace's seqs continue from it.
+//! So any bad byte in it is damage, and so is a missing last batch. Of the records in the segments
+//! that it was made from, it holds at least every one that is not superseded by a record in any
+//! closed segment of the data directory, except for tombstones that a floor in a closed segment has
+//! made superfluous ([`super::compaction`]).
+//!
+//! The workspace's seqs continue from the largest one in any of its records, which survives: the op
+//! with the largest seq is the last change to its key, so nothing supersedes it. If it is a
+//! tombstone and is dropped, the floor that allowed this was written later, and so has the same seq
+//! or a larger one. Only a floor of which no field is less supersedes a floor, so its other fields
+//! survive as well. Before a floor is in a closed segment, the tombstones that it drops are all
+//! still there, so a crash that takes the floor back is harmless: replay restores the tombstones,
+//! and the shard drops them again.
 //!
 //! A valid record after a bad one therefore proves nothing: it is normal after a power cut. Bad
 //! bytes prove damage only if they had been *synced*, and each batch header records how far the log
@@ -118,10 +129,14 @@
 //! the first bad byte was handed to the kernel in one piece, so all of it should be there, and any
 //! byte that differs from what was written is in a sector that was not written. So, by assumption
 //! 2, either the file ends within the batch, or one sector's part of the batch is all zeros.
-//! Records contain no such run of zeros: a zero byte (U+0000) is possible only in a key, and each
-//! key is followed by a JSON value. If neither is the case ([`is_interrupted`]), the write was
-//! complete and its bytes have been altered since, and that is **damage** too. If the batch header
-//! itself is bad, the length of the batch is unknown, so only the header is checked.
+//! Records contain no such run of zeros. Of the fields before the texts, the length and the kind
+//! are not zero, and there are 20 bytes between these two and at most 12 between the kind and the
+//! first text. No text but the key of an op can have a zero byte (U+0000), and other texts, or the
+//! length of the next record, come before and after it. The last byte of a batch is not zero
+//! either, because it ends a value, a workspace id or the number of a shard, or a key that was
+//! deleted, which rarely ends with U+0000. If neither is the case ([`is_interrupted`]), the write
+//! was complete and its bytes have been altered since, and that is **damage** too. If the batch
+//! header itself is bad, the length of the batch is unknown, so only the header is checked.
 //!
 //! Otherwise it is a **torn tail**, and it is cut off. Nothing proves that the bytes after `p` were
 //! ever acknowledged to a client. Everything valid before `p` is kept, even part of a batch,
@@ -145,7 +160,8 @@
 //! distinguished from a torn tail, so the log is cut before it, without a message if only zeros
 //! follow. A byte of these batches was altered, and either the batch begins or ends a byte or two
 //! from a sector boundary and its checksum happens to have zeros up to that boundary, or the batch
-//! has a key with hundreds of U+0000. Segments vanished from the end of a folder, but not all of
+//! has a key with hundreds of U+0000, or it ends with the delete of a key that ends with U+0000,
+//! right after a sector boundary. Segments vanished from the end of a folder, but not all of
 //! them (`meta.json` records which shards have begun a log, [`super::directory`]). The last segment
 //! lost exactly its last batches or records. Finally, an alteration that spans more than 32
 //! consecutive bits passes a checksum with a probability of 1 in 2^32.

@@ -103,7 +103,7 @@ async fn stat_counts_records_live_and_dead() {
     let demo = &stat["workspaces"][0];
     // A record is 29 bytes, `demo`, `key N` and a number.
     let expected = json!({
-        "workspace": "demo", "keys": 4, "last_seq": 40, "records": 40,
+        "workspace": "demo", "keys": 4, "tombstones": 0, "last_seq": 40, "floor": null, "records": 40,
         "bytes": 40 * 38 + 10 + 2 * 30, "live_bytes": 4 * 40, "dead_bytes": 10 * 39 + 26 * 40,
     });
     assert_eq!(demo, &expected);

@@ -11,13 +11,13 @@ use crate::log::recovery::FolderGeneration;
 
 /// A workspace, in a server and as it is replayed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Space {
+struct ModelWorkspace {
     /// The timestamp, the seq and the value of each key; a tombstone has no value.
     entries: BTreeMap<String, (u64, Seq, Option<String>)>,
     floor: FloorRecord,
 }
 
-impl Space {
+impl ModelWorkspace {
     /// Visits an op in any order.
     fn replay(&mut self, op: &LoggedOp<'_>) {
         self.floor.seq = self.floor.seq.max(op.seq);
@@ -42,8 +42,10 @@ impl Space {
     }
 }
 
-fn replayed(directory: &DataDirectory) -> (RecoveryReport, BTreeMap<String, Space>, usize) {
-    let (mut spaces, mut records) = (BTreeMap::<String, Space>::new(), 0);
+fn replayed(
+    directory: &DataDirectory,
+) -> (RecoveryReport, BTreeMap<String, ModelWorkspace>, usize) {
+    let (mut spaces, mut records) = (BTreeMap::<String, ModelWorkspace>::new(), 0);
     let report = recover(directory, |op| {
         records += 1;
         if !op.workspace.is_empty() {
@@ -53,28 +55,28 @@ fn replayed(directory: &DataDirectory) -> (RecoveryReport, BTreeMap<String, Spac
                 .replay(op);
         }
     });
-    spaces.values_mut().for_each(Space::forget_dropped);
+    spaces.values_mut().for_each(ModelWorkspace::forget_dropped);
     (report.unwrap(), spaces, records)
 }
 
 /// An open segment.
-struct Open {
+struct ModelSegment {
     header: SegmentHeader,
     path: PathBuf,
     end: u64,
 }
 
-struct Server {
+struct ModelServer {
     root: TempDir,
     directory: Option<Arc<DataDirectory>>,
-    open: Vec<Open>,
-    spaces: BTreeMap<String, Space>,
+    open: Vec<ModelSegment>,
+    spaces: BTreeMap<String, ModelWorkspace>,
     generations: BTreeMap<u32, FolderGeneration>,
     clock: u64,
 }
 
 #[derive(Debug, Clone)]
-enum Step {
+enum ModelStep {
     /// Writes, or deletes, a key with a timestamp that may lose.
     Op {
         workspace: u8,
@@ -119,24 +121,24 @@ fn any_settings() -> impl Strategy<Value = Settings> {
     prop_oneof![1..4_u64, Just(u64::MAX)].prop_map(settings)
 }
 
-fn any_step() -> impl Strategy<Value = Step> {
+fn any_step() -> impl Strategy<Value = ModelStep> {
     let op = (0..2_u8, 0..12_u8, prop::bool::weighted(0.3), 0..6_u64);
     prop_oneof![
-        40 => op.prop_map(|(workspace, key, is_delete, age)| Step::Op {
+        40 => op.prop_map(|(workspace, key, is_delete, age)| ModelStep::Op {
             workspace, key, is_delete, age: age * 10,
         }),
         12 => (0..2_u8, 1..8_usize)
-            .prop_map(|(workspace, count)| Step::Retain { workspace, count }),
-        6 => (0..3_usize).prop_map(|shard| Step::Rotate { shard }),
-        1 => (1..4_u32).prop_map(|shards| Step::Restart { shards }),
+            .prop_map(|(workspace, count)| ModelStep::Retain { workspace, count }),
+        6 => (0..3_usize).prop_map(|shard| ModelStep::Rotate { shard }),
+        1 => (1..4_u32).prop_map(|shards| ModelStep::Restart { shards }),
         2 => (prop::collection::vec(0..3_u32, 0..3), any_settings())
-            .prop_map(|(shards, settings)| Step::Compact { shards, settings }),
+            .prop_map(|(shards, settings)| ModelStep::Compact { shards, settings }),
         1 => (0..40_usize, any_settings())
-            .prop_map(|(changes, settings)| Step::Kill { changes, settings }),
+            .prop_map(|(changes, settings)| ModelStep::Kill { changes, settings }),
     ]
 }
 
-impl Server {
+impl ModelServer {
     fn new() -> Self {
         let root = tempdir().unwrap();
         let directory = Some(Arc::new(DataDirectory::open(root.path()).unwrap()));
@@ -184,7 +186,7 @@ impl Server {
         let header = SegmentHeader::new(tail.shard, epoch, tail.next_index, tail.next_position);
         let folder = self.directory().shard_path(tail.shard);
         let path = segment::create(&HostDisk, &folder, header, 0).unwrap().path;
-        let open = Open {
+        let open = ModelSegment {
             header,
             path,
             end: SEGMENT_HEADER_BYTES as u64,
@@ -226,31 +228,31 @@ impl Server {
         self.append(shard, &op);
     }
 
-    fn step(&mut self, step: &Step) {
+    fn step(&mut self, step: &ModelStep) {
         self.clock += 10;
         match *step {
-            Step::Op {
+            ModelStep::Op {
                 workspace,
                 key,
                 is_delete,
                 age,
             } => self.apply(workspace, key, is_delete, self.clock - age),
-            Step::Retain { workspace, count } => self.retain(workspace, count),
-            Step::Rotate { shard } => {
+            ModelStep::Retain { workspace, count } => self.retain(workspace, count),
+            ModelStep::Rotate { shard } => {
                 let shard = shard % self.open.len();
-                let Open { header, end, .. } = self.open[shard];
+                let ModelSegment { header, end, .. } = self.open[shard];
                 self.open_segment(Tail {
                     shard: header.shard,
                     next_index: header.index + 1,
                     next_position: header.position(end),
                 });
             }
-            Step::Restart { shards } => self.start(shards),
-            Step::Compact {
+            ModelStep::Restart { shards } => self.start(shards),
+            ModelStep::Compact {
                 ref shards,
                 settings,
             } => self.compact(shards, settings),
-            Step::Kill { changes, settings } => self.kill(changes, settings),
+            ModelStep::Kill { changes, settings } => self.kill(changes, settings),
         }
     }
 
@@ -336,19 +338,20 @@ impl Server {
 
     /// Returns the number of records that a log without dead ones has.
     fn live_records(&self) -> usize {
-        let of_space =
-            |space: &Space| space.entries.len() + usize::from(space.floor.dropped_seq > Seq::NONE);
+        let of_space = |space: &ModelWorkspace| {
+            space.entries.len() + usize::from(space.floor.dropped_seq > Seq::NONE)
+        };
         self.spaces.values().map(of_space).sum::<usize>() + self.generations.len()
     }
 }
 
-impl Server {
+impl ModelServer {
     fn rotate(&mut self) {
-        self.step(&Step::Rotate { shard: 0 });
+        self.step(&ModelStep::Rotate { shard: 0 });
     }
 
     fn op(&mut self, key: u8, is_delete: bool) {
-        self.step(&Step::Op {
+        self.step(&ModelStep::Op {
             workspace: 0,
             key,
             is_delete,
@@ -357,7 +360,7 @@ impl Server {
     }
 
     fn retain_one(&mut self) {
-        self.step(&Step::Retain {
+        self.step(&ModelStep::Retain {
             workspace: 0,
             count: 1,
         });
@@ -366,7 +369,7 @@ impl Server {
 
 #[test]
 fn a_dropped_tombstone_stays_while_an_older_segment_has_a_write_of_its_key() {
-    let mut server = Server::new();
+    let mut server = ModelServer::new();
     server.start(1);
     for key in 0..10 {
         server.op(key, false);
@@ -390,7 +393,7 @@ fn a_dropped_tombstone_stays_while_an_older_segment_has_a_write_of_its_key() {
 #[test]
 fn a_dropped_tombstone_stays_while_another_folder_has_a_write_of_its_key() {
     for is_partial in [true, false] {
-        let mut server = Server::new();
+        let mut server = ModelServer::new();
         server.start(2);
         assert_eq!(server.shard_of("w0"), 1, "and 0 below");
         server.op(0, false);
@@ -426,7 +429,7 @@ fn a_dropped_tombstone_stays_while_another_folder_has_a_write_of_its_key() {
 
 #[test]
 fn the_seq_and_the_floor_survive_the_last_tombstone() {
-    let mut server = Server::new();
+    let mut server = ModelServer::new();
     server.start(1);
     server.op(0, false);
     server.op(0, true);
@@ -451,11 +454,11 @@ proptest! {
     /// end nothing dead is left.
     #[test]
     fn replay_restores_what_the_server_had(steps in prop::collection::vec(any_step(), 1..120)) {
-        let mut server = Server::new();
+        let mut server = ModelServer::new();
         server.start(2);
         for step in &steps {
             server.step(step);
-            if matches!(step, Step::Compact { .. } | Step::Kill { .. } | Step::Restart { .. }) {
+            if matches!(step, ModelStep::Compact { .. } | ModelStep::Kill { .. } | ModelStep::Restart { .. }) {
                 server.check();
             }
         }
@@ -478,7 +481,7 @@ proptest! {
         ),
         only in prop::collection::vec(0..2_u32, 0..2),
     ) {
-        let mut server = Server::new();
+        let mut server = ModelServer::new();
         server.start(2);
         for (shard, records) in segments {
             let tail = server.directory().shards().map(|_| replayed(server.directory()).0.tail(shard));
@@ -497,7 +500,7 @@ proptest! {
             }
         }
         server.open.clear();
-        let merged = |server: &Server| {
+        let merged = |server: &ModelServer| {
             let (_, mut spaces, _) = replayed(server.directory());
             // No server has an op whose seq is greater than that of its key's winner.
             spaces.values_mut().for_each(|space| space.floor.seq = Seq::NONE);
