@@ -12,7 +12,7 @@
 //!
 //! An op is dropped only if another op, in any folder, supersedes it and is in a closed segment,
 //! and so is on disk; and a tombstone that the server has dropped also if no record of its key is
-//! left ([`winners`]). The order in which segments are read afterwards does not matter, because
+//! left (see `winners.rs`). The order in which segments are read afterwards does not matter, because
 //! replay merges by timestamp and seq.
 
 use std::collections::VecDeque;

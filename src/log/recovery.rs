@@ -139,9 +139,10 @@ impl RecoveryReport {
 /// seqs. So the question is which generation was the last to write ops of the shard's workspaces.
 /// There are two cases in which the log answers it.
 ///
-/// 1. All folders end with the same generation. It is the last start of the server, since each
-///    start changes at least one folder, and no shard was rebuilt after it, since a rebuild has an
-///    id of its own. Whichever shard had a workspace then, it was in this generation.
+/// 1. All folders end with the same generation. It is that of the last start that wrote anything,
+///    since the record is the first that a start writes to a folder, and no shard was rebuilt after
+///    it, since a rebuild has an id of its own. Whichever shard had a workspace then, it was in this
+///    generation.
 /// 2. The shard's own folder ends with a generation of as many shards as now. A workspace belongs
 ///    to a shard by its id and the number of shards, so the shard had the same workspaces then. Any
 ///    later generation with as many shards has written nothing of them, or its record would be in

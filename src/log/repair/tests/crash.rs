@@ -1,5 +1,6 @@
 //! A repair that is killed at any step, and begun again.
 
+use super::kinds::formats;
 use super::*;
 use crate::log::mortal_disk::MortalDisk;
 
