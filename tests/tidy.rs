@@ -91,7 +91,7 @@ impl Layer {
                 _ => Layer::Log,
             },
             "wire" => Layer::Wire,
-            "limits" | "seq" => Layer::Limits,
+            "generation" | "limits" | "seq" => Layer::Limits,
             _ => return None,
         })
     }

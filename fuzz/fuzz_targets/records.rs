@@ -98,6 +98,23 @@ impl OwnedOp {
         }
     }
 
+    fn of(op: &LoggedOp<'_>) -> Self {
+        Self {
+            workspace: op.workspace.into(),
+            key: op.key.into(),
+            change: match op.change {
+                Change::Write { value, expires_at_us } => {
+                    OwnedChange::Write(value.into(), expires_at_us)
+                }
+                Change::Delete { deleted_at_us } => OwnedChange::Delete(deleted_at_us),
+                Change::Floor { dropped_seq } => OwnedChange::Floor(dropped_seq),
+                Change::Generation { id, shards } => OwnedChange::Generation(id, shards),
+            },
+            seq: op.seq,
+            timestamp: op.timestamp,
+        }
+    }
+
     fn op(&self) -> LoggedOp<'_> {
         LoggedOp {
             workspace: &self.workspace,
@@ -264,13 +281,7 @@ impl Written {
         let (mut ops, mut fault) = (Vec::new(), None);
         for item in reader.by_ref() {
             match item {
-                Ok(op) => ops.push(OwnedOp {
-                    workspace: op.workspace.into(),
-                    key: op.key.into(),
-                    value: op.value.into(),
-                    seq: op.seq,
-                    timestamp: op.timestamp,
-                }),
+                Ok(op) => ops.push(OwnedOp::of(&op)),
                 Err(error) => fault = Some((error.offset, error.kind)),
             }
         }

@@ -12,8 +12,8 @@
 //!
 //! An op is dropped only if another op, in any folder, supersedes it and is in a closed segment,
 //! and so is on disk; and a tombstone that the server has dropped also if no record of its key is
-//! left (see `winners.rs`). The order in which segments are read afterwards does not matter, because
-//! replay merges by timestamp and seq.
+//! left (see `winners.rs`). The order in which segments are read afterwards does not matter,
+//! because replay merges by timestamp and seq.
 
 use std::collections::VecDeque;
 use std::io;
@@ -242,7 +242,7 @@ impl<D: Disk> Compaction<D> {
 
     /// Restricts the compaction to these shards; the folders of all others are not even read. This
     /// is safe because an op is dropped only if an op in one of these folders supersedes it, and no
-    /// tombstone is dropped unless the folders of all shards are read ([`Compaction::blocked_bytes`]).
+    /// tombstone is dropped unless all folders are read ([`Compaction::blocked_bytes`]).
     ///
     /// # Panics
     /// If the compaction has already started.

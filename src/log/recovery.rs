@@ -141,8 +141,8 @@ impl RecoveryReport {
 ///
 /// 1. All folders end with the same generation. It is that of the last start that wrote anything,
 ///    since the record is the first that a start writes to a folder, and no shard was rebuilt after
-///    it, since a rebuild has an id of its own. Whichever shard had a workspace then, it was in this
-///    generation.
+///    it, since a rebuild has an id of its own. Whichever shard had a workspace then, it was in
+///    this generation.
 /// 2. The shard's own folder ends with a generation of as many shards as now. A workspace belongs
 ///    to a shard by its id and the number of shards, so the shard had the same workspaces then. Any
 ///    later generation with as many shards has written nothing of them, or its record would be in
@@ -312,8 +312,8 @@ pub struct Sources {
 }
 
 /// Reads closed segments again, so that a shard can rebuild itself while others are running.
-/// Returns the number of writes and deletes. A closed segment cannot have a torn tail before the point where the
-/// next one begins, so a torn tail is damage here.
+/// Returns the number of writes and deletes. A closed segment cannot have a torn tail before the
+/// point where the next one begins, so a torn tail is damage here.
 pub fn replay<D: Disk>(
     directory: &DataDirectory<D>,
     sources: &Sources,

@@ -8,8 +8,8 @@
 //! So after a crash at any step, the log is either repaired or still damaged, with all its intact
 //! ops, and running the repair again completes it.
 //!
-//! Clients may hold ops that the repaired log has lost. So that none of them resumes from before the
-//! repair, each segment that it writes begins a generation of its own, of 0 shards
+//! Clients may hold ops that the repaired log has lost. So that none of them resumes from before
+//! the repair, each segment that it writes begins a generation of its own, of 0 shards
 //! ([`previous_generation`](super::recovery::previous_generation)).
 //!
 //! The changes are made in this order: first a lost `meta.json`; then files that are not segments
@@ -88,8 +88,8 @@ pub struct RepairPlan<D: Disk> {
 impl<D: Disk> RepairPlan<D> {
     /// Locks a data directory and plans its repair, without changing anything. `new_epoch` must be
     /// random: it is used if the epoch of the log cannot be determined, and its first half is the
-    /// id of the generation that the repaired log begins. `progress` is called with the number of bytes
-    /// read so far and the total number of bytes to read.
+    /// id of the generation that the repaired log begins. `progress` is called with the number of
+    /// bytes read so far and the total number of bytes to read.
     pub fn new(
         disk: D,
         data: PathBuf,

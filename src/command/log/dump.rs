@@ -86,6 +86,7 @@ pub fn run(data: &Path, settings: &DumpArgs) -> Result<(), Stop> {
 /// which can only occur between two JSON tokens, becomes a space.
 fn print(output: &mut Printer, begin: &str, op: &Kept) -> Result<(), Stop> {
     let (key, seq, timestamp) = (quoted(&op.key), op.seq, op.timestamp);
+    let order = format_args!(r#""seq":{seq},"timestamp":{timestamp}"#);
     match &op.change {
         KeptChange::Write {
             value,
@@ -95,11 +96,11 @@ fn print(output: &mut Printer, begin: &str, op: &Kept) -> Result<(), Stop> {
             let expires = expires_at_us.map(|us| format!(r#","expires":{us}"#));
             let expires = expires.unwrap_or_default();
             output.line(format_args!(
-                r#"{begin},"key":{key},"value":{value},"seq":{seq},"timestamp":{timestamp}{expires}}}"#
+                r#"{begin},"key":{key},"value":{value},{order}{expires}}}"#
             ))
         }
         KeptChange::Delete { deleted_at_us } => output.line(format_args!(
-            r#"{begin},"key":{key},"deleted":true,"seq":{seq},"timestamp":{timestamp},"deleted_at":{deleted_at_us}}}"#
+            r#"{begin},"key":{key},"deleted":true,{order},"deleted_at":{deleted_at_us}}}"#
         )),
         KeptChange::Floor { dropped_seq } => output.line(format_args!(
             r#"{begin},"floor":{timestamp},"dropped_seq":{dropped_seq},"seq":{seq}}}"#

@@ -378,8 +378,8 @@ fn a_dropped_tombstone_stays_while_an_older_segment_has_a_write_of_its_key() {
     server.op(0, true);
     server.retain_one();
     server.rotate();
-    // A tenth of the first segment is dead, which is not worth a rewrite; more than a quarter of the
-    // second one would be, if it could do without the tombstone.
+    // A tenth of the first segment is dead, which is not worth a rewrite. More than a quarter of
+    // the second one would be, if it could do without the tombstone.
     let before = server.check();
     server.compact(&[], settings(4));
     assert_eq!(server.check(), before);
@@ -450,15 +450,16 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
     /// Whatever is deleted, forgotten and compacted, and wherever a compaction is killed: replay
-    /// restores what the server had, floors and seqs included, no deleted key comes back, and in the
-    /// end nothing dead is left.
+    /// restores what the server had, floors and seqs included, no deleted key comes back, and in
+    /// the end nothing dead is left.
     #[test]
     fn replay_restores_what_the_server_had(steps in prop::collection::vec(any_step(), 1..120)) {
         let mut server = ModelServer::new();
         server.start(2);
         for step in &steps {
             server.step(step);
-            if matches!(step, ModelStep::Compact { .. } | ModelStep::Kill { .. } | ModelStep::Restart { .. }) {
+            use ModelStep::{Compact, Kill, Restart};
+            if matches!(step, Compact { .. } | Kill { .. } | Restart { .. }) {
                 server.check();
             }
         }
@@ -484,8 +485,8 @@ proptest! {
         let mut server = ModelServer::new();
         server.start(2);
         for (shard, records) in segments {
-            let tail = server.directory().shards().map(|_| replayed(server.directory()).0.tail(shard));
-            server.open_segment(tail.unwrap());
+            let tail = replayed(server.directory()).0.tail(shard);
+            server.open_segment(tail);
             for (kind, timestamp, seq, is_delete) in records {
                 let (key, change) = match (kind, is_delete) {
                     (0 | 1, _) => {
@@ -495,7 +496,8 @@ proptest! {
                     (_, true) => (format!("k{kind}"), Change::Delete { deleted_at_us: 1 }),
                     (_, false) => (format!("k{kind}"), Change::write("[\"a value\"]")),
                 };
-                let op = LoggedOp { workspace: "w", key: &key, change, seq: Seq::new(seq), timestamp };
+                let (workspace, key, seq) = ("w", &key, Seq::new(seq));
+                let op = LoggedOp { workspace, key, change, seq, timestamp };
                 server.append(shard as usize, &op);
             }
         }
