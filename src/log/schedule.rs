@@ -48,6 +48,7 @@ pub struct Schedule {
 
 /// The size of a folder after its last compaction.
 #[derive(Debug, Clone, Copy)]
+#[expect(clippy::struct_field_names, reason = "the unit belongs to each name")]
 struct Left {
     /// The live bytes that do not belong to the state of its own shard.
     foreign_bytes: u64,
