@@ -91,7 +91,7 @@ impl Layer {
                 _ => Layer::Log,
             },
             "wire" => Layer::Wire,
-            "limits" | "seq" | "generation" => Layer::Limits,
+            "generation" | "limits" | "seq" => Layer::Limits,
             _ => return None,
         })
     }

@@ -266,7 +266,9 @@ impl Loop {
             let kept_bytes = compaction.kept_bytes(folder.shard);
             let freed_bytes = compaction.freed_bytes(folder.shard);
             let closed_bytes = folder.closed_bytes.saturating_sub(freed_bytes);
-            self.schedule.compacted(folder, kept_bytes, closed_bytes);
+            let blocked_bytes = compaction.blocked_bytes(folder.shard);
+            self.schedule
+                .compacted(folder, kept_bytes, blocked_bytes, closed_bytes);
         }
         Ok(())
     }

@@ -272,7 +272,13 @@ impl World {
                             let kept_bytes = compaction.kept_bytes(folder.shard);
                             let freed_bytes = compaction.freed_bytes(folder.shard);
                             let left_bytes = folder.closed_bytes.saturating_sub(freed_bytes);
-                            server.schedule.compacted(&folder, kept_bytes, left_bytes);
+                            let blocked_bytes = compaction.blocked_bytes(folder.shard);
+                            server.schedule.compacted(
+                                &folder,
+                                kept_bytes,
+                                blocked_bytes,
+                                left_bytes,
+                            );
                         }
                         server.schedule.succeeded();
                     }

@@ -11,6 +11,9 @@ use super::super::disk::HostDisk;
 use super::super::recovery::{RecoveryReport, Tail, recover};
 use super::*;
 use crate::log::record::Change;
+use crate::seq::Seq;
+
+mod model;
 
 /// The winner of each key, by the rule of replay.
 type State = BTreeMap<(String, String), (u64, u64, String)>;
@@ -23,6 +26,8 @@ const SMALL: Settings = Settings {
 
 struct Log {
     root: TempDir,
+    /// The format of the segments that the test writes.
+    format_version: u16,
     directory: Arc<DataDirectory>,
     seq: Seq,
 }
@@ -33,6 +38,7 @@ impl Log {
         let directory = Arc::new(DataDirectory::open(root.path()).unwrap());
         Self {
             root,
+            format_version: record::FORMAT_VERSION,
             directory,
             seq: Seq::NONE,
         }
@@ -51,7 +57,10 @@ impl Log {
             next_index,
             next_position,
         } = tail;
-        let header = SegmentHeader::new(shard, self.directory.epoch(), next_index, next_position);
+        let header = SegmentHeader {
+            format_version: self.format_version,
+            ..SegmentHeader::new(shard, self.directory.epoch(), next_index, next_position)
+        };
         let folder = self.directory.shard_path(shard);
         let segment = segment::create(&HostDisk, &folder, header, 0).unwrap();
         let mut bytes = header.encode().to_vec();
@@ -160,7 +169,22 @@ fn dead_ops_are_removed_and_the_log_continues() {
 }
 
 #[test]
-fn segments_known_to_be_dead_are_removed_without_being_read() {
+fn segments_of_format_1_are_compacted_into_one_of_format_2() {
+    let mut log = Log::new();
+    for format_version in [1, 1, 2] {
+        log.format_version = format_version;
+        log.segment(0, &[1, 2, 3, 1, 2, 3, 1, 2, 3]);
+    }
+    let (_, state) = log.recovered();
+    assert_eq!(log.compact(&[], SMALL).segments_replaced, 3);
+    assert_eq!(log.recovered().1, state);
+    let chain = Chain::read(&HostDisk, log.root.path(), log.directory.epoch(), 0).unwrap();
+    assert_eq!(chain.links.len(), 1);
+    assert_eq!(chain.links[0].header.format_version, 2);
+}
+
+#[test]
+fn what_is_known_to_be_dead_goes_without_being_read() {
     let mut log = Log::new();
     for shard in [0, 1] {
         for _ in 0..6 {

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use tempfile::tempdir;
 
 use super::*;
+use crate::log::mortal_disk::MortalDisk;
 use crate::log::position::LogPosition;
 use crate::log::record::SegmentHeader;
 use crate::log::segment;
@@ -140,11 +141,15 @@ fn an_invalid_meta_file_is_reported() {
         ),
         (
             "{\"format_version\":2}",
-            "has a newer format (2; this server reads 1): start the newer server",
+            "is damaged (missing field `epoch`",
         ),
         (
-            "{\"format_version\":3,\"epoch\":[1]}",
-            "has a newer format (3; this server reads 1)",
+            "{\"format_version\":3}",
+            "is from a newer format (3; this server reads 2): start the newer server",
+        ),
+        (
+            "{\"format_version\":65537,\"epoch\":[1]}",
+            "is from a newer format (65537; this server reads 2)",
         ),
     ];
     let root = tempdir().unwrap();
@@ -257,5 +262,93 @@ fn a_folder_without_write_access_is_reported() {
             "{message}"
         );
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+}
+
+const META_1: &str = concat!(
+    r#"{"format_version":1,"epoch":"00112233445566778899aabbccddeeff","#,
+    r#""shards_begun":3}"#
+);
+
+#[test]
+fn a_directory_of_format_1_gets_format_2_and_keeps_the_rest() {
+    let root = tempdir().unwrap();
+    let meta = root.path().join(META);
+    for is_server in [true, false] {
+        fs::write(&meta, META_1).unwrap();
+        let before = identity(&HostDisk, root.path()).unwrap();
+        assert_eq!((before.format_version, before.shards_begun), (1, 3));
+        assert_eq!(
+            fs::read_to_string(&meta).unwrap(),
+            META_1,
+            "reading leaves it"
+        );
+        let open = || {
+            if is_server {
+                DataDirectory::open(root.path())
+            } else {
+                DataDirectory::open_existing(HostDisk, root.path().to_path_buf())
+            }
+        };
+        let directory = open().unwrap();
+        assert_eq!(directory.upgraded_from(), Some(1));
+        let expected = Identity {
+            format_version: 2,
+            ..before
+        };
+        assert_eq!(directory.identity(), expected);
+        drop(directory);
+        assert_eq!(identity(&HostDisk, root.path()).unwrap(), expected);
+        let text = fs::read_to_string(&meta).unwrap();
+        assert_eq!(text.trim_end(), META_1.replacen('1', "2", 1));
+        let directory = open().unwrap();
+        assert_eq!(directory.upgraded_from(), None, "once");
+        directory.note_shards(4).unwrap();
+        drop(directory);
+        let noted = Identity {
+            shards_begun: 4,
+            ..expected
+        };
+        assert_eq!(identity(&HostDisk, root.path()).unwrap(), noted);
+    }
+}
+
+#[test]
+fn a_directory_in_use_is_not_upgraded() {
+    let root = tempdir().unwrap();
+    let first = DataDirectory::open(root.path()).unwrap();
+    // As if the first server were one of format 1.
+    fs::write(root.path().join(META), META_1).unwrap();
+    let second = DataDirectory::open(root.path());
+    assert!(matches!(second, Err(DirectoryError::InUse { .. })));
+    let text = fs::read_to_string(root.path().join(META)).unwrap();
+    assert_eq!(text, META_1);
+    drop(first);
+}
+
+#[test]
+fn an_upgrade_that_is_killed_at_any_step_leaves_one_of_the_two_formats() {
+    let mut found_formats = [0; 2];
+    for changes in 0.. {
+        let root = tempdir().unwrap();
+        fs::write(root.path().join(META), META_1).unwrap();
+        let path = root.path().to_path_buf();
+        let opened = DataDirectory::open_on(MortalDisk::new(changes), path, [9; 16]);
+        let is_done = opened.is_ok();
+        drop(opened);
+        let found = identity(&HostDisk, root.path()).unwrap();
+        assert!(!is_done || found.format_version == 2);
+        found_formats[usize::from(found.format_version) - 1] += 1;
+        let directory = DataDirectory::open(root.path()).unwrap();
+        let expected = Identity {
+            format_version: 2,
+            ..found
+        };
+        assert_eq!(directory.identity(), expected, "killed after {changes}");
+        assert_eq!(directory.epoch()[..3], [0x00, 0x11, 0x22]);
+        if is_done {
+            assert!(found_formats[0] > 3, "{found_formats:?}");
+            return;
+        }
     }
 }

@@ -118,7 +118,7 @@ fn an_open_file_is_readable_after_it_is_unlinked() {
     fs::remove_dir_all(root.path().join(shard_folder(0))).unwrap();
     let mut ops = 0;
     let read = snapshot.folders()[0].read(0, &mut Vec::new(), |_| ops += 1);
-    assert_eq!((read.unwrap().ops, ops), (3, 3));
+    assert_eq!((read.unwrap().records, ops), (3, 3));
 }
 
 #[test]

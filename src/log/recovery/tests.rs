@@ -15,8 +15,9 @@ use super::super::record::{
 use super::*;
 use crate::seq::Seq;
 
-/// A number that represents an op: its workspace is its shard's, and the other fields follow from
-/// the number.
+mod generations;
+
+/// An op in brief: its workspace is its shard's, and the other fields follow from its number.
 type Number = u64;
 
 /// A data directory that a test fills in the way of a server that syncs each batch, and its naive
@@ -408,13 +409,13 @@ fn a_misplaced_segment_is_damage() {
 fn a_segment_from_a_newer_server_is_not_repaired() {
     let log = Log::sample();
     let mut bytes = fs::read(log.path(3)).unwrap();
-    bytes[8] = 2;
+    bytes[8] = 3;
     let crc = crc32c::crc32c(&bytes[..60]);
     bytes[60..64].copy_from_slice(&crc.to_le_bytes());
     fs::write(log.path(3), bytes).unwrap();
     let message = log.recover().0.unwrap_err().to_string();
     assert!(
-        message.ends_with("it has format 2, but this server reads 1; start the newer server"),
+        message.ends_with("it has format 3, but this server reads 1 to 2; start the newer server"),
         "{message}"
     );
 }

@@ -71,6 +71,8 @@ pub struct FolderPlan {
     pub segments: Vec<PlannedSegment>,
     /// The ops that are missing, by workspace.
     pub missing: Vec<MissingOps>,
+    /// The greatest number of a generation in the folder, or 0 if there is none.
+    pub generation_number: u64,
     /// The torn tail of the last segment, if there is one. The next start of the server cuts it
     /// off.
     pub torn: Option<LostRange>,
@@ -145,6 +147,7 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
             self.settle(&segment, next.as_ref())?;
             progress(segment.file_bytes);
         }
+        self.plan.generation_number = self.tracker.generation_number();
         self.plan.missing = self.tracker.finish();
         Ok(self.plan)
     }

@@ -12,12 +12,13 @@ use super::super::directory::DataDirectory;
 use super::super::disk::HostDisk;
 use super::super::position::LogPosition;
 use super::super::read_only::ReadOnlyLog;
-use super::super::record::{Change, LoggedOp, begin_batch, push_op, seal_batch};
+use super::super::record::{Change, FORMAT_VERSION, LoggedOp, begin_batch, push_op, seal_batch};
 use super::super::recovery::recover;
 use super::*;
 use crate::seq::Seq;
 
 mod crash;
+mod kinds;
 mod random;
 
 /// Temporary files, whose contents are irrelevant.
@@ -38,6 +39,8 @@ struct Batch {
 /// A log as left by a server that syncs each batch, with the location of each batch.
 struct Log {
     root: TempDir,
+    /// The format of the segments that the test writes.
+    format_version: u16,
     /// The next index and position of each shard.
     tails: BTreeMap<u32, (u64, LogPosition)>,
     seqs: BTreeMap<String, u64>,
@@ -52,6 +55,7 @@ impl Log {
         drop(DataDirectory::open(root.path()).unwrap());
         Self {
             root,
+            format_version: FORMAT_VERSION,
             tails: BTreeMap::new(),
             seqs: BTreeMap::new(),
             batches: Vec::new(),
@@ -63,6 +67,19 @@ impl Log {
     /// between `demo` and `other`.
     fn sample() -> Self {
         let mut log = Self::new();
+        for _ in 0..3 {
+            log.segment(0, &[vec!["demo", "other"], vec!["demo", "other", "demo"]]);
+        }
+        log
+    }
+
+    /// The same as a server of format 1 leaves it.
+    fn sample_of_format_1() -> Self {
+        let mut log = Self::new();
+        log.format_version = 1;
+        let meta = fs::read_to_string(log.data().join(META)).unwrap();
+        let meta = meta.replace("\"format_version\":2", "\"format_version\":1");
+        fs::write(log.data().join(META), meta).unwrap();
         for _ in 0..3 {
             log.segment(0, &[vec!["demo", "other"], vec!["demo", "other", "demo"]]);
         }
@@ -87,7 +104,10 @@ impl Log {
             .get(&shard)
             .copied()
             .unwrap_or((1, LogPosition::START));
-        let header = SegmentHeader::new(shard, epoch, index, position);
+        let header = SegmentHeader {
+            format_version: self.format_version,
+            ..SegmentHeader::new(shard, epoch, index, position)
+        };
         let folder = self.data().join(shard_folder(shard));
         let path = segment::create(&HostDisk, &folder, header, 0).unwrap().path;
         let mut bytes = header.encode().to_vec();
@@ -152,6 +172,10 @@ impl Log {
         }
     }
 
+    fn epoch(&self) -> [u8; 16] {
+        directory::epoch(&HostDisk, self.data()).unwrap()
+    }
+
     fn ops(&self) -> BTreeSet<Written> {
         self.batches
             .iter()
@@ -212,7 +236,7 @@ impl Log {
         let kept = read(self.data()).unwrap();
         let directory = DataDirectory::open(self.data()).unwrap();
         let mut recovered = BTreeSet::new();
-        recover(&directory, |op| recovered.extend([owned(op)])).unwrap();
+        recover(&directory, |op| recovered.extend(written(op))).unwrap();
         assert_eq!(recovered, kept);
         kept
     }
@@ -246,20 +270,24 @@ fn as_op(op: &Written) -> LoggedOp<'_> {
     }
 }
 
-fn owned(op: &LoggedOp<'_>) -> Written {
+/// The op, or none for the generation that a repair begins.
+fn written(op: &LoggedOp<'_>) -> Option<Written> {
+    if !op.change.is_op() {
+        return None;
+    }
     let text = str::to_owned;
-    (
+    Some((
         text(op.workspace),
         op.seq.get(),
         text(op.key),
         text(op.value()),
         op.timestamp,
-    )
+    ))
 }
 
 fn ops_of(link: &Link) -> Vec<Written> {
     let mut ops = Vec::new();
-    let read = link.read(&HostDisk, &mut Vec::new(), |op| ops.push(owned(op)));
+    let read = link.read(&HostDisk, &mut Vec::new(), |op| ops.extend(written(op)));
     read.unwrap();
     ops
 }
@@ -270,7 +298,7 @@ fn read(data: &Path) -> Result<BTreeSet<Written>, String> {
     let (mut ops, mut buffer) = (BTreeSet::new(), Vec::new());
     for folder in snapshot.folders() {
         for place in 0..folder.links().len() {
-            let read = folder.read(place, &mut buffer, |op| ops.extend([owned(op)]));
+            let read = folder.read(place, &mut buffer, |op| ops.extend(written(op)));
             read.map_err(|error| error.to_string())?;
         }
     }
@@ -581,7 +609,7 @@ fn a_shard_that_lost_all_its_segments_gets_an_empty_one() {
 fn a_newer_format_is_left_untouched() {
     let log = Log::sample();
     let mut bytes = fs::read(log.path(0, 2)).unwrap();
-    bytes[8] = 2;
+    bytes[8] = 3;
     let crc = crc32c::crc32c(&bytes[..60]);
     bytes[60..64].copy_from_slice(&crc.to_le_bytes());
     fs::write(log.path(0, 2), bytes).unwrap();

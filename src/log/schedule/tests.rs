@@ -46,7 +46,7 @@ fn a_small_shard_is_due_despite_a_large_idle_one() {
     let mut schedule = schedule();
     // Before its first compaction, the folder may contain ops of any shard.
     assert_eq!(schedule.due(&all, false, NOW_US), Vec::<u32>::new());
-    schedule.compacted(&folder(1, 40, 1), MIB, MIB);
+    schedule.compacted(&folder(1, 40, 1), MIB, 0, MIB);
     assert_eq!(schedule.due(&all, false, NOW_US), [1]);
 }
 
@@ -63,27 +63,38 @@ fn ops_kept_for_other_shards_do_not_make_a_folder_due() {
     let all = [folder(0, 110, 10), folder(1, 100, 200)];
     assert_eq!(schedule.kept_bytes(&all[0], &all), 110 * MIB);
     assert_eq!(schedule.due(&all, false, NOW_US), Vec::<u32>::new());
-    // In fact the folder kept less than half of that, mostly ops of other shards.
-    schedule.compacted(&all[0], 50 * MIB, 55 * MIB);
+    // It was half of that, and not of its own shard.
+    schedule.compacted(&all[0], 50 * MIB, 0, 55 * MIB);
     assert_eq!(schedule.kept_bytes(&all[0], &all), 50 * MIB);
     assert_eq!(schedule.due(&all, false, NOW_US), [0]);
-    schedule.compacted(&all[0], 80 * MIB, 85 * MIB);
+    schedule.compacted(&all[0], 80 * MIB, 0, 85 * MIB);
     assert_eq!(schedule.due(&all, false, NOW_US), Vec::<u32>::new());
 }
 
 #[test]
-fn ops_overwritten_by_the_open_segment_are_compacted_once_it_is_closed() {
+fn tombstones_that_only_a_compaction_of_all_folders_drops_make_all_folders_due() {
+    for (blocked, expected) in [(0, vec![]), (90, vec![0, 1])] {
+        let mut schedule = schedule();
+        let all = [folder(0, 110, 10), folder(1, 100, 100)];
+        schedule.compacted(&all[0], 100 * MIB, blocked * MIB, 105 * MIB);
+        assert_eq!(schedule.due(&all, false, NOW_US), expected, "{blocked}");
+        assert_eq!(schedule.kept_bytes(&all[0], &all), 100 * MIB);
+    }
+}
+
+#[test]
+fn what_the_open_segment_has_overwritten_is_compacted_when_that_is_closed() {
     let mut schedule = schedule();
     // All of it was live when the open segment was created.
     let large = folder(0, 100, 100);
-    schedule.compacted(&large, 100 * MIB, 106 * MIB);
+    schedule.compacted(&large, 100 * MIB, 0, 106 * MIB);
     assert_eq!(
         schedule.due(&[folder(0, 106, 100)], false, NOW_US),
         Vec::<u32>::new()
     );
     assert_eq!(schedule.due(&[folder(0, 108, 2)], false, NOW_US), [0]);
-    // It is due again only once it has grown.
-    schedule.compacted(&folder(0, 108, 2), 90 * MIB, 95 * MIB);
+    // And again only when it has grown.
+    schedule.compacted(&folder(0, 108, 2), 90 * MIB, 0, 95 * MIB);
     let all = [folder(0, 95, 2)];
     assert_eq!(schedule.due(&all, false, NOW_US), Vec::<u32>::new());
 }
@@ -99,7 +110,7 @@ fn compaction_runs_part_of_the_time_and_speeds_up_as_a_log_grows() {
     }
     // A single log that is too long is enough.
     let mut schedule = schedule();
-    schedule.compacted(&folder(1, 40, 1), MIB, MIB);
+    schedule.compacted(&folder(1, 40, 1), MIB, 0, MIB);
     let all = [folder(0, 1000, 1000), folder(1, 40, 1)];
     assert!(schedule.pause(&all, false, worked).is_zero());
 }
@@ -148,8 +159,8 @@ fn with_little_space_compaction_starts_earlier_but_is_not_repeated_in_vain() {
     let all = [folder(0, 107, 100), folder(1, 106, 100)];
     assert!(schedule.due(&all, false, NOW_US).is_empty());
     assert_eq!(schedule.due(&all, true, NOW_US), [0]);
-    // None of it could be freed.
-    schedule.compacted(&all[0], 100 * MIB, 107 * MIB);
+    // Nothing of it could be freed.
+    schedule.compacted(&all[0], 100 * MIB, 0, 107 * MIB);
     assert!(schedule.due(&all, true, NOW_US).is_empty());
     let all = [folder(0, 115, 100)];
     assert_eq!(schedule.due(&all, true, NOW_US), [0]);

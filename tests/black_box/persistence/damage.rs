@@ -529,7 +529,7 @@ async fn invalid_content_prevents_startup_even_with_correct_checksums() {
         ),
         (
             "a record of an unknown kind",
-            |bytes, layout| bytes[layout.record(4).field("kind")] = 2,
+            |bytes, layout| bytes[layout.record(4).field("kind")] = 9,
             |layout| layout.record(4).start,
         ),
         (
@@ -566,14 +566,14 @@ async fn invalid_content_prevents_startup_even_with_correct_checksums() {
 async fn a_segment_in_a_newer_format_is_refused_and_repair_is_not_suggested() {
     let log = Log::new(End::Killed).await;
     let image = log.damaged(|bytes| {
-        bytes[8] = 2;
+        bytes[8] = 3;
         reseal(bytes, &log.layout);
     });
     let setup = Setup::new().shards(1);
     files::put_back(setup.data_dir(), &image);
     let line = refused(&setup, &image).await;
     let path = setup.data_dir().join(SEGMENT_1).display().to_string();
-    for word in [&path, "format 2", "start the newer server"] {
+    for word in [&path, "format 3", "start the newer server"] {
         assert!(line.contains(word), "{word:?}: {line}");
     }
     assert!(!line.contains("repair"), "{line}");

@@ -6,9 +6,11 @@ use super::*;
 /// Returns a segment whose first batch has a value of `before_bytes` bytes, and whose last batch
 /// has a long record between two short ones. It is preallocated with zeros.
 fn filled_sample(before_bytes: usize) -> Built {
-    let before = op(1, &"b".repeat(before_bytes));
-    let last = [op(2, "true"), op(3, &"v".repeat(1300)), op(4, "0")];
-    let mut built = build(&[(vec![before], true), (last.to_vec(), false)]);
+    let before = op(1, &"b".repeat(before_bytes + 1));
+    let mut last = others();
+    last.extend([op(2, "true"), op(3, &"v".repeat(1000)), op(4, "0")]);
+    last.extend(others());
+    let mut built = build(&[(vec![before], true), (last, false)]);
     built.bytes.resize(8 * SECTOR_BYTES, 0);
     built
 }

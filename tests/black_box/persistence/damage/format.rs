@@ -2,7 +2,7 @@
 
 pub const SEGMENT_HEADER_BYTES: usize = 64;
 const BATCH_HEADER_BYTES: usize = 28;
-const TEXTS_AT: usize = 29;
+const EXTRA_AT: usize = 29;
 
 const SEGMENT_FIELDS: &[(&str, usize)] = &[
     ("magic", 0),
@@ -30,7 +30,15 @@ const RECORD_FIELDS: &[(&str, usize)] = &[
     ("workspace id bytes", 24),
     ("key bytes", 26),
     ("kind", 28),
-    ("workspace id", TEXTS_AT),
+];
+
+/// The kinds of records, each with the length of its extra field and whether it is an op.
+const RECORD_KINDS: &[(u8, usize, bool)] = &[
+    (1, 0, true),
+    (2, 8, true),
+    (3, 8, true),
+    (4, 8, false),
+    (5, 12, false),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +56,9 @@ pub struct Unit {
     pub end: usize,
     /// The name and the first offset of each field.
     pub fields: Vec<(&'static str, usize)>,
-    /// The number of records that precede it.
+    /// Whether it is the record of an op.
+    is_op: bool,
+    /// The ops in front of it.
     pub ops_before: usize,
     /// The batch that contains it, counted from zero.
     pub batch: usize,
@@ -62,6 +72,7 @@ impl Unit {
             start,
             end: start + len,
             fields: fields.collect(),
+            is_op: false,
             ops_before: 0,
             batch: 0,
         }
@@ -109,7 +120,15 @@ impl Layout {
             while at < batch_end {
                 let len = u32_at(bytes, at + 4);
                 let mut record = Unit::new(Kind::Record, at, len, RECORD_FIELDS);
-                let key = at + TEXTS_AT + u16_at(bytes, at + 24);
+                let kind = RECORD_KINDS.iter().find(|kind| kind.0 == bytes[at + 28]);
+                let (_, extra_bytes, is_op) = *kind.expect("the kind is known");
+                record.is_op = is_op;
+                let workspace = at + EXTRA_AT + extra_bytes;
+                if extra_bytes > 0 {
+                    record.fields.push(("extra", at + EXTRA_AT));
+                }
+                record.fields.push(("workspace id", workspace));
+                let key = workspace + u16_at(bytes, at + 24);
                 record.fields.push(("key", key));
                 record.fields.push(("value", key + u16_at(bytes, at + 26)));
                 layout.push(record);
@@ -125,7 +144,7 @@ impl Layout {
     fn push(&mut self, mut unit: Unit) {
         unit.batch = self.batches_count;
         unit.ops_before = self.ops_count;
-        self.ops_count += usize::from(unit.kind == Kind::Record);
+        self.ops_count += usize::from(unit.is_op);
         self.units.push(unit);
     }
 
@@ -146,8 +165,8 @@ impl Layout {
     /// Returns the record of an op.
     pub fn record(&self, op: usize) -> &Unit {
         let units = &mut self.units.iter();
-        let unit = units.find(|unit| unit.kind == Kind::Record && unit.ops_before == op);
-        unit.expect("the op exists")
+        let unit = units.find(|unit| unit.is_op && unit.ops_before == op);
+        unit.expect("there is such an op")
     }
 
     /// Returns the range of a batch, including its records.
