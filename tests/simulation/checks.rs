@@ -1,6 +1,7 @@
 //! Invariants: after a recovery, after a crash at any moment, with flipped bits, and once
 //! everything has settled.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use etherply::core::state::placement::shard_of;
@@ -10,30 +11,34 @@ use etherply::limits::{HEAD_TIMEOUT_US, SECOND_US, STALL_LINGER_US, STALL_TIMEOU
 use etherply::log::commit::Durability;
 use etherply::log::compaction::{Compaction, CompactionError, Settings};
 use etherply::log::directory::{DataDirectory, DirectoryError, shard_folder};
-use etherply::log::record::LoggedOp;
+use etherply::log::record::{Change, LoggedOp};
 use etherply::log::recovery::RecoveryError;
 
 use crate::client::Reading;
 use crate::crash::Crash;
 use crate::disk::SimDisk;
 use crate::inodes::Syncs;
-use crate::model::Model;
+use crate::model::{Model, Write};
 use crate::server::{self, DATA, Seat, all_bytes, log_bytes};
 use crate::world::{WORKSPACES, World};
 use etherply::seq::Seq;
 
-/// The ops that a recovery visited.
+/// The ops that a recovery visited, and the seqs of the floors.
 #[derive(Debug, Default)]
-pub struct Found(Vec<(String, String, u64, u64)>);
+pub struct Found(Vec<(String, String, u64, u64)>, Vec<(String, u64)>);
 
 impl Found {
     pub fn visit(&mut self, op: &LoggedOp<'_>) {
-        self.0.push((
-            op.workspace.to_owned(),
-            op.value().to_owned(),
-            op.timestamp,
-            op.seq.get(),
-        ));
+        let value = match op.change {
+            Change::Write { value, .. } => value.to_owned(),
+            Change::Delete { .. } => Write::delete(op.key.to_owned(), op.timestamp).value,
+            Change::Generation { .. } => return,
+            Change::Floor { .. } => {
+                return self.1.push((op.workspace.to_owned(), op.seq.get()));
+            }
+        };
+        self.0
+            .push((op.workspace.to_owned(), value, op.timestamp, op.seq.get()));
     }
 }
 
@@ -43,12 +48,13 @@ type Recovered = (u64, Vec<(String, String, u64, u64)>);
 fn recovered(workspace: &Workspace) -> Recovered {
     let entries = workspace.changed_since(Seq::NONE, None);
     let entries = entries.map(|(_, entry)| {
-        (
-            entry.key().to_owned(),
-            entry.value().to_owned(),
-            entry.timestamp(),
-            entry.seq().get(),
-        )
+        let (key, timestamp) = (entry.key().to_owned(), entry.timestamp());
+        let value = if entry.is_deleted() {
+            Write::delete(key.clone(), timestamp).value
+        } else {
+            entry.value().to_owned()
+        };
+        (key, value, timestamp, entry.seq().get())
     });
     (workspace.seq().get(), entries.collect())
 }
@@ -64,7 +70,9 @@ impl Model {
             "{count} ops were recovered, but {} were written",
             self.wins.len()
         );
-        let mut expected: Vec<usize> = self.state(count).into_values().collect();
+        let dropped_seq = workspace.floor().map_or(0, |floor| floor.dropped_seq.get());
+        let kept = |place: &usize| !self.is_dropped_by(*place, dropped_seq);
+        let mut expected: Vec<usize> = self.state(count).into_values().filter(kept).collect();
         expected.sort_unstable();
         let expected: Vec<_> = expected
             .into_iter()
@@ -95,7 +103,26 @@ impl Model {
     }
 }
 
+/// Returns the floor of a workspace that was read back, and the seq of the newest tombstone that was
+/// dropped.
+fn floor_of<'a>(mut workspaces: impl Iterator<Item = &'a Workspace>, place: usize) -> (u64, u64) {
+    let workspace = workspaces.find(|workspace| workspace.id() == WORKSPACES[place]);
+    let floor = workspace.and_then(Workspace::floor);
+    floor.map_or((0, 0), |floor| (floor.timestamp, floor.dropped_seq.get()))
+}
+
 impl World {
+    /// Checks that a floor that a client was shown has survived.
+    fn check_floor(&self, place: usize, workspace: &Workspace) {
+        let (floor, _) = floor_of(std::iter::once(workspace), place);
+        let shown = self.models[place].floor_shown;
+        assert!(
+            floor >= shown || self.plan.durability != Durability::Always,
+            "the floor of {:?} is {floor}, and {shown} was shown",
+            WORKSPACES[place]
+        );
+    }
+
     /// Returns the number of wins that must have survived: those synced and, in `always` mode,
     /// those shown.
     pub fn promised(&self, model: &Model) -> usize {
@@ -121,6 +148,7 @@ impl World {
                 );
                 let place = self.workspace(workspace.id());
                 counts[place] = self.models[place].matches(workspace);
+                self.check_floor(place, workspace);
             }
         }
         for (place, (count, promised)) in counts.iter().zip(promised).enumerate() {
@@ -146,11 +174,14 @@ impl World {
         let counts = self.compare(dealt, &promised);
         self.check_found(found, &counts);
         self.journal.note(|| format!("recovered {counts:?}"));
-        for (model, count) in self.models.iter_mut().zip(counts) {
+        for (place, count) in counts.into_iter().enumerate() {
+            let workspaces = dealt.iter().flatten();
+            let floor = floor_of(workspaces, place);
+            let model = &mut self.models[place];
             if self.is_sealed {
                 assert_eq!(count, model.wins.len(), "a sealed log lost ops");
             }
-            model.cut(count);
+            model.cut(count, floor);
         }
     }
 
@@ -178,8 +209,11 @@ impl World {
     /// last one always is.
     fn check_found(&self, found: &Found, counts: &[usize]) {
         let mut seen = self.check_ops(found);
-        for (seqs, count) in seen.iter_mut().zip(counts) {
+        for (place, (seqs, count)) in seen.iter_mut().zip(counts).enumerate() {
             seqs.sort_unstable();
+            let floors = found.1.iter().filter(|floor| floor.0 == WORKSPACES[place]);
+            let floor_seq = floors.map(|floor| floor.1).max().unwrap_or(0);
+            assert!(floor_seq <= *count as u64, "a floor is of a known op");
             if !self.is_compacted {
                 assert!(
                     seqs.iter().copied().eq(1..=*count as u64),
@@ -187,8 +221,9 @@ impl World {
                 );
             }
             seqs.dedup();
+            // The last op may be a delete whose tombstone was dropped.
             assert_eq!(
-                seqs.last().copied().unwrap_or(0),
+                seqs.last().copied().unwrap_or(0).max(floor_seq),
                 *count as u64,
                 "the last op is not on disk"
             );
@@ -249,7 +284,7 @@ impl World {
                 "{:?} has {count} ops, but {promised} were promised",
                 WORKSPACES[place]
             );
-            model.cut(count);
+            model.cut(count, floor_of(workspaces.iter(), place));
         }
     }
 
@@ -451,27 +486,17 @@ impl World {
         }
         let server = self.server.as_ref().expect("the server is running");
         for (shard, seat) in server.seats.iter().enumerate() {
-            assert!(seat.is_serving, "shard {shard} is not serving again");
-            let live_bytes: usize = self
-                .places_of(shard)
-                .into_iter()
-                .map(|place| {
-                    let model = &self.models[place];
-                    let writes = model
-                        .state(model.wins.len())
-                        .into_values()
-                        .map(|at| &model.wins[at]);
-                    writes
-                        .map(|write| {
-                            29 + WORKSPACES[place].len() + write.key.len() + write.value.len()
-                        })
-                        .sum::<usize>()
-                })
+            assert!(seat.is_serving, "shard {shard} serves again");
+            let places = self.places_of(shard).into_iter();
+            let live_bytes: u64 = places
+                .map(|place| self.models[place].bytes(WORKSPACES[place].len()))
                 .sum();
+            // Each shard has the record of its generation.
+            let live_bytes = live_bytes + 29 + 12 + 1;
             assert_eq!(
                 seat.shard.live_bytes(),
-                live_bytes as u64,
-                "the live bytes of shard {shard} are wrong"
+                live_bytes,
+                "the live bytes of shard {shard}"
             );
         }
         for model in &self.models {
@@ -525,6 +550,11 @@ impl World {
             "client {place} has not read everything: {:?}",
             client.told
         );
+        if client.is_v2 {
+            assert_eq!(client.refusals, client.refusals_due, "client {place}");
+            assert_eq!(client.pongs, client.pongs_due, "client {place}");
+            return self.check_replica(place);
+        }
         let all = client.sent.len();
         client.judge_until(all, model);
         let refused = &client.refused;
@@ -545,14 +575,10 @@ impl World {
             client.pongs, client.pongs_due,
             "client {place} is missing pongs"
         );
-        let state = model.state(model.wins.len());
-        let state: Vec<_> = state
-            .into_iter()
-            .map(|(key, at)| (key, model.wins[at].value.as_str()))
-            .collect();
-        let held: Vec<_> = client
-            .held
-            .iter()
+        let state = model.live(model.wins.len());
+        let held = client.held.iter();
+        let held: BTreeMap<&str, &str> = held
+            .filter(|(key, held)| Write::delete((*key).clone(), held.1).value != held.0)
             .map(|(key, held)| (key.as_str(), held.0.as_str()))
             .collect();
         assert_eq!(
@@ -647,7 +673,7 @@ fn try_recover(
     let directory = opened.map_err(|error| error.to_string())?;
     let mut found = Found::default();
     let read = server::recover(&directory, shards, dice, |op| found.visit(op));
-    let (_, dealt) = read.map_err(|error: RecoveryError| error.to_string())?;
+    let (_, dealt, _) = read.map_err(|error: RecoveryError| error.to_string())?;
     Ok((dealt, found))
 }
 

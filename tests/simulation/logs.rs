@@ -6,6 +6,7 @@ use etherply::core::shard::contract::{Input, Output, RestoredState};
 use etherply::core::state::placement::shard_of;
 use etherply::core::state::replay::Replay;
 use etherply::core::testing::{Dice, HASH_SEED};
+use etherply::generation::Generation;
 use etherply::log::blocks::BlockWrite;
 use etherply::log::commit::{Durability, LogStep};
 use etherply::log::disk::DiskFile;
@@ -17,7 +18,7 @@ use crate::disk::SimDisk;
 use crate::journal::Journal;
 use crate::model::Model;
 use crate::plan::{Plan, faults};
-use crate::server::{Errand, LogOperation, new_generation};
+use crate::server::{Errand, LogOperation};
 use crate::wire;
 use crate::world::{Doing, World};
 
@@ -197,7 +198,7 @@ impl World {
                     self.accept_rebuilt(shard, &workspaces);
                     self.coverage.rebuilds += 1;
                 }
-                let generation = new_generation(self.plan.seed, clock);
+                let generation = Generation::new(self.dice.below_u64(u64::MAX));
                 let seat = self.seat(shard);
                 let log = seat.log.as_mut().expect("open");
                 let state = outcome

@@ -24,9 +24,11 @@ mod logs;
 mod model;
 mod plan;
 mod process;
+mod replica;
 mod server;
 mod settle;
 mod turns;
+mod version2;
 mod wire;
 mod world;
 

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use etherply::core::shard::contract::{Input, LoggedGenerations, RestoredState};
+use etherply::core::shard::contract::{Input, RestoredState};
 use etherply::core::shard::log_space::LogSize;
 use etherply::log::chain::Chain;
 use etherply::log::compaction::{Compaction, CompactionError, Settings};
@@ -17,7 +17,7 @@ use crate::client::Home;
 use crate::crash::Crash;
 use crate::disk::SimDisk;
 use crate::plan::faults;
-use crate::server::{self, Server, Stage, new_generation, rubbish};
+use crate::server::{self, Recovered, Server, Stage, rubbish};
 use crate::wire::BATCH_HEADER_BYTES;
 use crate::world::{Doing, World};
 
@@ -65,7 +65,11 @@ impl World {
         match &mut server.stage {
             Stage::Opened => self.read_log(),
             Stage::Read(read) => {
-                let (report, dealt) = &mut **read;
+                let Recovered {
+                    report,
+                    dealt,
+                    logged,
+                } = &mut **read;
                 let waiting = dealt.iter().position(Option::is_some);
                 let Some(shard) = waiting else {
                     server.stage = Stage::Serving;
@@ -99,7 +103,8 @@ impl World {
                         return self.end_process("the number of its shards cannot be recorded");
                     }
                 }
-                let generation = new_generation(self.plan.seed, self.clock);
+                let generation = server.generation;
+                let logged = Some(logged[shard]);
                 let seat = &mut server.seats[shard];
                 let segment = seat.log.insert(log).open_segment();
                 let space = self.disk.space(server::DATA.as_ref());
@@ -111,7 +116,7 @@ impl World {
                     segment,
                     workspaces,
                     generation,
-                    logged: Some(LoggedGenerations::default()),
+                    logged,
                 };
                 seat.shard.handle(Input::Rebuilt(Ok(state)), self.clock);
                 (seat.is_serving, seat.is_woken) = (true, true);
@@ -136,7 +141,7 @@ impl World {
             return;
         }
         match read {
-            Ok((report, dealt)) => {
+            Ok((report, dealt, logged)) => {
                 assert_eq!(
                     rubbish(&self.disk),
                     Vec::<std::path::PathBuf>::new(),
@@ -151,8 +156,11 @@ impl World {
                 self.accept_recovered(&dealt, &found);
                 self.is_sealed = false;
                 let dealt = dealt.into_iter().map(Some).collect();
-                self.server.as_mut().expect("the server is running").stage =
-                    Stage::Read(Box::new((report, dealt)));
+                self.server.as_mut().expect("it runs").stage = Stage::Read(Box::new(Recovered {
+                    report,
+                    dealt,
+                    logged,
+                }));
             }
             Err(error @ (RecoveryError::Damaged { .. } | RecoveryError::Newer { .. })) => {
                 panic!("no bits were flipped: {error}");

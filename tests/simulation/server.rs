@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
 use etherply::core::shard::Shard;
-use etherply::core::shard::contract::{Clock, Handoff, Input, Limits, Output, ShardConfig};
+use etherply::core::shard::contract::{
+    Clock, Handoff, Input, Limits, LoggedGenerations, Output, ShardConfig,
+};
 use etherply::core::shard::log_space::LogSize;
 use etherply::core::shard::session::SessionId;
 use etherply::core::state::replay::Replay;
@@ -20,8 +22,10 @@ use etherply::log::directory::{DataDirectory, DirectoryError, shard_folder, shar
 use etherply::log::disk::Disk;
 use etherply::log::log_files::{Creation, LogFiles, LogFilesError, Rebuild};
 use etherply::log::position::LogPosition;
-use etherply::log::record::LoggedOp;
-use etherply::log::recovery::{Recovery, RecoveryError, RecoveryReport};
+use etherply::log::recovery::{
+    FolderGeneration, Recovery, RecoveryError, RecoveryReport, previous_generation,
+};
+use etherply::log::recovery::{FolderGeneration, previous_generation};
 use etherply::log::reserve::Reserve;
 use etherply::log::schedule::{DiskRoom, FolderUsage, Schedule};
 
@@ -36,12 +40,6 @@ pub const BEGIN_UNIX_US: u64 = START_UNIX_S * SECOND_US;
 pub fn token() -> &'static str {
     static TOKEN: LazyLock<String> = LazyLock::new(|| testing::token(None));
     &TOKEN
-}
-
-/// Returns the id of a generation that begins now. The dice are not the world's, so that other runs
-/// stay as they are.
-pub fn new_generation(seed: u64, clock: Clock) -> Generation {
-    Generation::new(Dice::stream(seed ^ clock.now_us, 15).below_u64(u64::MAX))
 }
 
 /// An operation of a log: requested, or completed but not reported yet.
@@ -90,16 +88,25 @@ pub struct Seat {
     pub given_up: u64,
 }
 
+/// What a start has read, until the shards have it.
+pub struct Recovered {
+    pub report: RecoveryReport,
+    pub dealt: Vec<Option<Vec<Workspace>>>,
+    pub logged: Vec<LoggedGenerations>,
+}
+
 /// The progress of a process's start.
 pub enum Stage {
     Opened,
-    Read(Box<(RecoveryReport, Vec<Option<Vec<Workspace>>>)>),
+    Read(Box<Recovered>),
     Serving,
 }
 
 pub struct Server {
     pub directory: Arc<DataDirectory<SimDisk>>,
     pub limits: Limits,
+    /// The generation that begins with the start.
+    pub generation: Generation,
     pub stage: Stage,
     pub seats: Vec<Seat>,
     /// Handoffs in transit: the shard and the client.
@@ -132,6 +139,7 @@ impl Server {
         clock: Clock,
         epoch: u64,
     ) -> Result<Self, DirectoryError> {
+        let generation = epoch;
         let epoch = u128::from(epoch).to_be_bytes();
         let directory = DataDirectory::open_on(disk.clone(), PathBuf::from(DATA), epoch)?;
         let directory = Arc::new(directory);
@@ -162,6 +170,7 @@ impl Server {
             reserve: Reserve::new(Arc::clone(&directory)),
             directory,
             limits,
+            generation: Generation::new(generation),
             stage: Stage::Opened,
             seats: (0..shards).map(seat).collect(),
             letters: VecDeque::new(),
@@ -313,6 +322,7 @@ fn config(plan: &Plan, limits: Limits, shard: u32, shards: u32) -> ShardConfig {
         shard,
         shards,
         durability: plan.durability,
+        tombstone_retention_us: plan.retention_us,
         sync_interval_us: SECOND_US / 4,
         ping_interval_us: plan.ping_interval_us,
         outbox_bytes_max: plan.outbox_bytes_max,
@@ -336,11 +346,12 @@ pub fn recover(
     shards: u32,
     dice: &mut Dice,
     mut visit: impl FnMut(&LoggedOp<'_>),
-) -> Result<(RecoveryReport, Vec<Vec<Workspace>>), RecoveryError> {
+) -> Result<(RecoveryReport, Vec<Vec<Workspace>>, Vec<LoggedGenerations>), RecoveryError> {
     let recovery = Recovery::open(directory)?;
     let turn = dice.below(recovery.folders().max(1));
     let mut reads: Vec<_> = (0..recovery.folders()).map(|_| None).collect();
     let mut all = Replay::new(HASH_SEED);
+    let mut generations = BTreeMap::new();
     for place in 0..recovery.folders() {
         let folder = (place + turn) % recovery.folders();
         let mut deal = Replay::new(HASH_SEED);
@@ -349,6 +360,7 @@ pub fn recover(
             |op| {
                 visit(op);
                 deal.visit(op);
+                note_generation(&mut generations, op);
             },
             |_| {},
         )?;
@@ -361,7 +373,40 @@ pub fn recover(
         .map(|read| read.expect("every part has been read"))
         .collect();
     let report = recovery.finish(&reads)?;
-    Ok((report, all.finish(shards)))
+    let logged = (0..shards).map(|shard| logged_generations(&generations, shard, shards));
+    Ok((report, all.finish(shards), logged.collect()))
+}
+
+/// The last generation in the folder of a shard: its number, its id, and the number of shards.
+type LastGeneration = (u64, Generation, u32);
+
+fn note_generation(generations: &mut BTreeMap<u32, LastGeneration>, op: &LoggedOp<'_>) {
+    if let Change::Generation { id, shards } = op.change {
+        let shard = op.key.parse().expect("the number of a shard");
+        let last = generations.entry(shard).or_insert((0, id, shards));
+        if op.seq.get() > last.0 {
+            *last = (op.seq.get(), id, shards);
+        }
+    }
+}
+
+/// Returns what a shard is told of the generations in the log.
+fn logged_generations(
+    generations: &BTreeMap<u32, LastGeneration>,
+    shard: u32,
+    shards: u32,
+) -> LoggedGenerations {
+    let folders = generations.iter().map(|(shard, last)| FolderGeneration {
+        shard: *shard,
+        number: last.0,
+        id: last.1,
+        shards: last.2,
+    });
+    let folders: Vec<FolderGeneration> = folders.collect();
+    LoggedGenerations {
+        last_number: folders.iter().map(|last| last.number).max().unwrap_or(0),
+        previous: previous_generation(&folders, shard, shards),
+    }
 }
 
 /// Returns the total length of all segments.

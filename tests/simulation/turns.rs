@@ -15,8 +15,9 @@ use etherply::limits::{
 use etherply::log::commit::{Durability, LogStep};
 
 use crate::client::Home;
+use crate::model::Write;
 use crate::server::{Errand, LogOperation, Seat};
-use crate::wire::{self, Told, records};
+use crate::wire::{self, Logged, Told, records};
 use crate::world::{WORKSPACES, World};
 
 thread_local! {
@@ -78,7 +79,8 @@ impl World {
             return;
         }
         let clock = self.clock;
-        let server = self.server.as_mut().expect("the server is running");
+        self.latest_unix_us = self.latest_unix_us.max(clock.unix_us);
+        let server = self.server.as_mut().expect("it has a reason");
         let ready = server.seats.iter().all(|seat| seat.is_serving);
         let seat = &mut server.seats[shard];
         seat.is_woken = false;
@@ -340,44 +342,75 @@ impl World {
         let bytes_max = BATCH_BYTES_MAX + self.plan.message_bytes_max + 1024;
         assert!(batch.len() <= bytes_max, "a batch of {} bytes", batch.len());
         for record in records(batch) {
+            if let Logged::Generation = record.logged {
+                continue;
+            }
             let workspace = self.workspace(&record.workspace);
             let owner = shard_of(&record.workspace, self.shards) as usize;
-            assert_eq!(owner, shard, "an op was logged by another shard");
-            let value = record.write.value.clone();
-            let id_bytes = record.workspace.len();
-            let before_bytes = self.models[workspace].bytes(id_bytes);
-            self.models[workspace].win(record.write, record.seq);
-            let after_bytes = self.models[workspace].bytes(id_bytes);
-            let bytes_max = self
-                .server
-                .as_ref()
-                .and_then(|server| server.limits.workspace_bytes);
-            assert!(
-                after_bytes <= before_bytes.max(bytes_max.unwrap_or(u64::MAX)),
-                "{value:.40} grows its workspace to {after_bytes} bytes"
-            );
-            let Self {
-                models,
-                senders,
-                clients,
-                ..
-            } = &mut *self;
-            let model = &models[workspace];
-            let senders = senders.get(&value).expect("the op has a sender");
-            for sender in senders {
-                let client = &mut clients[*sender];
-                assert_eq!(client.workspace, workspace, "an op crossed workspaces");
-                let at = client
-                    .sent
-                    .iter()
-                    .position(|write| write.value == value)
-                    .expect("the client sent the op");
-                if senders.len() == 1 {
-                    client.judge_until(at + 1, model);
+            assert_eq!(owner, shard, "a workspace is logged by its shard");
+            let (write, expires_at_us) = match record.logged {
+                Logged::Op(write, expires_at_us) => (write, expires_at_us),
+                Logged::Floor(timestamp, dropped_seq) => {
+                    let model = &mut self.models[workspace];
+                    assert_eq!(
+                        record.seq,
+                        model.wins.len() as u64,
+                        "a floor has the last seq"
+                    );
+                    model.raise_floor(timestamp, dropped_seq);
+                    self.coverage.floors += 1;
+                    continue;
                 }
-            }
-            let count = model.wins.len();
+                Logged::Generation => unreachable!("it is of no workspace"),
+            };
+            self.note_win(workspace, write, expires_at_us, record.seq);
+            let count = self.models[workspace].wins.len();
             self.seat(shard).handed.push((workspace, count));
+        }
+    }
+
+    fn note_win(&mut self, workspace: usize, write: Write, expires_at_us: Option<u64>, seq: u64) {
+        let value = write.value.clone();
+        let id_bytes = WORKSPACES[workspace].len();
+        let (before_bytes, is_delete) = (self.models[workspace].bytes(id_bytes), write.is_delete());
+        let model = &mut self.models[workspace];
+        // The clock may have been set back since the key expired.
+        let unix_us = self.latest_unix_us;
+        let has_expired = model
+            .expiry_us(&write.key)
+            .is_some_and(|at_us| at_us <= unix_us);
+        let held = model.held(&write.key).map_or(0, |held| held.timestamp);
+        let is_expiry = has_expired && is_delete && write.timestamp == held + 1;
+        if let Some(expected) = self.conditions.get(&value).filter(|_| !is_expiry) {
+            let held = model.held(&write.key).map_or(0, Write::condition);
+            assert_eq!(held, *expected, "the condition of {write:?} holds");
+        }
+        model.win(write, seq);
+        if let Some(at_us) = expires_at_us {
+            model.expires(at_us);
+        }
+        let after_bytes = model.bytes(id_bytes);
+        let bytes_max = self
+            .server
+            .as_ref()
+            .and_then(|server| server.limits.workspace_bytes);
+        assert!(
+            is_delete || after_bytes <= before_bytes.max(bytes_max.unwrap_or(u64::MAX)),
+            "{value:.40} grows its workspace to {after_bytes} bytes"
+        );
+        let senders = self.senders.get(&value).map_or(&[][..], Vec::as_slice);
+        assert!(is_expiry || !senders.is_empty(), "nobody sent {value:.40}");
+        self.coverage.expiries += u64::from(senders.is_empty());
+        for sender in senders {
+            let client = &mut self.clients[*sender];
+            assert_eq!(client.workspace, workspace, "nothing crosses workspaces");
+            let at = client.sent.iter().position(|write| write.value == value);
+            assert!(at.is_some() || client.is_v2, "it sent it");
+            if let Some(at) = at
+                && senders.len() == 1
+            {
+                client.judge_until(at + 1, model);
+            }
         }
     }
 
@@ -435,6 +468,15 @@ impl World {
         let now_us = self.clock.now_us;
         let model = &mut self.models[client.workspace];
         let may_be_lost = self.plan.durability != Durability::Always;
+        if let Told::Op(write) = told
+            && write.is_delete()
+            && model.place(&write.value).is_none()
+        {
+            assert!(may_be_lost || model.is_absent(write), "{write:?} never was");
+            model.floor_shown = model.floor_shown.max(write.timestamp);
+            self.coverage.floors_shown += u64::from(write.timestamp > 0);
+            return;
+        }
         let mut show = |value: &str| {
             if let Some(at) = model.place(value) {
                 model.shown = model.shown.max(at + 1);
@@ -447,12 +489,20 @@ impl World {
         };
         match told {
             Told::Op(write) => show(&write.value),
+            Told::Part(..) | Told::Change(..) | Told::Synced(_) | Told::Saved(..) => {
+                self.check_send_v2(place, told);
+            }
             Told::Init(data) | Told::State(data) => {
                 let mut bytes = 0;
                 for (key, value) in data {
                     show(value);
                     bytes += key.len() + value.len();
                 }
+                let is_state = model.places_of(data, model.synced).is_some();
+                assert!(
+                    is_state || may_be_lost,
+                    "client {place} is shown a state that is not durable: {data:?}"
+                );
                 let is_init = matches!(told, Told::Init(_));
                 self.coverage.inits += u64::from(is_init);
                 self.coverage.looks += u64::from(!is_init);
@@ -521,48 +571,32 @@ impl World {
 
     /// Makes a client read the messages that have arrived in its socket.
     pub fn read(&mut self, place: usize) {
-        let Self {
-            clients,
-            models,
-            senders,
-            ..
-        } = self;
-        let client = &mut clients[place];
-        let model = &models[client.workspace];
-        let number = client.number;
-        let is_sender = |value: &str| {
-            senders
-                .get(value)
-                .is_some_and(|senders| senders.contains(&number))
-        };
-        while let Some((end, told)) = client.told.front().cloned() {
-            if end > client.read_bytes {
+        while let Some((end, told)) = self.clients[place].told.front().cloned() {
+            if end > self.clients[place].read_bytes {
                 break;
             }
             self.journal
-                .note(|| format!("client {number} reads {}", brief(&told)));
+                .note(|| format!("client {place} reads {}", brief(&told)));
             let is_kept = self.plan.durability == Durability::Always;
             // An op that was shown before it was written may be lost before it reaches the log.
-            if !is_kept
-                && client.codes.contains(&1011)
-                && matches!(told, Told::Op(_) | Told::Init(_))
-            {
-                client.told.pop_front();
+            if !is_kept && self.clients[place].codes.contains(&1011) && told.shows_state() {
+                self.clients[place].told.pop_front();
                 continue;
             }
-            if !client.read(&told, model, &is_sender) {
+            if !self.read_one(place, &told) {
                 assert!(
                     !is_kept,
-                    "client {number} received an op that did not win: {told:?}"
+                    "client {place} is told of an op that did not win: {told:?}"
                 );
                 break;
             }
+            let client = &mut self.clients[place];
             client.told.pop_front();
             if is_kept {
-                client.check_left_out(model);
+                client.check_left_out(&self.models[client.workspace]);
             }
             match told {
-                Told::Op(_) => self.coverage.broadcasts += 1,
+                Told::Op(_) | Told::Change(..) => self.coverage.broadcasts += 1,
                 Told::Pong => self.coverage.pongs += 1,
                 Told::Error(429, _) => self.coverage.refused_by_rate += 1,
                 Told::Error(500, Some(_)) => self.coverage.refused_for_room += 1,
@@ -574,6 +608,25 @@ impl World {
                 _ => {}
             }
         }
+    }
+
+    /// Makes a client read a message. Returns false if the model does not know all of it yet.
+    fn read_one(&mut self, place: usize, told: &Told) -> bool {
+        if self.clients[place].is_v2 && told.is_of_workspace() {
+            return self.read_v2(place, told);
+        }
+        let Self {
+            clients,
+            models,
+            senders,
+            ..
+        } = self;
+        let client = &mut clients[place];
+        let is_sender = |value: &str| {
+            let senders = senders.get(value);
+            senders.is_some_and(|senders| senders.contains(&place))
+        };
+        client.read(told, &models[client.workspace], &is_sender)
     }
 
     fn take_ready(&mut self, shard: usize, ready: bool) {
@@ -591,15 +644,20 @@ impl World {
             let client = &self.clients[place];
             let model = &self.models[client.workspace];
             let lost = &model.wins[model.confirmed.min(model.wins.len())..];
-            let is_lost = |value: &str| self.senders[value] == [place];
+            let is_lost = |value: &str| {
+                let senders = self.senders.get(value);
+                senders.is_some_and(|senders| *senders == [place])
+            };
             let lost_an_op = lost.iter().any(|write| is_lost(&write.value));
             let client = &mut self.clients[place];
+            let has_edits = client.is_v2 && client.messages > 0;
             // A client that does not read is still owed the answer to an earlier failure.
             client.lost_an_op |= lost_an_op && client.code.is_none() && !client.is_leaving;
             client.may_have_lost |= lost_an_op
                 || client.has_planted
                 || client.has_resent
-                || client.judged < client.sent.len();
+                || client.judged < client.sent.len()
+                || has_edits;
             client.codes.insert(1011);
         }
         let server = self.server.as_mut().expect("the server is running");
@@ -613,7 +671,9 @@ impl World {
 
 fn brief(told: &Told) -> String {
     match told {
-        Told::Op(write) => format!("{} = {:.20} at {}", write.key, write.value, write.timestamp),
+        Told::Op(write) | Told::Change(write, _) => {
+            format!("{} = {:.20} at {}", write.key, write.value, write.timestamp)
+        }
         Told::Init(data) | Told::State(data) => format!("a state of {} keys", data.len()),
         other => format!("{other:?}"),
     }

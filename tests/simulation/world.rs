@@ -6,6 +6,7 @@ use etherply::core::fanout::window::{skip_sent, spans_bytes};
 use etherply::core::shard::contract::{Clock, Input, Limits, Received};
 use etherply::core::testing::Dice;
 use etherply::limits::{RECEIVE_BYTES_MAX, SECOND_US, SNAPSHOT_BYTES_MAX};
+use etherply::log::commit::Durability;
 
 use crate::client::{Client, Home, Reading};
 use crate::disk::{Rates, SimDisk};
@@ -32,6 +33,8 @@ pub struct World {
     pub dice: Dice,
     pub journal: Journal,
     pub clock: Clock,
+    /// The latest time that the wall clock has shown.
+    pub latest_unix_us: u64,
     pub disk: SimDisk,
     pub server: Option<Server>,
     pub clients: Vec<Client>,
@@ -40,6 +43,8 @@ pub struct World {
     pub models: Vec<Model>,
     /// The senders of each op, by its value.
     pub senders: BTreeMap<String, Vec<usize>>,
+    /// The timestamp that the entry must have for a conditional op to win, by the op's value.
+    pub conditions: BTreeMap<String, u64>,
     pub count: u64,
     pub shards: u32,
     pub doing: Doing,
@@ -63,17 +68,20 @@ impl World {
         let disk = SimDisk::new(Dice::stream(plan.seed, 3), journal.clone());
         disk.state().capacity_bytes = plan.disk_bytes();
         journal.note(|| format!("{plan:?}"));
+        let may_grow = plan.durability != Durability::Always;
         let world = Self {
             clock: Clock {
                 now_us: SECOND_US,
                 unix_us: BEGIN_UNIX_US,
             },
+            latest_unix_us: BEGIN_UNIX_US,
             disk,
             server: None,
             clients: Vec::new(),
             live: Vec::new(),
-            models: (0..plan.workspaces).map(|_| Model::default()).collect(),
+            models: (0..plan.workspaces).map(|_| Model::new(may_grow)).collect(),
             senders: BTreeMap::new(),
+            conditions: BTreeMap::new(),
             count: 0,
             shards: 1,
             doing: Doing::Nothing,
@@ -254,7 +262,7 @@ impl World {
         }
     }
 
-    fn connect_one(&mut self, again: Option<usize>) {
+    pub fn connect_one(&mut self, again: Option<usize>) {
         let Some(server) = &mut self.server else {
             return;
         };
@@ -291,13 +299,25 @@ impl World {
                 )
             }
         };
+        let is_join = path.starts_with("/v1/sync/") && status != 401;
+        let replica = is_join.then(|| self.choose_replica(again, workspace, skew_us));
+        client.replica = replica.flatten();
+        let head = match &client.replica {
+            Some(replica) => {
+                (client.workspace, client.is_v2) = (replica.workspace, true);
+                client.skew_us = replica.skew_us;
+                wire::head_v2(&self.join_path(replica))
+            }
+            None => wire::head(&path),
+        };
+        let server = self.server.as_mut().expect("it runs");
         client.status_wanted = status;
         client.limits = server.limits;
         client.has_little_room = self.plan.disk_percent.is_some();
         client.came_early = !server.is_serving();
         client.met_pause = is_over_limit || self.plan.snapshot_bytes_max < SNAPSHOT_BYTES_MAX;
         client.met_failure = server.had_failure;
-        client.outgoing.extend(wire::head(&path));
+        client.outgoing.extend(head);
         let seat = &mut server.seats[shard];
         let id = seat.shard.accept(is_over_limit, self.clock);
         seat.is_woken = true;
@@ -310,11 +330,12 @@ impl World {
         client.emptied_us = now_us;
         self.journal.note(|| {
             format!(
-                "client {number} connects to shard {shard} for {}",
-                WORKSPACES[workspace]
+                "client {number} comes to shard {shard} for {}",
+                WORKSPACES[client.workspace]
             )
         });
         if let Some(again) = again
+            && !client.is_v2
             && let Some(write) = self.clients[again].sent.last().cloned()
             && status == 101
         {
@@ -345,10 +366,7 @@ impl World {
     fn write_one(&mut self, place: usize) {
         self.count += 1;
         let key = format!("k{}", self.dice.below(self.plan.keys));
-        // The clock ticks rarely, so ties are common.
-        let tick = (self.count / 6 + self.dice.below_u64(4)) * SECOND_US;
-        let timestamp = (BEGIN_UNIX_US + tick).checked_add_signed(self.clients[place].skew_us);
-        let mut timestamp = timestamp.expect("the timestamp is in range");
+        let mut timestamp = self.timestamp(self.clients[place].skew_us);
         // A refusal names an op by its key and timestamp.
         let sent = &self.clients[place].sent;
         let is_taken = |at| {
@@ -383,6 +401,9 @@ impl World {
         let workspace = self.clients[place].workspace;
         let held = self.models[workspace].held(&write.key);
         self.coverage.ties += u64::from(held.is_some_and(|held| held.timestamp == timestamp));
+        if self.clients[place].is_v2 {
+            return self.write_v2(place, write);
+        }
         self.journal.note(|| {
             format!(
                 "client {place} writes {} = {:.40} at {timestamp}",
@@ -525,7 +546,9 @@ impl World {
                 self.leave(place, 1009, &wire::frame(wire::TEXT, &long));
             }
             10 | 11 if open => self.write_invalid(place),
-            12 if open && self.plan.may(faults::PANICS) => self.plant_panic(place),
+            12 if open && self.plan.may(faults::PANICS) && !self.clients[place].is_v2 => {
+                self.plant_panic(place)
+            }
             _ => self.clients[place].reading = Reading::Swift,
         }
     }

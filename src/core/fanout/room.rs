@@ -248,6 +248,23 @@ impl Room {
         }
     }
 
+    /// Returns the seq of the newest op before `cursor` up to which all ops are visible, if the room
+    /// can tell.
+    ///
+    /// It cannot tell if that op is no longer in the window while a newer one is not visible yet:
+    /// the window drops the ops of its only member at once.
+    pub fn visible_seq(
+        &self,
+        version: ProtocolVersion,
+        cursor: WindowOffset,
+        visible_position: LogPosition,
+    ) -> Option<Seq> {
+        let window = &self.feed(version).window;
+        let known_end = cursor.min(window.visible_end(visible_position));
+        let is_known = self.position <= visible_position || known_end > window.start();
+        is_known.then(|| window.seq_at(known_end))
+    }
+
     /// Encodes the op that just won, once for each version that has members.
     pub fn broadcast(&mut self, op: ShownOp<'_>, position: LogPosition, pool: &mut WindowPool) {
         self.position = position;

@@ -74,6 +74,7 @@ impl Shard {
             return;
         }
         self.kept_presence = None;
+        self.state_chunks.release();
         self.budget.sweep_all();
         if !self.budget.is_over() {
             return;

@@ -135,12 +135,12 @@ impl Shard {
         }
         let settled = v2.settlement.take_settled(visible);
         let settled = settled.expect("more is settled than the client was told");
-        // A client that is behind has not been sent everything up to any seq of the window. The
-        // cursor may have passed own ops that are not visible yet.
-        let is_behind = session.outbox.behind().is_some();
-        let view = self.rooms[room_id].view(session.version, visible);
-        let known_end = session.outbox.cursor().min(view.visible_end);
-        let seq = (!is_behind).then(|| view.window.seq_at(known_end));
+        // A client that is behind has not been sent everything up to any seq of the window.
+        let cursor = session.outbox.cursor();
+        let seq = match session.outbox.behind() {
+            Some(_) => None,
+            None => self.rooms[room_id].visible_seq(session.version, cursor, visible),
+        };
         let frame = self.pool.fill(v2::SHORT_FRAME_BYTES_MAX, |out| {
             v2::put_saved(out, settled, seq);
         });

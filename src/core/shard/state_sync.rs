@@ -17,7 +17,9 @@ use crate::core::shard::session::SessionId;
 use crate::core::shard::version2::Version2;
 use crate::core::snapshot::state_chunks::StatePart;
 use crate::core::state::workspace::Workspace;
-use crate::limits::{CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, SESSION_BYTES_SPARED};
+use crate::limits::{
+    CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, SESSION_BYTES_SPARED, SHARED_FRAME_BYTES_MIN,
+};
 use crate::log::position::LogPosition;
 use crate::seq::Seq;
 use crate::wire::message::v2::{self, StateChunk, Welcome, WelcomeLimits};
@@ -151,7 +153,9 @@ impl Shard {
             visible_from: room.visible_from(),
             keys: walked.keys,
         };
-        self.budget.add_shared(&part.chunk);
+        if is_shared(&part.chunk) {
+            self.budget.add_shared(&part.chunk);
+        }
         self.state_chunks.add(room_id, from.since, &part);
         Some(part)
     }
@@ -166,7 +170,11 @@ impl Shard {
             visible_from: part.visible_from,
             awaits: None,
         };
-        session.outbox.push_shared(part.chunk, due, &mut self.pool);
+        if is_shared(&part.chunk) {
+            session.outbox.push_shared(part.chunk, due, &mut self.pool);
+        } else if !part.chunk.is_empty() {
+            session.outbox.push_due(part.chunk, due, &mut self.pool);
+        }
     }
 
     /// Records that a client has been queued everything up to `until`. If that is all, it follows
@@ -199,6 +207,13 @@ impl Shard {
         }
         self.update_memory(id);
     }
+}
+
+/// Returns whether a part counts once, however many sessions are sent it. A short part counts for
+/// each of them: a session that holds only that is exempt from the budget, so if it counted, nobody
+/// might be left to evict.
+fn is_shared(chunk: &Chunk) -> bool {
+    chunk.len() >= SHARED_FRAME_BYTES_MIN
 }
 
 /// Returns whether tombstones after `known` were dropped, so that a client that holds only what was
