@@ -166,21 +166,17 @@ impl Plan {
             segments_spared: 1,
             fill_bytes: fill_bytes(seed, durability),
             ping_interval_us: dice.pick(&[SECOND_US, 25 * SECOND_US]),
-            retention_us: WEEK_US,
+            retention_us: Dice::stream(seed, 17).pick(&[
+                SECOND_US / 20,
+                SECOND_US,
+                60 * SECOND_US,
+                WEEK_US,
+            ]),
             disk_percent: Option::None,
             planted: Option::None,
             error_one_in: dice.pick(&[0, 0, 60, 100, 200]),
             crash_one_in: dice.pick(&[60, 120, 400]),
             limits: limits(seed, kind),
-        };
-        let plan = Self {
-            // Without compaction, dropped tombstones never free space.
-            retention_us: if plan.may(faults::COMPACTION) {
-                WEEK_US
-            } else {
-                Dice::stream(seed, 17).pick(&[SECOND_US, 60 * SECOND_US, 3600 * SECOND_US])
-            },
-            ..plan
         };
         match kind {
             // Full sends, and messages that are longer than one send.

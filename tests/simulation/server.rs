@@ -23,7 +23,9 @@ use etherply::log::disk::Disk;
 use etherply::log::log_files::{Creation, LogFiles, LogFilesError, Rebuild};
 use etherply::log::position::LogPosition;
 use etherply::log::record::{Change, LoggedOp};
-use etherply::log::recovery::{Recovery, RecoveryError, RecoveryReport};
+use etherply::log::recovery::{
+    FolderGeneration, Recovery, RecoveryError, RecoveryReport, previous_generation,
+};
 use etherply::log::reserve::Reserve;
 use etherply::log::schedule::{DiskRoom, FolderUsage, Schedule};
 
@@ -245,7 +247,7 @@ impl Server {
             return;
         }
         for (number, seat) in self.seats.iter_mut().enumerate() {
-            let rotation = self.rotations[number].expect("all have told theirs");
+            let rotation = self.rotations[number].expect("each shard has reported its segment");
             let is_it = |folder: &&FolderUsage| folder.shard as usize == number;
             let Some(folder) = self.folders.iter().find(is_it) else {
                 continue;
@@ -376,7 +378,7 @@ pub fn recover(
     }
     let reads: Vec<_> = reads
         .into_iter()
-        .map(|read| read.expect("all were read"))
+        .map(|read| read.expect("every part has been read"))
         .collect();
     let report = recovery.finish(&reads)?;
     let logged = (0..shards).map(|shard| logged_generations(&generations, shard, shards));
@@ -402,14 +404,16 @@ fn logged_generations(
     shard: u32,
     shards: u32,
 ) -> LoggedGenerations {
-    let own = generations.get(&shard);
-    let mut ids = generations.values().map(|last| last.1);
-    let first = ids.next();
-    let is_one = ids.all(|id| Some(id) == first);
-    let own_id = own.filter(|last| last.2 == shards).map(|last| last.1);
+    let folders = generations.iter().map(|(shard, last)| FolderGeneration {
+        shard: *shard,
+        number: last.0,
+        id: last.1,
+        shards: last.2,
+    });
+    let folders: Vec<FolderGeneration> = folders.collect();
     LoggedGenerations {
-        count: own.map_or(0, |last| last.0),
-        previous: if is_one { first } else { own_id },
+        last_number: folders.iter().map(|last| last.number).max().unwrap_or(0),
+        previous: previous_generation(&folders, shard, shards),
     }
 }
 

@@ -170,7 +170,7 @@ impl World {
 
     fn happen(&mut self) {
         if self.server.is_none() {
-            return self.happen_without_server();
+            return self.step_without_server();
         }
         match self.dice.below(100) {
             0..8 => self.connect(),
@@ -195,7 +195,7 @@ impl World {
         }
     }
 
-    fn happen_without_server(&mut self) {
+    fn step_without_server(&mut self) {
         match self.dice.below(6) {
             0 if self.plan.may(faults::TRIALS) => self.try_flips(),
             4 | 5 if self.plan.may(faults::COPIES) && !self.is_calm => self.restore_copy(),
@@ -326,7 +326,7 @@ impl World {
         let id = seat.shard.accept(is_over_limit, self.clock);
         seat.is_woken = true;
         let is_taken = seat.clients.keys().any(|other| other.slot == id.slot);
-        assert!(!is_taken, "a slot is free before it is used again");
+        assert!(!is_taken, "the slot is still in use");
         seat.clients.insert(id, number);
         client.home = Home::At(shard, id);
         let now_us = self.clock.now_us;
@@ -346,7 +346,7 @@ impl World {
             // The client does not know the outcome of its last op.
             self.senders
                 .get_mut(&write.value)
-                .expect("it was sent")
+                .expect("the op was sent")
                 .push(number);
             client.write(write);
             (client.judged, client.has_resent) = (1, true);
@@ -436,7 +436,7 @@ impl World {
         let client = &mut self.clients[place];
         client.receiving = false;
         let Home::At(shard, id) = client.home else {
-            unreachable!("only a shard receives");
+            unreachable!("only a running shard receives");
         };
         let most = client.outgoing.len().min(RECEIVE_BYTES_MAX);
         let length = if is_whole || most == 0 {
@@ -459,7 +459,7 @@ impl World {
         } else {
             Received::Bytes(&mut bytes)
         };
-        let seat = &mut self.server.as_mut().expect("it runs").seats[shard];
+        let seat = &mut self.server.as_mut().expect("the server is running").seats[shard];
         seat.shard.handle(Input::Received(id, received), self.clock);
         seat.is_woken = true;
         self.note_panic(shard);
@@ -484,9 +484,9 @@ impl World {
         let cut = self.dice.below(4);
         let part = self.dice.below(usize::MAX);
         let client = &mut self.clients[place];
-        let (spans, bytes) = client.sending.take().expect("it was just there");
+        let (spans, bytes) = client.sending.take().expect("a send is in flight");
         let now = wire::bytes_of(&spans);
-        assert!(now == bytes, "what is being sent does not change");
+        assert!(now == bytes, "bytes of a send in flight changed");
         let all = spans_bytes(&spans);
         let taken = match cut {
             _ if client.is_broken => None,
@@ -494,9 +494,9 @@ impl World {
             _ => Some(all),
         };
         self.journal
-            .note(|| format!("client {place} takes {taken:?} of {all} bytes"));
+            .note(|| format!("client {place} accepts {taken:?} of {all} bytes"));
         let Home::At(shard, id) = client.home else {
-            unreachable!("only a shard sends");
+            unreachable!("only a running shard sends");
         };
         if let Some(taken) = taken {
             client.read_bytes += taken as u64;
@@ -505,7 +505,7 @@ impl World {
             let mut rest = spans.clone();
             skip_sent(&mut rest, taken);
         }
-        let seat = &mut self.server.as_mut().expect("it runs").seats[shard];
+        let seat = &mut self.server.as_mut().expect("the server is running").seats[shard];
         seat.cut_sends += usize::from(taken.is_some_and(|taken| taken < all));
         let outcome = taken.ok_or_else(wire::failure);
         seat.shard
@@ -549,7 +549,7 @@ impl World {
                 let long = vec![b'x'; self.plan.message_bytes_max + 1];
                 self.leave(place, 1009, &wire::frame(wire::TEXT, &long));
             }
-            10 | 11 if open => self.write_badly(place),
+            10 | 11 if open => self.write_invalid(place),
             12 if open && self.plan.may(faults::PANICS) && !self.clients[place].is_v2 => {
                 self.plant_panic(place)
             }
@@ -585,7 +585,7 @@ impl World {
         }
     }
 
-    fn write_badly(&mut self, place: usize) {
+    fn write_invalid(&mut self, place: usize) {
         let far_us = (self.clock.unix_us + 400 * 24 * 3600 * SECOND_US).to_string();
         let bad = [
             format!(r#"{{"type":"op","payload":{{"key":"k0","value":666,"timestamp":{far_us}}}}}"#),
@@ -623,7 +623,7 @@ impl World {
         self.disk.set_full(false);
         self.disk.state().dies_at = None;
         if self.disk.state().is_read_only {
-            self.end_process("the machine starts anew");
+            self.end_process("the machine restarts");
         }
         for place in self.live.clone() {
             let client = &mut self.clients[place];
