@@ -49,7 +49,7 @@
 //!
 //! The bytes on the wire, in [`wire`], which is also the protocol reference:
 //!
-//! - request heads and HTTP answers: [`wire::upgrade`]
+//! - request heads and HTTP responses: [`wire::upgrade`]
 //! - tokens: [`wire::auth`], and the source of their secrets: [`config`], [`io::secrets`]
 //! - frames: [`wire::frame`]; messages: [`wire::message`] ([`wire::message::v2`] for version 2);
 //!   states: [`wire::state`]

@@ -421,9 +421,9 @@ pub const SECOND_US: u64 = 1_000_000;
 
 const _: () = assert!(
     WORKSPACE_ID_BYTES_MAX < HEAD_BYTES_MAX,
-    "a legal id fits a legal head"
+    "a valid id fits a valid head"
 );
-const _: () = assert!(CONTROL_BYTES_MAX == 125, "a fixed number of RFC 6455");
+const _: () = assert!(CONTROL_BYTES_MAX == 125, "fixed by RFC 6455");
 const _: () = assert!(
     KEY_BYTES_MAX <= u16::MAX as usize,
     "a record holds a key's length in 16 bits"
@@ -440,23 +440,23 @@ const _: () = assert!(
     CHUNK_BYTES_MIN.is_power_of_two()
         && CHUNK_BYTES_MAX.is_power_of_two()
         && SEND_BYTES_MAX.is_power_of_two(),
-    "chunks that are kept fall into classes"
+    "the sizes of pooled chunks fall into classes"
 );
 const _: () = assert!(
     MESSAGE_BYTES_DEFAULT + SEND_BYTES_MAX <= ANSWER_SEND_BYTES_MAX
         && ANSWER_SEND_BYTES_MAX < u32::MAX as usize,
-    "the longest correction by default fits one send after frames, and a length fits the ring"
+    "the longest default correction fits in one send after frames, and its length fits in 32 bits"
 );
 const _: () = assert!(
     session_budget_bytes(MESSAGE_BYTES_DEFAULT) >= 64 * MESSAGE_BYTES_DEFAULT
         && session_budget_bytes(MESSAGE_BYTES_MAX) >= 4 * MESSAGE_BYTES_MAX,
-    "one legal message always fits, however its memory grows"
+    "one valid message always fits, however its memory grows"
 );
 const _: () = assert!(
     RECEIVE_BYTES_MAX + HEAD_BYTES_MAX + ANSWER_BYTES_MAX < SESSION_BUDGET_BYTES / 64
         && SESSION_BYTES_SPARED < ANSWER_BYTES_MAX
         && SHARED_FRAME_BYTES_MIN <= SESSION_BYTES_SPARED,
-    "no session fills the budget with small items, and what is copied for a session is small"
+    "no session can fill the budget with small items, and copies for a session are small"
 );
 const _: () = assert!(
     PRESENCE_NAMES_MAX * (6 * USER_ID_BYTES_MAX + 64) < SESSION_BUDGET_BYTES / 16,
@@ -466,7 +466,7 @@ const _: () = assert!(
     SNAPSHOT_PATIENCE_US < SNAPSHOT_TRANSFER_US
         && SNAPSHOT_SEARCH_INTERVAL_US < SNAPSHOT_PATIENCE_US
         && SNAPSHOT_PATIENCE_US / SECOND_US < RETRY_AFTER_S as u64,
-    "a client that was refused finds room when it tries again"
+    "a refused client finds room when it retries"
 );
 const _: () = assert!(
     MESSAGE_TIMEOUT_US < STALL_TIMEOUT_US,
@@ -483,7 +483,7 @@ const _: () = assert!(
 );
 const _: () = assert!(
     CONFLATED_BYTES_MAX <= SEND_BYTES_MAX,
-    "what is conflated at a time fits one send"
+    "one round of conflated ops fits in one send"
 );
 const _: () =
     assert!(CHUNK_BYTES_MIN <= CHUNK_BYTES_MAX && OUTBOX_BYTES_MIN <= OUTBOX_BYTES_DEFAULT);
@@ -496,22 +496,22 @@ const _: () = assert!(
 const _: () = assert!(LINGER_US < STALL_LINGER_US && HEAD_TIMEOUT_US < STALL_TIMEOUT_US);
 const _: () = assert!(
     ANSWER_SEND_BYTES_MAX < BULK_BYTES_PER_TURN && BULK_SENDS_PER_TURN_MAX <= SENDS_PER_TURN_MAX,
-    "a turn serves several sessions that are sent a state, and at most as many as others"
+    "a turn serves several sessions in a state transfer, and at most as many as other sessions"
 );
 const _: () = assert!(
     SENDS_PER_TURN_MAX + BULK_SENDS_PER_TURN_MAX <= RING_ENTRIES as usize,
-    "a turn's sends fit the submission queue"
+    "a turn's sends fit in the submission queue"
 );
 const _: () = assert!(RING_ENTRIES < COMPLETION_ENTRIES);
 const _: () =
     assert!(SEGMENT_BYTES_MIN <= SEGMENT_BYTES_MAX && COMPACTION_BATCH_BYTES <= BATCH_BYTES_MAX);
 const _: () = assert!(
     SEGMENT_FILL_BYTES <= SEGMENT_BYTES_MIN / 8 && SEGMENT_FILL_BYTES <= SEGMENT_RESERVE_BYTES,
-    "what is filled in advance is a small part of a segment, and fits the room for a start"
+    "the zeros written in advance are a small part of a segment, and fit in the startup reserve"
 );
 const _: () = assert!(
     100 + 100 / COMPACTION_DEAD_SHARE < COMPACTION_START_PERCENT,
-    "a compaction leaves less than what starts the next one"
+    "a compaction leaves less data than the threshold that starts the next one"
 );
 const _: () = assert!(
     COMPACTION_START_PERCENT < COMPACTION_URGENT_PERCENT
@@ -535,7 +535,7 @@ const _: () = assert!(
     LOG_STOP_PERCENT + 2 * 100 / SEGMENT_LIVE_SHARE <= 300
         && 3 * LOG_SPARE_BYTES + 2 * BATCH_BYTES_MAX as u64 <= 4 * LOG_SPARE_BYTES
         && MESSAGE_BYTES_DEFAULT as u64 <= SEGMENT_BYTES_MIN,
-    "a log with two open segments and two batches fits 3 times its live data and 4 spares"
+    "a log with two open segments and two batches fits in 3 times its live data plus 4 spares"
 );
 const _: () = assert!(
     LIGHT_BURST_BYTES < LOG_SPARE_BYTES / 4 && LOG_BURST_BYTES < LOG_SPARE_BYTES / 4,
@@ -543,17 +543,17 @@ const _: () = assert!(
 );
 const _: () = assert!(
     LOG_BYTES_PER_SECOND / SECOND_US * HELD_RETRY_US <= LOG_BURST_BYTES,
-    "clients that are retried at intervals can use all of the rate"
+    "clients that are retried at intervals can use the full rate"
 );
 const _: () = assert!(
     SEGMENT_FILL_BYTES + SEGMENT_RESERVE_BYTES / 2 <= DISK_LOW_SHARD_BYTES
         && DISK_ENOUGH_FACTOR > 1,
-    "a shard that refuses ops can still seal its log, and does not alternate at each check"
+    "a shard that refuses ops can still seal its log, and does not flip at each check"
 );
 const _: () = assert!(HELD_RETRY_US < DISK_LOOK_BUSY_US && DISK_LOOK_BUSY_US < DISK_LOOK_US);
 const _: () = assert!(
     RATE_BURST_S < PATIENCE_S,
-    "a client is refused more than its burst before it is closed"
+    "a client is refused more messages than its burst before it is disconnected"
 );
 const _: () = assert!(
     MESSAGE_BYTES_DEFAULT as u64 <= WORKSPACE_BYTES_DEFAULT / 16
@@ -569,5 +569,5 @@ const _: () = assert!(
 );
 const _: () = assert!(
     RESUBMIT_US < SECOND_US,
-    "a timer's nanoseconds are a part of a second"
+    "a timer's nanosecond part is less than a second"
 );

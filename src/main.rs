@@ -23,8 +23,8 @@ fn main() -> ExitCode {
         }
         Err(UsageError::Help(help)) => return end(command::print_help(&help)),
     };
-    // With a handler for this signal, a write beyond the file size limit (ulimit -f) fails as it
-    // would on a full disk. Without a handler, the signal would end the process.
+    // With a handler for this signal, a write beyond the limit on file sizes (ulimit -f) fails like
+    // one on a full disk. Without one, it would end the process.
     flag::register(SIGXFSZ, Arc::default()).expect("the signal can be handled");
     let outcome = match command {
         Command::Serve(settings) => {

@@ -27,7 +27,7 @@ impl Progress {
         };
         let bar = ProgressBar::with_draw_target(Some(measurements as u64), target);
         let style = "[{bar:30}] {pos} of {len}, {eta} left · {wide_msg}";
-        let style = ProgressStyle::with_template(style).expect("the template is legal");
+        let style = ProgressStyle::with_template(style).expect("the template is valid");
         bar.set_style(style.progress_chars("=> "));
         Self { bar, is_terminal }
     }

@@ -15,6 +15,7 @@ fn main() -> io::Result<()> {
         ("head", head()),
         ("frames", frames()),
         ("messages", messages()),
+        ("messages_v2", messages_v2()),
         ("records", records()),
         ("segments", segments()),
     ] {
@@ -59,6 +60,28 @@ fn head() -> Seeds {
             sync("/v1/sync/w", "") + "\u{2}\u{3}",
         ),
         seed("sync_bad_escape", sync("/v1/sync/%zz", "")),
+        seed(
+            "sync_version_2",
+            sync(
+                "/v1/sync/w?since=7&generation=0123456789abcdef&presence=1&replaces=3",
+                "Sec-WebSocket-Protocol: etherply.v2, bearer.a.b.c\r\n",
+            ),
+        ),
+        seed(
+            "sync_named_version_1",
+            sync("/v1/sync/w?token=a&since=x", "Sec-WebSocket-Protocol: etherply.v1\r\n"),
+        ),
+        seed(
+            "sync_two_tokens",
+            sync(
+                "/v1/sync/w?token=a",
+                "Authorization: Bearer b\r\nSec-WebSocket-Protocol: etherply.v2\r\n",
+            ),
+        ),
+        seed(
+            "sync_since_alone",
+            sync("/v1/sync/w?since=1", "Sec-WebSocket-Protocol: etherply.v2\r\n"),
+        ),
         seed(
             "sync_with_body",
             sync("/v1/sync/w", "Content-Length: 1\r\n"),
@@ -228,6 +251,49 @@ fn messages() -> Seeds {
         ("too_deep", op(r#""k""#, &nested(129), "1")),
         ("field_twice", twice.to_vec()),
         ("one_behind_the_other", row.join(&0x1e)),
+    ]
+}
+
+fn messages_v2() -> Seeds {
+    let message = |kind: &str, payload: &str| {
+        format!(r#"{{"type":"{kind}","id":41,"payload":{payload}}}"#).into_bytes()
+    };
+    let op = |members: &str| message("op", &format!(r#"{{"key":"k",{members}}}"#));
+    let write = |members: &str| op(&format!(r#""value":{{"a":[1.0]}},{members}"#));
+    let at = r#""timestamp":1700000000000000"#;
+    let long = |bytes: usize| format!(r#"{{"value":"{}"}}"#, "x".repeat(bytes - 2));
+    let twice = br#"{"type":"op","id":1,"i\u0064":2,"payload":{"key":"k","ke\u0079":"l"}}"#;
+    let too_deep = format!(r#"{{"key":"k","value":{}{}}}"#, "[".repeat(129), "]".repeat(129));
+    let row = [
+        &br#"{"type":"ping","id":9007199254740991}"#[..],
+        &write(at),
+        br#"{"type":"ping","id":9007199254740992}"#,
+        &op(&format!(r#""deleted":true,{at}"#)),
+    ];
+    vec![
+        ("write", write(at)),
+        ("delete", op(&format!(r#""deleted":true,{at}"#))),
+        ("conditional", write(&format!(r#""if_timestamp":0,{at}"#))),
+        ("ttl", write(&format!(r#"{at},"ttl_ms":315360000000"#))),
+        ("ttl_too_long", write(&format!(r#"{at},"ttl_ms":315360000001"#))),
+        ("ttl_of_a_delete", op(&format!(r#""deleted":true,{at},"ttl_ms":1"#))),
+        ("deleted_false", op(&format!(r#""deleted":false,{at}"#))),
+        ("write_and_delete", write(&format!(r#""deleted":true,{at}"#))),
+        ("neither", op(at)),
+        ("milliseconds", write(r#""timestamp":1700000000000"#)),
+        ("lone_surrogate", op(&format!(r#""value":"\ud83d",{at}"#))),
+        ("number_too_big", op(&format!(r#""value":1e400,{at}"#))),
+        ("too_deep", message("op", &too_deep)),
+        ("presence", message("presence", r#"{"value": {"cursor":[1,2]} }"#)),
+        ("presence_longest", message("presence", &long(4096))),
+        ("presence_too_long", message("presence", &long(4097))),
+        ("cast", message("cast", r#"{"value":null}"#)),
+        ("cast_too_long", message("cast", &long(16_385))),
+        ("token", message("token", r#"{"token":"a.b.c"}"#)),
+        ("token_empty", message("token", r#"{"token":""}"#)),
+        ("unknown", message("join", "{}")),
+        ("twice", twice.to_vec()),
+        ("one_after_the_other", row.join(&0x1e)),
     ]
 }
 

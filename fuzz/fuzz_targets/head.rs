@@ -4,8 +4,9 @@
 #![no_main]
 
 use etherply::limits::{HEAD_BYTES_MAX, USER_ID_BYTES_MAX, WORKSPACE_ID_BYTES_MAX};
+use etherply::wire::ProtocolVersion;
 use etherply::wire::upgrade::{
-    Answer, StateRequest, Request, SyncRequest, parse_head, switching_protocols,
+    Answer, Request, StateRequest, SyncRequest, parse_head, switching_protocols,
 };
 use etherply_fuzz::Script;
 use libfuzzer_sys::fuzz_target;
@@ -79,7 +80,20 @@ fn check_request(request: &SyncRequest) {
         user,
         origin,
         accept_key,
+        version,
+        subprotocol,
+        resume,
+        has_presence,
+        replaces,
     } = request;
+    assert!(subprotocol.is_none_or(|name| name == version.subprotocol()));
+    let is_version_2 = *version == ProtocolVersion::V2;
+    let has_parameters = resume.is_some() || *has_presence || replaces.is_some();
+    assert!(if is_version_2 {
+        subprotocol.is_some()
+    } else {
+        !has_parameters
+    });
     check_names(workspace, token.as_deref());
     assert!(user.as_ref().is_none_or(|user| {
         (1..=USER_ID_BYTES_MAX).contains(&user.len()) && !user.contains(char::is_control)
@@ -88,13 +102,21 @@ fn check_request(request: &SyncRequest) {
     let origin = origin
         .as_ref()
         .map(|origin| format!("Origin: {origin}\r\n"));
+    let parameters = [
+        resume.map(|from| format!("&since={}&generation={}", from.since, from.generation)),
+        has_presence.then(|| "&presence=1".to_owned()),
+        replaces.map(|connection| format!("&replaces={connection}")),
+    ];
+    let offer = subprotocol.map(|name| format!("Sec-WebSocket-Protocol: x,{name}\r\n"));
     let head = format!(
-        "GET /v1/sync/{}?token={}&userId={} HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         {}Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+        "GET /v1/sync/{}?token={}&userId={}{} HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         {}{}Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
         plain(workspace),
         plain(token.as_deref().unwrap_or_default()),
         plain(user.as_deref().unwrap_or_default()),
+        parameters.map(Option::unwrap_or_default).concat(),
         origin.unwrap_or_default(),
+        offer.unwrap_or_default(),
     );
     if head.len() <= HEAD_BYTES_MAX {
         let accept_key_of_sample = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=".to_owned();
@@ -108,7 +130,7 @@ fn check_request(request: &SyncRequest) {
         );
     }
     let mut answer = Vec::new();
-    switching_protocols(accept_key, &mut answer);
+    switching_protocols(accept_key, *subprotocol, &mut answer);
     check_http(&answer, 101);
 }
 

@@ -36,7 +36,7 @@ const RESYNC = 4000; // The close code of a client that wants the state again.
 const SETTLE_MS = 500, PACE_MS = 1_000; // From an op to asking whether it was accepted; between parts of a load that was too much for the server.
 const FATAL_CODES = [1002, 1003, 1007, 1008, 1009]; // The same messages would cause these codes again,
 const TOO_MANY = "too many messages"; // except for a 1008 with this reason: slower messages do not cause it.
-const REFUSALS = { 400: "bad workspace", 401: "Unauthorized", 403: "not from this origin" };
+const REFUSALS = { 400: "invalid workspace", 401: "Unauthorized", 403: "origin not allowed" };
 
 /** Opens a room. A `url` is enough if it is a complete `ws://host:port/v1/sync/workspace?token=…`. WebSocket, fetch, the timers, the clock and
  * the random numbers come from `host`. @returns {Room} @param {string | Options} options */
@@ -54,7 +54,7 @@ class Room extends EventTarget {
   #doubtful = []; // Ops at least one of which the server has refused.
   #pace = Infinity; #is_over = false; // The number of waiting ops that are sent at a time; whether the last batch was too large.
   #echoes = Promise.resolve(); #attempt = 0; #last_us = 0; #taken_us = 0; #last_order = 0; #synced_ms = Infinity; #ended = false;
-  #online = () => { this.#attempt = 0; this.#retry("online again"); };
+  #online = () => { this.#attempt = 0; this.#retry("back online"); };
 
   constructor({ url = import.meta.url, workspace, token }, host) {
     super();
@@ -63,7 +63,7 @@ class Room extends EventTarget {
     this.#segment = workspace === undefined ? segment : encodeURIComponent(workspace);
     this.#query = new URL(url).searchParams;
     this.#source = token ?? this.#query.get("token") ?? "";
-    if (this.#segment === "") throw new TypeError("a workspace is needed");
+    if (this.#segment === "") throw new TypeError("a workspace is required");
     host.addEventListener?.("online", this.#online);
     // Deferred so that the caller can attach its listeners first.
     queueMicrotask(() => this.#ended || this.#open());
@@ -82,9 +82,9 @@ class Room extends EventTarget {
   set(key, value) {
     const text = JSON.stringify(value);
     if (this.#ended) throw new Error("this room has ended");
-    if (typeof key !== "string" || key === "" || bytesOf(key) > KEY_BYTES_MAX) throw new TypeError("a key is a string of 1 to 1024 bytes");
-    if (text === undefined) throw new TypeError("a value is what JSON can say");
-    if (bytesOf(text) > MESSAGE_BYTES_MAX - 8 * KEY_BYTES_MAX) throw new RangeError("a value is under 1 MiB");
+    if (typeof key !== "string" || key === "" || bytesOf(key) > KEY_BYTES_MAX) throw new TypeError("a key must be a string of 1 to 1024 bytes");
+    if (text === undefined) throw new TypeError("a value must be representable in JSON");
+    if (bytesOf(text) > MESSAGE_BYTES_MAX - 8 * KEY_BYTES_MAX) throw new RangeError("a value must be smaller than 1 MiB");
     const [held, own] = [this.#entries.get(key), this.#pending.get(key)];
     const base = held?.timestamp === 0 || own?.is_doubtful ? held.text : own?.base;
     // The timestamp need not exceed that of an op that was never sent or was refused.
@@ -119,7 +119,7 @@ class Room extends EventTarget {
    * the round-trip time in milliseconds, or undefined if there is no connection or no key. @returns {Promise<number | undefined>} */
   echo() { return (this.#echoes = this.#echoes.then(() => new Promise((resolve) => this.#startEcho(resolve)))); }
   /** Ends the room for good; ops that are not known to be accepted are kept for the next room. */
-  close() { if (!this.#ended) this.#end("Disconnected", "closed here"); }
+  close() { if (!this.#ended) this.#end("Disconnected", "closed by this client"); }
 
   get #place() { return `${this.#base}/v1/sync/${this.#segment}`; }
   #kept() { return [...(kept.get(this.#place)?.values() ?? [])].sort((a, b) => a.timestamp - b.timestamp); }
@@ -269,7 +269,7 @@ class Room extends EventTarget {
 
   async #open() {
     const mine = (this.#socket = {}); // If `#leave` is called in the meantime, this attempt is obsolete.
-    this.#timer = this.#host.setTimeout(() => this.#retry("no answer"), ANSWER_MS);
+    this.#timer = this.#host.setTimeout(() => this.#retry("no response"), ANSWER_MS);
     this.#enter("Connecting");
     let status, token;
     try {
@@ -279,12 +279,12 @@ class Room extends EventTarget {
       // A page cannot see why a WebSocket failed, and the browser's console would show the URL with the token. So this sends a request first.
       const ask = { method: "HEAD", headers: { Authorization: `Bearer ${token}` }, cache: "no-store" };
       const answer = this.#host.fetch(`${this.#base}/v1/presence/${this.#segment}`, ask);
-      ({ status } = await answer.catch(() => { throw new Error("no answer"); }));
+      ({ status } = await answer.catch(() => { throw new Error("no response"); }));
     } catch (error) { return void (this.#socket === mine && this.#retry(error.message)); }
     if (this.#socket === mine) this.#enter("Authenticating");
     if (this.#socket !== mine) return;
     if ([400, 401, 403].includes(status)) return this.#renew(REFUSALS[status], status === 401);
-    if (status >= 500 || status === 429) return this.#retry(`the server answered ${status}`);
+    if (status >= 500 || status === 429) return this.#retry(`the server responded with ${status}`);
     this.#query.set("token", token);
     const socket = new this.#host.WebSocket(`${this.#base.replace(/^http/, "ws")}/v1/sync/${this.#segment}?${this.#query}`);
     this.#socket = socket;

@@ -164,8 +164,8 @@ impl Pages {
                 _ => "--admin-port",
             };
             return Answer::forbidden(&format!(
-                "this page is only for the server's own machine, and {reason}: {remedy} makes it \
-                 available to others"
+                "this page is only available on the server's own machine, and {reason}: use \
+                 {remedy} to make it available to others"
             ));
         }
         let answer = match page {

@@ -36,8 +36,8 @@ pub fn run(settings: &LogArgs) -> Result<ExitCode, String> {
     }
 }
 
-/// Raises the open-file limit. A reader holds every segment open, and a log of many GiB has more
-/// segments than a process may open by default.
+/// Raises the limit on open files. A reader holds every segment open, and a log of many GiB has
+/// more segments than a process may open by default.
 fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {

@@ -54,6 +54,6 @@ pub fn print_help(help: &clap::Error) -> Result<(), String> {
 fn stop(error: &io::Error) -> Stop {
     match error.kind() {
         io::ErrorKind::BrokenPipe => Stop::OutputClosed,
-        _ => Stop::Failed(format!("the output cannot be written: {error}")),
+        _ => Stop::Failed(format!("cannot write the output: {error}")),
     }
 }

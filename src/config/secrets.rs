@@ -20,8 +20,8 @@ const SECRET_PREVIOUS_FILE: &str = "--jwt-secret-previous-file";
 pub enum SecretError {
     /// No secret was given.
     #[error(
-        "no secret for the tokens: set ETHERPLY_JWT_SECRET (for example to the output of \
-         `openssl rand -hex 32`) or --jwt-secret-file, or try the server with --dev"
+        "no secret to sign tokens with: set ETHERPLY_JWT_SECRET (for example to the output of \
+         `openssl rand -hex 32`) or --jwt-secret-file, or try out the server with --dev"
     )]
     None,
     /// A secret was given both in a variable and in a file.
@@ -33,7 +33,7 @@ pub enum SecretError {
         file: String,
     },
     /// The secret is blank, so anyone could guess it.
-    #[error("{name} is empty or only white space: {remedy}")]
+    #[error("{name} is empty or contains only white space: {remedy}")]
     Blank {
         /// The variable, or the flag and the path of the file.
         name: String,
@@ -55,7 +55,8 @@ pub enum SecretError {
     EmptyDev(PathBuf),
     /// The secret file that `--dev` keeps cannot be read or written.
     #[error(
-        "{path}: {source}: --dev keeps its secret there; set ETHERPLY_JWT_SECRET to use another"
+        "cannot use {path}, where --dev keeps its secret ({source}): set ETHERPLY_JWT_SECRET \
+         instead"
     )]
     Dev {
         /// The path of the file.

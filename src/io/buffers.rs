@@ -167,7 +167,7 @@ impl ReceiveBuffers {
 
     fn end_loan(&mut self, index: u16) {
         let was_lent = std::mem::take(&mut self.lent[usize::from(index)]);
-        assert!(was_lent, "the kernel gives up a buffer that it was lent");
+        assert!(was_lent, "the kernel returns a buffer that it was lent");
     }
 
     /// Returns the number of buffers that the kernel holds, including those it has filled but whose
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "the kernel gives up a buffer that it was lent")]
+    #[should_panic(expected = "the kernel returns a buffer that it was lent")]
     fn a_buffer_is_filled_once() {
         let mut buffers = all_lent();
         let _held = buffers.filled(3, 5);
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "the kernel gives up a buffer that it was lent")]
+    #[should_panic(expected = "the kernel returns a buffer that it was lent")]
     fn a_buffer_comes_back_once() {
         let mut buffers = all_lent();
         buffers.take_back(3);

@@ -112,7 +112,7 @@ struct Loop {
     is_over: bool,
 }
 
-/// Makes the shards stop waiting for compaction when the thread ends, even by a panic.
+/// Makes the shards stop waiting for compaction when the thread ends, even if it panics.
 impl Drop for Loop {
     fn drop(&mut self) {
         self.schedule.give_up();
@@ -222,7 +222,7 @@ impl Loop {
         let now_us = self.now_us();
         if self.schedule.failed(error.to_string(), free_bytes, now_us) {
             tracing::warn!(
-                "compaction failed and will be tried again; the log stays as it is until then: \
+                "compaction failed and will be retried; the log stays as it is until then: \
                  {error}"
             );
         }
@@ -370,10 +370,13 @@ impl Loop {
             (false, true) => tracing::error!(
                 free_bytes,
                 "the disk is nearly full: ops that grow the log are refused with error 500, \
-                 everything else continues; make room on the disk of --data-dir"
+                 everything else continues; free up space on the disk of --data-dir"
             ),
             (true, false) => {
-                tracing::info!(free_bytes, "the disk has room again: ops are accepted");
+                tracing::info!(
+                    free_bytes,
+                    "the disk has enough free space again: ops are accepted"
+                );
             }
             (true, true) | (false, false) => {}
         }

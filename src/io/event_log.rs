@@ -112,7 +112,7 @@ pub fn log_variables(others: &Others) {
         let names = others.service_links.join(", ").escape_debug().to_string();
         tracing::debug!(
             "variables that describe a Kubernetes Service are ignored: {names}; set \
-             enableServiceLinks: false in the pod to omit them"
+             enableServiceLinks: false in the pod to avoid them"
         );
     }
 }

@@ -30,8 +30,8 @@ pub enum ListenError {
     Config(#[from] ConfigError),
     /// The port is in use.
     #[error(
-        "address already in use: {address}: stop what listens there, or choose another port with \
-         {port}"
+        "address already in use: {address}: stop the process that listens on it, or choose \
+         another port with {port}"
     )]
     AddressInUse {
         /// The address.
@@ -266,11 +266,11 @@ fn listen_error(address: SocketAddr, names: AddressNames<'_>, source: io::Error)
             return ListenError::AddressInUse { address, port };
         }
         Some(Errno::ACCESS) if address.port() < 1024 => format!(
-            "a port below 1024 needs CAP_NET_BIND_SERVICE (in a systemd unit, \
-             AmbientCapabilities=CAP_NET_BIND_SERVICE); or choose another port with {port}"
+            "ports below 1024 require CAP_NET_BIND_SERVICE: grant it (in a systemd unit, with \
+             AmbientCapabilities=CAP_NET_BIND_SERVICE), or choose another port with {port}"
         ),
         Some(Errno::ACCESS | Errno::PERM) => {
-            format!("a security policy forbids it; allow it, or choose another port with {port}")
+            format!("a security policy forbids it: allow it, or choose another port with {port}")
         }
         Some(Errno::ADDRNOTAVAIL) => {
             format!("this machine has no such address; choose another with {host}")
@@ -278,7 +278,7 @@ fn listen_error(address: SocketAddr, names: AddressNames<'_>, source: io::Error)
         Some(Errno::AFNOSUPPORT) => {
             format!("this system has no IPv6; choose an IPv4 address with {host}")
         }
-        Some(Errno::MFILE | Errno::NFILE) => "raise the limit of open files (ulimit -n)".to_owned(),
+        Some(Errno::MFILE | Errno::NFILE) => "raise the limit on open files (ulimit -n)".to_owned(),
         _ => format!("choose another address with {host} or {port}"),
     };
     ListenError::Address {

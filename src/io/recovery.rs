@@ -151,7 +151,7 @@ impl Display {
         } else if self.next_line <= Instant::now() {
             self.next_line += Duration::from_millis(PROGRESS_INTERVAL_MS);
             let percent = progress.percent();
-            tracing::info!(done_bytes, total_bytes, "reading the log: {percent} %");
+            tracing::info!(done_bytes, total_bytes, "reading the log: {percent}%");
         }
     }
 
@@ -171,7 +171,7 @@ impl Default for Display {
 
 fn bar(total_bytes: u64) -> ProgressBar {
     let style = "reading the log [{wide_bar}] {bytes} of {total_bytes}, {eta} left";
-    let style = ProgressStyle::with_template(style).expect("the template is legal");
+    let style = ProgressStyle::with_template(style).expect("the template is valid");
     let bar = ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::stderr());
     bar.set_style(style.progress_chars("=> "));
     bar

@@ -62,11 +62,11 @@ pub enum ServeError {
     Listen(#[from] ListenError),
     /// The process is not allowed to open enough files.
     #[error(
-        "the limit of open files is {limit}, but a server with {shards} shards needs {needed}: \
+        "the limit on open files is {limit}, but a server with {shards} shards needs {needed}: \
          raise it (ulimit -n), or lower --shards"
     )]
     FilesLimit {
-        /// The open-file limit.
+        /// The limit on open files.
         limit: u64,
         /// The number of shards that were requested.
         shards: u32,
@@ -92,8 +92,8 @@ pub enum ServeError {
     System(#[from] io::Error),
     /// A shard's thread has ended because of a bug in this server.
     #[error(
-        "shard {0} stopped because of a bug in this server, please report it: start the server \
-         again; it continues with the state in its log"
+        "shard {0} stopped because of a bug in this server, please report it; restart the server \
+         to continue with the state in its log"
     )]
     Shard(u32),
 }
@@ -172,7 +172,7 @@ pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
     let has_console = settings.console || settings.dev;
     if let Err(error) = announce(token.as_deref(), address, admin_address, has_console) {
         // The log has the same information, except for the token of --dev.
-        tracing::warn!("stdout cannot be written ({error}): the server continues without it");
+        tracing::warn!("cannot write to stdout ({error}): continuing without it");
     }
     notify_manager(&NotifyState::Ready);
     run_until_stopped(&senders, &inbox, &mut secrets, &common.pages)?;
@@ -339,7 +339,8 @@ fn wait_for_recovery(
         tracing::warn!(
             path = %torn.path.display(), offset = torn.offset, bytes = torn.bytes,
             "cut off a torn tail of {} bytes, left by an interrupted write: with --durability \
-             always no client received any of it, unless the disk lost what it had confirmed",
+             always, no client received any of it, unless the disk lost data that it had \
+             confirmed",
             torn.bytes,
         );
     }
@@ -439,7 +440,7 @@ fn warn_of_shards(shards: u32, cores: Option<NonZeroUsize>) {
     };
     let (mib, each_mib) = (u64::from(shards) * (SHARD_BYTES >> 20), SHARD_BYTES >> 20);
     tracing::warn!(
-        "{shards} shards on {cores} cores wait for each other and, under load, use up to {mib} MiB \
+        "{shards} shards on {cores} cores delay each other and, under load, use up to {mib} MiB \
          of memory ({each_mib} MiB each) in addition to the state: use --shards {cores}"
     );
 }
@@ -488,8 +489,8 @@ fn watch_signals(events: Sender<ServerEvent>) -> Result<(), ServeError> {
     Ok(())
 }
 
-/// Returns the maximum number of connections: the configured number, capped by the open-file limit,
-/// which is first raised as far as the system allows.
+/// Returns the maximum number of connections: the configured number, capped by the limit on open
+/// files, which is raised as far as the system allows.
 fn connections_max(settings: &ServeArgs, shards: u32) -> Result<usize, ServeError> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
@@ -507,7 +508,7 @@ fn connections_max(settings: &ServeArgs, shards: u32) -> Result<usize, ServeErro
         tracing::warn!(
             wanted,
             allowed,
-            "{name} exceeds what the limit of open files allows: raise the limit (ulimit -n)"
+            "{name} exceeds what the limit on open files allows: raise the limit (ulimit -n)"
         );
     }
     Ok(wanted.unwrap_or(allowed).min(allowed))
@@ -569,10 +570,10 @@ fn announce(
         writeln!(out, "\n  {url}\n")?;
         writeln!(
             out,
-            "Open http://{}/ in a browser, in two windows side by side.\n",
+            "Open http://{}/ in two browser windows side by side.\n",
             admin_address.unwrap_or(address)
         )?;
-        writeln!(out, "Or try it in a second terminal, or in two:\n")?;
+        writeln!(out, "Or run this in a second terminal, or in two:\n")?;
         writeln!(out, "  cargo run --release --example client -- '{url}'\n")?;
     }
     out.flush()

@@ -122,7 +122,8 @@ fn pin(number: u32) {
     if !core.is_some_and(core_affinity::set_for_current) {
         tracing::warn!(
             shard = number,
-            "cannot pin the shard to its core, so it runs on any core: --no-pin turns pinning off"
+            "cannot pin the shard to its core, so it runs on any core: use --no-pin to turn \
+             pinning off"
         );
     }
 }

@@ -326,8 +326,8 @@ impl Worker {
             tracing::error!(
                 shard = self.number,
                 "the log cannot be written ({what}: {error}); clients whose ops are lost receive \
-                 error 500, all clients of the shard are closed with 1011, and the log is reopened \
-                 as soon as possible"
+                 error 500, all connections of the shard are closed with 1011, and the log is \
+                 reopened as soon as possible"
             );
             io::Error::other(error)
         })

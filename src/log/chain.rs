@@ -127,7 +127,7 @@ impl Chain {
         let folder = data.join(shard_folder(shard));
         let listing = segment::scan(disk, &folder).map_err(RecoveryError::at(&folder))?;
         if let Some(stray) = listing.strays.first() {
-            let what = "its name is not a segment's name";
+            let what = "its name is not a segment name";
             return Err(RecoveryError::damaged(stray, 0, what));
         }
         let mut links: Vec<Link> = Vec::new();
@@ -195,7 +195,7 @@ impl Chain {
                 let missing = data.join(shard_folder(shard));
                 let missing = missing.join(segment::file_name(FIRST_INDEX));
                 let what =
-                    "all segments of the shard are missing, and meta.json says that it has some";
+                    "all segments of the shard are missing, although meta.json says it has some";
                 return Err(RecoveryError::damaged(&missing, 0, what));
             }
         }
@@ -352,20 +352,20 @@ impl Link {
         }
         if self.header.compacted.is_some() {
             return damaged(format!(
-                "{fault}, and all of a compacted segment was on disk"
+                "{fault}, but all of a compacted segment was on disk"
             ));
         }
         if let Some(proof) = damage_behind(&self.header, behind, fault.offset) {
             return damaged(format!(
-                "{fault}, and the batch at byte {proof} proves that this was on disk"
+                "{fault}, but the batch at byte {proof} proves that this was on disk"
             ));
         }
         if self.end_position.is_some() && fault.kind != FaultKind::Cut {
-            return damaged(format!("{fault}, and all of a closed segment was on disk"));
+            return damaged(format!("{fault}, but all of a closed segment was on disk"));
         }
         if !is_interrupted(cursor, behind) {
             return damaged(format!(
-                "{fault}, and no interrupted write leaves that: no sector of it is missing"
+                "{fault}, and no interrupted write can have caused it: no sector is missing"
             ));
         }
         Ok(())

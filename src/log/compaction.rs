@@ -239,7 +239,7 @@ impl<D: Disk> Compaction<D> {
     pub fn only(mut self, shards: &[u32]) -> Self {
         assert!(
             self.read_count == 0 && self.groups.is_empty(),
-            "what is read is decided before the first step"
+            "the segments to read are chosen before the first step"
         );
         self.links
             .retain(|link| shards.contains(&link.header.shard));

@@ -134,15 +134,15 @@ pub enum DirectoryError {
         pid: String,
     },
     /// The path is not a data directory with a log.
-    #[error("{path} is not a data directory of a server: name one with --data-dir")]
+    #[error("{path} is not a server's data directory: name one with --data-dir")]
     Missing {
         /// The path, as given by the user.
         path: PathBuf,
     },
     /// A newer server wrote the directory.
     #[error(
-        "data directory {path} is from a newer format ({found}; this server reads \
-         {FORMAT_VERSION}): start the newer server"
+        "data directory {path} has a newer format ({found}; this server reads {FORMAT_VERSION}): \
+         start the newer server"
     )]
     Newer {
         /// The data directory.
@@ -152,8 +152,8 @@ pub enum DirectoryError {
     },
     /// `meta.json` is invalid, or is missing although segments exist.
     #[error(
-        "{path} is damaged ({what}); put it back from a backup, or run: \
-         etherply log repair --data-dir {}",
+        "{path} is damaged ({what}); restore it from a backup, or run: etherply log repair \
+         --data-dir {}",
         parent(.path).display()
     )]
     Meta {
@@ -552,7 +552,7 @@ fn read_meta<D: Disk>(disk: &D, path: &Path) -> Result<Option<Identity>, Directo
     }
     if version.format_version != u64::from(FORMAT_VERSION) {
         return Err(damaged(format!(
-            "format_version is {}, which does not exist",
+            "format_version is {}, which is not a known version",
             version.format_version
         )));
     }

@@ -49,8 +49,8 @@ pub enum LogFilesError {
     },
     /// The open segment is no longer at its path, and the server cannot restore its ops there.
     #[error(
-        "{path} was deleted or moved away under the running server: stop the server, \
-         move the data directory back or put it back from a backup, and start it again"
+        "{path} was deleted or moved while the server was running: stop the server, move the data \
+         directory back or restore it from a backup, and start the server again"
     )]
     Deleted {
         /// The segment.
@@ -59,8 +59,8 @@ pub enum LogFilesError {
     /// `LOCK` is no longer at its path, so nothing prevents an older server from using the
     /// directory, too.
     #[error(
-        "{path} was deleted or replaced under the running server, and another server may use the \
-         data directory by now: stop every server on it, and start one again"
+        "{path} was deleted or replaced while the server was running, and another server may be \
+         using the data directory: stop every server on it, and start one again"
     )]
     Unlocked {
         /// `LOCK`.

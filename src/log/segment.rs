@@ -75,8 +75,8 @@ pub fn create<D: Disk>(
     }
     let path = folder.join(file_name(header.index));
     if disk.exists(&path)? {
-        // The rename below would replace the file and lose all of its ops.
-        let what = format!("{} exists", path.display());
+        // The rename below would replace it, and with it all of its ops.
+        let what = format!("{} already exists", path.display());
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, what));
     }
     let path_new = new_path(folder, header.index);
@@ -148,7 +148,7 @@ pub fn list<D: Disk>(disk: &D, folder: &Path) -> io::Result<Vec<(u64, PathBuf)>>
     match listing.strays.first() {
         None => Ok(listing.segments),
         Some(path) => {
-            let what = format!("{} is not the name of a segment", path.display());
+            let what = format!("{} is not a segment name", path.display());
             Err(io::Error::new(io::ErrorKind::InvalidData, what))
         }
     }

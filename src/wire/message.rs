@@ -12,7 +12,7 @@
 
 mod depth;
 mod error;
-mod v1;
+pub mod v1;
 pub mod v2;
 mod walk;
 

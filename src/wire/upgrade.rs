@@ -1,9 +1,9 @@
-//! The request head of a connection (RFC 9112, parsed by httparse) and every HTTP answer to it.
+//! The request head of a connection (RFC 9112, parsed by httparse) and every HTTP response to it.
 //!
 //! A connection carries one request: a WebSocket upgrade, a read of a workspace, or a page. Every
 //! answer other than 101 closes it. The [protocol](crate::wire) lists the answers and the order of
-//! the checks (P1 to P14, P100 to P107). They run from the outside in, and the first failure determines the
-//! answer.
+//! the checks (P1 to P14, P100 to P107). The checks run from the outside in, and the first one that
+//! fails determines the answer.
 //!
 //! Invariant: no answer repeats what the client sent, so neither a token nor a workspace id can
 //! leak through an answer.

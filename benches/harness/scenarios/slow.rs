@@ -35,7 +35,7 @@ const SHAPE: LoadShape = LoadShape {
     pace: Pace::Open { ops_per_s: 2000 },
 };
 
-/// The number of ops that a stalled reader received when it read again.
+/// The number of ops that a stalled reader received once it resumed reading.
 const LEFT: Figure = Figure {
     id: "ops_for_stalled_reader",
     name: "ops sent to a stalled reader",

@@ -37,7 +37,7 @@ pub struct Kernel {
     pub has_seccomp_filter: bool,
     /// Whether this process has `CAP_SYS_ADMIN`, which exempts it from a sysctl value of 1.
     pub is_administrator: bool,
-    /// Whether this process has `CAP_IPC_LOCK`, which exempts it from the limit of locked memory.
+    /// Whether this process has `CAP_IPC_LOCK`, which exempts it from the limit on locked memory.
     pub may_lock_memory: bool,
     pub clock_source: Option<String>,
     /// The time taken by one read of the clock.
@@ -77,7 +77,7 @@ pub enum RingFault {
 pub struct ProcessLimits {
     /// The highest open-file limit that the server can set for itself. `None` means no limit.
     pub open_files: Option<u64>,
-    /// The limit of locked memory. `None` means no limit.
+    /// The limit on locked memory. `None` means no limit.
     pub locked_memory_bytes: Option<u64>,
 }
 

@@ -32,7 +32,7 @@ pub fn run(data: &Path) -> Result<(), Stop> {
     let outcome = compaction.outcome();
     let segments = outcome.segments - outcome.segments_replaced + outcome.segments_written;
     output.line(format_args!(
-        "{} of {} are now {} of {}",
+        "compacted {} ({}) to {} ({})",
         text::count(outcome.segments, "segment"),
         text::bytes(outcome.bytes),
         text::count(segments, "segment"),

@@ -69,7 +69,7 @@ pub fn skip_sent(spans: &mut Spans, mut bytes: usize) {
         bytes -= skipped;
         span.start < span.end
     });
-    assert_eq!(bytes, 0, "a send carries no more than it was given");
+    assert_eq!(bytes, 0, "a send carries no more bytes than it was passed");
 }
 
 /// The number of size classes. The largest chunks of a class are almost twice as large as the

@@ -141,7 +141,7 @@ impl Window {
         while let Some(piece) = pieces.next() {
             assert!(
                 piece.end() > self.start,
-                "a piece that all have passed is gone"
+                "a piece that every cursor has passed is freed"
             );
             let next = pieces.peek().map_or(self.end, |next| next.start);
             assert_eq!(piece.end(), next, "pieces follow each other");
@@ -367,7 +367,7 @@ impl Window {
             }
             self.capacity_bytes -= piece.chunk.capacity();
             pool.window_bytes -= piece.chunk.capacity();
-            let piece = self.pieces.pop_front().expect("it was just there");
+            let piece = self.pieces.pop_front().expect("it was just checked");
             pool.chunks.give(piece.chunk);
         }
         if self

@@ -31,7 +31,7 @@ impl Shard {
         let outcome = self.snapshots.request_again(room_id, room, kind);
         outcome.map_err(|_| {
             self.counters.refused_snapshot_bytes += 1;
-            let why = "the states being sent use all the memory reserved for them, try again later";
+            let why = "the memory reserved for sending states is used up, try again later";
             Answer::unavailable(why, RETRY_AFTER_S)
         })
     }

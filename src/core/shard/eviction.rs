@@ -80,7 +80,7 @@ impl Shard {
         }
         while !self.budget.is_relieved() {
             let next = self.budget.next_to_evict();
-            let slot = next.expect("what is charged belongs to a session that may be evicted");
+            let slot = next.expect("only sessions that can be evicted are charged");
             let (id, _) = self.sessions.at(slot);
             self.evict(id, clock);
             self.budget.sweep_all();

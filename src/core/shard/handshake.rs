@@ -129,7 +129,7 @@ impl Shard {
         }
         if self.log.health() == Health::Recovering {
             let percent = self.peer_status.recovered_percent;
-            let text = format!("the log is being read: {percent} %");
+            let text = format!("the log is being read: {percent}%");
             return Answer::health(false, head_only, &text);
         }
         let ready = self.peer_status.ready && self.log.is_serving();
@@ -152,7 +152,7 @@ impl Shard {
             && !self.is_allowed(origin)
         {
             return Err(Answer::forbidden(
-                "pages of this origin may not connect (--allow-origin)",
+                "pages from this origin may not connect (--allow-origin)",
             ));
         }
         let needs_subject = self.connection_log.is_some() || request.version == ProtocolVersion::V2;
@@ -212,7 +212,7 @@ impl Shard {
         let session = &mut self.sessions[id];
         if session.over_limit {
             return Err(Answer::unavailable(
-                "the server is at its limit of connections, try again later",
+                "the server is at its connection limit, try again later",
                 RETRY_AFTER_S,
             ));
         }
@@ -327,7 +327,7 @@ impl Shard {
             return None;
         }
         self.counters.refused_members += 1;
-        let why = "the workspace is at its limit of connections, try again later";
+        let why = "the workspace is at its connection limit, try again later";
         Some(Answer::unavailable(why, RETRY_AFTER_S))
     }
 

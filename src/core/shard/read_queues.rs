@@ -77,7 +77,7 @@ impl ReadQueues {
     pub fn pop_held(&mut self) -> SessionId {
         self.held
             .pop_front()
-            .expect("a round tries no more sessions than wait")
+            .expect("a round tries no more sessions than are waiting")
     }
 
     /// Keeps a session waiting that was retried in this round.

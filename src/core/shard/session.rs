@@ -354,7 +354,7 @@ impl Session {
         let is_in_flight = self.sending || self.receiving;
         assert!(
             !self.is_gone() || !is_in_flight,
-            "what is over has nothing in flight"
+            "an ended session has nothing in flight"
         );
     }
 

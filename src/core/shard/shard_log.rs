@@ -411,10 +411,13 @@ impl ShardLog {
             let visible = self.commit.visible_position();
             assert!(
                 self.visible_position <= visible,
-                "no op is shown before its time"
+                "no op is visible before the commit allows it"
             );
         } else {
-            assert!(self.senders.is_empty(), "no sender is kept of what is lost");
+            assert!(
+                self.senders.is_empty(),
+                "the senders of lost ops are dropped"
+            );
         }
     }
 

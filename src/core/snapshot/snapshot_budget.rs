@@ -116,7 +116,7 @@ impl SnapshotBudget {
         self.chunks.invariants();
         assert_eq!(
             self.pending_bytes, pending_bytes,
-            "the sum over what is being encoded"
+            "the sum over the states being encoded"
         );
         let most = self.bytes_max.max(self.excepted_bytes);
         assert!(

@@ -410,7 +410,7 @@ impl Snapshots {
                 "a room is queued once for each of its encodings"
             );
             for encoder in &held.encoders {
-                assert!(!encoder.is_done(), "what is encoded is taken out");
+                assert!(!encoder.is_done(), "a finished encoder is removed");
                 pending_bytes += encoder.pending_bytes();
             }
         }

@@ -60,7 +60,7 @@ impl Replay {
         }
     }
 
-    /// Adds an op, in any order.
+    /// Adds an op. Ops may be added in any order.
     pub fn visit(&mut self, op: &LoggedOp<'_>) {
         if let Change::Generation { .. } = op.change {
             // It concerns the shard, not a workspace.

@@ -47,7 +47,7 @@ pub fn probe() -> io::Result<()> {
     }
 }
 
-/// Returns the number of bytes that the rings of `shards` shards count against the limit of locked
+/// Returns the number of bytes that the rings of `shards` shards count against the limit on locked
 /// memory (`ulimit -l`) on this kernel version, or `None` if that version does not count them.
 #[must_use]
 pub fn locked_bytes(kernel: (u32, u32), shards: u32) -> Option<u64> {

@@ -167,7 +167,7 @@ impl Guard {
             it_value: at(RESUBMIT_US.cast_signed() * 1000),
         };
         timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once)
-            .expect("a legal time for a timer");
+            .expect("a valid time for a timer");
         if self.timer.poll_read_ready(context).is_ready() {
             context.waker().wake_by_ref();
         }

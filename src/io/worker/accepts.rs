@@ -42,8 +42,8 @@ impl Worker {
                     self.next_accept_warning_us = clock.now_us + ACCEPT_WARNING_US;
                     tracing::warn!(
                         shard = self.number,
-                        "accepting is paused: {error}; raise the limit of open files (ulimit -n), \
-                         or lower --max-connections"
+                        "accepting connections is paused: {error}; raise the limit on open files \
+                         (ulimit -n), or lower --max-connections"
                     );
                 }
                 self.accepts_paused_until_us = Some(clock.now_us + ACCEPT_PAUSE_US);
@@ -100,8 +100,8 @@ impl Worker {
         if missed_us >= ABSENCE_WARNING_US {
             tracing::warn!(
                 shard = self.number,
-                "the shard was stopped, or had no core, for {:.1} s: the deadlines of its clients \
-                 are extended by that time",
+                "the shard was suspended or got no CPU time for {:.1} s: the deadlines of its \
+                 clients are extended by that time",
                 Duration::from_micros(missed_us).as_secs_f64()
             );
         }

@@ -128,7 +128,7 @@ fn a_meta_file_that_does_not_fit_is_told() {
         ),
         (
             "{\"format_version\":0}",
-            "is damaged (format_version is 0, which does not exist)",
+            "is damaged (format_version is 0, which is not a known version)",
         ),
         (
             "{\"format_version\":1}",
@@ -140,11 +140,11 @@ fn a_meta_file_that_does_not_fit_is_told() {
         ),
         (
             "{\"format_version\":2}",
-            "is from a newer format (2; this server reads 1): start the newer server",
+            "has a newer format (2; this server reads 1): start the newer server",
         ),
         (
             "{\"format_version\":3,\"epoch\":[1]}",
-            "is from a newer format (3; this server reads 1)",
+            "has a newer format (3; this server reads 1)",
         ),
     ];
     let root = tempdir().unwrap();

@@ -160,7 +160,7 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
         for found in candidates {
             let index_before = single.last().map_or(0, |last| last.header.index);
             if found.header.index == index_before {
-                self.set_aside(&found.path, "another file was kept in its place");
+                self.set_aside(&found.path, "another file with the same index was kept");
             } else if found.header.index - index_before > u64::from(u32::MAX) {
                 self.set_aside(&found.path, "its index is far beyond all others");
             } else {

@@ -112,7 +112,7 @@ impl DirectoryScan {
                     self.set_aside(&entry.path, "it belongs to another data directory");
                 }
                 Ok(header) if !(1..u64::MAX).contains(&header.index) => {
-                    let what = format!("its index {} is not a valid one", header.index);
+                    let what = format!("its index {} is invalid", header.index);
                     self.set_aside(&entry.path, what);
                 }
                 Ok(header) => self.add(data, entry.path, header, entry.file_bytes, false),
@@ -126,7 +126,7 @@ impl DirectoryScan {
             if let Some(header) = place.and_then(|place| recover::restore_header(&bytes, place)) {
                 self.add(data, entry.path, header, entry.file_bytes, true);
             } else {
-                let what = format!("{error}, and no batch in it says which segment it was");
+                let what = format!("{error}, and no batch in it identifies the segment");
                 self.set_aside(&entry.path, what);
             }
         }

@@ -490,10 +490,10 @@ fn what_is_no_segment_of_this_log_is_set_aside() {
         .map(|stray| stray.what.as_str())
         .collect();
     let expected = [
-        "another file was kept in its place",
+        "another file with the same index was kept",
         "it belongs to another data directory",
         "it is a folder",
-        "it is too short to hold a segment header, and no batch in it says which segment it was",
+        "it is too short to hold a segment header, and no batch in it identifies the segment",
     ];
     assert_eq!(told, BTreeSet::from(expected));
     drop(plan);

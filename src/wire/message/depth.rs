@@ -5,8 +5,8 @@ use std::fmt;
 
 use crate::limits::VALUE_DEPTH_MAX;
 
-/// The maximum depth of a message, in which the message itself and its payload each add one level
-/// around the value.
+/// The maximum depth of a message: the message itself and its payload each add one level around the
+/// value.
 pub(super) const DEPTH_MAX: usize = VALUE_DEPTH_MAX + 2;
 /// The maximum length of a reported name. Longer names are truncated.
 const NAME_BYTES_MAX: usize = 48;

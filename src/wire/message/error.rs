@@ -5,7 +5,7 @@ use crate::limits::{KEY_BYTES_MAX, TIMESTAMP_MAX_US};
 
 /// The reason why a text is not a valid message.
 ///
-/// Its text is sent to the client: it names the field and says what the field must be.
+/// The error's text is sent to the client. It names the field and says what the field must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum MessageError {
     /// The text is not JSON that simd-json accepts.

@@ -22,7 +22,7 @@ pub enum Message<'a> {
 pub struct Op<'a> {
     /// The key, unescaped: 1 to [`KEY_BYTES_MAX`] bytes.
     pub key: &'a str,
-    /// The JSON text of the value, byte for byte as sent, without the white space around it.
+    /// The JSON text of the value, byte for byte as sent, without surrounding white space.
     pub value: &'a str,
     /// The timestamp in Unix microseconds, at most [`TIMESTAMP_MAX_US`].
     pub timestamp: u64,
@@ -156,7 +156,7 @@ mod tests {
             })
         });
         assert_eq!(parser.parse(text), expected, "{text}");
-        // Nothing is carried over in the buffers from one message to the next.
+        // The buffers carry nothing over from one message to the next.
         let _ = parser
             .parse(r#"{"type":"op","payload":{"key":"\u0041","value":[1,[2]],"timestamp":1}}"#);
         assert_eq!(parser.parse(text), expected, "{text}, again");

@@ -3,6 +3,7 @@
 //! in advance and without allocating.
 
 mod client;
+mod parse;
 mod presence;
 mod refused;
 mod server;

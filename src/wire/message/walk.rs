@@ -1,6 +1,6 @@
 //! Parsing a message with simd-json, and a cursor over its fields.
 //!
-//! simd-json's first stage yields the byte offset of every structural character, and its second
+//! simd-json's first stage yields the byte offsets of all structural characters, and its second
 //! stage the tape of unescaped nodes. A [`Walk`] goes through both in lockstep, so it has a field's
 //! node and also its text as it was sent.
 
@@ -13,7 +13,7 @@ use crate::limits::TIMESTAMP_MAX_US;
 /// A parser of messages. Each shard has one, and reuses its buffers for every message.
 pub struct Parser {
     buffers: Buffers,
-    // Empty between two calls, so that no node outlives the text that it points into.
+    // Always empty between calls, so that no node outlives the text that it points into.
     tape: Vec<Node<'static>>,
     scratch: Vec<u8>,
 }
@@ -50,7 +50,8 @@ impl Parser {
             tape,
             scratch,
         } = self;
-        // simd-json unescapes strings in place, but the value is needed as sent, so it gets a copy.
+        // simd-json unescapes strings in place, but the value is needed as sent, so it is given a
+        // copy.
         scratch.clear();
         scratch.extend_from_slice(text.as_bytes());
         scratch.resize(text.len() + INPUT_PADDING, b' ');
@@ -104,7 +105,7 @@ impl<'a> Walk<'a, '_> {
         Some(len)
     }
 
-    /// Reads a field's unescaped name and steps to its value.
+    /// Returns a field's unescaped name and steps to its value.
     pub fn name(&mut self) -> &'a str {
         let Node::String(name) = self.nodes[self.node] else {
             unreachable!("the tape holds a string before each value of an object");

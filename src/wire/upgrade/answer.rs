@@ -1,4 +1,4 @@
-//! The HTTP answers that end a connection (P2, P3).
+//! The HTTP responses that end a connection (P2, P3).
 
 use std::borrow::Cow;
 use std::fmt::Write as _;

@@ -39,7 +39,7 @@ impl<'a> Head<'a> {
     }
 
     /// Returns the tokens of all `Authorization` fields (RFC 6750 section 2.1). Bytes that are not
-    /// UTF-8 are replaced, because no validly signed token contains any.
+    /// UTF-8 are replaced; no validly signed token contains any.
     pub fn bearer_tokens(&self) -> impl Iterator<Item = String> {
         self.values("authorization").filter_map(|value| {
             let (scheme, token) = value.split_at_checked("Bearer ".len())?;

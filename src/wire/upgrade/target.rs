@@ -83,7 +83,8 @@ pub(super) fn parameter(query: &str, name: &'static str) -> impl Iterator<Item =
 
 /// Returns all `token` parameters that are not empty.
 ///
-/// A token that cannot be decoded is not an error here: it is answered with 401, not 400.
+/// A token that cannot be decoded is not an error here, because it must be answered with 401, not
+/// 400.
 pub(super) fn query_tokens(query: &str) -> impl Iterator<Item = String> {
     parameter(query, "token").filter(|token| !token.is_empty())
 }

@@ -227,16 +227,29 @@ fn bearer_tokens() {
     }
 }
 
-/// P21, P100 to P107.
-#[test]
-fn offers() {
-    let offer = "Sec-WebSocket-Protocol: etherply.v2, bearer.a.b.c";
-    let named = |version: ProtocolVersion, token: Option<&str>| SyncRequest {
+/// Checks a request for the workspace `a` with this query and these fields.
+fn check_offer(query: &str, fields: &[&str], expected: Result<SyncRequest, u16>) {
+    let all = [&FIELDS, fields].concat();
+    let head = head(&format!("GET /v1/sync/a?{query} HTTP/1.1"), &all);
+    let expected = expected.map(Request::Sync);
+    check(&head, expected.as_ref().map_err(|status| *status));
+}
+
+/// Returns a request for the workspace `a` in a version that was asked for by name.
+fn named(version: ProtocolVersion, token: Option<&str>) -> SyncRequest {
+    SyncRequest {
         version,
         subprotocol: Some(version.subprotocol()),
         ..sync_request_of("a", token)
-    };
-    let (v1, v2) = (ProtocolVersion::V1, ProtocolVersion::V2);
+    }
+}
+
+const OTHER_TOKEN: &str = "Authorization: Bearer other";
+
+/// P100 to P107.
+#[test]
+fn offers_of_version_2() {
+    let offer = "Sec-WebSocket-Protocol: etherply.v2, bearer.a.b.c";
     let whole = SyncRequest {
         resume: Some(ResumePoint {
             since: Seq::new(7),
@@ -244,68 +257,51 @@ fn offers() {
         }),
         has_presence: true,
         replaces: Some(3),
-        ..named(v2, Some("a.b.c"))
+        ..named(ProtocolVersion::V2, Some("a.b.c"))
     };
     let resume = "since=7&generation=0000000000009f2c&presence=1&replaces=3";
-    let other = "Authorization: Bearer other";
-    let unnamed = |token: Option<&str>| Ok(sync_request_of("a", token));
-    for (query, fields, expected) in [
-        ("", &[offer][..], Ok(named(v2, Some("a.b.c")))),
-        (resume, &[offer], Ok(whole)),
-        ("since=7", &[offer], Err(400)),
-        ("presence=2", &[offer], Err(400)),
-        ("token=x", &[offer], Err(400)),
-        ("", &[offer, other], Err(400)),
-        // Version 1 knows no parameters but `token` and `userId`, under its name or not.
-        (
-            resume,
-            &["Sec-WebSocket-Protocol: etherply.v1"],
-            Ok(named(v1, None)),
-        ),
-        (
-            "since=x&presence=2",
-            &["Sec-WebSocket-Protocol: etherply.v1"],
-            Ok(named(v1, None)),
-        ),
-        ("since=x&presence=2", &[], unnamed(None)),
-        (
-            "token=x",
-            &["Sec-WebSocket-Protocol: etherply.v1", other],
-            Err(400),
-        ),
-        // A client that offers no name of ours is one of version 1, as it always was.
-        ("token=x", &[other], unnamed(Some("x"))),
+    let plain = named(ProtocolVersion::V2, Some("a.b.c"));
+    check_offer("", &[offer], Ok(plain.clone()));
+    check_offer("token=a.b.c", &[offer], Ok(plain));
+    check_offer(resume, &[offer], Ok(whole));
+    for query in ["since=7", "presence=2", "replaces=-", "token=x"] {
+        check_offer(query, &[offer], Err(400));
+    }
+    check_offer("", &[offer, OTHER_TOKEN], Err(400));
+}
+
+/// P21, P101 to P103.
+#[test]
+fn offers_of_version_1() {
+    // Version 1 knows no parameters but `token` and `userId`, under its name or not.
+    let later = "since=x&presence=2&replaces=y";
+    let v1 = "Sec-WebSocket-Protocol: etherply.v1";
+    check_offer(later, &[v1], Ok(named(ProtocolVersion::V1, None)));
+    check_offer("token=x", &[v1, OTHER_TOKEN], Err(400));
+    check_offer("token=other", &[v1, OTHER_TOKEN], {
+        Ok(named(ProtocolVersion::V1, Some("other")))
+    });
+    // A client that offers neither name is one of version 1, as it always was.
+    for (query, fields, token) in [
+        (later, &[][..], None),
+        ("token=x", &[OTHER_TOKEN], Some("x")),
         (
             "token=x&token=y",
             &["Sec-WebSocket-Protocol: chat"],
-            unnamed(Some("x")),
+            Some("x"),
         ),
-        (
-            "token=x",
-            &["Sec-WebSocket-Protocol: bearer.y"],
-            unnamed(Some("x")),
-        ),
-        ("", &["Sec-WebSocket-Protocol: bearer.y"], unnamed(None)),
+        ("token=x", &["Sec-WebSocket-Protocol: bearer.y"], Some("x")),
+        ("", &["Sec-WebSocket-Protocol: bearer.y"], None),
         (
             "",
-            &["Sec-WebSocket-Protocol: a b,\x01,\"", other],
-            Err(400),
-        ),
-        (
-            "",
-            &["Sec-WebSocket-Protocol: a b,(,\"", other],
-            unnamed(Some("other")),
+            &["Sec-WebSocket-Protocol: a b,(,\"", OTHER_TOKEN],
+            Some("other"),
         ),
     ] {
-        let all = [&FIELDS, fields].concat();
-        check(
-            &head(&format!("GET /v1/sync/a?{query} HTTP/1.1"), &all),
-            expected
-                .map(Request::Sync)
-                .as_ref()
-                .map_err(|status| *status),
-        );
+        check_offer(query, fields, Ok(sync_request_of("a", token)));
     }
+    let control = "Sec-WebSocket-Protocol: a,\x01";
+    check_offer("", &[control], Err(400));
 }
 
 /// P4 to P7.

@@ -43,7 +43,11 @@ impl Scene {
             raw.send(head.as_bytes()).await;
             scene.knocking.push(raw);
         }
-        let words = ["accepting is paused", "Too many open files", "ulimit -n"];
+        let words = [
+            "accepting connections is paused",
+            "Too many open files",
+            "ulimit -n",
+        ];
         scene.server.log_line(&words).await;
         scene
     }
@@ -103,7 +107,11 @@ async fn a_pause_that_lasts_is_warned_of_now_and_then_and_not_at_every_try() {
             break;
         }
     }
-    let warnings = scene.server.log().matches("accepting is paused").count() as u64;
+    let warnings = scene
+        .server
+        .log()
+        .matches("accepting connections is paused")
+        .count() as u64;
     let most = 1 + begun.elapsed().as_secs() / 10;
     assert!((1..=most).contains(&warnings), "{}", scene.server.log());
 }
@@ -148,7 +156,7 @@ async fn a_server_that_starts_with_a_low_limit_refuses_with_503_before_it_is_rea
         "{open} of 200 files are open, and no more are let in"
     );
     assert!(
-        !server.log().contains("accepting is paused"),
+        !server.log().contains("accepting connections is paused"),
         "{}",
         server.log()
     );

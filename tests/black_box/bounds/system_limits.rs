@@ -85,7 +85,7 @@ async fn where_the_rings_may_lock_too_little_the_start_and_the_doctor_name_the_l
     };
     assert_eq!(verdicts, ["\"fail\"", "\"fail\""], "{text}");
     for word in [
-        "of the rings of 4 shards",
+        "the rings of 4 shards",
         "256.00 KiB",
         "ulimit -l",
         "--shards",
@@ -131,7 +131,7 @@ async fn a_thread_that_cannot_be_started_ends_the_start_with_the_limit_and_the_r
         };
         let refused = setup.shards(shards).run().await;
         let line = refused.expect_refusal();
-        let limit = format!("may have {limit} processes and threads");
+        let limit = format!("may run {limit} processes and threads");
         for word in [
             "the thread etherply-",
             &limit,
@@ -212,7 +212,7 @@ async fn a_server_whose_stdout_cannot_be_written_says_so_once_and_serves() {
     for setup in [Setup::new().prepared("exec >/dev/full"), closed] {
         let mut server: Server = setup.start_reading().await;
         server.until_ready_is(200).await;
-        server.log_line(&["WARN", "stdout cannot be written"]).await;
+        server.log_line(&["WARN", "cannot write to stdout"]).await;
         let mut writer = Client::connect(&server, "room").await;
         let mut witness = Client::connect(&server, "room").await;
         let op = writer.write("k", json!(1)).await;

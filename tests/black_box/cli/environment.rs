@@ -10,7 +10,10 @@ use crate::support::token::{self, OTHER_SECRET, SECRET};
 fn expect_settings_accepted(outcome: &Outcome, what: &str) {
     assert_eq!(outcome.code, Some(1), "{what}: {outcome:?}");
     let line = outcome.expect_refusal();
-    assert!(line.contains("no secret for the tokens"), "{what}: {line}");
+    assert!(
+        line.contains("no secret to sign tokens with"),
+        "{what}: {line}"
+    );
 }
 
 /// Returns the variables that the help of `serve` lists for its flags.
@@ -146,7 +149,11 @@ async fn a_boolean_variable_accepts_what_people_write() {
             is_dev,
             "{value}: {said}"
         );
-        assert_eq!(said.contains("no secret for"), !is_dev, "{value}: {said}");
+        assert_eq!(
+            said.contains("no secret to sign"),
+            !is_dev,
+            "{value}: {said}"
+        );
     }
     for (value, status) in [("yes", 200), ("0", 404)] {
         let server = Setup::new().env("ETHERPLY_CONSOLE", value).start().await;
@@ -416,7 +423,7 @@ async fn a_disk_that_takes_nothing_is_told_by_what_is_wrong_with_it() {
         ("1m,nr_inodes=1", &["(df -h)", "(df -i)"][..]),
         // Directories on a tmpfs take no space, but a file does.
         ("4k", &["(df -h)", "(df -i)"]),
-        ("1m,ro", &["mount its file system for writing"]),
+        ("1m,ro", &["remount its file system read-write"]),
     ] {
         let Some(disk) = Mount::tmpfs(options) else {
             return;

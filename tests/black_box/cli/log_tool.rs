@@ -143,7 +143,10 @@ async fn stat_tells_the_greatest_workspaces_or_all() {
     assert_eq!((greatest.len(), greatest[0].as_str()), (20, "room 24"));
     assert_eq!(told(&["stat", "--json", "--all"]).await.len(), 25);
     let table = tool_output(server.data_dir(), &["stat"]).await;
-    assert!(table.ends_with("and 5 more: --all lists them\n"), "{table}");
+    assert!(
+        table.ends_with("and 5 more; use --all to list them\n"),
+        "{table}"
+    );
 }
 
 // ---- verify ----
@@ -154,7 +157,7 @@ async fn verify_finds_the_first_fault_with_its_file_and_offset() {
     let data_dir = server.data_dir();
     let told = tool_output(data_dir, &["verify"]).await;
     assert!(
-        told.starts_with("all is whole: 2 segments with 43 records in "),
+        told.starts_with("the log is intact: 2 segments with 43 records in "),
         "{told}"
     );
     let path = demo_segment(data_dir);
@@ -180,7 +183,7 @@ async fn a_torn_tail_is_told_and_is_no_fault() {
     files::append_to_log(&path, &[7; 11]);
     let told = tool_output(server.data_dir(), &["verify"]).await;
     let tail = format!(
-        "{} ends with 11 bytes of an unfinished batch at byte {}",
+        "{} ends with an unfinished batch (11 bytes from byte {})",
         path.display(),
         whole_len
     );
@@ -230,7 +233,7 @@ async fn records_beyond_the_end_of_a_segment_are_told_with_an_exit_code_of_their
         format!("{last_ops} records")
     };
     let line = format!(
-        "{} has {records} beyond its end at byte {end}, ",
+        "{} has {records} past its end at byte {end} (not served): ",
         path.display()
     );
     for command in [&["verify"][..], &["repair"]] {
@@ -238,7 +241,7 @@ async fn records_beyond_the_end_of_a_segment_are_told_with_an_exit_code_of_their
         assert_eq!(outcome.code, Some(3), "{outcome:?}");
         assert_eq!(outcome.stderr, "", "{outcome:?}");
         assert!(
-            outcome.stdout.contains("all is whole: 2 segments"),
+            outcome.stdout.contains("the log is intact: 2 segments"),
             "{outcome:?}"
         );
         assert!(outcome.stdout.contains(&line), "{line} in {outcome:?}");
@@ -462,7 +465,7 @@ async fn repair_keeps_what_is_whole_and_the_server_starts() {
         &format!("bytes {} to {} are lost", at - 29, at + 9),
         "workspace \"demo\": seq 1\n",
         "damaged-1",
-        "repaired\nall is whole: 2 segments with 42 records",
+        "repaired\nthe log is intact: 2 segments with 42 records",
     ] {
         assert!(told.contains(part), "{part} in\n{told}");
     }
@@ -473,7 +476,7 @@ async fn repair_keeps_what_is_whole_and_the_server_starts() {
     );
     tool_output(&data_dir, &["verify"]).await;
     let again = tool_output(&data_dir, &["repair"]).await;
-    assert!(again.starts_with("there is nothing to repair"), "{again}");
+    assert!(again.starts_with("nothing to repair"), "{again}");
 
     server.restart(2).await;
     let state = state_of(&server, "demo").await;
@@ -591,7 +594,7 @@ async fn repair_asks_on_a_terminal() {
     for answer in ["n", "", "never"] {
         let told = asked(answer).await;
         assert!(
-            told.contains("Go on? [y/N]") && told.contains("nothing was changed"),
+            told.contains("Continue? [y/N]") && told.contains("nothing was changed"),
             "{told}"
         );
         assert_eq!(contents(server.data_dir()), before);
@@ -643,10 +646,7 @@ async fn what_is_no_data_directory_is_left_alone() {
         ] {
             let outcome = tool(&path, command).await;
             let line = outcome.expect_refusal();
-            assert!(
-                line.contains("is not a data directory of a server"),
-                "{line}"
-            );
+            assert!(line.contains("is not a server's data directory"), "{line}");
             assert!(line.contains("--data-dir"), "{line}");
         }
     }

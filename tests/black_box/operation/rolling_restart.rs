@@ -137,7 +137,7 @@ async fn who_connects_while_the_log_is_read_waits_and_sighup_does_not_disturb_th
     // By this time, a server that was accepting would long since have read the handshake.
     server.log_line(&["reading the log"]).await;
     server.signal(Signal::HUP);
-    server.log_line(&["SIGHUP changes nothing"]).await;
+    server.log_line(&["SIGHUP has no effect"]).await;
     std::fs::write(&gate, "").expect("the folder can be written");
     server.until_it_listens().await;
     assert_eq!(knock.answer().await.status, 101);

@@ -100,7 +100,7 @@ async fn secrets_are_rotated_under_live_connections_and_the_one_before_is_taken_
 
     files.write("previous", SECRET);
     files.write("current", &format!("{OTHER_SECRET}\n"));
-    let line = reload(&server, &["the secrets were read again"]).await;
+    let line = reload(&server, &["the secrets were reread"]).await;
     assert!(line.contains("current=\"new\""), "{line}");
     assert!(line.contains("previous=\"new\""), "{line}");
     until_statuses_are(
@@ -110,8 +110,8 @@ async fn secrets_are_rotated_under_live_connections_and_the_one_before_is_taken_
     .await;
 
     files.remove("previous");
-    let line = reload(&server, &["the secrets were read again"]).await;
-    assert!(line.contains("current=\"as before\""), "{line}");
+    let line = reload(&server, &["the secrets were reread"]).await;
+    assert!(line.contains("current=\"unchanged\""), "{line}");
     assert!(line.contains("previous=\"none\""), "{line}");
     until_statuses_are(
         &server,
@@ -173,7 +173,7 @@ async fn a_bad_file_changes_nothing_and_one_line_names_it() {
         break_it(&files);
         let path = files.path(name).display().to_string();
         let before = server.log().lines().count();
-        reload(&server, &["ERROR", "the secrets stay as they were", &path]).await;
+        reload(&server, &["ERROR", "the secrets are unchanged", &path]).await;
         assert_eq!(server.log().lines().count(), before + 1, "{}", server.log());
         until_statuses_are(
             &server,
@@ -185,7 +185,7 @@ async fn a_bad_file_changes_nothing_and_one_line_names_it() {
         }
     }
     std::fs::remove_dir(files.path("previous")).expect("the folder is empty");
-    reload(&server, &["the secrets were read again"]).await;
+    reload(&server, &["the secrets were reread"]).await;
     until_statuses_are(
         &server,
         [(SECRET, 401), (OTHER_SECRET, 401), (THIRD_SECRET, 101)],
@@ -199,7 +199,7 @@ async fn a_bad_file_changes_nothing_and_one_line_names_it() {
 async fn without_files_sighup_says_that_the_environment_cannot_change_and_the_server_goes_on() {
     let mut server = Server::start().await;
     for _ in 0..2 {
-        let line = reload(&server, &["SIGHUP changes nothing", "environment"]).await;
+        let line = reload(&server, &["SIGHUP has no effect", "environment"]).await;
         assert!(line.contains("--jwt-secret-file"), "{line}");
     }
     until_statuses_are(
@@ -222,7 +222,7 @@ async fn a_secret_of_the_environment_stays_beside_a_file_that_changes() {
     files.write("previous", THIRD_SECRET);
     reload(
         &server,
-        &["the secrets were read again", "did not come from a file"],
+        &["the secrets were reread", "did not come from a file"],
     )
     .await;
     until_statuses_are(

@@ -104,7 +104,7 @@ impl Scene {
             &path,
             "was deleted",
             "backup",
-            "start it again",
+            "start the server again",
         ];
         server.log_line(&words).await;
     }
@@ -278,7 +278,7 @@ const HARMS: &[Harm] = &[
         what: "the data directory is moved away",
         apply: |data_dir| rename(data_dir, &aside(data_dir)),
         undo: Some(|data_dir| rename(&aside(data_dir), data_dir)),
-        words: &["was deleted or moved away", "move the data directory back"],
+        words: &["was deleted or moved", "move the data directory back"],
     },
     Harm {
         what: "the data directory is moved away and made anew",
@@ -290,13 +290,13 @@ const HARMS: &[Harm] = &[
             std::fs::remove_dir(data_dir).expect("the server puts nothing in there");
             rename(&aside(data_dir), data_dir);
         }),
-        words: &["was deleted or moved away", "move the data directory back"],
+        words: &["was deleted or moved", "move the data directory back"],
     },
     Harm {
         what: "the shard's folder is moved away",
         apply: |data_dir| rename(&data_dir.join(SHARD), &data_dir.join("aside")),
         undo: Some(|data_dir| rename(&data_dir.join("aside"), &data_dir.join(SHARD))),
-        words: &["was deleted or moved away", "move the data directory back"],
+        words: &["was deleted or moved", "move the data directory back"],
     },
     Harm {
         what: "the shard's folder is replaced by a copy",
@@ -307,7 +307,7 @@ const HARMS: &[Harm] = &[
             files::put_back(&shard, &image);
         },
         undo: None,
-        words: &["was deleted or moved away", "move the data directory back"],
+        words: &["was deleted or moved", "move the data directory back"],
     },
 ];
 

@@ -112,7 +112,7 @@ async fn a_stopped_server_closes_nobody_when_it_wakes() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     server
-        .log_line(&["WARN", "was stopped, or had no core"])
+        .log_line(&["WARN", "was suspended or got no CPU time"])
         .await;
 }
 

@@ -1,5 +1,5 @@
-//! Everything served without a WebSocket: the state and presence of a workspace, also to pages of
-//! other origins; the console and the client module.
+//! Everything served without a WebSocket: the state and presence of a workspace (to pages from
+//! other origins as well), the console, and the client module.
 
 use crate::support::client::{Client, Op};
 use crate::support::raw::{Answer, Raw};
@@ -350,7 +350,7 @@ async fn an_origin_with_the_default_port_is_the_one_that_browsers_send() {
 async fn an_origin_that_no_browser_sends_is_refused_at_the_start() {
     for (origin, reason) in [
         ("https://app.example/", "without a path"),
-        ("https://*.example", "no wildcards"),
+        ("https://*.example", "wildcards are not supported"),
         ("app.example", "a scheme"),
     ] {
         let outcome = Setup::new().args(&["--allow-origin", origin]).run().await;

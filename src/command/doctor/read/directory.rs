@@ -54,7 +54,7 @@ pub fn read(host: &HostFiles, path: &Path) -> Directory {
 fn fault(measured_in: &Path, error: &io::Error) -> String {
     if measured_in.is_dir() {
         let folder = measured_in.display();
-        format!("no file can be written and synced in {folder} ({error})")
+        format!("cannot write and sync a file in {folder} ({error})")
     } else {
         format!("{} is not a folder", measured_in.display())
     }

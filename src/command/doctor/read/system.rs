@@ -28,7 +28,7 @@ pub fn kernel(host: &HostFiles) -> Kernel {
     let capabilities = field("CapEff").and_then(|hex| u64::from_str_radix(hex, 16).ok());
     let has = |bit: u32| capabilities.is_some_and(|bits| bits >> bit & 1 == 1);
     Kernel {
-        // /proc/sys is not used, because a sandbox may hide it (ProcSubset= of systemd).
+        // /proc/sys is not used, because a sandbox may hide it (systemd's ProcSubset=).
         release: uname().release().to_string_lossy().into_owned(),
         io_uring_disabled: host.number("proc/sys/kernel/io_uring_disabled"),
         has_seccomp_filter: field("Seccomp") == Some(SECCOMP_FILTER),

@@ -277,7 +277,7 @@ fn a_full_workspace_admits_no_client_until_one_leaves() {
     assert_eq!(owner.seen(third), ["503", "gone"]);
     let text = String::from_utf8_lossy(&owner.peers[third].client.incoming).into_owned();
     assert!(
-        text.contains("the workspace is at its limit of connections"),
+        text.contains("the workspace is at its connection limit"),
         "{text}"
     );
     // A client that reads over HTTP is not a member.

@@ -1,4 +1,4 @@
-//! Checks of what the clients of the simulation receive, against the model.
+//! Checks what the simulated clients receive against the model.
 
 use std::collections::BTreeMap;
 

@@ -38,7 +38,7 @@ fn a_request_is_answered_by_the_state_of_the_server() {
         (&healthz, &as_it_is, false, "200", "ok"),
         (&readyz, &as_it_is, false, "200", "ready"),
         (&readyz, &as_it_is, true, "200", "ready"),
-        (&join, &as_it_is, true, "503", "at its limit of connections"),
+        (&join, &as_it_is, true, "503", "at its connection limit"),
         (&readyz, &others_fail, false, "503", "cannot write its log"),
         (&healthz, &others_fail, false, "200", "ok"),
         (&join, &others_fail, false, "101", ""),

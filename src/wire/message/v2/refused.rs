@@ -2,7 +2,7 @@
 //!
 //! A text may be JSON and yet be refused: for a number out of range, for half of a surrogate pair
 //! (which JavaScript writes for a string that was cut inside a character), or for its nesting. The
-//! error for such a message should name it all the same (P112). Only serde_json, which skips
+//! error for such a message should name it all the same (P112). Only `serde_json`, which skips
 //! values without looking into them, can find its id then. This second pass runs only for refused
 //! messages, so that it costs other messages nothing.
 

@@ -194,8 +194,16 @@ impl Welcome<'_> {
 fn write_generation(sink: &mut dyn JsonSink, generation: Generation) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut text = [0; 16];
-    for (shift, digit) in (0..64).step_by(4).rev().zip(&mut text) {
-        *digit = DIGITS[(generation.get() >> shift) as usize & 15];
+    for (byte, pair) in generation
+        .get()
+        .to_be_bytes()
+        .iter()
+        .zip(text.as_chunks_mut().0)
+    {
+        *pair = [
+            DIGITS[usize::from(byte >> 4)],
+            DIGITS[usize::from(byte & 15)],
+        ];
     }
     sink.text(str::from_utf8(&text).expect("hex digits are ASCII"));
 }

@@ -57,7 +57,7 @@ fn ops() {
         let seq = seq.map(Seq::new);
         let frame_bytes = op_frame_bytes(key, value, timestamp, seq);
         check(expected, Some(frame_bytes), |out| {
-            put_op(out, key, value, timestamp, seq)
+            put_op(out, key, value, timestamp, seq);
         });
     }
 }
@@ -87,7 +87,7 @@ fn welcomes() {
         r#""ops_per_second":null}}}"#,
     );
     check(expected, Some(welcome.frame_bytes()), |out| {
-        welcome.put(out)
+        welcome.put(out);
     });
 
     let unlimited = Welcome {
@@ -108,7 +108,7 @@ fn welcomes() {
         .replace("67108864", "null")
         .replace("second\":null", "second\":50");
     check(&unlimited_text, Some(unlimited.frame_bytes()), |out| {
-        unlimited.put(out)
+        unlimited.put(out);
     });
 
     for (reason, text) in [
@@ -125,12 +125,12 @@ fn welcomes() {
         let welcome = Welcome { reason, ..welcome };
         let expected = expected.replace(r#""state":"full","why":"first""#, text);
         check(&expected, Some(welcome.frame_bytes()), |out| {
-            welcome.put(out)
+            welcome.put(out);
         });
     }
 }
 
-/// P113, P134, P150, P180, P182.
+/// P134, P150, P180, P182.
 #[test]
 fn answers() {
     check(r#"{"type":"synced","payload":{},"seq":812}"#, None, |out| {
@@ -144,7 +144,7 @@ fn answers() {
         },
     );
     check(r#"{"type":"saved","payload":{"id":41}}"#, None, |out| {
-        put_saved(out, 41, None)
+        put_saved(out, 41, None);
     });
     check(
         r#"{"type":"pong","id":3,"payload":{"time":17}}"#,
@@ -154,7 +154,7 @@ fn answers() {
         },
     );
     check(r#"{"type":"pong","payload":{"time":17}}"#, None, |out| {
-        put_pong(out, 17, None)
+        put_pong(out, 17, None);
     });
     check(
         r#"{"type":"token","payload":{"expires":1700000000}}"#,
@@ -168,30 +168,21 @@ fn answers() {
         None,
         |out| put_token(out, None),
     );
-    for (id, key, expected) in [
-        (
-            Some(40),
-            Some("k\""),
-            r#"{"type":"error","id":40,"payload":{"code":413,"message":"full: \"x\"","key":"k\""}}"#,
-        ),
-        (
-            Some(40),
-            None,
-            r#"{"type":"error","id":40,"payload":{"code":413,"message":"full: \"x\""}}"#,
-        ),
-        (
-            None,
-            Some("k"),
-            r#"{"type":"error","payload":{"code":413,"message":"full: \"x\"","key":"k"}}"#,
-        ),
-        (
-            None,
-            None,
-            r#"{"type":"error","payload":{"code":413,"message":"full: \"x\""}}"#,
-        ),
+}
+
+/// P112, P113.
+#[test]
+fn errors() {
+    for (id, key, id_text, key_text) in [
+        (Some(40), Some("k\""), r#","id":40"#, r#","key":"k\"""#),
+        (Some(40), None, r#","id":40"#, ""),
+        (None, Some("k"), "", r#","key":"k""#),
+        (None, None, "", ""),
     ] {
+        let payload = format!(r#"{{"code":413,"message":"full: \"x\""{key_text}}}"#);
+        let expected = format!(r#"{{"type":"error"{id_text},"payload":{payload}}}"#);
         let frame_bytes = error_frame_bytes(413, "full: \"x\"", id, key);
-        check(expected, Some(frame_bytes), |out| {
+        check(&expected, Some(frame_bytes), |out| {
             put_error(out, 413, "full: \"x\"", id, key);
         });
     }
@@ -199,17 +190,16 @@ fn answers() {
 
 #[test]
 fn the_longest_message_of_numbers_is_short() {
-    let all: [&dyn Fn(&mut Vec<u8>); 4] = [
-        &|out| put_synced(out, Seq::new(u64::MAX)),
-        &|out| put_saved(out, u64::MAX, Some(Seq::new(u64::MAX))),
-        &|out| put_pong(out, u64::MAX, Some(u64::MAX)),
-        &|out| put_token(out, Some(u64::MAX)),
-    ];
-    for put in all {
+    let check_longest = |put: &dyn Fn(&mut Vec<u8>)| {
         let mut out = Vec::new();
         put(&mut out);
         assert!(out.len() <= SHORT_FRAME_BYTES_MAX, "{}", out.len());
-    }
+    };
+    let longest = Seq::new(u64::MAX);
+    check_longest(&|out| put_synced(out, longest));
+    check_longest(&|out| put_saved(out, u64::MAX, Some(longest)));
+    check_longest(&|out| put_pong(out, u64::MAX, Some(u64::MAX)));
+    check_longest(&|out| put_token(out, Some(u64::MAX)));
 }
 
 /// P167.
@@ -227,7 +217,7 @@ fn casts() {
     ] {
         let frame_bytes = cast_frame_bytes(7, user, "[ 1]");
         check(expected, Some(frame_bytes), |out| {
-            put_cast(out, 7, user, "[ 1]")
+            put_cast(out, 7, user, "[ 1]");
         });
     }
 }

@@ -1,4 +1,4 @@
-//! State chunks: golden frames, and any chunk against serde_json.
+//! State chunks: golden frames, and any chunk against `serde_json`.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};

@@ -26,7 +26,7 @@ fn check(
             (id, expected),
             "{text}, round {round}"
         );
-        // Nothing is carried over in the buffers from one message to the next.
+        // The buffers carry nothing over from one message to the next.
         let other = r#"{"id":9,"type":"op","payload":{"key":"\u0041","value":[1,[2]]}}"#;
         let _ = parser.parse_v2(other);
     }
@@ -53,7 +53,7 @@ fn op_text(members: &str) -> String {
     format!(r#"{{"type":"op","id":5,"payload":{{{members}}}}}"#)
 }
 
-/// P115, P116, P118, P119.
+/// P115, P116, P118 to P120.
 #[test]
 fn good_ops() {
     let conditional = |op, if_timestamp| ClientOp {
@@ -106,172 +106,123 @@ fn good_ops() {
     check(&latest, Some(5), Ok(ClientMessage::Op(expected)));
 }
 
-/// P115, P117, P118, P119, P120.
+/// Checks that an op with the key `k` and these further members is refused with this error.
+fn check_refused(members: &str, error: ClientMessageError) {
+    let text = op_text(&format!(r#""key":"k",{members}"#).replace('T', &T.to_string()));
+    check(&text, Some(5), Err((Some("k"), error)));
+}
+
+/// P31, P113.
 #[test]
-fn the_error_of_a_bad_op_has_its_key_and_names_the_field() {
-    let common = |error| E::Common(error);
-    let twice = |path| E::Common(MessageError::Twice(path));
-    for (members, key, error) in [
-        ("", None, common(MessageError::Key)),
+fn bad_keys() {
+    let timestamp_missing = E::Common(MessageError::Timestamp);
+    let longest = "k".repeat(KEY_BYTES_MAX);
+    let too_long = format!("\"{longest}k\"");
+    for key in ["1", "null", "\"\"", &too_long] {
+        let text = op_text(&format!(r#""key":{key},"value":1,"timestamp":{T}"#));
+        check(&text, Some(5), Err((None, E::Common(MessageError::Key))));
+    }
+    check(
+        &op_text(""),
+        Some(5),
+        Err((None, E::Common(MessageError::Key))),
+    );
+    let twice = E::Common(MessageError::Twice("payload.key"));
+    check(
+        &op_text(r#""key":"k","key":"l","value":1"#),
+        Some(5),
+        Err((None, twice)),
+    );
+    let text = op_text(&format!(r#""key":"{longest}","value":1"#));
+    check(&text, Some(5), Err((Some(&longest), timestamp_missing)));
+    let text = op_text(r#""key":"\u00e9","value":1"#);
+    check(&text, Some(5), Err((Some("é"), timestamp_missing)));
+}
+
+/// P115, P119.
+#[test]
+fn bad_changes() {
+    for (members, error) in [
+        (r#""timestamp":T"#, E::ValueOrDeleted),
         (
-            r#""key":1,"value":1,"timestamp":T"#,
-            None,
-            common(MessageError::Key),
-        ),
-        (
-            r#""key":"","value":1,"timestamp":T"#,
-            None,
-            common(MessageError::Key),
-        ),
-        (r#""key":"k","timestamp":T"#, Some("k"), E::ValueOrDeleted),
-        (
-            r#""key":"k","value":1,"deleted":true,"timestamp":T"#,
-            Some("k"),
+            r#""value":1,"deleted":true,"timestamp":T"#,
             E::ValueOrDeleted,
         ),
+        (r#""value":1,"deleted":false,"timestamp":T"#, E::Deleted),
+        (r#""deleted":false,"timestamp":T"#, E::Deleted),
+        (r#""deleted":1,"timestamp":T"#, E::Deleted),
+        (r#""deleted":"true","timestamp":T"#, E::Deleted),
+        (r#""deleted":null,"timestamp":T"#, E::Deleted),
+        (r#""deleted":true,"timestamp":T,"ttl_ms":1"#, E::DeletedTtl),
+        (r#""value":1,"timestamp":T,"ttl_ms":0"#, E::Ttl),
+        (r#""value":1,"timestamp":T,"ttl_ms":315360000001"#, E::Ttl),
+        (r#""value":1,"timestamp":T,"ttl_ms":-1"#, E::Ttl),
+        (r#""value":1,"timestamp":T,"ttl_ms":1.0"#, E::Ttl),
+        (r#""value":1,"timestamp":T,"ttl_ms":null"#, E::Ttl),
+    ] {
+        check_refused(members, error);
+    }
+}
+
+/// P117, P118.
+#[test]
+fn bad_timestamps() {
+    let timestamp = E::Common(MessageError::Timestamp);
+    let range = E::Common(MessageError::TimestampRange);
+    for (members, error) in [
+        (r#""value":1"#, timestamp),
+        (r#""value":1,"timestamp":1e15"#, timestamp),
+        (r#""value":1,"timestamp":"T""#, timestamp),
+        (r#""value":1,"timestamp":-1"#, range),
+        (r#""value":1,"timestamp":9223372036854775808"#, range),
+        (r#""value":1,"timestamp":1700000000000"#, E::Milliseconds),
+        (r#""value":1,"timestamp":978307199999999"#, E::Milliseconds),
+        (r#""deleted":true,"timestamp":0"#, E::Milliseconds),
         (
-            r#""key":"k","value":1,"deleted":false,"timestamp":T"#,
-            Some("k"),
-            E::Deleted,
-        ),
-        (
-            r#""key":"k","deleted":1,"timestamp":T"#,
-            Some("k"),
-            E::Deleted,
-        ),
-        (
-            r#""key":"k","deleted":"true","timestamp":T"#,
-            Some("k"),
-            E::Deleted,
-        ),
-        (
-            r#""key":"k","deleted":null,"timestamp":T"#,
-            Some("k"),
-            E::Deleted,
-        ),
-        (
-            r#""key":"k","deleted":true,"timestamp":T,"ttl_ms":1"#,
-            Some("k"),
-            E::DeletedTtl,
-        ),
-        (
-            r#""key":"k","value":1,"timestamp":T,"ttl_ms":0"#,
-            Some("k"),
-            E::Ttl,
-        ),
-        (
-            r#""key":"k","value":1,"timestamp":T,"ttl_ms":315360000001"#,
-            Some("k"),
-            E::Ttl,
-        ),
-        (
-            r#""key":"k","value":1,"timestamp":T,"ttl_ms":-1"#,
-            Some("k"),
-            E::Ttl,
-        ),
-        (
-            r#""key":"k","value":1,"timestamp":T,"ttl_ms":1.0"#,
-            Some("k"),
-            E::Ttl,
-        ),
-        (
-            r#""key":"k","value":1,"timestamp":T,"ttl_ms":null"#,
-            Some("k"),
-            E::Ttl,
-        ),
-        (
-            r#""key":"\u00e9","value":1"#,
-            Some("é"),
-            common(MessageError::Timestamp),
-        ),
-        (
-            r#""key":"k","value":1,"timestamp":1e15"#,
-            Some("k"),
-            common(MessageError::Timestamp),
-        ),
-        (
-            r#""key":"k","value":1,"timestamp":-1"#,
-            Some("k"),
-            common(MessageError::TimestampRange),
-        ),
-        (
-            r#""key":"k","value":1,"timestamp":9223372036854775808"#,
-            Some("k"),
-            common(MessageError::TimestampRange),
-        ),
-        (
-            r#""key":"k","value":1,"timestamp":1700000000000"#,
-            Some("k"),
-            E::Milliseconds,
-        ),
-        (
-            r#""key":"k","value":1,"timestamp":978307199999999"#,
-            Some("k"),
-            E::Milliseconds,
-        ),
-        (
-            r#""key":"k","deleted":true,"timestamp":0"#,
-            Some("k"),
-            E::Milliseconds,
-        ),
-        (
-            r#""key":"k","value":1,"timestamp":T,"if_timestamp":-1"#,
-            Some("k"),
+            r#""value":1,"timestamp":T,"if_timestamp":-1"#,
             E::IfTimestamp,
         ),
         (
-            r#""key":"k","value":1,"timestamp":T,"if_timestamp":null"#,
-            Some("k"),
+            r#""value":1,"timestamp":T,"if_timestamp":1.0"#,
             E::IfTimestamp,
         ),
         (
-            r#""key":"k","value":1,"timestamp":T,"if_timestamp":9223372036854775808"#,
-            Some("k"),
+            r#""value":1,"timestamp":T,"if_timestamp":null"#,
             E::IfTimestamp,
         ),
         (
-            r#""key":"k","key":"l","value":1"#,
-            None,
-            twice("payload.key"),
-        ),
-        (
-            r#""key":"k","value":1,"value":1"#,
-            Some("k"),
-            twice("payload.value"),
-        ),
-        (
-            r#""key":"k","deleted":true,"deleted":true"#,
-            Some("k"),
-            twice("payload.deleted"),
-        ),
-        (
-            r#""key":"k","timestamp":1,"timestamp":1"#,
-            Some("k"),
-            twice("payload.timestamp"),
-        ),
-        (
-            r#""key":"k","if_timestamp":1,"if_timestamp":1"#,
-            Some("k"),
-            twice("payload.if_timestamp"),
-        ),
-        (
-            r#""key":"k","ttl_ms":1,"ttl_ms":1,"ttl_ms":1"#,
-            Some("k"),
-            twice("payload.ttl_ms"),
+            r#""value":1,"timestamp":T,"if_timestamp":9223372036854775808"#,
+            E::IfTimestamp,
         ),
     ] {
-        let text = op_text(&members.replace('T', &T.to_string()));
-        check(&text, Some(5), Err((key, error)));
+        check_refused(members, error);
     }
-    let longest = "k".repeat(KEY_BYTES_MAX);
-    let text = op_text(&format!(r#""key":"{longest}","value":1"#));
-    check(
-        &text,
-        Some(5),
-        Err((Some(&longest), common(MessageError::Timestamp))),
+    let shown = E::Milliseconds.to_string();
+    assert!(
+        shown.starts_with("payload.timestamp looks like milliseconds"),
+        "{shown}"
     );
-    let text = op_text(&format!(r#""key":"{longest}k","value":1"#));
-    check(&text, Some(5), Err((None, common(MessageError::Key))));
+}
+
+/// P33, P116.
+#[test]
+fn members_that_appear_twice() {
+    for (members, path) in [
+        (r#""value":1,"value":1"#, "payload.value"),
+        (r#""deleted":true,"deleted":true"#, "payload.deleted"),
+        (r#""timestamp":1,"timestamp":1"#, "payload.timestamp"),
+        (
+            r#""if_timestamp":1,"i\u0066_timestamp":1"#,
+            "payload.if_timestamp",
+        ),
+        (r#""ttl_ms":1,"ttl_ms":1,"ttl_ms":1"#, "payload.ttl_ms"),
+        (
+            r#""ttl_ms":1,"value":1,"value":1,"ttl_ms":1"#,
+            "payload.value",
+        ),
+    ] {
+        check_refused(members, E::Common(MessageError::Twice(path)));
+    }
 }
 
 /// P111, P112.
@@ -418,7 +369,7 @@ fn a_text_that_simd_json_refuses_has_its_id_in_the_error() {
         (r#"{"id":0,"x":1e400}"#, None, None),
         (r#"{"id":9007199254740992,"x":1e400}"#, None, None),
         (r#"{"id":1e400}"#, None, None),
-        (r#"[4,1e400]"#, None, None),
+        ("[4,1e400]", None, None),
         (r#"{"id":4,"x":1e400"#, None, None),
         (r#"{"id":4}{"x":1e400}"#, None, None),
     ] {
@@ -548,8 +499,8 @@ proptest! {
     /// P116: what a client of version 1 may send means the same, except for old timestamps.
     #[test]
     fn an_op_of_version_1_is_one_of_version_2(
-        text in "\\{\"type\":\"(op|ping)\",\"payload\":\\{\"key\":\"[ab]{0,2}\",\"value\":[12]{0,2},\
-                 \"timestamp\":(T|T|5|-1|x)\\}\\}",
+        text in "\\{\"type\":\"(op|ping)\",\"payload\":\\{\"key\":\"[ab]{0,2}\",\
+                 \"value\":[12]{0,2},\"timestamp\":(T|T|5|-1|x)\\}\\}",
     ) {
         use crate::wire::message::{Message, Op};
         let text = text.replace('T', &T.to_string());
