@@ -159,6 +159,8 @@ counters! {
     refused_bad_message,
     /// Ops with timestamps too far in the future.
     refused_future_skew,
+    /// Ops of version 1 with timestamps before 2001, which are applied.
+    early_timestamps,
     /// Messages that are too long.
     refused_too_large,
     /// Messages, mostly ops, from connections that exceeded `--max-ops-per-second`.
