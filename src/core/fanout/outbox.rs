@@ -345,6 +345,13 @@ impl Outbox {
         extras.is_some_and(|extras| !extras.answers.is_empty())
     }
 
+    /// Returns the number of bytes of the window before `until` that the session has not passed yet,
+    /// its own frames included.
+    #[must_use]
+    pub fn bytes_until(&self, until: WindowOffset) -> usize {
+        until.max(self.cursor).bytes_since(self.cursor)
+    }
+
     /// Returns the window offset that the last queued answer follows.
     #[must_use]
     pub fn last_due_at(&self) -> WindowOffset {

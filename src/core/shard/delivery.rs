@@ -300,6 +300,9 @@ impl Shard {
                         start = start.min(session.outbox.cursor());
                     }
                 }
+                // Hidden frames stay, even if only their own senders have no use for them: they tell
+                // the seq up to which the window is visible.
+                let start = start.min(visible_end);
                 window.drop_before(start.max(overflow_end), self.pool.windows());
             }
             // Ops that are not visible yet are sent later, and the window is trimmed again then.

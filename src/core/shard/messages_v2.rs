@@ -9,6 +9,7 @@ use crate::core::shard::contract::Clock;
 use crate::core::shard::rate::Pace;
 use crate::core::shard::session::SessionId;
 use crate::core::state::workspace::Edit;
+use crate::limits::SEND_BYTES_MAX;
 use crate::log::position::LogPosition;
 use crate::log::record::Change;
 use crate::wire::auth;
@@ -135,9 +136,13 @@ impl Shard {
         let settled = settled.expect("more is settled than the client was told");
         let view = self.rooms[room_id].view(session.version, visible);
         let at = session.outbox.last_due_at().max(view.visible_end);
-        // A client that is behind has not been sent everything up to any seq of the window.
-        let is_behind = session.outbox.behind().is_some();
-        let seq = (!is_behind).then(|| view.window.seq_at(at));
+        // What does not go out with this send may never go out: the client may fall behind first.
+        // And a client that is behind has not been sent everything up to any seq of the window.
+        let outbox = &session.outbox;
+        let is_sent_now = outbox.behind().is_none()
+            && at <= view.visible_end
+            && outbox.waiting_bytes() + outbox.bytes_until(at) <= SEND_BYTES_MAX;
+        let seq = is_sent_now.then(|| view.window.seq_at(at));
         let frame = self.pool.fill(v2::SHORT_FRAME_BYTES_MAX, |out| {
             v2::put_saved(out, settled, seq);
         });
