@@ -155,7 +155,7 @@ impl Shard {
     /// have been queued.
     fn queue_next_part(&mut self, id: SessionId, clock: Clock) -> bool {
         match self.sessions[id].version {
-            ProtocolVersion::V1 => self.encode_conflated(id),
+            ProtocolVersion::V1 => self.send_conflated(id, clock),
             ProtocolVersion::V2 => {
                 !self.sessions[id].outbox.has_answers() && self.send_state_part(id, clock)
             }
