@@ -134,14 +134,7 @@ impl Shard {
             }
             Verdict::Absent(floor) => {
                 self.counters.ops_lost += 1;
-                let absent = ShownOp {
-                    key: edit.key,
-                    value: None,
-                    timestamp: floor,
-                };
-                let bytes = absent.frame_bytes(version, None);
-                let frame = self.pool.fill(bytes, |out| absent.put(out, version, None));
-                self.correct(id, Correction::Own(frame));
+                self.correct_with_floor(id, edit.key, floor);
             }
             Verdict::TooLarge(held) => {
                 if let Some(held) = held {
@@ -232,6 +225,20 @@ impl Shard {
         }
         self.update_memory(id);
         self.enqueue(id);
+    }
+
+    /// Queues the answer to an op that lost although its key has no entry: a delete with the floor
+    /// as its timestamp.
+    fn correct_with_floor(&mut self, id: SessionId, key: &str, floor: u64) {
+        let version = self.sessions[id].version;
+        let absent = ShownOp {
+            key,
+            value: None,
+            timestamp: floor,
+        };
+        let bytes = absent.frame_bytes(version, None);
+        let frame = self.pool.fill(bytes, |out| absent.put(out, version, None));
+        self.correct(id, Correction::Own(frame));
     }
 
     /// Refuses an op whose timestamp is too far ahead of the clock. Returns whether it was refused.
