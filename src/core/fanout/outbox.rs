@@ -345,8 +345,8 @@ impl Outbox {
         extras.is_some_and(|extras| !extras.answers.is_empty())
     }
 
-    /// Returns the number of bytes of the window before `until` that the session has not passed yet,
-    /// its own frames included.
+    /// Returns the number of bytes of the window up to `until` that the session has not passed yet,
+    /// including its own frames.
     #[must_use]
     pub fn bytes_until(&self, until: WindowOffset) -> usize {
         until.max(self.cursor).bytes_since(self.cursor)

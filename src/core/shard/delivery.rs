@@ -300,8 +300,8 @@ impl Shard {
                         start = start.min(session.outbox.cursor());
                     }
                 }
-                // Hidden frames stay, even if only their own senders have no use for them: they tell
-                // the seq up to which the window is visible.
+                // Hidden frames stay, even if all members have passed them: otherwise the window
+                // would not know the seq up to which its frames are visible.
                 let start = start.min(visible_end);
                 window.drop_before(start.max(overflow_end), self.pool.windows());
             }
