@@ -47,7 +47,7 @@ fn a_client_of_version_1_loses_to_a_delete() {
     assert_eq!(told(&mut rig, new).len(), 0);
 }
 
-/// P121, P80: a deleted key is missing from `init` and from the state over HTTP, and its seq counts.
+/// P121, P80: a deleted key is missing from `init` and from the state over HTTP; its seq counts.
 #[test]
 fn a_deleted_key_is_missing_from_what_version_1_reads() {
     let changes = [("k", Some("1")), ("dead", Some("2")), ("dead", None)];
@@ -124,7 +124,7 @@ fn a_window_restarts_when_its_version_is_used_again() {
     assert_eq!(told(&mut rig, old), ["101", "init 1", "k=5@5"]);
 }
 
-/// P143: a window that restarts while an op waits for the log shows neither too much nor too little.
+/// P143: a window that restarts while an op waits for the log shows each op once.
 #[test]
 fn a_window_restarts_while_an_op_waits_for_the_log() {
     let mut rig = Rig::new(|_| ());

@@ -181,3 +181,23 @@ fn the_id_of_a_connection_is_not_reused() {
         }
     }
 }
+
+/// P160: presence and casts are neither logged nor do they wait for the log.
+#[test]
+fn presence_and_casts_are_not_logged() {
+    let mut rig = Rig::new(|_| ());
+    let (one, other) = (join(&mut rig, "w", "&presence=1"), joined(&mut rig, "w"));
+    rig.log_hangs = true;
+    for (client, id) in [(one, 1), (other, 1), (one, 2)] {
+        for (step, name) in [(0, "presence"), (1, "cast")] {
+            let id = 2 * id + step;
+            let text = format!(r#"{{"type":"{name}","id":{id},"payload":{{"value":{id}}}}}"#);
+            rig.receive(client, &frame(1, text.as_bytes()));
+        }
+    }
+    assert!(rig.log.is_none());
+    assert!(told(&mut rig, other).contains(&"saved 3 #0".to_owned()));
+    rig.log_hangs = false;
+    send(&mut rig, other, 9, &put("k", "1", 1));
+    assert!(told(&mut rig, one).contains(&"k=1@1 #1".to_owned()));
+}

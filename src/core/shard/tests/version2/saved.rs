@@ -192,6 +192,8 @@ fn what_the_log_loses_is_not_saved() {
 }
 
 /// P113, P39: an op over the rate is refused with its id and key, and then settled.
+///
+/// P169, P181: presence, casts and tokens are refused as well, a ping is not.
 #[test]
 fn an_op_over_the_rate_is_settled() {
     let mut rig = Rig::new(|config| config.limits.ops_per_second = Some(2));
@@ -208,7 +210,6 @@ fn an_op_over_the_rate_is_settled() {
     let seq = id - 1;
     let error = format!("error 429 key k id {id}");
     assert_eq!(refused, [error, format!("saved {id} #{seq}")]);
-    // P169, P181: presence, casts and tokens are refused as well, a ping is not.
     for (text, first) in [
         (
             r#"{"type":"cast","id":ID,"payload":{"value":1}}"#,
