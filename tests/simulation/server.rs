@@ -22,10 +22,10 @@ use etherply::log::directory::{DataDirectory, DirectoryError, shard_folder, shar
 use etherply::log::disk::Disk;
 use etherply::log::log_files::{Creation, LogFiles, LogFilesError, Rebuild};
 use etherply::log::position::LogPosition;
+use etherply::log::record::{Change, LoggedOp};
 use etherply::log::recovery::{
     FolderGeneration, Recovery, RecoveryError, RecoveryReport, previous_generation,
 };
-use etherply::log::recovery::{FolderGeneration, previous_generation};
 use etherply::log::reserve::Reserve;
 use etherply::log::schedule::{DiskRoom, FolderUsage, Schedule};
 

@@ -164,7 +164,11 @@ impl Shard {
                 key: request.accept_key,
                 subprotocol: request.subprotocol,
             },
-            user: request.user.map(Box::from),
+            // In version 2, a user is the `sub` of a token (P108).
+            user: request
+                .user
+                .filter(|_| request.version == ProtocolVersion::V1)
+                .map(Box::from),
             version: request.version,
             resume: request.resume,
             has_presence: request.has_presence,
