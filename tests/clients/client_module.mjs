@@ -32,21 +32,25 @@ const opsOf = (server) => server.heard.map((text) => JSON.parse(text).payload);
 
 const cases = {
   async 'the address of the server, the workspace and the token'() {
-    for (const [options, http, ws] of [
-      ['ws://h:8080/v1/sync/demo?token=a.b', 'http://h:8080/v1/presence/demo', 'ws://h:8080/v1/sync/demo?token=a.b'],
-      ['wss://h/v1/sync/a%2Fb?token=t', 'https://h/v1/presence/a%2Fb', 'wss://h/v1/sync/a%2Fb?token=t'],
-      [{ url: 'http://h', workspace: 'ü/?', token: 't' }, 'http://h/v1/presence/%C3%BC%2F%3F', 'ws://h/v1/sync/%C3%BC%2F%3F?token=t'],
-      [{ url: 'https://h/base/', workspace: 'w', token: 't&x' }, 'https://h/base/v1/presence/w', 'wss://h/base/v1/sync/w?token=t%26x'],
-      [{ url: 'http://h/client.mjs', workspace: 'w', token: () => 't' }, 'http://h/v1/presence/w', 'ws://h/v1/sync/w?token=t'],
+    for (const [options, http, ws, token] of [
+      [{ url: 'ws://h:8080/v1/sync/demo?token=a.b', version: 1 }, 'http://h:8080/v1/presence/demo', 'ws://h:8080/v1/sync/demo?token=a.b'],
+      ['ws://h:8080/v1/sync/demo?token=a.b', 'http://h:8080/v1/presence/demo', 'ws://h:8080/v1/sync/demo', 'a.b'],
+      ['ws://h:8080/v1/sync/demo?userId=a%20b&token=a.b', 'http://h:8080/v1/presence/demo', 'ws://h:8080/v1/sync/demo?userId=a+b', 'a.b'],
+      [{ url: 'wss://h/v1/sync/a%2Fb?token=t', version: 1 }, 'https://h/v1/presence/a%2Fb', 'wss://h/v1/sync/a%2Fb?token=t'],
+      [{ url: 'http://h', workspace: 'ü/?', token: 't' }, 'http://h/v1/presence/%C3%BC%2F%3F', 'ws://h/v1/sync/%C3%BC%2F%3F', 't'],
+      [{ url: 'https://h/base/', workspace: 'w', token: 't&x', version: 1 }, 'https://h/base/v1/presence/w', 'wss://h/base/v1/sync/w?token=t%26x'],
+      [{ url: 'http://h/client.mjs', workspace: 'w', token: () => 't' }, 'http://h/v1/presence/w', 'ws://h/v1/sync/w', 't'],
+      // No browser accepts this one as a subprotocol.
+      [{ url: 'http://h', workspace: 'w', token: 'a=' }, 'http://h/v1/presence/w', 'ws://h/v1/sync/w?token=a%3D'],
     ]) {
       const world = new World(1);
       const host = world.host();
       const asked = [];
       host.fetch = async (url) => asked.push(url) && { status: 200 };
-      host.WebSocket = class { constructor(url) { asked.push(url); } };
+      host.WebSocket = class { constructor(url, protocols) { asked.push(url, protocols); } };
       connect(options, host);
       await world.run(1);
-      assert.deepEqual(asked, [http, ws]);
+      assert.deepEqual(asked, [http, ws, token && ['etherply.v2', `bearer.${token}`]]);
     }
     assert.throws(() => connect({ url: 'http://h', token: 't' }), /workspace/);
   },
