@@ -54,6 +54,7 @@ const PRESENCE_BYTES_MAX = 4 << 10, CAST_BYTES_MAX = 16 << 10;
 const TTL_MS_MAX = 10 * 365 * 86_400_000;
 const RETRY_MS = 250, RETRY_MS_MAX = 15_000, ANSWER_MS = 15_000;
 const DAY_US = 86_400e6; // An op further ahead than this came from a wrong clock: a server refuses it.
+const CLOCK_LEAD_US = 1e6; // The same, where the clock of the server is known.
 // A shorter connection counts as a failure too, so that a server in trouble is not hammered.
 const STABLE_MS = 5_000;
 const SILENCE_MS = 25_000; // After this long without a message, the server is asked for one.
@@ -104,7 +105,9 @@ export class Replica {
   #tombstones = new Set(); // The keys of deleted entries, oldest first.
   // The keys whose entries come from before the full state that is arriving.
   #unconfirmed = new Set();
-  // The newest pending op of each key, in timestamp order. `id` is Infinity while it is not sent.
+  // The newest pending op of each key, in timestamp order. `id` is Infinity while it is not sent;
+  // `is_hiding` if an earlier connection was sent an older one, which may be what the server has;
+  // `first` is the number of the first edit that it stands for.
   #pending = new Map();
   #sent = new Map(); // Version 2: every own op that this connection was sent, until it is settled.
   #doubtful = []; // Version 1: ops at least one of which the server has refused.
@@ -171,10 +174,12 @@ export class Replica {
     const number = (this.#edits_count += 1);
     const older = this.#pending.get(key);
     // An op that was sent in version 2 is settled by its own id.
-    const first = older && !this.#sent.has(older.id) ? older.first : number;
+    const is_stand_in = older !== undefined && !this.#sent.has(older.id);
+    const first = is_stand_in ? older.first : number;
+    const is_hiding = is_stand_in && (older.is_hiding || !older.is_new);
     const own = {
       key, text, value: valueOf(text), timestamp, base, passed_us, ttl_ms, is_local, number, first,
-      id: Infinity, is_new: true,
+      is_hiding, id: Infinity, is_new: true,
     };
     this.#pending.delete(key);
     this.#pending.set(key, own);
@@ -185,7 +190,8 @@ export class Replica {
 
   #stamp(op, { us, is_server_time }) {
     // Timestamps from a wrong clock that has since been corrected are ignored.
-    const last_us = this.#last_us > us + DAY_US ? 0 : this.#last_us;
+    const lead_us = is_server_time ? CLOCK_LEAD_US : DAY_US;
+    const last_us = this.#last_us > us + lead_us ? 0 : this.#last_us;
     const timestamp = (this.#last_us = Math.max(us, last_us + 1, op.passed_us + 1));
     this.put({ ...op, timestamp, is_local: !is_server_time });
     return timestamp;
@@ -500,8 +506,10 @@ export class Replica {
   #unsend(own) {
     this.#sent.delete(own.id);
     const newest = this.#pending.get(own.key);
-    if (newest) newest.first = Math.min(newest.first, own.first);
-    if (newest === own) own.id = Infinity;
+    if (newest === own) return void (own.id = Infinity);
+    if (!newest) return;
+    newest.first = Math.min(newest.first, own.first);
+    newest.is_hiding = true;
   }
 
   /** Sends an op that the server could not accept now again, at a slower pace. */
@@ -531,6 +539,12 @@ export class Replica {
         key, value: shown?.value, timestamp: shown?.timestamp ?? 0, source: "other",
         over: { value, timestamp },
       } });
+    }
+    // What the server has of this key may be an op that this client forgot.
+    if (this.#version === 2 && own.is_hiding) {
+      this.forgetPosition();
+      this.#is_open = false;
+      this.#outputs.push({ close: RESYNC, message });
     }
     this.#outputs.push({ error: { code, message, key }, ...(is_newest && { refused: number }) });
   }

@@ -3,30 +3,13 @@
 import assert from 'node:assert/strict';
 
 import { connect } from '../../src/admin/client.mjs';
+import { FOR_EVER_MS, join, runCases, runSeeds, settled, shownBy, synced } from './cases.mjs';
 import { World } from './simulated.mjs';
 
 const SEEDS_COUNT = 400;
-const FOR_EVER_MS = Infinity;
 const DAY_MS = 24 * 3600 * 1000;
 
-// A client of a world, with all that it tells.
-function join(world, { token = 'good', clock, ...options } = {}) {
-  const room = connect({ url: 'http://server', workspace: 'w', token, ...options }, world.host(clock));
-  const heard = { change: [], state: [], error: [] };
-  for (const name of Object.keys(heard)) room.on(name, (event) => heard[name].push(event));
-  return Object.assign(room, { heard, states: () => heard.state.map(({ state }) => state) });
-}
-
-async function synced(world, ...rooms) {
-  assert(await world.run(FOR_EVER_MS, () => rooms.every(({ state }) => state === 'Synced')), 'never synced');
-}
-
-async function settled(world, ...rooms) {
-  assert(await world.run(FOR_EVER_MS, () => rooms.every(({ state, pending }) => state === 'Synced' && pending === 0)), 'never settled');
-}
-
 const stateOf = (server) => Object.fromEntries([...server.state].map(([key, { text }]) => [key, JSON.parse(text)]));
-const shownBy = (room) => Object.fromEntries(room.entries());
 const world_us = ({ now_ms }) => (1_700_000_000_000 + Math.floor(now_ms)) * 1000;
 const opsOf = (server) => server.heard.map((text) => JSON.parse(text).payload);
 
@@ -796,29 +779,9 @@ async function story(seed) {
 }
 
 cases['random stories of three clients in trouble'] = async () => {
-  const seeds = process.env.SEED === undefined ? Array.from({ length: SEEDS_COUNT }, (_, i) => i) : [Number(process.env.SEED)];
   let echoes_count = 0;
-  for (const seed of seeds) {
-    try {
-      echoes_count += await story(seed);
-    } catch (error) {
-      error.message = `SEED=${seed}: ${error.message}`;
-      throw error;
-    }
-  }
+  await runSeeds(SEEDS_COUNT, async (seed) => { echoes_count += await story(seed); });
   assert(echoes_count > 0);
 };
 
-process.exitCode = 1;
-let failed_count = 0;
-for (const [what, run] of Object.entries(cases)) {
-  try {
-    await run();
-    console.log(`ok - client module: ${what}`);
-  } catch (error) {
-    failed_count += 1;
-    console.log(`not ok - client module: ${what}: ${error.message.split('\n').slice(0, 30).join(' ')}`);
-    if (process.env.SEED) console.log(error.stack);
-  }
-}
-process.exitCode = failed_count === 0 ? 0 : 1;
+await runCases('client module', cases);

@@ -14,11 +14,11 @@ function randomOf(seed) {
 }
 
 export class World {
-  constructor(seed) {
+  constructor(seed, Server = NaiveServer) {
     this.random = randomOf(seed);
     this.now_ms = 0;
     this.events = [];
-    this.server = new NaiveServer(this);
+    this.server = new Server(this);
   }
 
   pick(choices) {
