@@ -10,7 +10,7 @@
 //! A real server on loopback has one client that overwrites keys and one that reads. The latency of
 //! an op is the time from when it was due to its arrival at the reader. Ops that arrived during a
 //! compaction (between its two lines in the log) are compared with all others. The answer is
-//! checked first: after a restart, the server has to hold what was written.
+//! checked first: after a restart, the server must hold what was written.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{BufRead, BufReader};
@@ -29,10 +29,10 @@ use tungstenite::{Message, WebSocket};
 
 const SECRET: &str = "a secret of the bench, long enough to be one";
 const WORKSPACE: &str = "bench";
-/// The bytes of values that may be in flight without a rate: well below the bound at which a server
-/// conflates.
+/// The total size of the values that may be in flight without a rate, in bytes: well below the
+/// bound at which a server conflates.
 const UNDER_WAY_BYTES: u64 = 256 << 10;
-/// Messages that are written to the socket at once, without a rate.
+/// The number of messages that are written to the socket at once, without a rate.
 const BURST: u64 = 32;
 
 struct Settings {
@@ -74,7 +74,7 @@ impl Settings {
         format!("key-{number:08}")
     }
 
-    /// Returns each key once, and then random keys, so that a part of every segment stays live.
+    /// Returns each key once, and then random keys, so that part of every segment stays live.
     fn key_number(&self, op: u64) -> u64 {
         if op < self.keys {
             return op;
@@ -101,7 +101,7 @@ fn now_us() -> u64 {
     u64::try_from(since.expect("after 1970").as_micros()).expect("it fits")
 }
 
-/// When the server logged the start and the end of each compaction.
+/// The times at which the server logged the start and the end of each compaction.
 #[derive(Default)]
 struct Compactions {
     begun: Option<Instant>,
@@ -193,14 +193,14 @@ fn op_text(key: &str, value: &str, timestamp: u64) -> String {
     )
 }
 
-/// Returns the number in the value of an op, which is all that the reader needs.
+/// Returns the number in the value of an op, which is all the reader needs.
 fn op_number(text: &str) -> u64 {
     let at = text.find(r#""value":""#).expect("a value") + 9;
     let digits = &text[at..at + text[at..].find('"').expect("an end")];
     digits.parse().expect("a number")
 }
 
-/// When each op was due, and how many the reader has read.
+/// The time at which each op was due, and the number of ops that the reader has read.
 struct Course {
     due: Mutex<VecDeque<Instant>>,
     read_count: AtomicU64,
@@ -241,7 +241,7 @@ impl Drop for Release<'_> {
     }
 }
 
-/// When an op arrived, and how long it took.
+/// The time at which an op arrived, and how long it took.
 type Sample = (Instant, Duration);
 
 fn read(settings: &Settings, mut socket: WebSocket<TcpStream>, course: &Course) -> Vec<Sample> {

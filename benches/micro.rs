@@ -1,4 +1,4 @@
-//! The steps of an op, each alone: what it costs, and how a change of the code affects that.
+//! The steps of an op, each on its own: what it costs, and how a change to the code affects that.
 //!
 //! ```text
 //! cargo bench -p etherply-bench --bench micro                    # all
@@ -24,12 +24,13 @@ use etherply::seq::Seq;
 use etherply::wire::frame::{Decoder, FrameEvent};
 use etherply::wire::message::{self, Message, Parser};
 
-// The load of the test that counts allocations: what is timed here is what is counted there.
+// The load of the test that counts allocations, so that the code timed here is the code counted
+// there.
 #[path = "../tests/allocations/driver.rs"]
 #[allow(dead_code, reason = "the test uses the rest")]
 mod driver;
 
-/// A cursor's move, a number, a paragraph.
+/// The sizes of typical values: a cursor move, a number, a paragraph.
 const VALUE_BYTES: [usize; 3] = [16, 100, 4000];
 const RECEIVERS: usize = 1000;
 const KEYS: u64 = 1000;
@@ -61,7 +62,8 @@ fn decode(c: &mut Criterion) {
         group.throughput(Throughput::Bytes(masked.len() as u64));
         group.bench_function(BenchmarkId::from_parameter(value_bytes), |b| {
             let mut decoder = Decoder::new();
-            // It is unmasked in place, so each iteration needs a copy, which is part of the time.
+            // The frame is unmasked in place, so each iteration needs a copy, which is part of the
+            // measured time.
             let mut bytes = masked.clone();
             b.iter(|| {
                 bytes.copy_from_slice(&masked);
@@ -98,7 +100,7 @@ fn keys() -> Vec<String> {
     (0..KEYS).map(|key| format!("key-{key}")).collect()
 }
 
-/// Applies ops to all keys in turn: as in a busy workspace, a key's entry is seldom in the nearest
+/// Applies ops to all keys in turn: as in a busy workspace, a key's entry is rarely in the nearest
 /// cache.
 fn apply(c: &mut Criterion) {
     let mut group = c.benchmark_group("apply");
@@ -134,7 +136,7 @@ fn apply(c: &mut Criterion) {
     group.finish();
 }
 
-/// A batch of ops as group commit writes it: 64 that arrived during the previous fdatasync.
+/// Encodes a batch of ops as group commit writes it: 64 that arrived during the previous fdatasync.
 fn encode_batch(batch: &mut Vec<u8>, keys: &[String], value: &str, header: &SegmentHeader) {
     record::begin_batch(batch);
     for seq in 0..BATCH_OPS {
@@ -258,7 +260,8 @@ fn broadcast(c: &mut Criterion) {
     group.finish();
 }
 
-/// The whole shard without IO: from the bytes of one client to the completed sends to all others.
+/// Times the whole shard without IO, from the bytes of one client to the completed sends to all
+/// others.
 fn shard(c: &mut Criterion) {
     let mut group = c.benchmark_group("shard");
     for (name, receivers, writers, ops) in [
@@ -297,7 +300,7 @@ fn shard(c: &mut Criterion) {
     group.finish();
 }
 
-/// The init message of a client that joins a workspace.
+/// Times the init message of a client that joins a workspace.
 fn init(c: &mut Criterion) {
     let mut group = c.benchmark_group("init");
     let (keys, value) = (keys(), "1".repeat(100));
@@ -327,7 +330,7 @@ fn init(c: &mut Criterion) {
     group.finish();
 }
 
-/// A ping and its pong, which take the same path as the ops.
+/// Times a ping and its pong, which take the same path as the ops.
 fn pong(c: &mut Criterion) {
     let mut driver = Driver::new(Durability::Always, |_| ());
     let place = driver.join("workspace");

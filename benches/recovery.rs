@@ -1,4 +1,4 @@
-//! How fast the log is read back at a start, compared with `redis-server`, which loads an
+//! Measures how fast the log is read back at a start, compared with `redis-server`, which loads an
 //! append-only file with the same keys and values.
 //!
 //! ```text
@@ -9,12 +9,12 @@
 //! ```
 //!
 //! The records have 100 bytes on disk, in random order over the workspaces and keys, in batches of
-//! 1 to 128. Redis loads the same ops in the same order as plain commands, once as `SET
-//! workspace:key value` and once as `HSET workspace key value`; the faster of the two counts. All
-//! files are in the page cache, and the contestants take turns. Each is a real process, timed from
-//! its start until it has printed that it is ready and has answered a request. Its CPU time until
-//! then says more than the clock on a machine with other work. In each round another workspace is
-//! read and compared key by key, and so is the number of keys or ops.
+//! 1 to 128. Redis loads the same ops in the same order as plain commands, once as
+//! `SET workspace:key value` and once as `HSET workspace key value`; the faster of the two counts.
+//! All files are in the page cache, and the contestants take turns. Each is a real process, timed
+//! from its start until it has printed that it is ready and has answered a request. On a machine
+//! with other work, its CPU time until then says more than the clock. In each round a different
+//! workspace is read and compared key by key, and the number of keys or ops is checked, too.
 //!
 //! `replay` is the library's recovery alone, in a process of its own, on a log of one shard and
 //! thus on one core. All flags: `-- --help`.

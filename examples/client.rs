@@ -1,4 +1,5 @@
-//! A client to try the server with: shows what a workspace says, and sends what you type.
+//! A client for trying out the server: prints the messages of a workspace, and sends the ops that
+//! you type.
 //!
 //! ```text
 //! cargo run --release --example client -- 'ws://127.0.0.1:8080/v1/sync/demo?token=…'
@@ -15,7 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tungstenite::{Error, Message, WebSocket, client};
 
-/// How long a read waits before what was typed meanwhile is looked at.
+/// The time that a read waits before typed lines are checked.
 const READ_WAIT: Duration = Duration::from_millis(50);
 
 fn main() -> ExitCode {

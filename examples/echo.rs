@@ -1,10 +1,11 @@
-//! An echo server over the frame codec of this crate, to run RFC 6455 conformance suites against:
+//! An echo server on this crate's frame codec, to run RFC 6455 conformance suites against:
 //!
 //! ```text
 //! cargo run --release --example echo -- 127.0.0.1:9001
 //! ```
 //!
-//! Any path is taken, and there is no token: what is under test are frames. One thread a connection.
+//! Any path is accepted without a token, because only frames are under test. Each connection has
+//! its own thread.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -18,7 +19,7 @@ use tungstenite::handshake::derive_accept_key;
 
 const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 const READ_BYTES: usize = 64 * 1024;
-/// How long a closed connection waits for the client to close its side too.
+/// The time that a closed connection waits for the client to close its side, too.
 const LINGER: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
@@ -49,7 +50,7 @@ fn serve(address: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Serves one connection to its end.
+/// Serves one connection until it ends.
 fn talk(mut stream: TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut input = Vec::new();
@@ -69,7 +70,7 @@ fn talk(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-/// Answers all whole frames of `input`, and says whether the connection is to be closed.
+/// Answers all complete frames in `input`, and returns whether the connection is to be closed.
 fn echo(decoder: &mut Decoder, input: &mut Vec<u8>, output: &mut Vec<u8>) -> bool {
     let mut done_bytes = 0;
     loop {
@@ -106,7 +107,8 @@ fn put_message(output: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
     output.extend_from_slice(payload);
 }
 
-/// Reads the request head, whatever its path, and answers it. Frames that came with it stay in `input`.
+/// Reads the request head, regardless of its path, and answers it. Frames that arrive with it stay
+/// in `input`.
 fn shake_hands(
     stream: &mut TcpStream,
     input: &mut Vec<u8>,
@@ -134,7 +136,7 @@ fn shake_hands(
     }
 }
 
-/// Appends what has come to `input`; 0: the client has closed its side.
+/// Appends the bytes that have arrived to `input`. Returns 0 if the client has closed its side.
 fn receive(stream: &mut TcpStream, input: &mut Vec<u8>) -> io::Result<usize> {
     let held_bytes = input.len();
     input.resize(held_bytes + READ_BYTES, 0);
@@ -143,8 +145,8 @@ fn receive(stream: &mut TcpStream, input: &mut Vec<u8>) -> io::Result<usize> {
     received
 }
 
-/// Closes our side and reads on to the end: closing with unread bytes would reset the connection, and the reset
-/// could overtake the close frame.
+/// Closes the server's side and reads until the end: closing with unread bytes would reset the
+/// connection, and the reset could overtake the close frame.
 fn close(stream: &mut TcpStream) -> io::Result<()> {
     stream.shutdown(Shutdown::Write)?;
     stream.set_read_timeout(Some(LINGER))?;

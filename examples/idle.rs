@@ -1,10 +1,11 @@
-//! Connects many idle clients and tells what each costs the server in resident memory.
+//! Connects many idle clients and reports the resident memory that each of them costs the server.
 //!
 //! ```text
 //! cargo run --release --example idle -- URL PID COUNT [apart]
 //! ```
 //!
-//! URL is what `serve --dev` prints, PID the server's process. With `apart` each client has a workspace of its own.
+//! URL is printed by `serve --dev`, and PID is the process id of the server. With `apart`, each
+//! client has its own workspace.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// `ws://host:port/path?query` as host and target.
+/// Splits `ws://host:port/path?query` into the host with the port and the request target.
 fn split(url: &str) -> Option<(&str, &str)> {
     let rest = url.strip_prefix("ws://")?;
     Some(rest.split_at(rest.find('/')?))
@@ -63,7 +64,8 @@ fn measure(
     Ok(after.saturating_sub(before) / count)
 }
 
-/// A client that has its init: the server has done all its work for it.
+/// Connects a client and reads its init message, after which the server has done all its work for
+/// it.
 fn connect(host: &str, target: &str) -> std::io::Result<TcpStream> {
     let mut stream = TcpStream::connect(host)?;
     write!(

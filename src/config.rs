@@ -1,10 +1,10 @@
-//! The command line and the environment, parsed into checked settings.
+//! Parses the command line and the environment into validated settings.
 //!
 //! Every flag of `serve` can also be set by an environment variable: `ETHERPLY_` and the flag's
 //! name. Secrets come from the environment or from a file, never from a flag, because the command
 //! line of a process is public.
 //!
-//! Doc comments on settings are their help texts, so they do not end with a full stop.
+//! The doc comments on settings are also their help texts, so they do not end with a full stop.
 
 use std::ffi::{OsStr, OsString};
 use std::net::{IpAddr, SocketAddr};
@@ -36,7 +36,7 @@ mod value;
 pub use given::Given;
 pub use secrets::{SecretError, SecretSources, Secrets};
 
-/// A sync server: each workspace is a small shared state that all of its clients see change live.
+/// A sync server: each workspace is a small shared state, and its clients see every change live.
 #[derive(Debug, Parser)]
 #[command(name = "etherply", version, hide_possible_values = false)]
 pub struct CommandLine {
@@ -54,7 +54,7 @@ pub enum Command {
     Token(TokenArgs),
     /// Inspect, check and repair the log
     Log(log::LogArgs),
-    /// Check this host and print what to change for the server; exit 1 if it would not work
+    /// Check this host and print what to change; exit 1 if the server would not work here
     Doctor(doctor::DoctorArgs),
     /// Print shell completions
     Completions(cli_docs::CompletionsArgs),
@@ -66,7 +66,7 @@ pub enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = SERVE_HELP)]
 pub struct ServeArgs {
-    /// The address to listen on [default: 0.0.0.0; with --dev 127.0.0.1]
+    /// The address to listen on [default: 0.0.0.0, or 127.0.0.1 with --dev]
     #[arg(
         long,
         value_name = "IP",
@@ -76,7 +76,7 @@ pub struct ServeArgs {
     )]
     pub host: Option<IpAddr>,
 
-    /// The port to listen on; 0 picks a free one. The variable PORT sets it too [default: 8080]
+    /// The port to listen on; 0 picks a free one. Falls back to the variable PORT [default: 8080]
     #[arg(
         long,
         value_name = "PORT",
@@ -86,7 +86,7 @@ pub struct ServeArgs {
     )]
     pub port: Option<u16>,
 
-    /// The number of event loops, among which the workspaces are divided [default: one per core]
+    /// The number of event loops; each serves a share of the workspaces [default: one per core]
     #[arg(
         long,
         value_name = "N",
@@ -106,7 +106,7 @@ pub struct ServeArgs {
     )]
     pub no_pin: bool,
 
-    /// The folder of the log; it is created if it is missing
+    /// The folder for the log; created if missing
     #[arg(
         long,
         value_name = "DIR",
@@ -116,8 +116,8 @@ pub struct ServeArgs {
     )]
     pub data_dir: PathBuf,
 
-    /// When ops are written to disk: `always`, before anyone sees them; `interval`, on a timer;
-    /// `none`, whenever the kernel decides
+    /// When ops are written to disk: `always` before any other client receives them, `interval` on
+    /// a timer, `none` whenever the kernel decides
     #[arg(
         long,
         value_name = "MODE",
@@ -128,7 +128,7 @@ pub struct ServeArgs {
     )]
     pub durability: DurabilityMode,
 
-    /// Milliseconds between two syncs with `--durability interval`
+    /// Milliseconds between syncs with `--durability interval`
     #[arg(
         long,
         value_name = "MS",
@@ -139,8 +139,8 @@ pub struct ServeArgs {
     )]
     pub sync_interval_ms: u64,
 
-    /// Milliseconds between two pings; a client that sends nothing for two and a half
-    /// intervals is closed
+    /// Milliseconds between pings; a client that sends nothing for two and a half intervals is
+    /// disconnected
     #[arg(
         long,
         value_name = "MS",
@@ -151,8 +151,8 @@ pub struct ServeArgs {
     )]
     pub ping_interval_ms: u64,
 
-    /// The number of bytes that may be queued for a client before it is sent only the latest op of
-    /// each key
+    /// The number of bytes that may be queued for a client; beyond that, it receives only the
+    /// latest op of each key
     #[arg(
         long,
         value_name = "BYTES",
@@ -163,7 +163,7 @@ pub struct ServeArgs {
     )]
     pub outbox_max_bytes: usize,
 
-    /// The longest message; a longer one closes the connection with 1009
+    /// The maximum size of a message; a larger one closes the connection with 1009
     #[arg(
         long,
         value_name = "BYTES",
@@ -174,8 +174,8 @@ pub struct ServeArgs {
     )]
     pub max_message_bytes: usize,
 
-    /// The maximum number of connections; further ones are refused with 503 [default: as many as
-    /// the limit of open files allows]
+    /// The maximum number of connections; any more are refused with 503 [default: as many as the
+    /// limit on open files allows]
     #[arg(
         long,
         value_name = "N",
@@ -189,7 +189,7 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub limits: limits::LimitArgs,
 
-    /// How far ahead of this server's clock the timestamp of an op may be
+    /// How far ahead of the server's clock an op's timestamp may be
     #[arg(
         long,
         value_name = "TIME",
@@ -201,7 +201,7 @@ pub struct ServeArgs {
     )]
     pub max_future_skew: Duration,
 
-    /// Milliseconds over which the connections are closed on SIGTERM or SIGINT
+    /// Milliseconds over which connections are closed on SIGTERM or SIGINT
     #[arg(
         long,
         value_name = "MS",
@@ -212,7 +212,7 @@ pub struct ServeArgs {
     )]
     pub drain_ms: u64,
 
-    /// A file with the secret that signs the tokens
+    /// A file with the secret that signs tokens
     #[arg(
         long,
         value_name = "FILE",
@@ -221,8 +221,7 @@ pub struct ServeArgs {
     )]
     pub jwt_secret_file: Option<PathBuf>,
 
-    /// A file with the previous secret, which is still accepted; a missing file means that there is
-    /// none
+    /// A file with the previous secret, which is still accepted; the file may be missing
     #[arg(
         long,
         value_name = "FILE",
@@ -231,7 +230,7 @@ pub struct ServeArgs {
     )]
     pub jwt_secret_previous_file: Option<PathBuf>,
 
-    /// A page origin that may connect and read, such as <https://app.example>; may be repeated
+    /// An origin whose pages may connect and read, such as <https://app.example>; may be repeated
     /// [default: all]
     #[arg(
         long = "allow-origin",
@@ -243,8 +242,8 @@ pub struct ServeArgs {
     )]
     pub allow_origins: Vec<String>,
 
-    /// Serve the console, a page that shows workspaces and the server, at /; only to this machine,
-    /// unless it is on --admin-port
+    /// Serve the console, a page that shows workspaces and server statistics, at /; only to this
+    /// machine unless it is on --admin-port
     #[arg(
         long,
         env = "ETHERPLY_CONSOLE",
@@ -258,8 +257,8 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub admin: admin::AdminArgs,
 
-    /// The level of the messages on stderr; debug adds a line for the start and the end of each
-    /// connection, trace one for each batch of the log
+    /// The level of the log messages on stderr; debug adds a line for each connection opened or
+    /// closed, trace one for each batch written to the log
     #[arg(
         long,
         value_name = "LEVEL",
@@ -270,7 +269,7 @@ pub struct ServeArgs {
     )]
     pub log_level: LogLevel,
 
-    /// The format of the messages on stderr; json is one flat object per line
+    /// The format of the log messages on stderr; json prints one flat object per line
     #[arg(
         long,
         value_name = "FORMAT",
@@ -281,8 +280,8 @@ pub struct ServeArgs {
     )]
     pub log_format: LogFormat,
 
-    /// Try the server: it listens on loopback only, serves the console, prints a URL that works,
-    /// and, unless a secret is set, keeps one in the file dev-secret of the data directory
+    /// Try out the server: listen on loopback only, serve the console, print a ready-to-use URL
+    /// and, unless a secret is set, generate one and keep it in the data directory (dev-secret)
     #[arg(
         long,
         env = "ETHERPLY_DEV",
@@ -292,25 +291,25 @@ pub struct ServeArgs {
     )]
     pub dev: bool,
 
-    /// The record of which settings came from variables.
+    /// A record of the settings that came from variables.
     #[arg(skip)]
     pub given: Given,
 }
 
 const SERVE_HELP: &str = "Secrets:
-  ETHERPLY_JWT_SECRET           signs the tokens (HS256); or --jwt-secret-file
+  ETHERPLY_JWT_SECRET           signs tokens (HS256); or --jwt-secret-file
   ETHERPLY_JWT_SECRET_PREVIOUS  the previous secret, still accepted; or --jwt-secret-previous-file
 A secret should have at least 32 random bytes, for example: openssl rand -hex 32
-A line break at its end is not part of it. On SIGHUP the server reads the files again.
+A line break at the end is not part of the secret. On SIGHUP, the server rereads the files.
 
 Variables:
-  An empty variable counts as unset. The variable of a flag without a value is 1, true or yes, or
-  0, false or no. An unknown variable that begins with ETHERPLY_ causes a warning. Those that
+  An empty variable counts as unset. For a flag without a value, set the variable to 1, true or yes,
+  or to 0, false or no. Unknown variables that begin with ETHERPLY_ cause a warning; those that
   Kubernetes sets for a Service (ETHERPLY_PORT=tcp://...) are ignored.
 
 Sockets:
-  If a service manager passes a listening socket (LISTEN_FDS and LISTEN_PID, as a .socket unit of
-  systemd does), the server uses it. Leave out --host and --port then.";
+  If a service manager passes a listening socket (LISTEN_FDS and LISTEN_PID, as a systemd .socket
+  unit does), the server uses it; leave out --host and --port in that case.";
 
 /// The settings of `etherply token`.
 #[derive(Debug, Args)]
@@ -331,7 +330,7 @@ pub struct TokenArgs {
     )]
     pub ttl: Duration,
 
-    /// A file with the secret that signs the tokens
+    /// A file with the secret that signs tokens
     #[arg(
         long,
         value_name = "FILE",
@@ -340,19 +339,19 @@ pub struct TokenArgs {
     )]
     pub jwt_secret_file: Option<PathBuf>,
 
-    /// The record of which settings came from variables.
+    /// A record of the settings that came from variables.
     #[arg(skip)]
     pub given: Given,
 }
 
-/// When an op is written to disk, and when others may see it.
+/// When an op is written to disk, and when other clients may receive it.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum DurabilityMode {
-    /// Others see it once it is on disk.
+    /// Other clients receive ops once they are on disk.
     Always,
-    /// Others see it at once; the log is synced on a timer.
+    /// Other clients receive ops at once; the log is synced on a timer.
     Interval,
-    /// Others see it at once; the kernel decides when it is written.
+    /// Other clients receive ops at once; the kernel decides when to write them to disk.
     None,
 }
 
@@ -370,16 +369,16 @@ pub enum LogLevel {
 /// The format of the messages on stderr.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// One line per message, for people.
+    /// One line of text per message.
     Text,
-    /// One JSON object per message, for machines.
+    /// One JSON object per message.
     Json,
 }
 
 /// Errors in the settings that prevent the server from starting.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// There is no usable secret for the tokens.
+    /// There is no usable secret for signing tokens.
     #[error(transparent)]
     Secret(#[from] SecretError),
     /// `--dev` was used with an address that other machines can reach.
@@ -554,7 +553,7 @@ mod tests {
                 "1",
                 "must be a whole number from 4096",
             ),
-            ("--max-future-skew", "soon", "must be a time such as"),
+            ("--max-future-skew", "soon", "must be a duration such as"),
             ("--ping-interval-ms", "-5", "must be a whole number from 10"),
             ("--log-level", "loud", "possible values: error"),
         ] {

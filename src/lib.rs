@@ -1,6 +1,6 @@
 //! `EtherPly`, a sync server. A workspace is a small shared state: a map from keys to JSON values.
-//! The server stores it, puts the clients' changes in order, and broadcasts each change to all
-//! other clients of the workspace.
+//! The server stores it, orders the clients' changes, and broadcasts each change to all other
+//! clients of the workspace.
 //!
 //! # What it promises
 //!
@@ -49,7 +49,7 @@
 //!
 //! The bytes on the wire, in [`wire`], which is also the protocol reference:
 //!
-//! - request heads and HTTP answers: [`wire::upgrade`]
+//! - request heads and HTTP responses: [`wire::upgrade`]
 //! - tokens: [`wire::auth`], and the source of their secrets: [`config`], [`io::secrets`]
 //! - frames: [`wire::frame`]; messages: [`wire::message`]; states: [`wire::state`]
 //!
@@ -77,12 +77,12 @@
 //!
 //! Imports go one way: `main` → [`command`] → [`io`] → [`admin`] → {[`status`], [`config`]} →
 //! {[`core`], the rest of [`log`]} → {[`wire`], [`log::commit`], [`log::record`],
-//! [`log::position`]} → {[`limits`], [`seq`]}. A layer may skip others, and no file or folder
-//! imports one that imports it, directly or through others.
+//! [`log::position`]} → {[`limits`], [`seq`]}. A layer may skip others, and there are no import
+//! cycles between files or folders, direct or indirect.
 //!
 //! [`core`], [`wire`], [`log::commit`], [`log::record`] and [`log::position`] are pure: no clock,
-//! no randomness, no file, no socket; time is an argument. `unsafe` is in [`io::ring`] and
-//! [`io::buffers`] only. `tests/tidy.rs` checks all of this.
+//! no randomness, no file, no socket; time is an argument. `unsafe` appears only in [`io::ring`]
+//! and [`io::buffers`]. `tests/tidy.rs` checks all of this.
 //!
 //! # Glossary
 //!
@@ -92,9 +92,9 @@
 //! - **Compaction**: rewriting closed segments without superseded ops.
 //! - **Conflation**: sending a client that has fallen behind its window only the latest op of each
 //!   changed key.
-//! - **Correction**: the winning op, sent to a client whose op has lost.
-//! - **Damage**: bytes of the log that are wrong although they had been written to disk. The server
-//!   refuses to start on a damaged log.
+//! - **Correction**: the winning op, sent to a client whose op lost.
+//! - **Damage**: bytes of the log that are wrong even though they had already been written to disk.
+//!   The server refuses to start on a damaged log.
 //! - **Drain**: closing all connections, spread over some seconds, when the server stops.
 //! - **Durable**: confirmed by the disk.
 //! - **Entry**: a key of a workspace with the value and the timestamp of its winning op.
@@ -103,15 +103,15 @@
 //! - **Handoff**: a fresh connection on its way from the shard that accepted it to the shard of its
 //!   workspace.
 //! - **Init**: the first message to a client, with the whole state.
-//! - **Live**: a record of the log is live while its op is the winner of its key, and dead after
-//!   that.
+//! - **Live**: a record of the log is live as long as its op is the winner of its key, and dead
+//!   from then on.
 //! - **Log position**: a byte offset in a shard's log. An op may be shown once the log is durable
 //!   up to its position.
 //! - **Op**: a client's write of one key. An op that wins supersedes the previous winner of its
 //!   key.
 //! - **Outbox**: the pending output of one session: a cursor into its workspace's window, and the
 //!   session's own answers.
-//! - **Presence**: the names of the clients that are connected to a workspace.
+//! - **Presence**: the names of the clients connected to a workspace.
 //! - **Room**: a workspace on its shard: its state, its members and its window.
 //! - **Segment**: a file of a shard's log. The last one is open; the others are closed.
 //! - **Seq**: the number of an op that won, counted from 1 per workspace. It survives restarts.
@@ -120,7 +120,7 @@
 //! - **Shard**: one event loop, on one core, with its share of the workspaces and its own log.
 //! - **Snapshot**: an encoded state, shared by all sessions that receive it.
 //! - **Torn tail**: the beginning of a batch that a crash interrupted. It was never confirmed, and
-//!   the next start truncates it.
+//!   it is truncated at the next start.
 //! - **Turn**: one round of a shard's loop: inputs, one flush, outputs.
 //! - **Window**: a workspace's recent broadcasts, encoded once, in order.
 

@@ -1,4 +1,4 @@
-//! All limits of the server in one file, with `const` assertions on how they relate.
+//! All limits of the server, with `const` assertions on how they relate to each other.
 //!
 //! A limit that an operator can change is a default here and a flag in [`crate::config`]; all
 //! others are constants. Every limit has a rule for what happens when it is exceeded, and nothing
@@ -8,25 +8,26 @@
 
 /// The longest request head. A longer one is answered with 431.
 pub const HEAD_BYTES_MAX: usize = 16 * 1024;
-/// The largest number of header fields that fit into a head: the shortest is `a:` and a line feed.
+/// The largest number of header fields that fit into a head: the shortest field is `a:` and a line
+/// feed.
 pub const HEADERS_MAX: usize = HEAD_BYTES_MAX / 3;
-/// The number of header fields that a head is first parsed for. A head with more of them is parsed
-/// a second time, with room for [`HEADERS_MAX`].
+/// The number of header fields for which the first parse of a head has room. A head with more
+/// fields is parsed again, with room for [`HEADERS_MAX`].
 pub const HEADERS_USUAL: usize = 64;
-/// The largest number of requests that are answered in one turn after they waited for their shard's
+/// The maximum number of requests that are answered per turn after having waited for their shard's
 /// state. Each of them may cause [`SNAPSHOT_PART_BYTES`] to be encoded.
 pub const WAITING_PER_TURN_MAX: usize = 64;
-/// The time from accepting a connection to its answer. A head that is incomplete by then is
-/// answered with 408; a complete one that is still waiting for its answer, with 503.
+/// The time limit from accepting a connection to answering its request. If the head is still
+/// incomplete by then, the answer is 408; otherwise it is 503.
 pub const HEAD_TIMEOUT_US: u64 = 10 * SECOND_US;
 /// The longest workspace id, after percent-decoding.
 pub const WORKSPACE_ID_BYTES_MAX: usize = 256;
-/// The longest `userId` that is listed in the presence of a workspace.
+/// The longest `userId` that is listed in a workspace's presence.
 pub const USER_ID_BYTES_MAX: usize = 256;
 /// The tolerance for `exp` and `nbf` (RFC 7519 section 4.1.4: "some small leeway").
 pub const TOKEN_LEEWAY_S: u64 = 30;
-/// The shortest secret that is accepted without a warning. RFC 7518 section 3.2 requires the size
-/// of the hash.
+/// The shortest secret that is accepted without a warning. RFC 7518 section 3.2 requires at least
+/// the size of the hash.
 pub const SECRET_BYTES_ADVISED: usize = 32;
 
 // ---- messages (wire/protocol.md, "Messages from the client") ----
@@ -35,7 +36,7 @@ pub const SECRET_BYTES_ADVISED: usize = 32;
 pub const KEY_BYTES_MAX: usize = 1024;
 /// The largest timestamp, in Unix microseconds.
 pub const TIMESTAMP_MAX_US: u64 = i64::MAX as u64;
-/// The deepest nesting of a value that is accepted.
+/// The deepest nesting that is accepted in a value.
 pub const VALUE_DEPTH_MAX: usize = 128;
 /// The default of `--max-message-bytes`.
 pub const MESSAGE_BYTES_DEFAULT: usize = 1024 * 1024;
@@ -48,22 +49,23 @@ pub const CONTROL_BYTES_MAX: usize = 125;
 
 /// The largest `--max-ops-per-second` and `--max-handshakes-per-second`.
 pub const PER_SECOND_MAX: u32 = 1_000_000;
-/// The burst of a rate limit, in seconds' worth of the rate.
+/// The burst that a rate limit allows, in seconds' worth of the rate.
 pub const RATE_BURST_S: u64 = 2;
 /// The number of refused messages, in seconds' worth of the rate, after which a client that keeps
 /// exceeding its rate is disconnected.
 pub const PATIENCE_S: u64 = 10;
-/// The number of refused messages for which no client is disconnected, however low its rate is.
+/// The smallest number of refused messages after which a client is disconnected, however low its
+/// rate.
 pub const REFUSALS_MIN: u64 = 256;
-/// The number of frames that are not messages (fragments, unsolicited pongs) that a client may send
-/// per second for each message of `--max-ops-per-second`. Decoding a hundred of them takes about as
+/// The number of frames other than messages (fragments, unsolicited pongs) that a client may send
+/// per second, as a multiple of `--max-ops-per-second`. Decoding a hundred of them takes about as
 /// long as handling an op.
 pub const FRAMES_PER_MESSAGE: u32 = 100;
-/// The smallest burst of such frames, however low the rate is: enough for a message in fragments of
-/// a kilobyte.
+/// The smallest burst of such frames, however low the rate: enough for a message in one-kilobyte
+/// fragments.
 pub const FRAMES_BURST_MIN: u64 = 1024;
 /// The number of frames without content (empty fragments, unsolicited pongs) that a client may send
-/// between two pings of the server, with or without a rate limit. A heartbeat every millisecond
+/// between two pings from the server, with or without a rate limit. A heartbeat every millisecond
 /// stays below this limit for a minute; a flood reaches it within milliseconds.
 pub const EMPTY_FRAMES_MAX: u32 = 1 << 16;
 /// The default of `--max-workspace-bytes`: far more than a web page can hold, and far less than a
@@ -74,31 +76,31 @@ pub const WORKSPACE_BYTES_MAX: u64 = 1 << 40;
 
 // ---- the log ----
 
-/// The divisor of the shard's live bytes that yields the length at which a segment is closed.
-/// Compaction cannot touch the open segment, so this keeps the open segment a small part of the
-/// log.
+/// The ratio of the shard's live bytes to the length at which a segment is closed. Compaction
+/// cannot touch the open segment, so this keeps it a small part of the log.
 pub const SEGMENT_LIVE_SHARE: u64 = 8;
 /// The smallest length at which a segment is closed, however little of the log is live.
 pub const SEGMENT_BYTES_MIN: u64 = 2 * 1024 * 1024;
-/// The largest length at which a segment is closed. The batch that reaches it still goes into it.
+/// The largest length at which a segment is closed. The batch that reaches this length still goes
+/// into the segment.
 pub const SEGMENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// The size of the closed segments, in percent of the live data, above which they are compacted.
 pub const COMPACTION_START_PERCENT: u64 = 175;
-/// The size of a shard's closed segments up to which compaction is not worthwhile.
+/// The total size of a shard's closed segments up to which compaction is not worthwhile.
 pub const COMPACTION_BYTES_MIN: u64 = 8 * 1024 * 1024;
-/// The number of newest segments for which a shard counts the live ops. Those of older segments are
-/// found by reading.
+/// The number of newest segments whose live ops a shard counts. The live ops of older segments are
+/// found by reading the segments.
 pub const SEGMENTS_MARKED_MAX: usize = 4096;
-/// The nice(2) value of compaction, so that shards have precedence on a busy core. It is not the
-/// maximum, because a log that is written as fast as the cores allow must still be compacted.
+/// The nice(2) value of compaction, so that shards have precedence on a busy core. It is below the
+/// maximum, because a log must be compacted even while it is written as fast as the cores allow.
 pub const COMPACTION_NICE: i32 = 5;
-/// The percentage of the time for which compaction runs while the log is no longer than
+/// The percentage of the time that compaction runs while the log is no larger than
 /// [`COMPACTION_START_PERCENT`].
 pub const COMPACTION_TIME_PERCENT_MIN: u64 = 25;
-/// The size of the log, in percent of the live data, from which compaction runs all the time.
+/// The size of the log, in percent of the live data, at which compaction starts to run without
+/// pauses.
 pub const COMPACTION_URGENT_PERCENT: u64 = 225;
-/// The divisor of a segment's bytes that yields the number of dead bytes from which the segment is
-/// worth rewriting.
+/// The ratio of a segment's size to the number of dead bytes that makes it worth rewriting.
 pub const COMPACTION_DEAD_SHARE: u64 = 16;
 /// The size of a shard's log, in percent of its live data and in addition to [`LOG_SPARE_BYTES`],
 /// above which workspaces that write more than [`LIGHT_BYTES_PER_SECOND`] are slowed down. At that
@@ -110,7 +112,7 @@ pub const LOG_FULL_PERCENT: u64 = 250;
 /// The size, in percent of the live data and in addition to three times [`LOG_SPARE_BYTES`], above
 /// which all writers of the shard wait for compaction.
 pub const LOG_STOP_PERCENT: u64 = 275;
-/// The unit of the constant part of a log's size limits, which does not depend on its live data.
+/// The unit of the fixed part of a log's size limits, which does not depend on the live data.
 pub const LOG_SPARE_BYTES: u64 = 8 * 1024 * 1024;
 /// The rate at which a log that is just above [`LOG_SLOW_PERCENT`] may grow: more than a core can
 /// write. The rate falls with the square of the distance to [`LOG_FULL_PERCENT`], so the log
@@ -118,31 +120,30 @@ pub const LOG_SPARE_BYTES: u64 = 8 * 1024 * 1024;
 pub const LOG_BYTES_PER_SECOND: u64 = 256 * 1024 * 1024;
 /// The burst of that rate.
 pub const LOG_BURST_BYTES: u64 = 1024 * 1024;
-/// The rate up to which a workspace is not slowed down when others write more.
+/// The rate up to which a workspace is not slowed down because others write more.
 pub const LIGHT_BYTES_PER_SECOND: u64 = 64 * 1024;
 /// The burst of [`LIGHT_BYTES_PER_SECOND`], for each workspace.
 pub const LIGHT_BURST_BYTES: u64 = 256 * 1024;
-/// The interval between retries of clients that wait for compaction.
+/// The interval between attempts to resume clients that wait for compaction.
 pub const HELD_RETRY_US: u64 = 2_000;
-/// The interval at which the free space of the disk is checked while no compaction runs.
+/// The interval at which the free disk space is checked while no compaction is running.
 pub const DISK_LOOK_US: u64 = SECOND_US;
-/// The interval at which the free space is checked during a compaction, which changes it fast.
+/// The interval at which the free space is checked during a compaction, which changes it quickly.
 pub const DISK_LOOK_BUSY_US: u64 = SECOND_US / 20;
 /// The free space, in addition to [`DISK_LOW_SHARD_BYTES`] for each shard, below which ops that
 /// grow the log are refused. The remaining space is left to compaction.
 pub const DISK_LOW_BYTES: u64 = 16 * 1024 * 1024;
-/// The divisor of a disk's size that yields the low mark on a small disk, if that is less than
-/// [`DISK_LOW_BYTES`].
+/// The ratio of a small disk's size to its low mark, if that mark is less than [`DISK_LOW_BYTES`].
 pub const DISK_LOW_SHARE: u64 = 32;
-/// The free space reserved for what each shard writes in addition to ops: the zeros that a segment
-/// is filled with in advance, headers, and a segment to start over with.
+/// The free space reserved for each shard's writes other than ops: the zeros that fill a segment in
+/// advance, headers, and a segment to start over with.
 pub const DISK_LOW_SHARD_BYTES: u64 = 1024 * 1024;
-/// The hysteresis factor: refused ops are accepted again once the free space is this many times the
-/// low mark.
+/// The hysteresis factor: ops are accepted again once the free space is this many times the low
+/// mark.
 pub const DISK_ENOUGH_FACTOR: u64 = 2;
-/// The free disk space for each shard from which the shard need not keep track of it.
+/// The free disk space per shard that is so ample that the shard need not keep track of it.
 pub const DISK_PLENTY_BYTES: u64 = 4 * 1024 * 1024 * 1024;
-/// The divisor of the live bytes that yields the disk space reserved for compaction when no other
+/// The ratio of the live bytes to the disk space that is reserved for compaction in case no other
 /// space is free: about half a segment.
 pub const RESERVE_LIVE_SHARE: u64 = 2 * SEGMENT_LIVE_SHARE;
 /// The smallest reserve for compaction.
@@ -154,34 +155,35 @@ pub const COMPACTION_BATCH_BYTES: usize = 1024 * 1024;
 /// The number of bytes that compaction reads before it yields: about a quarter of a millisecond of
 /// CPU time.
 pub const COMPACTION_READ_BYTES: usize = 256 * 1024;
-/// The time from a failed compaction to the next attempt.
+/// The delay between a failed compaction and the next attempt.
 pub const COMPACTION_RETRY_US: u64 = 30 * SECOND_US;
 /// The number of bytes by which a segment grows at a time in `always` mode, filled with zeros in
-/// advance. Only the writes that extend the file are slow.
+/// advance. This way, only the writes that extend the file are slow.
 pub const SEGMENT_FILL_BYTES: u64 = 256 * 1024;
-/// The size of a batch of ops from which no session's messages are read until the batch is written.
+/// The size of a batch of ops at which the shard stops reading messages until the batch is written.
 pub const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// The age of its oldest op at which a commit starts even if the round of sends is not complete.
-/// Otherwise, a long round in one workspace would delay its own ops and those of all others.
+/// The age of a batch's oldest op at which the commit starts even if the round of sends is not
+/// complete. Otherwise, a long round in one workspace would delay its own ops and those of all
+/// others.
 pub const COMMIT_AGE_MIN_US: u64 = 250;
-/// The largest value to which this age is raised when commits take long.
+/// The maximum to which this age is raised when commits take long.
 pub const COMMIT_AGE_MAX_US: u64 = 10_000;
 /// The free disk space that a server needs to start: room for a segment and the zeros that are
 /// written in advance.
 pub const SEGMENT_RESERVE_BYTES: u64 = 1024 * 1024;
-/// The wait before a failed shard first tries to reopen its log. It doubles with each attempt.
+/// The delay before a failed shard first tries to reopen its log. It doubles with each attempt.
 pub const REOPEN_WAIT_MIN_US: u64 = 100_000;
-/// The longest wait between two attempts to reopen a log.
+/// The longest delay between two attempts to reopen a log.
 pub const REOPEN_WAIT_MAX_US: u64 = 5 * SECOND_US;
 /// The interval at which an idle server checks that its data directory is still at its path.
 pub const PLACE_CHECK_US: u64 = SECOND_US;
-/// The shortest interval between such checks in a server that commits.
+/// The shortest interval between such checks while the server commits.
 pub const PLACE_CHECK_COMMIT_US: u64 = 50_000;
 
 /// The number of bytes of a segment that are read at a time.
 pub const READ_BYTES: usize = 256 * 1024;
-/// The interval between two log lines about the progress of reading the log.
+/// The interval between log lines that report the progress of recovery.
 pub const PROGRESS_INTERVAL_MS: u64 = 2_000;
 
 // ---- sending ----
@@ -197,98 +199,99 @@ pub const SEND_BYTES_MAX: usize = 256 * 1024;
 /// the moment they are queued, so one large send pins no more memory than several small ones, and
 /// each send saved is one less pass through the ring and the kernel.
 pub const ANSWER_SEND_BYTES_MAX: usize = 2 * 1024 * 1024;
-/// The largest number of pieces in a send. A send with more pieces is copied into one.
+/// The largest number of pieces in a send. A send with more pieces is copied into a single piece.
 pub const SEND_SPANS_MAX: usize = 16;
-/// The number of sessions that are served in one turn, so that receives and log completions never
-/// wait long.
+/// The maximum number of sessions served per turn, so that receives and log completions never wait
+/// long.
 pub const SENDS_PER_TURN_MAX: usize = 256;
-/// The time for which a shard must have had sessions left to serve after every turn before it paces
-/// its sends (`core::fanout::pacer`).
+/// The time after which a shard starts to pace its sends if every turn has left sessions to serve
+/// (`core::fanout::pacer`).
 pub const PACE_AFTER_US: u64 = 20_000;
-/// The divisor of a turn's duration that yields the pause after it, in a shard that paces its
-/// sends.
+/// The ratio of a turn's duration to the pause after it, in a shard that paces its sends.
 pub const PACE_SHARE: u64 = 4;
 /// The longest such pause.
 pub const PACE_PAUSE_US_MAX: u64 = 1000;
-/// The bytes that one turn sends to sessions that are owed more than one send of frames may carry,
-/// such as a state. These sessions have a separate queue, because the kernel copies all of the
-/// bytes before the turn ends and the ops of other sessions must not wait for that.
+/// The number of bytes sent per turn to sessions that are owed more than a single send of frames
+/// may carry, such as those that receive a state. These sessions have a separate queue, because the
+/// kernel copies all of the bytes before the turn ends and the ops of other sessions must not wait
+/// for that.
 pub const BULK_BYTES_PER_TURN: usize = 4 * 1024 * 1024;
-/// The largest number of sessions in that queue that are served in a turn.
+/// The maximum number of sessions in that queue that are served per turn.
 pub const BULK_SENDS_PER_TURN_MAX: usize = BULK_BYTES_PER_TURN / SEND_BYTES_MAX;
-/// The number of bytes that a conflated session is sent at a time, unless a single op is longer.
+/// The maximum number of bytes sent to a conflated session at a time, unless a single op is longer.
 pub const CONFLATED_BYTES_MAX: usize = 64 * 1024;
-/// The number of keys that are examined for a conflated session in a turn. Keys that the session
-/// wrote itself are skipped but count.
+/// The maximum number of keys examined for a conflated session per turn. Keys that the session
+/// wrote itself are skipped, but they count.
 pub const CONFLATED_STEPS_MAX: usize = 4096;
-/// The memory of answers (errors, corrections, pongs) waiting in a session from which its messages
-/// are left unread.
+/// The memory of a session's queued answers (errors, corrections, pongs) at which the shard stops
+/// reading its messages.
 pub const ANSWER_BYTES_MAX: usize = 64 * 1024;
-/// The number of separate runs of its own ops that a session skips; with more, it is conflated.
+/// The maximum number of separate runs of its own ops that a session skips; with more, it is
+/// conflated.
 pub const OWN_FRAMES_MAX: usize = 1024;
-/// The number of messages of one session that are handled in one turn.
+/// The maximum number of messages from one session that are handled per turn.
 pub const MESSAGES_PER_TURN_MAX: usize = 256;
 /// The memory that a shard may hold for individual sessions: incomplete messages and heads, and
 /// answers until their last byte is sent. An answer that is sent to several sessions counts once.
 ///
 /// It is a quarter of the memory allowed for encoded states, as much as 64 messages of the default
-/// maximum size, and far more than a shard holds while its clients read. When it is exceeded, the
-/// session that holds the most is evicted.
+/// maximum size, and far more than a shard holds while its clients keep reading. When it is
+/// exceeded, the session that holds the most is evicted.
 pub const SESSION_BUDGET_BYTES: usize = 64 * 1024 * 1024;
-/// The smallest such budget, in multiples of `--max-message-bytes`. A growing message may use
-/// memory of twice its length, and a second one must not cause it to be evicted.
+/// The smallest such budget, in multiples of `--max-message-bytes`. A message that is still growing
+/// may use twice its length in memory, and a second one must not cause it to be evicted.
 pub const SESSION_BUDGET_MESSAGES: usize = 4;
-/// The memory that each session may hold without being counted. A session that holds no more is
-/// never evicted.
+/// The memory of each session that does not count toward the budget. A session that holds no more
+/// than this is never evicted.
 pub const SESSION_BYTES_SPARED: usize = 4 * 1024;
-/// The length of an op's frame from which the frame is encoded once for all sessions that receive
-/// it as a correction or after they have fallen behind.
+/// The minimum length at which an op's frame is encoded once for all sessions that receive it as a
+/// correction or after falling behind.
 pub const SHARED_FRAME_BYTES_MIN: usize = SESSION_BYTES_SPARED;
-/// The largest number of names in an answer about presence: the first ones in order. The answer
-/// also contains the total number of names.
+/// The maximum number of names in an answer about presence, which lists the first ones in order and
+/// the total number of names.
 pub const PRESENCE_NAMES_MAX: usize = 1000;
 /// The smallest capacity of a new chunk of outgoing bytes.
 pub const CHUNK_BYTES_MIN: usize = 256;
-/// The size up to which frames share a chunk. A longer frame has a chunk of its own.
+/// The size up to which frames share a chunk. A longer frame gets a chunk of its own.
 pub const CHUNK_BYTES_MAX: usize = 64 * 1024;
-/// The longest init message that a shard keeps for the next client that joins. Each shard keeps
-/// one.
+/// The longest init message that a shard keeps for the next client that joins. Each shard keeps at
+/// most one.
 pub const INIT_BYTES_KEPT_MAX: usize = 4 * 1024 * 1024;
-/// The memory of all encoded states that a shard is sending: the default limit for init messages
-/// and answers to reads over HTTP.
+/// The memory of all encoded states that a shard may be sending at once, in init messages and in
+/// answers to reads over HTTP.
 ///
-/// Sessions that request the same state share it. The memory is therefore filled only by clients
-/// that request the states of many workspaces, or of one workspace at many moments, and do not read
-/// them. It holds four of the largest states that the default settings allow. When it is full, a
-/// join or a read is answered with 503, unless the state is small or no other is being sent.
+/// Sessions that request the same state share it. The memory therefore fills up only if clients
+/// request the states of many workspaces, or of one workspace at many different times, and do not
+/// read them. It holds four of the largest states that the default settings allow. When it is full,
+/// a join or a read is answered with 503, unless the state is small or no other is being sent.
 pub const SNAPSHOT_BYTES_MAX: usize = 256 * 1024 * 1024;
-/// The divisor of [`SNAPSHOT_BYTES_MAX`] that yields the memory reserved for small states.
+/// The ratio of [`SNAPSHOT_BYTES_MAX`] to the memory reserved for small states.
 pub const SNAPSHOT_RESERVE_SHARE: usize = 8;
 /// The longest state that may use this reserve.
 pub const SNAPSHOT_SMALL_BYTES: usize = INIT_BYTES_KEPT_MAX;
-/// The time within which the fastest receiver of a state should have read it. It matters only while
-/// the memory for states is exhausted.
+/// The time within which the fastest receiver of a state should have read it. This matters only
+/// while the memory for states is exhausted.
 pub const SNAPSHOT_TRANSFER_US: u64 = 60 * SECOND_US;
-/// The lag behind that pace from which a state may be evicted to make room for another.
+/// The lag behind that pace at which a state may be evicted to make room for another.
 pub const SNAPSHOT_PATIENCE_US: u64 = 2 * SECOND_US;
-/// The time for which a shard that found no state to evict does not search again.
+/// The time that a shard waits to search again after it has found no state to evict.
 pub const SNAPSHOT_SEARCH_INTERVAL_US: u64 = SECOND_US / 10;
-/// The number of bytes of large states that are encoded in a turn, exceeded by at most the rest of
-/// a field. A state that is no longer than this is encoded in one step.
+/// The number of bytes of large states that are encoded per turn. It may be exceeded by at most the
+/// rest of a field. A state no longer than this is encoded in one step.
 pub const SNAPSHOT_PART_BYTES: usize = 1024 * 1024;
-/// The number of encoded states that are checked in a turn for whether any session still holds
+/// The number of encoded states that are checked per turn to see whether any session still holds
 /// them.
 pub const SNAPSHOTS_SWEPT_PER_TURN: usize = 32;
 /// The longest part of a window that is copied into one piece, which all its receivers share.
 pub const JOINED_BYTES_MAX: usize = 64 * 1024;
-/// The number of chunks that a shard keeps for reuse.
+/// The maximum number of chunks that a shard keeps for reuse.
 pub const CHUNKS_KEPT_MAX: usize = 1024;
-/// The memory of the chunks that a shard keeps for reuse.
+/// The maximum total size of the chunks that a shard keeps for reuse.
 pub const CHUNK_BYTES_KEPT_MAX: usize = 4 * 1024 * 1024;
-/// The number of lists of each kind (frames, answers, spans, bytes of incomplete frames) that a
-/// shard keeps for reuse.
+/// The maximum number of lists of each kind (frames, answers, spans, bytes of incomplete frames)
+/// that a shard keeps for reuse.
 pub const LISTS_KEPT_MAX: usize = 1024;
-/// The memory of the lists of each kind that a shard keeps for reuse.
+/// The maximum total size of the lists of each kind that a shard keeps for reuse.
 pub const LIST_BYTES_KEPT_MAX: usize = 1024 * 1024;
 
 // ---- time ----
@@ -300,11 +303,11 @@ pub const STALL_TIMEOUT_US: u64 = 60 * SECOND_US;
 /// The time that a stalled client has to read the bytes that were already being sent and the close
 /// frame that follows them.
 pub const STALL_LINGER_US: u64 = 15 * SECOND_US;
-/// The time from the first byte or fragment of a message to its end. Each mebibyte of it that has
-/// arrived adds the same time again. A slower client is closed with 1008, not with a code that
-/// means to try again later: the same message would be just as slow again.
+/// The time limit from the first byte or fragment of a message to its end. Each mebibyte that has
+/// arrived adds the same amount of time. A slower client is closed with 1008 rather than with a
+/// code that asks it to try again later, because the same message would be just as slow.
 pub const MESSAGE_TIMEOUT_US: u64 = 30 * SECOND_US;
-/// The time that a connection being closed has to accept the last bytes and to close its side.
+/// The time that the peer of a closing connection has to accept the last bytes and close its side.
 pub const LINGER_US: u64 = 2 * SECOND_US;
 /// The default of `--drain-ms`.
 pub const DRAIN_MS_DEFAULT: u64 = 5_000;
@@ -312,19 +315,19 @@ pub const DRAIN_MS_DEFAULT: u64 = 5_000;
 pub const FUTURE_SKEW_S_DEFAULT: u64 = 24 * 3600;
 /// The `Retry-After` of a 503, in seconds.
 pub const RETRY_AFTER_S: u32 = 5;
-/// The lateness of a turn beyond which the shard counts as absent, which moves its deadlines
+/// The lateness of a turn beyond which the shard counts as absent, which postpones its deadlines
 /// ([`core::shard::shard_clock`](crate::core::shard::shard_clock)). A machine that is merely busy
 /// stays below two ticks of the timers.
 pub const LATENESS_US_MAX: u64 = 2 * TIMER_TICK_US;
-/// The longest time before an absence that is discounted with it. A deadline that passed in that
-/// time expires a moment later instead, after the shard has read the bytes that arrived.
+/// The maximum time before an absence that is discounted along with it. A deadline that passed
+/// within this time expires a moment later, after the shard has read the bytes that have arrived.
 pub const GRACE_US: u64 = SECOND_US;
-/// The length of an absence from which it is logged as a warning.
+/// The minimum length of an absence that is logged as a warning.
 pub const ABSENCE_WARNING_US: u64 = SECOND_US;
 /// The resolution of all session timers.
 pub const TIMER_TICK_US: u64 = 50_000;
-/// The number of slots in the timer wheel. A more distant deadline is checked along the way and put
-/// back.
+/// The number of slots in the timer wheel. A deadline beyond the end of the wheel is checked along
+/// the way and put back.
 pub const TIMER_SLOTS: usize = 1024;
 
 // ---- the ring ----
@@ -335,34 +338,35 @@ pub const SHARDS_MAX: u32 = 1024;
 pub const RING_ENTRIES: u32 = 1024;
 /// The number of entries in a shard's completion queue.
 pub const COMPLETION_ENTRIES: u32 = 8192;
-/// The time from submitting operations to checking that the kernel has accepted them, and between
-/// attempts to submit the remaining ones.
+/// The delay between submitting operations and checking that the kernel has accepted them, and
+/// between attempts to submit the remaining ones.
 pub const RESUBMIT_US: u64 = 20_000;
-/// The time for which a ring that is shutting down tries to submit its remaining operations.
+/// The maximum time that a ring spends trying to submit its remaining operations while it shuts
+/// down.
 pub const LAST_SUBMIT_US: u64 = SECOND_US;
 /// The size of a provided receive buffer.
 pub const RECEIVE_BYTES_MAX: usize = 16 * 1024;
 /// The number of receive buffers provided for a shard.
 pub const RECEIVE_BUFFERS: u16 = 128;
-/// The memory of a busy shard without any state: its receive buffers, the chunks that it keeps, and
-/// two batches, since one fills while the other is written.
+/// The memory that a busy shard uses in addition to its state: its receive buffers, the chunks that
+/// it keeps, and two batches, since one fills while the other is written.
 pub const SHARD_BYTES: u64 = (RECEIVE_BUFFERS as usize * RECEIVE_BYTES_MAX
     + CHUNK_BYTES_KEPT_MAX
     + 2 * BATCH_BYTES_MAX) as u64;
 /// The number of shards per core above which the server warns when it starts, because the shards
 /// would wait for each other.
 pub const SHARDS_PER_CORE_MAX: usize = 4;
-/// The number of accepts that a shard has in flight.
+/// The number of accepts that a shard keeps in flight.
 pub const ACCEPTS_IN_FLIGHT: usize = 16;
-/// The number of connections that wait in the kernel to be accepted (listen(2)). The kernel limits
-/// it to net.core.somaxconn.
+/// The maximum number of connections that wait in the kernel to be accepted (listen(2)). The kernel
+/// caps it at net.core.somaxconn.
 pub const LISTEN_BACKLOG: i32 = 4096;
-/// The time for which a starting server waits for a port in use. In a measurement, a server that
+/// The time that a starting server waits for a port that is in use. In a measurement, a server that
 /// was killed held its port for 8 ms.
 pub const PORT_WAIT_US: u64 = 500_000;
-/// The pause in accepting when the process has no file descriptor left.
+/// The pause in accepting connections when the process has no file descriptors left.
 pub const ACCEPT_PAUSE_US: u64 = 100_000;
-/// The interval between two warnings about such a pause.
+/// The minimum interval between two warnings about such a pause.
 pub const ACCEPT_WARNING_US: u64 = 10 * SECOND_US;
 /// The number of descriptors that client connections cannot use: for standard streams, signals,
 /// connections that are being refused, and those to `--admin-port`.
@@ -370,14 +374,14 @@ pub const DESCRIPTORS_RESERVED: u64 = 128;
 /// The number of descriptors reserved for each shard: eight for its ring, its mailbox and its
 /// segment, and the others for a segment that is being opened or read.
 pub const DESCRIPTORS_PER_SHARD: u64 = 10;
-/// The number of connections to `--admin-port`. Any further ones cannot become members of a
-/// workspace.
+/// The maximum number of connections to `--admin-port`. On any further connection, requests to
+/// workspaces are refused.
 pub const ADMIN_CONNECTIONS_MAX: usize = 32;
-/// The number of connections to `--admin-port` beyond that limit that are still answered instead of
-/// being dropped, while the connections shed for them are closing.
+/// The number of connections to `--admin-port` beyond that limit that are still answered rather
+/// than dropped while the connections shed for them are closing.
 pub const ADMIN_REFUSALS_IN_FLIGHT_MAX: usize = 16;
-/// The shortest time for which the longest turn of a loop is reported. It is reported for at most
-/// twice that time.
+/// The minimum time for which the longest turn of a loop is reported. The maximum is twice that
+/// time.
 pub const LONGEST_TURN_WINDOW_US: u64 = 60 * SECOND_US;
 /// The number of connections over `--max-connections` that are still answered with 503 instead of
 /// being dropped.
@@ -395,14 +399,14 @@ pub const fn session_budget_bytes(message_bytes_max: usize) -> usize {
     }
 }
 
-/// One second, in the unit of all times inside the server.
+/// One second in microseconds, the unit of all times inside the server.
 pub const SECOND_US: u64 = 1_000_000;
 
 const _: () = assert!(
     WORKSPACE_ID_BYTES_MAX < HEAD_BYTES_MAX,
-    "a legal id fits a legal head"
+    "a valid id fits a valid head"
 );
-const _: () = assert!(CONTROL_BYTES_MAX == 125, "a fixed number of RFC 6455");
+const _: () = assert!(CONTROL_BYTES_MAX == 125, "fixed by RFC 6455");
 const _: () = assert!(
     KEY_BYTES_MAX <= u16::MAX as usize,
     "a record holds a key's length in 16 bits"
@@ -419,23 +423,23 @@ const _: () = assert!(
     CHUNK_BYTES_MIN.is_power_of_two()
         && CHUNK_BYTES_MAX.is_power_of_two()
         && SEND_BYTES_MAX.is_power_of_two(),
-    "chunks that are kept fall into classes"
+    "the sizes of pooled chunks fall into classes"
 );
 const _: () = assert!(
     MESSAGE_BYTES_DEFAULT + SEND_BYTES_MAX <= ANSWER_SEND_BYTES_MAX
         && ANSWER_SEND_BYTES_MAX < u32::MAX as usize,
-    "the longest correction by default fits one send after frames, and a length fits the ring"
+    "the longest default correction fits in one send after frames, and its length fits in 32 bits"
 );
 const _: () = assert!(
     session_budget_bytes(MESSAGE_BYTES_DEFAULT) >= 64 * MESSAGE_BYTES_DEFAULT
         && session_budget_bytes(MESSAGE_BYTES_MAX) >= 4 * MESSAGE_BYTES_MAX,
-    "one legal message always fits, however its memory grows"
+    "one valid message always fits, however its memory grows"
 );
 const _: () = assert!(
     RECEIVE_BYTES_MAX + HEAD_BYTES_MAX + ANSWER_BYTES_MAX < SESSION_BUDGET_BYTES / 64
         && SESSION_BYTES_SPARED < ANSWER_BYTES_MAX
         && SHARED_FRAME_BYTES_MIN <= SESSION_BYTES_SPARED,
-    "no session fills the budget with small items, and what is copied for a session is small"
+    "no session can fill the budget with small items, and copies for a session are small"
 );
 const _: () = assert!(
     PRESENCE_NAMES_MAX * (6 * USER_ID_BYTES_MAX + 64) < SESSION_BUDGET_BYTES / 16,
@@ -445,7 +449,7 @@ const _: () = assert!(
     SNAPSHOT_PATIENCE_US < SNAPSHOT_TRANSFER_US
         && SNAPSHOT_SEARCH_INTERVAL_US < SNAPSHOT_PATIENCE_US
         && SNAPSHOT_PATIENCE_US / SECOND_US < RETRY_AFTER_S as u64,
-    "a client that was refused finds room when it tries again"
+    "a refused client finds room when it retries"
 );
 const _: () = assert!(
     MESSAGE_TIMEOUT_US < STALL_TIMEOUT_US,
@@ -462,7 +466,7 @@ const _: () = assert!(
 );
 const _: () = assert!(
     CONFLATED_BYTES_MAX <= SEND_BYTES_MAX,
-    "what is conflated at a time fits one send"
+    "one round of conflated ops fits in one send"
 );
 const _: () =
     assert!(CHUNK_BYTES_MIN <= CHUNK_BYTES_MAX && OUTBOX_BYTES_MIN <= OUTBOX_BYTES_DEFAULT);
@@ -475,22 +479,22 @@ const _: () = assert!(
 const _: () = assert!(LINGER_US < STALL_LINGER_US && HEAD_TIMEOUT_US < STALL_TIMEOUT_US);
 const _: () = assert!(
     ANSWER_SEND_BYTES_MAX < BULK_BYTES_PER_TURN && BULK_SENDS_PER_TURN_MAX <= SENDS_PER_TURN_MAX,
-    "a turn serves several sessions that are sent a state, and at most as many as others"
+    "a turn serves several sessions in a state transfer, and at most as many as other sessions"
 );
 const _: () = assert!(
     SENDS_PER_TURN_MAX + BULK_SENDS_PER_TURN_MAX <= RING_ENTRIES as usize,
-    "a turn's sends fit the submission queue"
+    "a turn's sends fit in the submission queue"
 );
 const _: () = assert!(RING_ENTRIES < COMPLETION_ENTRIES);
 const _: () =
     assert!(SEGMENT_BYTES_MIN <= SEGMENT_BYTES_MAX && COMPACTION_BATCH_BYTES <= BATCH_BYTES_MAX);
 const _: () = assert!(
     SEGMENT_FILL_BYTES <= SEGMENT_BYTES_MIN / 8 && SEGMENT_FILL_BYTES <= SEGMENT_RESERVE_BYTES,
-    "what is filled in advance is a small part of a segment, and fits the room for a start"
+    "the zeros written in advance are a small part of a segment, and fit in the startup reserve"
 );
 const _: () = assert!(
     100 + 100 / COMPACTION_DEAD_SHARE < COMPACTION_START_PERCENT,
-    "a compaction leaves less than what starts the next one"
+    "a compaction leaves less data than the threshold that starts the next one"
 );
 const _: () = assert!(
     COMPACTION_START_PERCENT < COMPACTION_URGENT_PERCENT
@@ -514,7 +518,7 @@ const _: () = assert!(
     LOG_STOP_PERCENT + 2 * 100 / SEGMENT_LIVE_SHARE <= 300
         && 3 * LOG_SPARE_BYTES + 2 * BATCH_BYTES_MAX as u64 <= 4 * LOG_SPARE_BYTES
         && MESSAGE_BYTES_DEFAULT as u64 <= SEGMENT_BYTES_MIN,
-    "a log with two open segments and two batches fits 3 times its live data and 4 spares"
+    "a log with two open segments and two batches fits in 3 times its live data plus 4 spares"
 );
 const _: () = assert!(
     LIGHT_BURST_BYTES < LOG_SPARE_BYTES / 4 && LOG_BURST_BYTES < LOG_SPARE_BYTES / 4,
@@ -522,17 +526,17 @@ const _: () = assert!(
 );
 const _: () = assert!(
     LOG_BYTES_PER_SECOND / SECOND_US * HELD_RETRY_US <= LOG_BURST_BYTES,
-    "clients that are retried at intervals can use all of the rate"
+    "clients that are retried at intervals can use the full rate"
 );
 const _: () = assert!(
     SEGMENT_FILL_BYTES + SEGMENT_RESERVE_BYTES / 2 <= DISK_LOW_SHARD_BYTES
         && DISK_ENOUGH_FACTOR > 1,
-    "a shard that refuses ops can still seal its log, and does not alternate at each check"
+    "a shard that refuses ops can still seal its log, and does not flip at each check"
 );
 const _: () = assert!(HELD_RETRY_US < DISK_LOOK_BUSY_US && DISK_LOOK_BUSY_US < DISK_LOOK_US);
 const _: () = assert!(
     RATE_BURST_S < PATIENCE_S,
-    "a client is refused more than its burst before it is closed"
+    "a client is refused more messages than its burst before it is disconnected"
 );
 const _: () = assert!(
     MESSAGE_BYTES_DEFAULT as u64 <= WORKSPACE_BYTES_DEFAULT / 16
@@ -548,5 +552,5 @@ const _: () = assert!(
 );
 const _: () = assert!(
     RESUBMIT_US < SECOND_US,
-    "a timer's nanoseconds are a part of a second"
+    "a timer's nanosecond part is less than a second"
 );

@@ -1,4 +1,4 @@
-//! The `etherply` binary: it parses the command line and calls the library, which is the server.
+//! The `etherply` binary, which parses the command line and calls the library.
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
@@ -23,7 +23,7 @@ fn main() -> ExitCode {
         }
         Err(UsageError::Help(help)) => return end(command::print_help(&help)),
     };
-    // With a handler for this signal, a write beyond the limit of file sizes (ulimit -f) fails like
+    // With a handler for this signal, a write beyond the limit on file sizes (ulimit -f) fails like
     // one on a full disk. Without one, it would end the process.
     flag::register(SIGXFSZ, Arc::default()).expect("the signal can be handled");
     let outcome = match command {

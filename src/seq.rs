@@ -2,15 +2,15 @@
 
 use std::fmt;
 
-/// The place of an op in the order of its workspace: 1 for the first op that won, and one more for
-/// each winning op after it. It survives restarts, compaction and deletes.
+/// The position of an op in the order of its workspace: 1 for the first op that won, and one higher
+/// for each later winner. It survives restarts, compaction and deletes.
 ///
 /// Every layer uses it, from the log's records to the protocol, so it lives below all of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Seq(u64);
 
 impl Seq {
-    /// The seq of a workspace that was never written. It precedes the first op.
+    /// The seq of a workspace that has never been written to. It precedes the first op.
     pub const NONE: Self = Self(0);
 
     /// Returns the seq of the op with this number, counted from 1.

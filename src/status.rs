@@ -20,13 +20,14 @@ pub struct Status {
     ready: Vec<AtomicBool>,
     /// The time at which the server was started, in Unix microseconds.
     pub started_unix_us: u64,
-    /// The recovery progress while the server starts.
+    /// The progress of recovery at startup.
     pub recovery: RecoveryProgress,
     public: Arc<ConnectionCount>,
     admin: Arc<ConnectionCount>,
-    /// For each shard and listener: the number of connections that the shard could shed for new
-    /// ones at the end of its last turn, less those claimed since. A number instead of a flag,
-    /// because a shard may accept many connections before the shard that it asks has a turn.
+    /// For each shard and listener, the number of connections that the shard could shed for new
+    /// ones at the end of its last turn, minus those claimed since. This is a number rather than a
+    /// flag, because a shard may accept many connections before the shard that it asks runs its
+    /// next turn.
     sheddable: Vec<[AtomicUsize; 2]>,
     /// The statistics of each shard.
     pub stats: Vec<ShardStats>,
@@ -60,7 +61,7 @@ impl Status {
         self.each_ready().all(|ready| ready)
     }
 
-    /// Returns for each shard in order whether it serves.
+    /// Returns whether each shard serves, in the order of the shards.
     pub fn each_ready(&self) -> impl Iterator<Item = bool> {
         self.ready.iter().map(|ready| ready.load(Ordering::Relaxed))
     }
@@ -76,7 +77,7 @@ impl Status {
         self.count(listener).connections.load(Ordering::Relaxed)
     }
 
-    /// Counts a new connection. Returns its permit and the number of connections before it.
+    /// Counts a new connection. Returns its permit and the previous number of connections.
     #[must_use]
     pub fn take_permit(&self, listener: ListenerKind) -> (ConnectionPermit, usize) {
         let count = self.count(listener);
@@ -96,8 +97,8 @@ impl Status {
         self.sheddable[shard as usize][listener as usize].store(count, Ordering::Relaxed);
     }
 
-    /// Finds a shard other than `shard` that has a connection to shed, and claims one. Until the
-    /// next turn of that shard ends, it is found once for each of its connections.
+    /// Finds a shard other than `shard` that has a connection to shed, and claims one. Until that
+    /// shard ends its next turn, each of its connections can be claimed only once.
     #[must_use]
     pub fn claim_sheddable(&self, shard: u32, listener: ListenerKind) -> Option<usize> {
         let claims = |other: &usize| {
@@ -131,7 +132,7 @@ impl RecoveryProgress {
         self.done_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Returns the number of bytes read and the total number to read.
+    /// Returns the number of bytes read so far and the total number to read.
     #[must_use]
     pub fn bytes(&self) -> (u64, u64) {
         let total_bytes = self.total_bytes.load(Ordering::Relaxed);

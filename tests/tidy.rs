@@ -1,10 +1,10 @@
-//! The house rules, held on `src/`: which layer may import which, what a pure layer never names, where
+//! The house rules for `src/`: which layer may import which, what a pure layer never names, where
 //! `unsafe` may appear, and how long a line, a function and a file may be.
 //!
 //! Each rule is a function from the sources to the places that break it. The tests in this file run
-//! them on `src/`, those in `bites` on small made-up sources, so that each is known to bite. The
-//! sources are read as tokens (by the lexer of `syn`), not as a syntax tree: what is inside of a macro
-//! call is seen, what it expands to is not.
+//! the rules on `src/`, and those in `bites` run them on small made-up sources, so that each is
+//! known to bite. The sources are read as tokens (by the lexer of `syn`), not as a syntax tree: the
+//! rules see the inside of a macro call, but not its expansion.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -17,20 +17,20 @@ mod bites;
 #[path = "tidy/source.rs"]
 mod source;
 
-/// A file has fewer lines of code than this: comments and blank lines do not count, so that nobody
-/// saves a line by leaving an explanation out.
+/// Every file has fewer lines of code than this. Comments and blank lines do not count, so that
+/// leaving out an explanation never saves a line.
 const FILE_LINES: usize = 600;
-/// A function has fewer lines than this, from its `fn` line to its closing brace.
+/// Every function has fewer lines than this, from its `fn` line to its closing brace.
 const FUNCTION_LINES: usize = 70;
 /// The binary is thin: `main.rs` has fewer lines of code than this.
 const MAIN_LINES: usize = 100;
-/// The columns of a line, comments and literals included.
+/// The maximum number of columns in a line, including comments and literals.
 const COLUMNS: usize = 100;
 /// The only files in which `unsafe` may appear.
 const UNSAFE_FILES: [&str; 2] = ["io/ring.rs", "io/buffers.rs"];
 
-/// Access to a clock, randomness, files, sockets, threads or an executor. In a pure layer, time is an
-/// argument.
+/// Paths that give access to a clock, randomness, files, sockets, threads or an executor. In a pure
+/// layer, time is an argument.
 const IMPURE: &[&str] = &[
     "core_affinity",
     "getrandom",
@@ -104,7 +104,7 @@ impl Layer {
             Layer::Main | Layer::Root => &[
                 Root, Command, Io, Admin, Status, Config, Core, Log, LogPure, Wire, Limits,
             ],
-            // A command prints and asks: nothing that the server does may come to depend on that.
+            // A command prints and asks questions: nothing that the server does may depend on one.
             Layer::Command => &[
                 Root, Io, Admin, Status, Config, Core, Log, LogPure, Wire, Limits,
             ],
@@ -142,8 +142,8 @@ impl fmt::Display for Fault {
 
 // ---- the rules ----
 
-/// Imports go one way: main → command → io → admin → {status, config} → core → {wire, log/commit,
-/// log/record} → limits; the rest of log is between config and log/commit.
+/// Checks that imports go one way: main → command → io → admin → {status, config} → core → {wire,
+/// log/commit, log/record} → limits; the rest of log is between config and log/commit.
 fn layering(sources: &[Source]) -> Vec<Fault> {
     let mut faults = Vec::new();
     for (source, imported) in sources.iter().zip(imports(sources)) {
@@ -163,7 +163,7 @@ fn layering(sources: &[Source]) -> Vec<Fault> {
     faults
 }
 
-/// The imports of the modules form no cycle; a module is a file.
+/// Checks that the imports of modules form no cycle. A module is a file.
 fn cycles(sources: &[Source]) -> Vec<Fault> {
     let mut graph = Graph::default();
     for (source, imported) in sources.iter().zip(imports(sources)) {
@@ -174,8 +174,9 @@ fn cycles(sources: &[Source]) -> Vec<Fault> {
     graph.cycles("a cycle of imports")
 }
 
-/// Of two modules in the same folder, at most one depends on the other, directly or through others. A
-/// module is here a file together with all in the folder of its name.
+/// Checks that of two modules in the same folder, at most one depends on the other, directly or
+/// through others. Here, a module is a file together with everything in the folder of the same
+/// name.
 fn folder_cycles(sources: &[Source]) -> Vec<Fault> {
     let mut graph = Graph::default();
     for (source, imported) in sources.iter().zip(imports(sources)) {
@@ -183,7 +184,7 @@ fn folder_cycles(sources: &[Source]) -> Vec<Fault> {
             let from: Vec<&str> = source.module.split("::").collect();
             let to: Vec<&str> = sources[target].module.split("::").collect();
             let shared = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
-            // A file and what is in the folder of its name are one.
+            // A file and everything in the folder of the same name count as one.
             if shared < from.len() && shared < to.len() && !sources[target].module.is_empty() {
                 let (from, to) = (from[..=shared].join("/"), to[..=shared].join("/"));
                 graph.add(&from, &to, (source, line));
@@ -193,13 +194,13 @@ fn folder_cycles(sources: &[Source]) -> Vec<Fault> {
     graph.cycles("a cycle of folders")
 }
 
-/// What imports what, by name, and the first line that does.
+/// The imports between named modules, each with the first line that makes it.
 #[derive(Default)]
 struct Graph<'a> {
     edges: BTreeMap<String, BTreeMap<String, (&'a Source, usize)>>,
     /// The names with edges, in the order in which they were added.
     starts: Vec<String>,
-    /// The names from the start of the search to where it is.
+    /// The names from the start of the search to its current position.
     path: Vec<String>,
     done: BTreeSet<String>,
     faults: Vec<Fault>,
@@ -221,7 +222,7 @@ impl<'a> Graph<'a> {
         self.faults
     }
 
-    /// Searches depth first. An import of what is on the path to the importer closes a cycle.
+    /// Searches depth-first. An import of a name on the path to the importer closes a cycle.
     fn visit(&mut self, at: &str, what: &str) {
         if self.done.contains(at) {
             return;
@@ -242,7 +243,8 @@ impl<'a> Graph<'a> {
     }
 }
 
-/// A pure layer has no clock, no randomness, no file, no socket, no thread and no executor.
+/// Checks that a pure layer has no clock, no randomness, no file, no socket, no thread and no
+/// executor.
 fn purity(sources: &[Source]) -> Vec<Fault> {
     let mut faults = Vec::new();
     let is_pure = |source: &&Source| Layer::of(&source.module).is_some_and(Layer::is_pure);
@@ -250,7 +252,8 @@ fn purity(sources: &[Source]) -> Vec<Fault> {
         for named in &source.named {
             let path = named.segments.join("::");
             let is_impure = |impure: &&str| match path.strip_suffix('*') {
-                // A glob imports what is under its parent, and what its parent is under.
+                // A glob can import anything under its parent, and its parent may be under an
+                // impure path.
                 Some(parent) => {
                     impure.starts_with(parent) || parent.starts_with(&format!("{impure}::"))
                 }
@@ -264,12 +267,14 @@ fn purity(sources: &[Source]) -> Vec<Fault> {
     faults
 }
 
-/// `unsafe` is in two files, and each block and impl says why it is sound.
+/// Checks that `unsafe` appears in only two files, and that each block and impl says why it is
+/// sound.
 fn unsafety(sources: &[Source]) -> Vec<Fault> {
     let mut faults = Vec::new();
     for source in sources {
         let lines: Vec<&str> = source.raw.lines().map(str::trim).collect();
-        // Above the `unsafe` come, at most, the rest of its statement and attributes, and then the comment.
+        // Between the comment and the `unsafe` there may only be attributes and the rest of its
+        // statement.
         let has_reason = |line: usize| {
             let above = lines[..line - 1].iter().rev();
             let mut above = above.take_while(|line| {
@@ -291,7 +296,8 @@ fn unsafety(sources: &[Source]) -> Vec<Fault> {
     faults
 }
 
-/// A file and a function can be held in one's head. Tests are no exception.
+/// Checks that every file and every function is short enough to keep in mind. Tests are no
+/// exception.
 fn sizes(sources: &[Source]) -> Vec<Fault> {
     let mut faults = Vec::new();
     for source in sources {
@@ -317,7 +323,8 @@ fn sizes(sources: &[Source]) -> Vec<Fault> {
     faults
 }
 
-/// A line fits beside another one on a screen. rustfmt leaves comments and literals as they are.
+/// Checks that lines are narrow enough for two files side by side on a screen. rustfmt leaves
+/// comments and literals as they are.
 fn widths(sources: &[Source]) -> Vec<Fault> {
     let mut faults = Vec::new();
     for source in sources {
@@ -332,8 +339,9 @@ fn widths(sources: &[Source]) -> Vec<Fault> {
     faults
 }
 
-/// A type name means one type in the whole crate. Test modules may reuse a name, an associated type has
-/// the name of its trait, and the variants of one type under `cfg` are in one file.
+/// Checks that a type name means one type in the whole crate. Test modules may reuse a name, the
+/// name of an associated type comes from its trait, and the `cfg` variants of a type are in one
+/// file.
 fn type_names(sources: &[Source]) -> Vec<Fault> {
     let mut homes: BTreeMap<&str, &str> = BTreeMap::new();
     let mut faults = Vec::new();
@@ -348,7 +356,7 @@ fn type_names(sources: &[Source]) -> Vec<Fault> {
     faults
 }
 
-/// Nothing unfinished, and no test that is not run.
+/// Checks that nothing is left unfinished and that no test is ignored.
 fn leftovers(sources: &[Source]) -> Vec<Fault> {
     let mut faults = Vec::new();
     for source in sources {
@@ -375,7 +383,7 @@ fn leftovers(sources: &[Source]) -> Vec<Fault> {
     faults
 }
 
-/// A file says first what it is.
+/// Checks that every file begins by saying what it is.
 fn headers(sources: &[Source]) -> Vec<Fault> {
     let bare = sources
         .iter()
@@ -384,7 +392,7 @@ fn headers(sources: &[Source]) -> Vec<Fault> {
         .collect()
 }
 
-// ---- held on src/ ----
+// ---- run on src/ ----
 
 type Rule = fn(&[Source]) -> Vec<Fault>;
 

@@ -1,4 +1,4 @@
-//! The settings of a run, and what each measurement has to know of them.
+//! The settings of a run, and what each measurement needs to know of them.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
@@ -71,7 +71,7 @@ pub struct Settings {
     pub bench: bool,
 }
 
-/// What each measurement has to know of the run.
+/// The settings of the run that each measurement needs.
 #[derive(Debug, Clone)]
 pub struct HarnessConfig {
     pub cores: Halves,
@@ -79,7 +79,7 @@ pub struct HarnessConfig {
     pub token: Option<String>,
     pub target: Option<SocketAddr>,
     pub rounds: u32,
-    /// `--quick`: less of everything.
+    /// Less of everything (`--quick`).
     pub quick: bool,
     pub warm_up: Duration,
     pub measured: Duration,
@@ -91,7 +91,7 @@ pub struct HarnessConfig {
     pub peers: Vec<String>,
 }
 
-/// A delivery that takes longer is a failure.
+/// A delivery that takes longer than this is a failure.
 pub const LATE: Duration = Duration::from_secs(5);
 
 impl HarnessConfig {
@@ -142,7 +142,7 @@ impl HarnessConfig {
     }
 }
 
-/// The machine, and how it was used.
+/// The machine and how it was used.
 #[derive(Debug, Clone, Serialize)]
 pub struct Environment {
     #[serde(flatten)]
@@ -189,7 +189,7 @@ impl std::fmt::Display for Environment {
     }
 }
 
-/// Returns `target/harness`, where this runs as `target/release/deps/harness-…`.
+/// Returns `target/harness` if this runs as `target/release/deps/harness-…`.
 fn output_folder() -> PathBuf {
     let binary = std::env::current_exe().unwrap_or_default();
     let target = binary.ancestors().nth(3);

@@ -1,5 +1,5 @@
-//! The servers that are measured: this tree's with some settings, another build, a peer, or one
-//! that already runs elsewhere.
+//! The servers that are measured: the one built from this tree with some settings, another build, a
+//! peer, or one that already runs elsewhere.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use crate::config::HarnessConfig;
 use crate::server_process::ServerProcess;
 
-/// Signs the tokens of every server that the harness starts.
+/// The secret that signs the tokens of every server that the harness starts.
 const SECRET: &str = "a secret of the harness, long enough to be one";
 
 /// A server that takes its turn in every round.
@@ -32,28 +32,28 @@ pub enum Kind {
     Etherply {
         durability: String,
         shards: u32,
-        /// Another build than that of this tree.
+        /// A build other than that of this tree.
         program: Option<PathBuf>,
     },
     Peer(String),
-    /// `--target`
+    /// A server that already runs elsewhere (`--target`).
     Elsewhere(SocketAddr),
 }
 
 /// A contestant that is running.
 pub struct Server {
-    /// `None`: it runs elsewhere.
+    /// `None` if it runs elsewhere.
     pub process: Option<ServerProcess>,
     pub endpoint: Endpoint,
 }
 
 impl Server {
-    /// The CPU time that it has used, unless it runs elsewhere.
+    /// Returns the CPU time that it has used, unless it runs elsewhere.
     pub fn cpu_s(&self) -> Option<f64> {
         Some(self.process.as_ref()?.cpu_s())
     }
 
-    /// Its resident memory, unless it runs elsewhere.
+    /// Returns its resident memory, unless it runs elsewhere.
     pub fn resident_bytes(&self) -> Option<f64> {
         Some(self.process.as_ref()?.resident_bytes())
     }
@@ -66,7 +66,7 @@ impl Server {
 }
 
 impl Contestant {
-    /// The server with one shard.
+    /// Returns the server with one shard.
     pub fn etherply(durability: &str) -> Self {
         Self {
             name: format!("etherply {durability}"),
@@ -78,7 +78,7 @@ impl Contestant {
         }
     }
 
-    /// The server with `shards` shards; its name says how many.
+    /// Returns the server with `shards` shards; its name says how many.
     pub fn sharded(durability: &str, shards: u32) -> Self {
         let unit = if shards == 1 { "shard" } else { "shards" };
         Self {
@@ -91,7 +91,7 @@ impl Contestant {
         }
     }
 
-    /// Another build of the server, with one shard.
+    /// Returns another build of the server, with one shard.
     pub fn rival(program: &Path, durability: &str) -> Self {
         Self {
             name: format!("rival {durability}"),
@@ -117,13 +117,13 @@ impl Contestant {
         }
     }
 
-    /// Whether the server is compared with it; a rival is a peer in this sense.
+    /// Returns whether the server is compared with it; a rival is a peer in this sense.
     pub fn is_peer(&self) -> bool {
         let is_rival = matches!(&self.kind, Kind::Etherply { program, .. } if program.is_some());
         is_rival || matches!(self.kind, Kind::Peer(_))
     }
 
-    /// The order in which it writes the fields of an op.
+    /// Returns the order in which it writes the fields of an op.
     pub fn field_order(&self) -> FieldOrder {
         match &self.kind {
             Kind::Peer(name) if name == "axum" => FieldOrder::ByName,
@@ -131,7 +131,7 @@ impl Contestant {
         }
     }
 
-    /// Whether a client that joins receives the state of its workspace.
+    /// Returns whether a client that joins receives the state of its workspace.
     pub fn has_state(&self) -> bool {
         match &self.kind {
             Kind::Peer(name) => name == "axum",
@@ -185,7 +185,7 @@ impl Contestant {
         })
     }
 
-    /// The command that starts it.
+    /// Returns the command that starts it.
     fn command(&self, folder: &Path) -> io::Result<Command> {
         match &self.kind {
             Kind::Elsewhere(_) => Err(io::Error::other("it runs elsewhere")),
@@ -219,7 +219,8 @@ impl Contestant {
     }
 }
 
-/// Starts each peer once and adds it to the run; one that does not start is left out, by name.
+/// Starts each peer once and adds it to the run; one that does not start is left out, and its name
+/// is printed.
 pub fn find_peers(config: &mut HarnessConfig, names: &[String]) {
     if config.target.is_some() {
         return;
@@ -232,8 +233,8 @@ pub fn find_peers(config: &mut HarnessConfig, names: &[String]) {
     }
 }
 
-/// Returns the server in each durability mode, its rival, and all peers; with `--target`, the
-/// server elsewhere alone.
+/// Returns the server in each durability mode, its rival, and all peers; with `--target`, only the
+/// server elsewhere.
 pub fn all(config: &HarnessConfig) -> Vec<Contestant> {
     if let Some(address) = config.target {
         return vec![Contestant::elsewhere(address)];

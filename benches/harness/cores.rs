@@ -27,7 +27,7 @@ impl Cores {
         ))
     }
 
-    /// Moves this thread, and whatever it starts from now on, to these cores.
+    /// Moves this thread, and everything that it starts from now on, to these cores.
     pub fn take(&self) -> io::Result<()> {
         let mut set = CpuSet::new();
         for core in &self.0 {
@@ -36,7 +36,7 @@ impl Cores {
         Ok(sched_setaffinity(None, &set)?)
     }
 
-    /// Reads the CPU time that has been used on these cores, by whatever process.
+    /// Reads the CPU time that has been used on these cores by any process.
     pub fn busy_s(&self) -> f64 {
         let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
         let of_these = stat.lines().filter_map(|line| {
@@ -52,7 +52,7 @@ impl Cores {
         busy.sum::<f64>() / 100.0
     }
 
-    /// Splits the cores in two halves; a single core is in both.
+    /// Splits the cores into two halves; a single core is in both.
     pub fn halves(&self) -> Halves {
         let (server, load) = self.0.split_at(self.0.len() / 2);
         let server = if server.is_empty() { load } else { server };
@@ -64,7 +64,7 @@ impl Cores {
 }
 
 impl Halves {
-    /// Whether the load shares a core with the server.
+    /// Returns whether the load shares a core with the server.
     pub fn overlap(&self) -> bool {
         self.server.0.iter().any(|core| self.load.0.contains(core))
     }

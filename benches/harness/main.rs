@@ -1,4 +1,5 @@
-//! How fast the server is, compared with its peers, and whether its deliveries are correct.
+//! Measures how fast the server is, compared with its peers, and whether its deliveries are
+//! correct.
 //!
 //! ```text
 //! cargo bench -p etherply-bench --bench harness -- [SCENARIO …] [flags]
@@ -10,11 +11,11 @@
 //!
 //! Each measurement starts a new server on the first half of the cores; the load generator has the
 //! other half. It is one thread ([`etherply_bench::load`]), and it checks every delivery: each
-//! receiver has to receive each op once, in order, byte for byte. Anything wrong or missing ends
-//! the run with exit code 1; if it is a peer's, it is printed, and the peer has no figures there.
-//! The contestants take turns, in each round in another order; a ratio is that of two figures of
-//! one round. The CPU time of the server's process comes first: on a machine with other work it is
-//! steadier than the clock.
+//! receiver must receive each op once, in order, byte for byte. Anything wrong or missing ends the
+//! run with exit code 1; a peer's failure is printed instead, and the peer has no figures there.
+//! The contestants take turns, in a different order in each round; a ratio is that of two figures
+//! of one round. The CPU time of the server's process comes first: on a machine with other work it
+//! is steadier than the wall clock.
 
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -20,7 +20,7 @@ const COLOURS: [RGBColor; 6] = [
     RGBColor(0xB0, 0x8A, 0x00),
 ];
 
-/// Leaves space for the legend above the highest latency.
+/// The factor that leaves space for the legend above the highest latency.
 const ABOVE: f64 = 12.0;
 
 /// A line of the picture: the latency of a contestant over the load, as medians of the rounds.

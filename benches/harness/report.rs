@@ -1,4 +1,4 @@
-//! The tables, and the file with every number.
+//! The tables of a run, and the file with every number.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -13,7 +13,7 @@ use etherply_bench::figures::{Figure, Numbers, Spread, ratio};
 use etherply_bench::load::figures::OWN_SHARE_LIMIT_PERCENT;
 use etherply_bench::results::{CaseResults, ContestantResults, Results};
 
-/// Above this, other work on the machine shows in the figures.
+/// The limit above which other work on the machine shows in the figures.
 const OTHERS_LIMIT_PERCENT: f64 = 10.0;
 
 /// Returns the text of a case: its table, the ratios, the targets.
@@ -148,7 +148,7 @@ fn put_targets(out: &mut String, scenario: &dyn Scenario, case: &Case, rounds: &
     out.push('\n');
 }
 
-/// The numbers of a case.
+/// Returns the numbers of a case.
 pub fn case_results(scenario: &dyn Scenario, case: &Case, rounds: &Rounds) -> CaseResults {
     let contestants = case.contestants.iter().zip(rounds);
     let contestants =

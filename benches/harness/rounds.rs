@@ -1,4 +1,4 @@
-//! The rounds of a case: each measures all contestants in turn, in an order of its own.
+//! The rounds of a case: each measures all contestants in turn, in its own order.
 
 use std::io::IsTerminal;
 
@@ -27,7 +27,7 @@ impl Progress {
         };
         let bar = ProgressBar::with_draw_target(Some(measurements as u64), target);
         let style = "[{bar:30}] {pos} of {len}, {eta} left · {wide_msg}";
-        let style = ProgressStyle::with_template(style).expect("the template is legal");
+        let style = ProgressStyle::with_template(style).expect("the template is valid");
         bar.set_style(style.progress_chars("=> "));
         Self { bar, is_terminal }
     }
@@ -52,7 +52,7 @@ impl Drop for Progress {
 }
 
 /// Measures all contestants in all rounds. A failure of the server ends the run. A failure of a
-/// peer is printed, and the round has no numbers of it: a peer may be too slow for a load, which
+/// peer is printed, and the round has no numbers for it: a peer may be too slow for a load, which
 /// says nothing about the server.
 pub fn run(
     scenario: &dyn Scenario,

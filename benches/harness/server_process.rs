@@ -1,4 +1,4 @@
-//! A server as a process: how it is started, where it listens, what it uses.
+//! A server as a process: its start, its address, and the resources it uses.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
@@ -20,9 +20,9 @@ pub struct ServerProcess {
     folder: Option<TempDir>,
 }
 
-/// Starts the first line of every server.
+/// The start of the first line that every server prints.
 const LISTENING: &str = "listening on ";
-/// Lines of stderr that an error quotes.
+/// The number of lines of stderr that an error quotes.
 const LOG_LINES: usize = 5;
 
 impl ServerProcess {
@@ -57,22 +57,22 @@ impl ServerProcess {
         Err(io::Error::other(format!("it did not start: {line}{log}")))
     }
 
-    /// Kills the server and returns its folder, in which another can be started.
+    /// Kills the server and returns its folder, in which another one can be started.
     pub fn stop(mut self) -> TempDir {
         self.folder.take().expect("it was not stopped before")
     }
 
-    /// The last lines that the server wrote to stderr.
+    /// Returns the last lines that the server wrote to stderr.
     pub fn last_log_lines(&self) -> String {
         last_lines(&self.stderr)
     }
 
-    /// The CPU time of all its threads, including the kernel's workers for its rings.
+    /// Returns the CPU time of all its threads, including the kernel's workers for its rings.
     pub fn cpu_s(&self) -> f64 {
         cpu_s(self.child.id()).expect("it runs")
     }
 
-    /// Its resident memory.
+    /// Returns its resident memory.
     pub fn resident_bytes(&self) -> f64 {
         memory(self.child.id()).expect("it runs").resident_bytes
     }

@@ -1,6 +1,7 @@
-//! What a Rust developer writes in an afternoon: axum, a tokio broadcast channel per workspace,
-//! `serde_json`, and a buffered file that each op is appended to. One thread. Unlike many an
-//! afternoon's work, a task that wakes up handles all that has arrived, and flushes once.
+//! The server that a Rust developer writes in an afternoon: axum, a tokio broadcast channel per
+//! workspace, `serde_json`, and a buffered file to which each op is appended. It has one thread.
+//! Unlike in most servers written in an afternoon, a task that wakes up handles everything that has
+//! arrived, and flushes once.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -58,11 +59,12 @@ pub fn serve(arguments: &[String]) -> io::Result<()> {
         let socket = TcpSocket::new_v4()?;
         socket.set_reuseaddr(true)?;
         socket.bind((Ipv4Addr::LOCALHOST, settings.port).into())?;
-        // With the default backlog, some of many simultaneous clients wait a second to try again.
+        // With the default backlog, some of many simultaneous clients would wait a second before
+        // they try again.
         let listener = socket.listen(BACKLOG)?;
         super::tell_address(listener.local_addr()?)?;
         let listener = listener.tap_io(|stream| {
-            // It fails if the peer has closed already.
+            // This fails if the peer has already closed the connection.
             let _ = stream.set_nodelay(true);
         });
         axum::serve(listener, router).await
@@ -90,7 +92,7 @@ struct Workspace {
     ops: broadcast::Sender<Sent>,
 }
 
-/// An op as it is sent to all, and the client that it came from.
+/// An op as it is sent to all clients, and the client that it came from.
 #[derive(Clone)]
 struct Sent {
     client: u64,
@@ -123,7 +125,7 @@ impl Hub {
 }
 
 impl Inside {
-    /// Applies an op, appends it to the log and broadcasts it; `None`: the message is invalid.
+    /// Applies an op, appends it to the log and broadcasts it; `None` if the message is invalid.
     fn apply(&mut self, name: &str, client: u64, text: &str) -> Option<()> {
         let message: Value = serde_json::from_str(text).ok()?;
         if message["type"] != "op" {
@@ -142,7 +144,7 @@ impl Inside {
         let text = message.to_string();
         writeln!(self.log, "{name} {text}").ok()?;
         workspace.data.insert(key, (timestamp, value));
-        // It fails if no client is connected.
+        // This fails if no client is connected.
         let _ = workspace.ops.send(Sent {
             client,
             text: text.into(),
@@ -157,12 +159,12 @@ async fn upgrade(
     upgrade: WebSocketUpgrade,
 ) -> Response {
     upgrade.on_upgrade(move |socket| async move {
-        // A connection that has failed needs no further treatment.
+        // A connection that has failed needs no further handling.
         let _ = converse(socket, &workspace, &hub).await;
     })
 }
 
-/// Serves a client until it leaves, sends an invalid message, or cannot be reached.
+/// Serves a client until it leaves, sends an invalid message, or becomes unreachable.
 async fn converse(mut socket: WebSocket, workspace: &str, hub: &Hub) -> Result<(), axum::Error> {
     let (init, mut ops, client) = hub.join(workspace);
     socket.send(Message::Text(init.into())).await?;

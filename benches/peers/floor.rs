@@ -1,9 +1,9 @@
 //! A bare ring that does the same fan-out with nothing around it: no token, no state, no log, no
 //! limits, no pings.
 //!
-//! One thread: multishot accept and receives into provided buffers; a frame is built once, and all
-//! that is due to a member at the end of a turn goes out in one send. No simple server of this kind
-//! can do with less.
+//! One thread: multishot accept and receives into provided buffers; a frame is built once, and
+//! everything that is due to a member at the end of a turn goes out in one send. No simple server
+//! of this kind can manage with less.
 
 #![allow(
     unsafe_code,
@@ -237,7 +237,7 @@ impl Relay {
                         }
                     }
                 }
-                // A client of a measurement needs no answer to its pings and pongs.
+                // A client in a measurement needs no answer to its pings and pongs.
                 0x89 | 0x8a => {}
                 _ => return Err(()),
             }
@@ -313,7 +313,7 @@ impl Relay {
         }
     }
 
-    /// Sends all that is due to a member, unless a send to it is in flight.
+    /// Sends everything that is due to a member, unless a send to it is in flight.
     fn send(&mut self, ring: &mut Ring, id: usize) {
         let connection = &mut self.connections[id];
         if connection.sending.is_some() || connection.is_closing {
@@ -334,7 +334,7 @@ impl Relay {
         connection.sending = Some(after);
         // SAFETY: until the send has ended, the greeting is not touched, the cursor stays and keeps
         // its chunks, whose filled part is never written again, and the connection stays, with the
-        // message in a box of its own. The first message stays for good.
+        // message in a box of its own. The first message is never freed.
         unsafe {
             ring.send(
                 connection.socket.as_raw_fd(),
@@ -345,12 +345,12 @@ impl Relay {
         }
     }
 
-    /// Shuts down both directions; the connection is removed when nothing of it is in flight.
+    /// Shuts down both directions; the connection is removed once it has nothing in flight.
     fn close(&mut self, id: usize) {
         let connection = &mut self.connections[id];
         if !connection.is_closing {
             connection.is_closing = true;
-            // It fails if the peer has closed already.
+            // This fails if the peer has already closed the connection.
             let _ = rustix::net::shutdown(&connection.socket, Shutdown::Both);
         }
         self.closing.push(id);
@@ -379,7 +379,7 @@ struct Frame<'a> {
 }
 
 impl<'a> Frame<'a> {
-    /// Reads a frame; `None`: it is incomplete.
+    /// Reads a frame; `None` if it is incomplete.
     fn read(bytes: &'a [u8]) -> Option<Self> {
         let [first_byte, second_byte, rest @ ..] = bytes else {
             return None;

@@ -1,4 +1,4 @@
-//! The servers that ours is compared with. Each implements as much of the protocol as a
+//! The servers with which ours is compared. Each implements as much of the protocol as a
 //! measurement needs.
 
 use std::process::ExitCode;
@@ -10,7 +10,7 @@ pub mod redis;
 /// The peers that [`serve`] knows.
 pub const NAMES: [&str; 2] = ["floor", "axum"];
 
-/// Runs the peer of this name until it is killed. Like `etherply serve`, it prints its address in
+/// Runs the peer of this name until it is killed. Like `etherply serve`, it prints its address on
 /// its first line.
 pub fn serve(name: &str, arguments: &[String]) -> ExitCode {
     let outcome = match name {

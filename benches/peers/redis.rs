@@ -1,4 +1,4 @@
-//! Redis as a durable store: a client that keeps a number of commands in flight, and what they cost
+//! Redis as a durable store: a client that keeps a number of commands in flight, and their cost to
 //! the server.
 
 use std::collections::VecDeque;
@@ -13,16 +13,16 @@ use etherply_bench::resp;
 
 pub use etherply_bench::resp::version;
 
-/// When redis syncs its append-only file.
+/// The time at which redis syncs its append-only file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fsync {
-    /// Before it answers.
+    /// Redis syncs before it answers.
     Always,
-    /// Whenever the kernel does.
+    /// The kernel syncs when it decides to.
     No,
 }
 
-/// How an op is written.
+/// The command that writes an op.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteCommand {
     /// `SET key value`.
@@ -35,9 +35,9 @@ pub enum WriteCommand {
 #[derive(Clone, Copy, Debug)]
 pub struct CommandLoad {
     pub shape: WriteCommand,
-    /// Commands whose answer is outstanding, at all times.
+    /// The number of commands whose answer is outstanding, at all times.
     pub in_flight: usize,
-    /// Distinct keys.
+    /// The number of distinct keys.
     pub keys: u64,
     pub key_bytes: usize,
     pub value_bytes: usize,
@@ -53,7 +53,7 @@ pub struct CommandFigures {
     pub clock_s: f64,
     /// The CPU time of the server.
     pub cpu_s: f64,
-    /// The time of each command from when it was written to its answer.
+    /// The time from when each command was written to its answer.
     pub latencies_us: Vec<u32>,
 }
 
@@ -146,7 +146,7 @@ impl Redis {
 }
 
 const STREAM: &str = "bench";
-/// The most that one call reads.
+/// The maximum number of bytes that one call reads.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 fn key(load: &CommandLoad, op: u64) -> String {
@@ -161,7 +161,7 @@ fn value(load: &CommandLoad, op: u64) -> String {
 struct Pipe<'a> {
     load: &'a CommandLoad,
     next: u64,
-    /// When each was written, the oldest first.
+    /// The time at which each was written, the oldest first.
     sent: VecDeque<Instant>,
     /// Answers that have not been checked yet.
     answers: Vec<u8>,
@@ -183,7 +183,7 @@ impl<'a> Pipe<'a> {
         }
     }
 
-    /// Fills the pipe, waits for an answer, and checks all that have arrived.
+    /// Fills the pipe, waits for an answer, and checks all answers that have arrived.
     fn turn(&mut self, client: &mut TcpStream, in_flight: usize) {
         self.commands.clear();
         let now = Instant::now();
@@ -221,7 +221,7 @@ impl<'a> Pipe<'a> {
     }
 }
 
-/// Returns the length of the answer that `bytes` start with; `None`: it is incomplete.
+/// Returns the length of the answer at the start of `bytes`; `None` if it is incomplete.
 fn answer_bytes(shape: WriteCommand, bytes: &[u8]) -> Option<usize> {
     let line_bytes = |bytes: &[u8]| Some(bytes.windows(2).position(|end| end == b"\r\n")? + 2);
     let first = line_bytes(bytes)?;
@@ -237,7 +237,7 @@ fn answer_bytes(shape: WriteCommand, bytes: &[u8]) -> Option<usize> {
     }
 }
 
-/// Finds a port that is free at this moment.
+/// Returns a port that is free at this moment.
 fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     listener.local_addr().expect("it is bound").port()

@@ -20,11 +20,11 @@ const SECRET: &str = "a secret of the bench, long enough to be one";
 
 /// The cost of one start.
 pub struct Run {
-    /// From the start of the process to its answer.
+    /// The time from the start of the process to its answer.
     pub clock_s: f64,
     /// The CPU time of the process until then.
     pub cpu_s: f64,
-    /// The time of the reading, as the process itself reports it.
+    /// The time that reading took, as the process itself reports it.
     pub own_s: f64,
     pub memory: Memory,
 }
@@ -173,7 +173,7 @@ fn measure(process: &Process, begun: Instant) -> Run {
     }
 }
 
-/// Compares a workspace, chosen by the round, with what it has to be.
+/// Compares a workspace, chosen by the round, with its expected state.
 fn check(workload: &Workload, round: u32, mut held: impl FnMut(&str) -> HashMap<String, Value>) {
     let chosen = Dice::new(u64::from(round) + 7).below_u64(workload.workspaces().into());
     let state = workload.state(u32::try_from(chosen).expect("it is below 32 bits"));

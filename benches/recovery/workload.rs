@@ -21,11 +21,11 @@ use etherply::log::segment::{self, Segment};
 use etherply::seq::Seq;
 use etherply_bench::resp::put_command;
 
-/// The bytes of a record on disk.
+/// The size of a record on disk, in bytes.
 const RECORD_BYTES: u16 = 100;
 /// The length at which a segment of the log is closed.
 const SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
-/// The most ops in a batch.
+/// The maximum number of ops in a batch.
 const BATCH_OPS_MAX: u64 = 128;
 
 /// Ops in the order in which they were applied.
@@ -45,12 +45,12 @@ pub struct Texts {
     pub value: String,
 }
 
-/// How a workspace is stored in redis.
+/// The layout in which a workspace is stored in redis.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum RedisLayout {
-    /// Each key of a workspace as a key of redis.
+    /// Each key of a workspace is a key of redis.
     Set,
-    /// The workspace as a hash.
+    /// Each workspace is a hash.
     Hset,
 }
 
@@ -93,12 +93,12 @@ impl Workload {
         self.workspaces
     }
 
-    /// The size of the state in a log without superseded ops.
+    /// Returns the size of the state in a log without superseded ops.
     pub fn live_bytes(&self) -> f64 {
         f64::from(self.keys()) * f64::from(RECORD_BYTES)
     }
 
-    /// Returns the state of a workspace after the last op, in no order.
+    /// Returns the state of a workspace after the last op, in no particular order.
     pub fn state(&self, workspace: u32) -> Vec<Texts> {
         let keys = (workspace..self.keys()).step_by(self.workspaces as usize);
         keys.map(|key| {
@@ -159,7 +159,7 @@ impl Workload {
         }
     }
 
-    /// Writes the data folder of a redis 7.
+    /// Writes the data folder of redis 7.
     pub fn write_aof(&self, data: &Path, shape: RedisLayout) {
         let folder = data.join("appendonlydir");
         fs::create_dir_all(&folder).expect("the folder can be written");
@@ -253,7 +253,7 @@ impl Log {
         }
         let header = self.segment.header;
         let position = header.position(self.bytes);
-        // As if each earlier commit had been synced.
+        // The header is written as if each earlier commit had been synced.
         seal_batch(
             &mut self.batch,
             header.salt(),

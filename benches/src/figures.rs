@@ -1,4 +1,4 @@
-//! The numbers of measurements, and what follows from several of them. Pure.
+//! The numbers of measurements, and the statistics of several of them. Pure.
 
 use std::collections::BTreeMap;
 
@@ -12,9 +12,9 @@ pub type Numbers = BTreeMap<&'static str, f64>;
 pub struct Figure {
     pub id: &'static str,
     pub name: &'static str,
-    /// Empty where the name implies it.
+    /// The unit; empty if the name implies it.
     pub unit: &'static str,
-    /// Decimals in the table.
+    /// The number of decimals in the table.
     pub decimals: usize,
 }
 
@@ -28,7 +28,7 @@ impl Figure {
     }
 }
 
-/// A median, the least and the most.
+/// A median with the minimum and the maximum.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spread {
     pub least: f64,
@@ -37,7 +37,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Returns the spread of the numbers; `None` without any.
+    /// Returns the spread of the numbers; `None` if there are none.
     pub fn of(numbers: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut numbers: Vec<f64> = numbers.into_iter().collect();
         numbers.sort_by(f64::total_cmp);
@@ -60,8 +60,8 @@ impl Spread {
     }
 }
 
-/// Returns the ratio of a figure of two contestants, computed round by round: what disturbs a round
-/// disturbs both.
+/// Returns the ratio of a figure between two contestants, computed round by round, since whatever
+/// disturbs a round disturbs both.
 pub fn ratio(of: &[Numbers], to: &[Numbers], id: &str) -> Option<Spread> {
     let pairs = of.iter().zip(to);
     Spread::of(pairs.filter_map(|(of, to)| {
@@ -70,7 +70,7 @@ pub fn ratio(of: &[Numbers], to: &[Numbers], id: &str) -> Option<Spread> {
     }))
 }
 
-/// The bound that a ratio should keep.
+/// A bound within which a ratio should stay.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Bound {
     AtMost(f64),
@@ -95,7 +95,7 @@ impl std::fmt::Display for Bound {
     }
 }
 
-/// Formats a number with separated thousands, such as 1,234,567.8.
+/// Formats a number with thousands separators, such as 1,234,567.8.
 pub fn grouped(number: f64, decimals: usize) -> String {
     let text = format!("{number:.decimals$}");
     let (whole, rest) = text.split_at(text.find('.').unwrap_or(text.len()));

@@ -1,7 +1,8 @@
-//! The load generator, and what the benches and `etherply-bench` share.
+//! The load generator, and the code that the benches and `etherply-bench` share.
 //!
-//! [`load`] puts a load on a server and checks every delivery; [`selfcheck`] makes sure that the
-//! checks find what they are for; [`figures`] computes medians and ratios of what was measured.
+//! [`load`] puts a load on a server and checks every delivery; [`selfcheck`] makes sure that those
+//! checks catch the faults they are meant to catch; [`figures`] computes medians and ratios of the
+//! measurements.
 
 #![allow(
     missing_docs,

@@ -1,4 +1,4 @@
-//! The machine of a measurement, as a reader of its figures has to know it.
+//! A description of the machine of a measurement, as a reader of its figures needs it.
 
 use std::fmt;
 use std::fs;

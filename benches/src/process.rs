@@ -1,4 +1,4 @@
-//! Processes that are measured, and how the server's program is built.
+//! The processes being measured, and the build of the server's program.
 
 use std::ffi::OsString;
 use std::fs;
@@ -13,9 +13,9 @@ use serde_json::Value;
 
 /// The memory of a process.
 pub struct Memory {
-    /// Resident now.
+    /// The bytes that are resident now.
     pub resident_bytes: f64,
-    /// The most that was ever resident.
+    /// The maximum number of bytes that were ever resident.
     pub most_bytes: f64,
 }
 
@@ -48,12 +48,12 @@ impl Process {
         }
     }
 
-    /// Its CPU time until now.
+    /// Returns its CPU time so far.
     pub fn cpu_s(&self) -> f64 {
         cpu_s(self.child.id()).expect("it runs")
     }
 
-    /// Its memory now.
+    /// Returns its current memory.
     pub fn memory(&self) -> Memory {
         memory(self.child.id()).expect("it runs")
     }
@@ -78,14 +78,14 @@ pub fn cpu_s(pid: u32) -> io::Result<f64> {
     Ok(ticks.sum::<io::Result<f64>>()? / 100.0)
 }
 
-/// Reads the CPU time of this thread; 0 where the kernel does not report it.
+/// Reads the CPU time of this thread; 0 if the kernel does not report it.
 pub fn thread_cpu_ns() -> u64 {
     let schedstat = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     let first = schedstat.split(' ').next();
     first.and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
-/// Raises the limit of open files as far as this process may, and returns it; `None`: unlimited.
+/// Raises the limit on open files as far as this process may, and returns it; `None`: unlimited.
 pub fn raise_open_files() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {

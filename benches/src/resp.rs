@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::Command;
 
-/// Returns the version that `redis-server` prints; `None`: it is not installed.
+/// Returns the version that `redis-server` prints; `None` if it is not installed.
 pub fn version() -> Option<String> {
     let output = Command::new("redis-server")
         .arg("--version")
@@ -12,7 +12,7 @@ pub fn version() -> Option<String> {
     Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Writes a command as redis reads it.
+/// Writes a command in the form that redis reads.
 pub fn put_command(out: &mut impl Write, words: &[&str]) {
     let mut put = || -> std::io::Result<()> {
         write!(out, "*{}\r\n", words.len())?;

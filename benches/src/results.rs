@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::figures::Numbers;
 
-/// A run on a machine `M`.
+/// The results of a run on a machine described by `M`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Results<M> {
     pub machine: M,

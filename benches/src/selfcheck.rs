@@ -1,5 +1,5 @@
 //! Checks the checks before anything is measured: servers that each have one planted fault are put
-//! under the load, and the load generator has to notice.
+//! under load, and the load generator must notice.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -19,7 +19,7 @@ use crate::load::run::{self, Outcome};
 #[cfg(test)]
 mod tests;
 
-/// What a server does wrong with one delivery to one of its receivers.
+/// The mistake that a server makes with one delivery to one of its receivers.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fault {
     None,
@@ -42,14 +42,14 @@ const FAULTS: [Fault; 7] = [
 ];
 
 const RECEIVERS: u32 = 3;
-/// Ops of a run: 30 ms at 1,000 ops/s.
+/// The number of ops in a run: 30 ms at 1,000 ops/s.
 const OPS: u64 = 30;
 /// The op that goes wrong, unless it is the last.
 const VICTIM: u64 = 10;
-/// The receiver that it goes wrong for.
+/// The receiver for which it goes wrong.
 const VICTIM_RECEIVER: usize = 1;
 
-/// What a connection is turned into before it is used, and how clients reach it.
+/// The wrapper in which the server uses a connection, and the TLS with which clients reach it.
 #[derive(Clone)]
 struct Transport {
     wrap: fn(TcpStream) -> io::Result<Box<dyn Duplex>>,
@@ -116,7 +116,7 @@ fn try_fault(fault: Fault, transport: &Transport) -> io::Result<Result<Outcome, 
     let endpoint =
         Endpoint::plain(listener.local_addr()?, "any".to_owned()).with_tls(transport.tls.clone());
     let wrap = transport.wrap;
-    // It ends when its clients do, with an error that means nothing.
+    // The thread ends when its clients do, with an error that means nothing.
     thread::spawn(move || serve(&listener, fault, wrap));
     let plan = Plan {
         rooms: 1,

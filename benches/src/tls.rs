@@ -1,4 +1,4 @@
-//! Which certificates a client of `wss://` trusts.
+//! The certificates that a client of `wss://` trusts.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use rustls::{ClientConfig, RootCertStore};
 use crate::load::endpoint::Tls;
 
 /// Prepares TLS to the server `name`, with the certificates in the PEM file `ca` as the only trust
-/// anchors, or those of the system.
+/// anchors, or else those of the system.
 pub fn trusting(name: &str, ca: Option<&Path>) -> Result<Tls, String> {
     let name = ServerName::try_from(name.to_owned())
         .map_err(|_| format!("{name:?} is not a name that a certificate can be for"))?;
@@ -46,7 +46,7 @@ fn roots_in(file: &Path) -> Result<RootCertStore, String> {
 
 fn roots_of_system() -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
-    // Systems ship certificates that are of no use to this library; the others count.
+    // Systems ship some certificates that this library cannot use; only the others count.
     let (added, _) =
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if added == 0 {

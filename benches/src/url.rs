@@ -17,22 +17,22 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Url {
     pub has_tls: bool,
-    /// A name or an address; one of IPv6 without its brackets.
+    /// A name or an address; an IPv6 address is without its brackets.
     pub host: String,
     pub port: u16,
-    /// Precedes the path of every request: empty, or a path without a slash at its end.
+    /// The prefix of every request's path: empty, or a path without a trailing slash.
     pub base_path: String,
     text: String,
 }
 
 impl Url {
-    /// The value of the `Host` header.
+    /// Returns the value of the `Host` header.
     pub fn authority(&self) -> String {
         let text = self.text.split_once("://").map_or("", |(_, rest)| rest);
         text.split('/').next().unwrap_or_default().to_owned()
     }
 
-    /// Connects to the first address of the host that accepts.
+    /// Connects to the first address of the host that accepts a connection.
     pub fn connect(&self) -> io::Result<TcpStream> {
         let mut last = io::Error::other("the name has no address");
         for address in (self.host.as_str(), self.port).to_socket_addrs()? {
@@ -44,7 +44,8 @@ impl Url {
         Err(last)
     }
 
-    /// Finds an address of the host that accepts connections, and whether it is of this machine.
+    /// Returns an address of the host that accepts connections, and whether it belongs to this
+    /// machine.
     pub fn resolve(&self) -> io::Result<(SocketAddr, bool)> {
         let stream = self.connect()?;
         let (local, peer) = (stream.local_addr()?, stream.peer_addr()?);

@@ -1,4 +1,5 @@
-//! Writes the committed seeds of all targets into `corpus/`: `cargo run --manifest-path fuzz/Cargo.toml --example seeds`.
+//! Writes the committed seeds of all targets to `corpus/`. To run it:
+//! `cargo run --manifest-path fuzz/Cargo.toml --example seeds`.
 
 use std::fs;
 use std::io;
@@ -98,7 +99,7 @@ fn head() -> Seeds {
     ]
 }
 
-/// A masked frame. `first`: FIN, RSV and opcode.
+/// Returns a masked frame. `first` is its first byte: FIN, RSV and opcode.
 fn frame(first: u8, mask: [u8; 4], payload: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     put_header(&mut out, Opcode::Text, payload.len());
@@ -231,8 +232,8 @@ fn messages() -> Seeds {
 }
 
 fn records() -> Seeds {
-    // Two batches of two ops, of the same size (64..167 and 167..270), the first of them synced; one of one op (298..363),
-    // and an empty one that seals.
+    // Two batches of two ops, with the same size (64..167 and 167..270), the first of them synced;
+    // a batch of one op (298..363); and an empty batch that seals the segment.
     let batches = |last: u8| {
         let text = |text: &str| {
             [
@@ -351,7 +352,7 @@ fn segments() -> Seeds {
         seed("short", 0, &whole[..30]),
         seed("only_header", 1, b""),
         seed("wrong_place", 3, &whole[64 + 28..]),
-        // The key's length runs over the record; the kind is not known; a text is not UTF-8.
+        // The key's length exceeds the record; the kind is unknown; a text is not UTF-8.
         seed("content_overrun", 7, &changed(64 + 28 + 27)[64..]),
         seed("content_kind", 7, &changed(64 + 28 + 28)[64..]),
         seed(

@@ -1,5 +1,6 @@
-//! The frames of a client, in pieces of any size, against tungstenite's own reader. Input: two bytes that choose the longest
-//! message, eight sizes of pieces, taken in turn, then the stream.
+//! The frames of a client, in pieces of any size, compared with tungstenite's own reader. Input:
+//! two bytes that choose the size of the longest message, eight sizes of pieces, used in turn, then
+//! the stream.
 #![no_main]
 
 use std::io::{self, Cursor, Read, Write};
@@ -14,12 +15,12 @@ use tungstenite::Error;
 use tungstenite::error::ProtocolError;
 use tungstenite::protocol::{Message, Role, WebSocket, WebSocketConfig};
 
-/// No frame can be cut short by more bytes than this.
+/// More bytes than any frame can lack at its end.
 const FILLER: &[u8] = &[0; (1 << 16) + 256];
 
 fuzz_target!(|input: &[u8]| {
     let mut script = Script(input);
-    // tungstenite has one limit for all frames, so ours is not below that of control frames.
+    // tungstenite has one limit for all frames, so ours is never below that of control frames.
     let bytes_max = CONTROL_BYTES_MAX + script.index::<2>(1 << 16);
     let sizes = script.bytes(8);
     let stream = script.0;
@@ -60,7 +61,7 @@ fn sizes_of(bytes: &[u8]) -> Vec<usize> {
     if sizes.is_empty() { vec![1] } else { sizes }
 }
 
-/// What the stream said up to a close frame, an error or its end.
+/// Returns the events of the stream up to a close frame, an error or its end, and the error.
 fn decode(stream: &[u8], sizes: &[usize], bytes_max: usize) -> (Vec<Said>, Option<FrameError>) {
     let mut decoder = Decoder::new();
     let (mut held, mut rest) = (Vec::new(), stream);
@@ -93,7 +94,7 @@ fn decode(stream: &[u8], sizes: &[usize], bytes_max: usize) -> (Vec<Said>, Optio
     (said, None)
 }
 
-/// A connection that only comes in.
+/// A connection whose output is discarded.
 struct Incoming(Cursor<Vec<u8>>);
 
 impl Read for Incoming {
@@ -111,7 +112,8 @@ impl Write for Incoming {
     }
 }
 
-/// The same by tungstenite. No error: a close frame came, or the stream is at its end.
+/// Decodes the stream like [`decode`], with tungstenite. There is no error if the stream ends, or
+/// ends in a close frame.
 fn by_tungstenite(stream: Vec<u8>, role: Role, bytes_max: usize) -> (Vec<Said>, Option<Error>) {
     let config = WebSocketConfig::default()
         .read_buffer_size(4096)
@@ -144,7 +146,7 @@ fn check_oracle(stream: &[u8], ours: &(Vec<Said>, Option<FrameError>), bytes_max
     let (said, error) = ours;
     let mut oracle = stream.to_vec();
     if error.is_some() {
-        // We judge a frame by its header, tungstenite when all of it is there.
+        // Our decoder judges a frame by its header, tungstenite only once the whole frame is there.
         oracle.extend_from_slice(FILLER);
     }
     let (mut theirs, their_error) = by_tungstenite(oracle, Role::Server, bytes_max);
@@ -153,12 +155,12 @@ fn check_oracle(stream: &[u8], ours: &(Vec<Said>, Option<FrameError>), bytes_max
         && matches!(ours, Said::Close(Some((1014, _))))
         && *theirs == violation
     {
-        // Bad gateway: registered later than tungstenite's table.
+        // Bad gateway, a code that was registered later than tungstenite's table.
         *theirs = ours.clone();
     }
     match error {
         None => assert!(their_error.is_none(), "tungstenite tells {their_error:?}"),
-        // tungstenite takes it.
+        // tungstenite accepts it.
         Some(FrameError::LengthNotMinimal) => return assert!(theirs.starts_with(said)),
         Some(FrameError::CloseCode(_)) if their_error.is_none() => {
             assert_eq!(theirs.pop(), Some(violation));
@@ -170,7 +172,7 @@ fn check_oracle(stream: &[u8], ours: &(Vec<Said>, Option<FrameError>), bytes_max
     assert_eq!(*said, theirs);
 }
 
-/// What the server would send back is read by a client as it was meant.
+/// Checks that a client reads everything the server would send back as it was meant.
 fn check_writer(said: &[Said]) {
     let mut stream = Vec::new();
     for event in said {
@@ -182,7 +184,7 @@ fn check_writer(said: &[Said]) {
                 put_pong(&mut stream, payload);
                 continue;
             }
-            // As a reason of the server: it is one where it fits.
+            // A received reason always fits into a close frame of the server.
             Said::Close(Some((code, reason))) if *code != 1014 => {
                 assert!(reason.len() <= CLOSE_REASON_BYTES_MAX);
                 put_close(&mut stream, *code, reason);

@@ -1,5 +1,6 @@
-//! The request head, cut anywhere. Input: four cuts of two bytes each, then the bytes of the connection; each byte 01 in them
-//! stands for 4 KiB of `a`, so that short inputs reach the limit of the head.
+//! The request head, cut anywhere. Input: four cuts of two bytes each, then the bytes of the
+//! connection. Each byte 01 among them stands for 4 KiB of `a`, so that short inputs reach the size
+//! limit of the head.
 #![no_main]
 
 use etherply::limits::{HEAD_BYTES_MAX, USER_ID_BYTES_MAX, WORKSPACE_ID_BYTES_MAX};
@@ -60,7 +61,7 @@ fuzz_target!(|input: &[u8]| {
 
 type Outcome = Result<Option<(usize, Request)>, Answer>;
 
-/// A connection that has brought less knows nothing yet, or the same.
+/// Checks that a prefix of the bytes has either no outcome yet or the same one.
 fn check_cut(bytes: &[u8], cut: usize, whole: &Outcome) {
     let early = parse_head(&bytes[..cut]);
     assert!(
@@ -69,7 +70,8 @@ fn check_cut(bytes: &[u8], cut: usize, whole: &Outcome) {
     );
 }
 
-/// A request keeps what is promised of it, and means the same when it is written plainly.
+/// Checks the guarantees about a request, and that it has the same meaning when it is written
+/// canonically.
 fn check_request(request: &SyncRequest) {
     let SyncRequest {
         workspace,
@@ -116,7 +118,8 @@ fn check_names(workspace: &str, token: Option<&str>) {
     assert!(token.is_none_or(|token| !token.is_empty()));
 }
 
-/// A look keeps what is promised of it, and does not tell its token.
+/// Checks the guarantees about a state request, and that its debug output does not reveal its
+/// token.
 fn check_look(request: &StateRequest) {
     check_names(&request.workspace, request.token.as_deref());
     let hidden = StateRequest {
@@ -126,7 +129,7 @@ fn check_look(request: &StateRequest) {
     assert_eq!(format!("{request:?}"), format!("{hidden:?}"));
 }
 
-/// An answer is whole HTTP, and one of those that protocol.md has for a head.
+/// Checks that a response is complete HTTP, with a status that protocol.md specifies for a head.
 fn check_answer(answer: &Answer, may_lack_body: bool) {
     assert!(matches!(answer.status(), 400 | 404 | 405 | 426 | 431));
     let mut bytes = Vec::new();
@@ -140,7 +143,7 @@ fn check_answer(answer: &Answer, may_lack_body: bool) {
     assert!(body["error"].is_string() && body["message"].is_string());
 }
 
-/// Reads an answer; gives its Content-Length and its body.
+/// Parses a response and returns its Content-Length and its body.
 fn check_http(bytes: &[u8], status: u16) -> (String, &[u8]) {
     let mut fields = [httparse::EMPTY_HEADER; 16];
     let mut answer = httparse::Response::new(&mut fields);
@@ -157,13 +160,14 @@ fn check_http(bytes: &[u8], status: u16) -> (String, &[u8]) {
     )
 }
 
-/// tungstenite's own handshake on the same bytes, as far as the limit of the head: the length of the head and the accept key.
+/// Performs tungstenite's own handshake on the same bytes, up to the size limit of the head.
+/// Returns the length of the head and the accept key.
 fn by_tungstenite(bytes: &[u8]) -> Result<Option<(usize, String)>, Error> {
     let within_limit = &bytes[..bytes.len().min(HEAD_BYTES_MAX)];
     let Some((head_bytes, mut request)) = server::Request::try_parse(within_limit)? else {
         return Ok(None);
     };
-    // It takes a space in the list for a comma.
+    // tungstenite treats a space in the list as a comma.
     let connection = request.headers().get("Connection");
     let is_upgrade = |element: &str| element.trim().eq_ignore_ascii_case("upgrade");
     if !connection.is_some_and(|list| {
@@ -172,7 +176,7 @@ fn by_tungstenite(bytes: &[u8]) -> Result<Option<(usize, String)>, Error> {
     }) {
         return Err(ProtocolError::MissingConnectionUpgradeHeader.into());
     }
-    // It minds the last four bits of the key's base64 text, which mean nothing.
+    // tungstenite checks the last four bits of the key's base64 text, which have no meaning.
     let key = request.headers().get("Sec-WebSocket-Key");
     let key = key.map_or_else(Vec::new, |key| key.as_bytes().to_vec());
     if let Some(last_digit) = key.len().checked_sub(3) {
@@ -186,7 +190,8 @@ fn by_tungstenite(bytes: &[u8]) -> Result<Option<(usize, String)>, Error> {
     Ok(Some((head_bytes, derive_accept_key(&key))))
 }
 
-/// tungstenite knows neither paths nor tokens, and is laxer or stricter at known places.
+/// Compares with tungstenite, which knows neither paths nor tokens, and is laxer or stricter in
+/// known cases.
 fn check_oracle(bytes: &[u8], ours: &Outcome) {
     match (ours, by_tungstenite(bytes)) {
         (Ok(Some((ours, Request::Sync(request)))), Ok(Some((theirs, key)))) => {
@@ -195,18 +200,19 @@ fn check_oracle(bytes: &[u8], ours: &Outcome) {
         (Ok(Some((_, Request::Sync(_)))), Err(Error::Protocol(error))) => {
             let is_known = matches!(
                 error,
-                // It looks at the first line of a list only, and takes Upgrade for no list.
+                // tungstenite looks only at the first line of a list, and does not treat Upgrade as
+                // a list.
                 ProtocolError::MissingConnectionUpgradeHeader
                     | ProtocolError::MissingUpgradeWebSocketHeader
             );
             assert!(is_known, "tungstenite refuses: {error}");
         }
-        // It has room for 124 fields.
+        // tungstenite has room for 124 fields.
         (
             Ok(None | Some((_, Request::Sync(_)))),
             Err(Error::Capacity(CapacityError::TooManyHeaders)),
         ) => {}
-        // `http` takes fewer targets and field values than httparse.
+        // `http` accepts fewer targets and field values than httparse.
         (Ok(Some((_, Request::Sync(_)))), Err(Error::HttpFormat(_))) => {}
         (Ok(Some((_, Request::Sync(_)))), theirs) => panic!("tungstenite tells {theirs:?}"),
         // A bad path, host, key, id or body, or a head that is too long.

@@ -1,5 +1,6 @@
-//! The messages of a client against `serde_json`, which judges the grammar and cuts the fields; what simd-json refuses beyond
-//! that is modelled here. Input: texts for one and the same parser, with the byte 1E (which no JSON holds) between them.
+//! The messages of a client, compared with `serde_json`, which decides what is valid JSON and
+//! extracts the fields. What simd-json refuses in addition is modelled here. Input: texts for a
+//! single parser, separated by the byte 1E (which no JSON contains).
 #![no_main]
 
 use std::fmt;
@@ -12,7 +13,7 @@ use libfuzzer_sys::fuzz_target;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// The message and its payload are a level each around the value.
+/// The message and its payload add one level each around the value.
 const DEPTH_MAX: usize = VALUE_DEPTH_MAX + 2;
 
 fuzz_target!(|input: &[u8]| {
@@ -39,7 +40,8 @@ fuzz_target!(|input: &[u8]| {
                     Err(MessageError::Depth(_) | MessageError::NotAnObject)
                 );
             let is_json = expected != Err(Refusal::Other(MessageError::Json));
-            // Two reasons to refuse a text: which is found first is not promised.
+            // If there are two reasons to refuse a text, it is not specified which one is found
+            // first.
             if is_json || !is_deep {
                 assert_eq!(ours.map_err(Refusal::from), expected, "{text:?}");
             }
@@ -50,7 +52,8 @@ fuzz_target!(|input: &[u8]| {
     }
 });
 
-/// Why a text is refused, with the deep field as it is shown: only the parser can make one.
+/// The reason why a text is refused. The deep field is in its displayed form, because only the
+/// parser can construct it.
 #[derive(Debug, PartialEq)]
 enum Refusal {
     Depth { field: String, levels_max: usize },
@@ -69,7 +72,7 @@ impl From<MessageError> for Refusal {
     }
 }
 
-/// The fields of an object in their order, names and values as they were sent.
+/// The fields of an object in order, with names and values as sent.
 struct RawFields<'a>(Vec<(&'a str, &'a str)>);
 
 impl<'a> Deserialize<'a> for RawFields<'a> {
@@ -101,14 +104,14 @@ impl<'a> Deserialize<'a> for RawFields<'a> {
 }
 
 impl<'a> RawFields<'a> {
-    /// Returns the first field of an object that is nested deeper than this.
+    /// Returns the first field of an object that is nested deeper than `levels`.
     fn deeper_than(text: &'a str, levels: usize) -> Option<(&'a str, &'a str)> {
         let fields: RawFields<'_> = serde_json::from_str(text).ok()?;
         fields.0.into_iter().find(|field| depth(field.1) > levels)
     }
 }
 
-/// The fields of an object in their order, names unescaped, values as they were sent.
+/// The fields of an object in order, with unescaped names and with values as sent.
 struct Fields<'a>(Vec<(String, &'a str)>);
 
 impl<'a> Deserialize<'a> for Fields<'a> {
@@ -145,7 +148,7 @@ impl<'a> Fields<'a> {
             .map(|field| field.1)
     }
 
-    /// The first name that stands there for the second time.
+    /// Returns an error for the first known name that occurs a second time.
     fn twice(&self, names: &[(&str, &'static str)]) -> Result<(), MessageError> {
         for (index, (name, _)) in self.0.iter().enumerate() {
             let known = names.iter().find(|known| known.0 == name);
@@ -159,7 +162,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// What a text says by protocol.md: an op, or a ping.
+/// Returns the meaning of a text according to protocol.md: an op, or `None` for a ping.
 fn model(text: &str) -> Result<Option<(String, &str, u64)>, Refusal> {
     if serde_json::from_str::<&RawValue>(text).is_err() || has_refused_token(text) {
         return Err(MessageError::Json.into());
@@ -170,7 +173,7 @@ fn model(text: &str) -> Result<Option<(String, &str, u64)>, Refusal> {
     model_of_shallow(text).map_err(Refusal::from)
 }
 
-/// Why a text is refused that is nested too deep: which field it is.
+/// Returns the reason why a text that is nested too deeply is refused, including the field.
 fn deep(text: &str) -> Refusal {
     let Some((name, value)) = RawFields::deeper_than(text, DEPTH_MAX - 1) else {
         return MessageError::NotAnObject.into();
@@ -219,7 +222,7 @@ fn model_of_shallow(text: &str) -> Result<Option<(String, &str, u64)>, MessageEr
     }
 }
 
-/// Calls `visit` with each string, number and bracket of a text that is JSON.
+/// Calls `visit` with each string, number and bracket of a valid JSON text.
 fn tokens<'a>(text: &'a str, mut visit: impl FnMut(&'a str)) {
     let bytes = text.as_bytes();
     let mut at = 0;
@@ -248,7 +251,8 @@ fn tokens<'a>(text: &'a str, mut visit: impl FnMut(&'a str)) {
     }
 }
 
-/// What simd-json refuses, though it is JSON: a number outside u64, i64 and f64, and a lone surrogate.
+/// Returns whether a text has a token that simd-json refuses although it is JSON: a number outside
+/// u64, i64 and f64, or a lone surrogate.
 fn has_refused_token(text: &str) -> bool {
     let mut is_refused = false;
     tokens(text, |token| {
@@ -275,14 +279,15 @@ fn depth(text: &str) -> usize {
     deepest
 }
 
-/// At least as many as the depth of a text that may be no JSON.
+/// Returns an upper bound for the depth of a text that may not be JSON.
 fn brackets(text: &str) -> usize {
     text.bytes()
         .filter(|byte| matches!(byte, b'[' | b'{'))
         .count()
 }
 
-/// The op goes out as it came in: in a broadcast, and in an init.
+/// Checks that the op is sent exactly as it was received, both in a broadcast and in an init
+/// message.
 fn check_frames(op: &Op<'_>) {
     let Op {
         key,
@@ -313,7 +318,7 @@ fn check_frames(op: &Op<'_>) {
     assert_eq!(data.0, fields.map(|(key, value)| (key.to_owned(), value)));
 }
 
-/// Of the one frame in `out`.
+/// Returns the payload of the only frame in `out`.
 fn payload(out: &[u8]) -> &str {
     let fits =
         |header: &usize| out.len() > *header && frame::header_bytes(out.len() - header) == *header;

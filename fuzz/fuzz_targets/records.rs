@@ -1,12 +1,12 @@
-//! A segment that the encoder wrote, with one change: a flipped bit, a shorter file, a range of
-//! zeros, a range that was written to the wrong place, or one of another segment. What is whole
-//! before the change is served and nothing else, the fault is told at its place, and it is called
-//! damage where a later batch proves that it was on disk, or where its own batch misses no sector.
-//! Behind the fault, every batch without a change is read again, and nothing that was never
-//! written.
+//! A segment written by the encoder, with one change: a flipped bit, a shorter file, a range of
+//! zeros, a range that was written to the wrong place, or a range of another segment. Only the
+//! intact part before the change is served. The fault is reported at its offset, and it counts as
+//! damage if a later batch proves that it was on disk, or if its own batch misses no sector. After
+//! the fault, every batch without a change is read again, but nothing that was never written.
 //!
-//! Input: the change (kind, and three numbers of four bytes), then the batches: a byte with the number of ops and whether
-//! a sync follows, and for each op its texts, how often the value repeats, its seq and its timestamp.
+//! Input: the change (its kind, and three numbers of four bytes), then the batches. Each batch is a
+//! byte with the number of ops and whether a sync follows it, then for each op its texts, the
+//! repetitions of its value, its seq and its timestamp.
 #![no_main]
 
 use std::ops::Range;
@@ -82,7 +82,7 @@ fn batches(script: &mut Script<'_>) -> Vec<Batch> {
     batches
 }
 
-/// A segment, and what is known of its bytes.
+/// A segment and the known structure of its bytes.
 struct Written {
     bytes: Vec<u8>,
     ops: Vec<OwnedOp>,
@@ -92,7 +92,7 @@ struct Written {
 
 struct Unit {
     at: Range<usize>,
-    /// Of a batch header: the durable position that it tells.
+    /// For a batch header, the durable position that it records.
     durable_position: Option<LogPosition>,
 }
 
@@ -138,7 +138,8 @@ impl Written {
         Self { bytes, ops, units }
     }
 
-    /// Reads all that can still be proven. `moved`: the ops that may be found at another place than their own.
+    /// Reads everything that can still be proven. `moved` are the ops that may be found in a place
+    /// other than their own.
     fn check_salvage(&self, bytes: &[u8], moved: &[OwnedOp]) {
         let is_same =
             |unit: &Unit| bytes.get(unit.at.clone()) == Some(&self.bytes[unit.at.clone()]);
@@ -189,7 +190,8 @@ impl Written {
         }
     }
 
-    /// Reads these bytes, or what became of them: the ops, and the first fault.
+    /// Reads these bytes, an altered version of those written, and returns the ops and the first
+    /// fault.
     fn read(&self, bytes: &[u8]) -> (Vec<OwnedOp>, Option<(usize, FaultKind)>) {
         let header = SegmentHeader::decode(bytes).expect("the header is whole");
         assert_eq!(header, segment_header());
@@ -213,7 +215,7 @@ impl Written {
         (ops, fault)
     }
 
-    /// Whether the last batch header before `end` is that of an empty batch.
+    /// Returns whether the last batch header before `end` is that of an empty batch.
     fn is_sealed(&self, end: usize) -> bool {
         let is_header = |unit: &Unit| unit.durable_position.is_some();
         let entered = self
@@ -223,7 +225,8 @@ impl Written {
         entered.is_some_and(|entered| self.units.get(entered + 1).is_none_or(is_header))
     }
 
-    /// A segment header with a change is refused, and found again by a batch that it makes valid.
+    /// Checks that a segment header with a change is refused, and that it is restored with the help
+    /// of a batch that it makes valid.
     fn check_header(&self, bytes: &[u8]) {
         assert!(SegmentHeader::decode(bytes).is_err());
         let header = segment_header();
@@ -244,7 +247,7 @@ impl Written {
         );
     }
 
-    /// `bytes` differ from those that were written, at `first` for the first time.
+    /// Checks the reading of `bytes`, which first differ from those that were written at `first`.
     fn check(&self, bytes: &[u8], first: usize) {
         let (ops, fault) = self.read(bytes);
         let bad = self.units.iter().position(|unit| unit.at.contains(&first));
@@ -268,7 +271,7 @@ impl Written {
             FaultKind::Cut => !is_header && bytes.len() == offset,
             FaultKind::Record => !is_header && bytes.len() > offset,
             FaultKind::Batch => is_header,
-            // A whole batch header that came from another place of the segment.
+            // An intact batch header that comes from elsewhere in the segment.
             FaultKind::Content(_) => is_header && first >= unit.at.start + 4,
         };
         assert!(is_right, "{kind:?} at {offset}, changed at {first}");
@@ -297,8 +300,8 @@ impl Written {
         assert_eq!(is_torn, self.misses_a_sector(bytes, fault_offset));
     }
 
-    /// Whether what was to stand at the fault is not all there: a batch header, or the rest of its
-    /// batch behind a whole one.
+    /// Returns whether the data expected at the fault is incomplete: a batch header, or the rest of
+    /// the batch after an intact one.
     fn misses_a_sector(&self, bytes: &[u8], fault_offset: usize) -> bool {
         let at = self
             .units
@@ -321,7 +324,8 @@ impl Written {
     }
 }
 
-/// Gives the ops that stand somewhere else now: where records were copied, a chain of checksums may go on from what is bad.
+/// Applies a change and returns the ops that may now be elsewhere: if records were copied, a chain
+/// of checksums may continue from bad data.
 fn apply(change: &mut Script<'_>, batches: &[Batch], bytes: &mut Vec<u8>) -> Vec<OwnedOp> {
     let ops = |batches: &[Batch]| batches.iter().flat_map(|(ops, _)| ops.clone()).collect();
     let kind = change.byte();
@@ -337,8 +341,8 @@ fn apply(change: &mut Script<'_>, batches: &[Batch], bytes: &mut Vec<u8>) -> Vec
             return ops(batches);
         }
         _ => {
-            // What the disk held there before: other ops of the same size, in the segment before this one. Its header is
-            // whole too, and it is the file's name that tells them apart.
+            // Stale content of the disk: other ops of the same size, in the segment before this
+            // one. Its header is intact as well, and only the file name distinguishes the two.
             let before = SegmentHeader {
                 index: segment_header().index - 1,
                 ..segment_header()

@@ -1,6 +1,8 @@
-//! Any bytes as a segment. Input: a byte that tells what is made whole before they are read (bit 0: a segment header is put
-//! before them; bit 1: the magic numbers and the checksums; bit 2: the positions too) and how many bytes are read at a time
-//! (the bits above), then the bytes. Without the checksums made right the fuzzer would never see the inside of a record.
+//! Any bytes as a segment. Input: a byte that selects the repairs made before the bytes are read
+//! (bit 0: a segment header is prepended; bit 1: the magic numbers and the checksums are corrected;
+//! bit 2: the positions, too) and the number of bytes that are read at a time (the remaining bits),
+//! then the bytes. Without corrected checksums, the fuzzer would never reach the inside of a
+//! record.
 #![no_main]
 
 use etherply::log::record::{
@@ -44,7 +46,7 @@ fuzz_target!(|input: &[u8]| {
     }
 });
 
-/// Walks the bytes as a segment and makes every magic number and checksum right.
+/// Walks the bytes as a segment and corrects every magic number and checksum.
 fn mend(header: &SegmentHeader, bytes: &mut [u8], with_positions: bool) {
     let mut at = SEGMENT_HEADER_BYTES;
     while let Some(batch) = bytes
@@ -74,7 +76,7 @@ fn mend(header: &SegmentHeader, bytes: &mut [u8], with_positions: bool) {
     }
 }
 
-/// Batch headers and records have their length at the same place.
+/// Returns the length in a batch header or a record, which have it at the same offset.
 fn length(bytes: &[u8]) -> usize {
     usize::try_from(number(bytes, 4, 4)).expect("four bytes")
 }
@@ -83,10 +85,11 @@ fn number(bytes: &[u8], at: usize, width: usize) -> u64 {
     Script(&bytes[at..at + width]).number::<8>()
 }
 
-/// The ops, the fault that ended them, and where that was.
+/// The ops, the fault that ended them, and the reader's final cursor.
 type Read<'a> = (Vec<LoggedOp<'a>>, Option<FaultKind>, ReadCursor);
 
-/// Whatever is served is what the encoder would have written there, and the reader never leaves the bytes.
+/// Checks that every op read is what the encoder would have written there, and that the reader
+/// never leaves the bytes.
 fn check_reader<'a>(header: &SegmentHeader, bytes: &'a [u8]) -> Read<'a> {
     let mut reader = Reader::new(header, bytes);
     let (mut ops, mut fault) = (Vec::new(), None);
@@ -114,7 +117,8 @@ fn check_reader<'a>(header: &SegmentHeader, bytes: &'a [u8]) -> Read<'a> {
     (ops, fault, reader.cursor())
 }
 
-/// The same with a part of the bytes at a time, each from where the one before it ended; more of them where that brings nothing.
+/// Reads the bytes like [`check_reader`], but in parts, each starting where the previous one ended.
+/// A part that yields nothing is enlarged.
 fn read_in_parts<'a>(header: &SegmentHeader, bytes: &'a [u8], mut part_bytes: usize) -> Read<'a> {
     let (mut ops, mut cursor) = (Vec::new(), ReadCursor::begin());
     if bytes.len() <= SEGMENT_HEADER_BYTES {
@@ -141,7 +145,7 @@ fn read_in_parts<'a>(header: &SegmentHeader, bytes: &'a [u8], mut part_bytes: us
     }
 }
 
-/// Goes on behind every fault, to the end.
+/// Continues after every fault until the end.
 fn check_salvage(header: &SegmentHeader, bytes: &[u8]) {
     let mut reader = Reader::new(header, bytes);
     while let Some(item) = reader.next() {
@@ -160,8 +164,8 @@ fn check_salvage(header: &SegmentHeader, bytes: &[u8]) {
     }
 }
 
-/// An op that was read up to `end` is the one that the encoder would write there, and its texts are borrowed from there. Gives
-/// its begin.
+/// Checks that an op read up to `end` is what the encoder would have written there, and that its
+/// texts are borrowed from there. Returns its start.
 fn check_op(op: &LoggedOp<'_>, bytes: &[u8], end: usize) -> usize {
     let start = end - op_bytes(op);
     let mut batch = Vec::new();
@@ -176,7 +180,8 @@ fn check_op(op: &LoggedOp<'_>, bytes: &[u8], end: usize) -> usize {
     start
 }
 
-/// The batch headers that are valid at their offset, and the first that tells of more than the fault, which proves damage.
+/// Compares the search for batch headers with a naive one: the headers that are valid at their
+/// offset, and the first that records a durable position past the fault, which proves damage.
 fn check_damage(header: &SegmentHeader, bytes: &[u8], fault_offset: usize) {
     let is_batch = |offset: &usize| {
         let Some(batch) = bytes.get(*offset..*offset + BATCH_HEADER_BYTES) else {

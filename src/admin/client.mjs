@@ -69,7 +69,7 @@ const RESYNC = 4000; // The close code of a client that wants the state again.
 const EXPIRED = 4001, REMOVED = 4003, DELETED = 4004, DRAINED = 1012;
 const FATAL_CODES = [1002, 1003, 1007, 1008, 1009]; // The same messages would cause these codes again,
 const TOO_MANY = "too many messages"; // except for a 1008 with this reason: slower messages do not.
-const REFUSALS = { 400: "bad workspace", 401: "Unauthorized", 403: "not from this origin" };
+const REFUSALS = { 400: "invalid workspace", 401: "Unauthorized", 403: "origin not allowed" };
 const V2 = "etherply.v2";
 const PROTOCOL_NAME = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/; // What a browser accepts as a subprotocol.
 const WAKE_EVENTS = ["online", "visibilitychange", "pageshow"];
@@ -319,7 +319,7 @@ export class Replica {
   }
 
   #receiveOp2({ key, value, deleted = false, timestamp }, now) {
-    if (value === undefined && !deleted) throw new TypeError("an op without a value");
+    if (value === undefined && !deleted) throw new TypeError("an op has no value");
     this.#merge(key, deleted ? undefined : value, timestamp, "other", now);
   }
 
@@ -390,7 +390,7 @@ export class Replica {
     [this.#seq, this.#generation, this.#connection] = [];
     [this.#is_open, this.#is_full] = [true, false];
     for (const own of this.pending.filter(needsVersion2)) {
-      this.#undo(own, 400, "this server can neither delete keys nor let them expire");
+      this.#undo(own, 400, "this server does not support deletes or expiry");
     }
     this.sendSome();
     for (const change of changes) this.#outputs.push({ change });
@@ -473,7 +473,7 @@ export class Replica {
   /** The merge rule: applies an entry unless the client's is newer. What is unconfirmed is replaced
    * whatever its timestamp, since the server may not have its history. */
   #merge(key, value, timestamp, source, now) {
-    if (typeof key !== "string" || !Number.isSafeInteger(timestamp)) throw new TypeError("no entry");
+    if (typeof key !== "string" || !Number.isSafeInteger(timestamp)) throw new TypeError("an entry is malformed");
     const text = JSON.stringify(value);
     const [held, own] = [this.#shown(key), this.#pending.get(key)];
     const known = this.#entries.get(key);
@@ -582,7 +582,7 @@ class Room extends EventTarget {
     this.#query = new URL(url).searchParams;
     this.#source = token ?? this.#query.get("token") ?? "";
     [this.#is_peer, this.#only_version] = [presence, version];
-    if (this.#segment === "") throw new TypeError("a workspace is needed");
+    if (this.#segment === "") throw new TypeError("a workspace is required");
     for (const name of WAKE_EVENTS) host.addEventListener?.(name, this.#wake);
     // Deferred so that the caller can attach its listeners first.
     queueMicrotask(() => this.#ended || this.#open());
@@ -615,10 +615,10 @@ class Room extends EventTarget {
    * the key so long after it has accepted the op; until it says so, the key is there. */
   set(key, value, { ttl_ms } = {}) {
     const text = JSON.stringify(value);
-    if (text === undefined) throw new TypeError("a value is what JSON can say");
-    if (bytesOf(text) > MESSAGE_BYTES_MAX - 8 * KEY_BYTES_MAX) throw new RangeError("a value is under 1 MiB");
+    if (text === undefined) throw new TypeError("a value must be representable in JSON");
+    if (bytesOf(text) > MESSAGE_BYTES_MAX - 8 * KEY_BYTES_MAX) throw new RangeError("a value must be smaller than 1 MiB");
     const is_ttl = ttl_ms === undefined || (Number.isSafeInteger(ttl_ms) && ttl_ms > 0 && ttl_ms <= TTL_MS_MAX);
-    if (!is_ttl) throw new RangeError("ttl_ms is a whole number of milliseconds, at most 10 years");
+    if (!is_ttl) throw new RangeError("ttl_ms must be an integer from 1 to 10 years");
     return this.#write(key, text, ttl_ms);
   }
 
@@ -654,10 +654,10 @@ class Room extends EventTarget {
   /** Sets the value that other peers see for this one: JSON of at most 4 KiB. It is kept across
    * reconnects. Only the latest value is sent, at most once in 50 ms. */
   setPresence(value) {
-    if (!this.#is_peer) throw new Error("connect with presence: true");
+    if (!this.#is_peer) throw new Error("presence requires the option presence: true");
     const text = JSON.stringify(value);
-    if (text === undefined) throw new TypeError("a value is what JSON can say");
-    if (bytesOf(text) > PRESENCE_BYTES_MAX) throw new RangeError("a presence value is at most 4 KiB");
+    if (text === undefined) throw new TypeError("a value must be representable in JSON");
+    if (bytesOf(text) > PRESENCE_BYTES_MAX) throw new RangeError("a presence value must be at most 4 KiB");
     this.#presence = text;
     this.#sendPresence();
   }
@@ -666,8 +666,8 @@ class Room extends EventTarget {
    * was sent. */
   cast(value) {
     const text = JSON.stringify(value);
-    if (text === undefined) throw new TypeError("a value is what JSON can say");
-    if (bytesOf(text) > CAST_BYTES_MAX) throw new RangeError("a cast is at most 16 KiB");
+    if (text === undefined) throw new TypeError("a value must be representable in JSON");
+    if (bytesOf(text) > CAST_BYTES_MAX) throw new RangeError("a cast must be at most 16 KiB");
     if (this.#is_welcomed) this.#socket.send(`{"type":"cast","payload":{"value":${text}}}`);
     return this.#is_welcomed;
   }
@@ -694,7 +694,7 @@ class Room extends EventTarget {
     return (this.#echoes = this.#echoes.then(one));
   }
   /** Ends the room for good; pending ops are kept for the next room. */
-  close() { if (!this.#ended) this.#end("Disconnected", "closed here"); }
+  close() { if (!this.#ended) this.#end("Disconnected", "closed by this client"); }
 
   get #place() { return `${this.#base}/v1/sync/${this.#segment}`; }
   #kept() { return [...(kept.get(this.#place)?.values() ?? [])].sort((a, b) => a.timestamp - b.timestamp); }
@@ -703,9 +703,9 @@ class Room extends EventTarget {
   #write(key, text, ttl_ms) {
     this.#check();
     const is_key = typeof key === "string" && key !== "" && bytesOf(key) <= KEY_BYTES_MAX;
-    if (!is_key) throw new TypeError("a key is a string of 1 to 1024 bytes");
+    if (!is_key) throw new TypeError("a key must be a string of 1 to 1024 bytes");
     const is_beyond = this.#state === "Synced" && this.version === 1 && needsVersion2({ text, ttl_ms });
-    if (is_beyond) throw new Error("this server can neither delete keys nor let them expire");
+    if (is_beyond) throw new Error("this server does not support deletes or expiry");
     return this.#run(() => this.#replica.write(key, text, this.#now(), ttl_ms));
   }
 
@@ -869,12 +869,12 @@ class Room extends EventTarget {
     // A page that is shown the first time is connecting already.
     if (type !== "online" && this.#timers.retry === undefined) return;
     this.#attempt = 0;
-    this.#retry(type === "online" ? "online again" : "shown again");
+    this.#retry(type === "online" ? "back online" : "page shown again");
   }
 
   async #open() {
     const mine = (this.#socket = {}); // If `#leave` is called in the meantime, this attempt is obsolete.
-    this.#after("answer", ANSWER_MS, () => this.#retry("no answer"));
+    this.#after("answer", ANSWER_MS, () => this.#retry("no response"));
     this.#enter("Connecting");
     let status, token;
     try {
@@ -885,12 +885,12 @@ class Room extends EventTarget {
       const headers = { Authorization: `Bearer ${token}` };
       const url = `${this.#base}/v1/presence/${this.#segment}`;
       const answer = this.#host.fetch(url, { method: "HEAD", headers, cache: "no-store" });
-      ({ status } = await answer.catch(() => { throw new Error("no answer"); }));
+      ({ status } = await answer.catch(() => { throw new Error("no response"); }));
     } catch (error) { return void (this.#socket === mine && this.#retry(error.message)); }
     if (this.#socket === mine) this.#enter("Authenticating");
     if (this.#socket !== mine) return;
     if ([400, 401, 403].includes(status)) return this.#renew(REFUSALS[status], status === 401);
-    if (status >= 500 || status === 429) return this.#retry(`the server answered ${status}`);
+    if (status >= 500 || status === 429) return this.#retry(`the server responded with ${status}`);
     const may_be_1 = this.#only_version !== 2 && !this.#has_spoken_2;
     const is_1 = this.#only_version === 1 || (may_be_1 && !PROTOCOL_NAME.test(token));
     if (is_1) this.#dial(token, 1);
@@ -950,7 +950,7 @@ class Room extends EventTarget {
     } catch (error) {
       // What is held may lack something: the next connection begins with the complete state.
       this.#replica.forgetPosition();
-      this.#retry(`a message that is not understood: ${error.message}`);
+      this.#retry(`invalid message from the server: ${error.message}`);
     }
   }
 

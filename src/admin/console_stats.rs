@@ -17,7 +17,7 @@ struct ShardFigures {
     sync_us_p99: u32,
 }
 
-/// The number of refusals of a shard, by cause.
+/// The refusals by one shard, counted by cause.
 #[derive(Debug, Serialize, PartialEq, Eq)]
 struct RefusedFigures {
     ops_by_rate: u64,

@@ -1,6 +1,6 @@
 //! `/metrics`: the statistics in the Prometheus text format, version 0.0.4.
 //!
-//! The text is written by our own code: `prometheus-client` writes only `OpenMetrics`, whose
+//! The text is generated without a library: `prometheus-client` writes only `OpenMetrics`, whose
 //! counters have different names, and `prometheus` first copies every name and label of every
 //! sample. A shard's loop waits for this page, which has two hundred samples per shard, so the page
 //! is written into a single buffer.
@@ -82,10 +82,10 @@ const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_handshakes_refused_total",
         kind: "counter",
-        help: "Requests that a limit refused with 503, by reason: members \
+        help: "Requests refused with 503 because of a limit, by reason: members \
             (--max-connections-per-workspace), rate (--max-handshakes-per-second), snapshot_bytes \
-            (a join or a request for the state, while the states being sent use all the memory \
-            reserved for them).",
+            (a join or a request for the state while the memory reserved for sending states is \
+            used up).",
         series: &[
             ("reason=\"members\"", |c| c.refused_members),
             ("reason=\"rate\"", |c| c.refused_handshakes),
@@ -95,7 +95,7 @@ const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_deliveries_total",
         kind: "counter",
-        help: "Ops that won, each counted once for every client that it was due to.",
+        help: "Ops that won, each counted once per recipient.",
         series: &[("", |c| c.deliveries)],
     },
     Family {
@@ -113,7 +113,7 @@ const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_sends_total",
         kind: "counter",
-        help: "Sends. Each carries everything that is due to its client at that time.",
+        help: "Sends. Each carries everything that is queued for its client at that time.",
         series: &[("", |c| c.sends)],
     },
     Family {
@@ -125,15 +125,15 @@ const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_sent_frames_total",
         kind: "counter",
-        help: "Frames with ops of other clients, in all sends. Divided by etherply_sends_total: \
-            frames per send.",
+        help: "Frames with ops from other clients, in all sends. Divide by etherply_sends_total \
+            to get frames per send.",
         series: &[("", |c| c.frames_sent)],
     },
     Family {
         name: "etherply_conflations_total",
         kind: "counter",
-        help: "Times that a client fell behind (--outbox-max-bytes) and was due only the latest op \
-            of each key from then on.",
+        help: "Times that a client fell behind (--outbox-max-bytes) and was sent only the latest \
+            op of each key from then on.",
         series: &[("", |c| c.conflations)],
     },
     Family {
@@ -145,12 +145,12 @@ const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_outbox_bytes",
         kind: "gauge",
-        help: "Memory of outgoing data, held until its last byte is sent: windows (frames, shared \
+        help: "Memory held by outgoing data until its last byte is sent: windows (frames, shared \
             by the clients of a workspace), answers (each for one client), shared_answers \
-            (corrections and lists of users, each shared by all its receivers), snapshots (states, \
-            each shared by the clients that joined or requested it in the meantime); and of \
-            incoming data: unfinished (messages and requests that are still incomplete). All but \
-            windows and snapshots share one budget.",
+            (corrections and lists of users, each shared by all its receivers), snapshots \
+            (states, each shared by the clients that joined or requested it in the meantime); and \
+            by incoming data: unfinished (messages and requests that are still incomplete). All \
+            but windows and snapshots share one budget.",
         series: &[
             ("kind=\"windows\"", |c| c.window_bytes),
             ("kind=\"answers\"", |c| c.answer_bytes),
@@ -162,11 +162,11 @@ const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_given_up_total",
         kind: "counter",
-        help: "Closed or dropped by a limit, by reason: session_bytes (the connection that held \
-            the most memory in unfinished messages and answers), snapshot_bytes (a state that no \
-            client read fast enough while others needed the memory, together with the connections \
-            that it was being sent to), message_time (a connection whose message took too long to \
-            arrive).",
+        help: "Connections and states dropped because of a limit, by reason: session_bytes (the \
+            connection that held the most memory in unfinished messages and answers), \
+            snapshot_bytes (a state that no client read fast enough while others needed the \
+            memory, together with the connections that it was being sent to), message_time (a \
+            connection whose message took too long to arrive).",
         series: &[
             ("reason=\"session_bytes\"", |c| c.given_up_sessions),
             ("reason=\"snapshot_bytes\"", |c| c.given_up_states),
@@ -202,7 +202,7 @@ const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_log_live_bytes",
         kind: "gauge",
-        help: "Size of a log that holds only what is live.",
+        help: "Size that the log would have with only its live data.",
         series: &[("", |c| c.log_live_bytes)],
     },
     Family {
@@ -214,9 +214,8 @@ const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_log_limit_bytes",
         kind: "gauge",
-        help: "Limit of etherply_log_bytes, in proportion to what is live: at the limit all \
-            writers of the shard wait for compaction; those that write most wait well before it is \
-            reached.",
+        help: "Limit on etherply_log_bytes, in proportion to the live data: at the limit, all \
+            writers of the shard wait for compaction; the heaviest writers wait well before that.",
         series: &[("", |c| c.log_bytes_max)],
     },
     Family {
@@ -250,8 +249,8 @@ const HISTOGRAMS: &[Histogram] = &[
     Histogram {
         name: "etherply_log_fdatasync_seconds",
         help: "Duration of fdatasyncs of the log, from the submission to the turn that saw the \
-            completion. If the log bypasses the page cache: of its writes, which wait for the \
-            disk.",
+            completion. If the log bypasses the page cache, duration of its writes, which wait \
+            for the disk.",
         of: |reading| &reading.syncs,
     },
     Histogram {
@@ -269,8 +268,8 @@ const HISTOGRAMS: &[Histogram] = &[
     },
     Histogram {
         name: "etherply_turn_seconds",
-        help: "Duration of turns of the event loop. A turn that the next one follows at once \
-            counts until that one begins, including the kernel's part.",
+        help: "Duration of turns of the event loop. If the next turn follows at once, a turn \
+            lasts until that one begins, including the kernel's work.",
         of: |reading| &reading.turns,
     },
 ];
@@ -301,8 +300,8 @@ pub fn text(status: &Status, now_us: u64) -> Vec<u8> {
     page.family(
         name,
         "counter",
-        "Time for which the shard was stopped or had no core. The deadlines of its clients were \
-         extended by it.",
+        "Time for which the shard was suspended or got no CPU time. The deadlines of its clients \
+         were extended by it.",
     );
     for shard in &shards {
         let absent = Value::Microseconds(shard.reading.counters.absent_us);
@@ -340,7 +339,8 @@ fn put_process(page: &mut MetricsPage, status: &Status) {
     page.family(
         name,
         "gauge",
-        "Maximum number of connections: --max-connections, or what the limit of open files allows.",
+        "Maximum number of connections: --max-connections, or as many as the limit on open files \
+         allows.",
     );
     page.sample(name, "", &[], Value::Count(status.connections_max as u64));
     let name = "etherply_ready";
@@ -414,19 +414,19 @@ const OF_LOG: &[OfLog] = &[
     OfLog {
         name: "etherply_recovery_ops",
         kind: "gauge",
-        help: "Ops read from the log at the start.",
+        help: "Ops read from the log at startup.",
         value: |log| Value::Count(log.recovered_ops),
     },
     OfLog {
         name: "etherply_recovery_torn_bytes",
         kind: "gauge",
-        help: "Bytes cut off the log at the start: writes that a crash had interrupted.",
+        help: "Bytes cut off the log at startup, left by writes that a crash interrupted.",
         value: |log| Value::Count(log.torn_bytes),
     },
     OfLog {
         name: "etherply_recovery_seconds",
         kind: "gauge",
-        help: "Time that reading the log took at the start; 0 until it is complete.",
+        help: "Time that reading the log took at startup; 0 until it is complete.",
         value: |log| Value::Microseconds(log.recovery_us),
     },
 ];
@@ -441,7 +441,7 @@ fn put_log(page: &mut MetricsPage, status: &Status, shards: &[ShardReading]) {
     page.family(
         name,
         "gauge",
-        "Length of the log at the start (total), and how much of it has been read (read).",
+        "Length of the log at startup (total), and how much of it has been read (read).",
     );
     let (read_bytes, total_bytes) = status.recovery.bytes();
     page.sample(name, "", &["state=\"total\""], Value::Count(total_bytes));
@@ -456,7 +456,8 @@ fn put_log(page: &mut MetricsPage, status: &Status, shards: &[ShardReading]) {
     page.family(
         name,
         "gauge",
-        "Live part of the log, from 0 to 1. A log that is not small is compacted below 0.57.",
+        "Live fraction of the log, from 0 to 1. Unless the log is small, it is compacted below \
+         0.57.",
     );
     // In millionths, so that it is formatted like a duration in microseconds.
     let ratio = u128::from(live_bytes) * 1_000_000 / u128::from(bytes.max(1));
@@ -469,7 +470,7 @@ fn put_held(page: &mut MetricsPage, shards: &[ShardReading]) {
     page.family(
         name,
         "counter",
-        "Time in which clients waited for compaction.",
+        "Time that clients spent waiting for compaction.",
     );
     for ShardReading { label, reading } in shards {
         let held = Value::Microseconds(reading.counters.held_us);
@@ -494,8 +495,8 @@ fn put_codes(page: &mut MetricsPage, shards: &[ShardReading]) {
     page.family(
         name,
         "counter",
-        "Close frames that the server sent first, by code; client: close frames that the server \
-        sent in reply to the client's.",
+        "Close frames that the server sent first, by code; client: those that it sent in reply to \
+        a client's close frame.",
     );
     let codes: Vec<String> = labels_of(&CLOSE_CODES);
     for shard in shards {
@@ -529,19 +530,15 @@ fn put_histograms(page: &mut MetricsPage, shards: &[ShardReading]) {
     page.family(
         name,
         "counter",
-        "Times that the kernel refused operations (io_uring_enter(2)) and they were submitted \
-        again a moment later.",
+        "Times that the kernel refused operations (io_uring_enter(2)), which were resubmitted a \
+        moment later.",
     );
     for shard in shards {
         let retries = Value::Count(shard.reading.ring_retries);
         page.sample(name, "", &[&shard.label], retries);
     }
     let name = "etherply_commit_ops";
-    page.family(
-        name,
-        "histogram",
-        "Ops in each batch that is written to the log.",
-    );
+    page.family(name, "histogram", "Ops per batch written to the log.");
     let bounds = GROUP_BOUNDS.map(Value::Count);
     for shard in shards {
         let groups = &shard.reading.counters.groups;

@@ -16,14 +16,14 @@
 //!
 //! *This machine* ([`Visitor::check_is_here`]) means that the connection comes from a loopback
 //! address, no proxy has forwarded the request, and the request names a loopback host. The last
-//! condition keeps out pages of another site whose name was made to resolve to 127.0.0.1 (DNS
+//! condition keeps out pages of another site whose name has been made to resolve to 127.0.0.1 (DNS
 //! rebinding): the browser treats this server as that site and lets the site's scripts read the
 //! responses, but it still sends the site's name in `Host`.
 //!
 //! An admin port answers every request that reaches its address, including requests through
-//! proxies, because an operator set those up. If the address is a loopback address, every page that
-//! a browser on this machine opens can reach it too, so the host must be a loopback host. On any
-//! other address the host may be any name, because monitoring systems scrape by names that only
+//! proxies, because an operator has set those up. If the address is a loopback address, every page
+//! that a browser on this machine opens can reach it too, so the host must be a loopback host. On
+//! any other address the host may be any name, because monitoring systems scrape by names that only
 //! their network knows; keep such an address out of reach of browsers.
 
 use std::net::IpAddr;
@@ -46,7 +46,7 @@ const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; st
 #[derive(Debug)]
 pub struct Pages {
     has_console: bool,
-    /// The token that the console puts into its form.
+    /// The token that the console fills into its form.
     token: Mutex<Option<String>>,
     /// The address of the admin port, if there is one.
     admin_host: Option<IpAddr>,
@@ -59,13 +59,13 @@ pub struct Pages {
 pub struct Visitor {
     /// The listener that accepted its connection.
     pub listener: ListenerKind,
-    /// Whether the address it connects from belongs to this machine.
+    /// Whether it connected from an address of this machine.
     pub is_local: bool,
 }
 
 impl Visitor {
-    /// Checks that a request was made on this machine and for this machine. The error says why it
-    /// was not.
+    /// Checks that a request came from this machine and was addressed to it. The error says which
+    /// condition failed.
     pub fn check_is_here(self, provenance: Provenance) -> Result<(), &'static str> {
         if !self.is_local {
             return Err("the request comes from another machine");
@@ -86,7 +86,7 @@ fn check_host(provenance: Provenance) -> Result<(), &'static str> {
 
 impl Pages {
     /// Creates the pages: the client module, and the console if it is enabled. Every visitor from
-    /// this machine receives `token`, so it is only for servers that no other machine can reach.
+    /// this machine receives `token`, so pass one only if no other machine can reach the server.
     #[must_use]
     pub fn new(has_console: bool, token: Option<String>) -> Self {
         Self {
@@ -99,7 +99,7 @@ impl Pages {
     }
 
     /// Moves the console and the metrics to an admin port on this address, if there is one. They
-    /// are then not available on the public port.
+    /// are then no longer available on the public port.
     #[must_use]
     pub fn with_admin_host(self, admin_host: Option<IpAddr>) -> Self {
         Self { admin_host, ..self }
@@ -164,8 +164,8 @@ impl Pages {
                 _ => "--admin-port",
             };
             return Answer::forbidden(&format!(
-                "this page is only for the server's own machine, and {reason}: {remedy} makes it \
-                 available to others"
+                "this page is only available on the server's own machine, and {reason}: use \
+                 {remedy} to make it available to others"
             ));
         }
         let answer = match page {
@@ -192,7 +192,8 @@ impl Pages {
             .with("Referrer-Policy", "no-referrer")
     }
 
-    /// Applies the rule for all pages that are not public: the table at the top of this module.
+    /// Applies the access rules of the table at the top of this module to a page that is not
+    /// public.
     fn check(&self, request: &PageRequest, visitor: Visitor) -> Result<(), &'static str> {
         let PageRequest {
             page, provenance, ..

@@ -27,7 +27,7 @@ pub fn completions(settings: &CompletionsArgs) -> Result<(), String> {
 pub fn manual(settings: &ManualArgs) -> Result<(), String> {
     clap_mangen::generate_to(CommandLine::command(), &settings.folder).map_err(|error| {
         format!(
-            "the manual pages cannot be written to {}: {error}; name an existing folder",
+            "cannot write the manual pages to {} ({error}): name an existing folder",
             settings.folder.display()
         )
     })

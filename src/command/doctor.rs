@@ -1,7 +1,7 @@
 //! `etherply doctor`: checks the host and prints what to change.
 //!
 //! `read` collects the facts without judging them, and `judge` turns them into findings without
-//! accessing the host. So the findings for any host can be tested on any other.
+//! accessing the host. Thus the findings for any host can be tested on any other.
 
 use serde::Serialize;
 

@@ -18,7 +18,7 @@ mod verify;
 /// ends.
 const RECORDS_BEYOND: u8 = 3;
 
-/// Runs a log command. An error is one line that says what to do.
+/// Runs a log command. On failure, returns one line that says what to do.
 pub fn run(settings: &LogArgs) -> Result<ExitCode, String> {
     raise_file_limit();
     let data = &settings.data_dir;
@@ -36,7 +36,7 @@ pub fn run(settings: &LogArgs) -> Result<ExitCode, String> {
     }
 }
 
-/// Raises the limit of open files. A reader holds every segment open, and a log of many GiB has
+/// Raises the limit on open files. A reader holds every segment open, and a log of many GiB has
 /// more segments than a process may open by default.
 fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);

@@ -1,4 +1,4 @@
-//! Printing to standard output, whose reader may close the pipe after any line (`| head`).
+//! Prints to standard output, whose reader may close the pipe after any line (`| head`).
 
 use std::fmt;
 use std::io::{self, BufWriter, Stdout, Write};
@@ -6,7 +6,7 @@ use std::io::{self, BufWriter, Stdout, Write};
 /// A buffered standard output.
 pub struct Printer(BufWriter<Stdout>);
 
-/// The reason why a command ends early.
+/// The reason that a command ends early.
 #[derive(Debug)]
 pub enum Stop {
     /// The reader has closed the pipe, as `head` does. That is not an error.
@@ -54,6 +54,6 @@ pub fn print_help(help: &clap::Error) -> Result<(), String> {
 fn stop(error: &io::Error) -> Stop {
     match error.kind() {
         io::ErrorKind::BrokenPipe => Stop::OutputClosed,
-        _ => Stop::Failed(format!("the output cannot be written: {error}")),
+        _ => Stop::Failed(format!("cannot write the output: {error}")),
     }
 }

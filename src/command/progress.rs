@@ -16,7 +16,7 @@ impl Bar {
             ProgressDrawTarget::hidden()
         };
         let style = format!("{doing} [{{wide_bar}}] {{bytes}} of {{total_bytes}}, {{eta}} left");
-        let style = ProgressStyle::with_template(&style).expect("the template is legal");
+        let style = ProgressStyle::with_template(&style).expect("the template is valid");
         let bar = ProgressBar::with_draw_target(Some(total_bytes), target);
         bar.set_style(style.progress_chars("=> "));
         Self(bar)

@@ -1,4 +1,4 @@
-//! Formatting of numbers and tables as text.
+//! Formats numbers and tables as text.
 
 use indicatif::{HumanBytes, HumanCount};
 

@@ -6,7 +6,7 @@ use super::output::{Printer, Stop};
 use crate::config::TokenArgs;
 use crate::wire::auth;
 
-/// Prints a token. An error is one line that says what to do.
+/// Prints a token. On failure, returns one line that says what to do.
 pub fn run(settings: &TokenArgs) -> Result<(), String> {
     let secret = settings.secret().map_err(|error| error.to_string())?;
     let now = SystemTime::now()

@@ -10,7 +10,7 @@ use super::value;
 #[derive(Debug, Args)]
 pub struct AdminArgs {
     /// A separate port for /metrics, /healthz, /readyz and the console (--console); 0 picks a free
-    /// one. The port of the clients then has no /metrics and no console [default: none]
+    /// one. --port then serves neither /metrics nor the console [default: none]
     #[arg(
         long,
         value_name = "PORT",
@@ -20,8 +20,8 @@ pub struct AdminArgs {
     )]
     pub admin_port: Option<u16>,
 
-    /// The address of --admin-port: anyone who can reach it can read the metrics. On a loopback
-    /// address the Host of a request must be a loopback name too, such as localhost
+    /// The address to listen on for --admin-port: anyone who can reach it can read the metrics. If
+    /// it is a loopback address, requests must also have a loopback Host, such as localhost
     /// [default: 127.0.0.1]
     #[arg(
         long,

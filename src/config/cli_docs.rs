@@ -8,10 +8,10 @@ use clap_complete::Shell;
 /// The settings of `etherply completions`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-For the current shell: source <(etherply completions bash). The Debian package installs the \
-completions of bash, zsh and fish.")]
+To load them into the current shell: source <(etherply completions bash). The Debian package \
+installs completions for bash, zsh and fish.")]
 pub struct CompletionsArgs {
-    /// The shell to complete in
+    /// The shell to generate completions for
     #[arg(value_name = "SHELL", value_enum)]
     pub shell: Shell,
 }

@@ -10,9 +10,10 @@ use super::value;
 /// The settings of the server whose host is checked.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Pass the server's flags and variables, and run it as the server's user, under the same limits and \
-in the same container: most results depend on these. It changes nothing; the file that it writes \
-into the data directory to time the disk is removed. Exit code 1: the server would not work here.")]
+Run it with the server's flags and variables, as the server's user, under the same limits and in \
+the same container: most results depend on these. It changes nothing: the file that it writes to \
+the data directory to time the disk is removed again. Exit code 1 means that the server would not \
+work here.")]
 pub struct DoctorArgs {
     /// The address to listen on [default: 0.0.0.0]
     #[arg(
@@ -24,7 +25,7 @@ pub struct DoctorArgs {
     )]
     pub host: Option<IpAddr>,
 
-    /// The port to listen on. The variable PORT sets it too [default: 8080]
+    /// The port to listen on. Falls back to the variable PORT [default: 8080]
     #[arg(
         long,
         value_name = "PORT",
@@ -34,7 +35,7 @@ pub struct DoctorArgs {
     )]
     pub port: Option<u16>,
 
-    /// The number of event loops, among which the workspaces are divided [default: one per core]
+    /// The number of event loops; each serves a share of the workspaces [default: one per core]
     #[arg(
         long,
         value_name = "N",
@@ -54,7 +55,7 @@ pub struct DoctorArgs {
     )]
     pub data_dir: PathBuf,
 
-    /// The maximum number of connections [default: as many as the limit of open files allows]
+    /// The maximum number of connections [default: as many as the limit on open files allows]
     #[arg(
         long,
         value_name = "N",
@@ -64,7 +65,7 @@ pub struct DoctorArgs {
     )]
     pub max_connections: Option<usize>,
 
-    /// Print one JSON object: the checks, and the facts that they are based on
+    /// Print one JSON object with the checks and the facts they are based on
     #[arg(long)]
     pub json: bool,
 }

@@ -1,6 +1,6 @@
-//! Distinguishes variables that are settings from those that only look like settings.
+//! Distinguishes variables that are settings from those that merely look like settings.
 //!
-//! Kubernetes describes every Service of a namespace to every pod in it through variables that
+//! Kubernetes describes every Service in a namespace to every pod there through variables that
 //! begin with the Service's name (`enableServiceLinks`, on by default). For a Service named
 //! `etherply` or `etherply-admin`, these have the same prefix as the server's own variables, and
 //! `ETHERPLY_PORT` is then a URL.
@@ -10,14 +10,15 @@ use std::ffi::{OsStr, OsString};
 use clap::builder::Resettable;
 use clap::{Arg, Command};
 
-/// The variable of the secret, which has no flag because the command line of a process is public.
+/// The variable that holds the secret. It has no flag, because the command line of a process is
+/// public.
 pub(super) const SECRET: &str = "ETHERPLY_JWT_SECRET";
-/// The variable of the previous secret, which has no flag either.
+/// The variable that holds the previous secret. It has no flag either.
 pub(super) const SECRET_PREVIOUS: &str = "ETHERPLY_JWT_SECRET_PREVIOUS";
 const PREFIX: &str = "ETHERPLY_";
 /// The prefix of variables with which tests inject faults. Only debug builds read them.
 const FAULT_PREFIX: &str = "ETHERPLY_FAULT_";
-/// The minimum similarity of a name for it to be suggested.
+/// The minimum similarity at which a name is suggested.
 const SIMILARITY_MIN: f64 = 0.6;
 
 /// A variable that has the server's prefix but is not one of its variables.

@@ -9,8 +9,9 @@ use crate::limits::WORKSPACE_BYTES_DEFAULT;
 /// The limits that protect a server from its clients. 0 means no limit.
 #[derive(Debug, Args)]
 pub struct LimitArgs {
-    /// The number of messages per second that a connection may send, with bursts of twice as many;
-    /// further ones get error 429, and a client that keeps sending is closed with 1008; 0: no limit
+    /// The maximum number of messages per second from a connection, with bursts of up to twice as
+    /// many; messages over the limit get error 429, and a client that keeps exceeding it is closed
+    /// with 1008; 0 means no limit
     #[arg(
         long,
         value_name = "N",
@@ -21,7 +22,7 @@ pub struct LimitArgs {
     )]
     pub max_ops_per_second: u32,
 
-    /// The maximum number of connections per workspace; further ones are refused with 503; 0: no
+    /// The maximum number of connections per workspace; any more are refused with 503; 0 means no
     /// limit
     #[arg(
         long,
@@ -33,8 +34,8 @@ pub struct LimitArgs {
     )]
     pub max_connections_per_workspace: usize,
 
-    /// The largest state of a workspace, as `etherply log stat` reports it (live); an op that would
-    /// exceed it gets error 413; 0: no limit
+    /// The maximum size of a workspace's state, as reported by `etherply log stat` (live); an op
+    /// that would exceed it gets error 413; 0 means no limit
     #[arg(
         long,
         value_name = "BYTES",
@@ -45,8 +46,8 @@ pub struct LimitArgs {
     )]
     pub max_workspace_bytes: u64,
 
-    /// The number of tokens that are checked per second, with bursts of twice as many, divided
-    /// among the shards; further requests are refused with 503; 0: no limit
+    /// The maximum number of tokens checked per second, divided among the shards, with bursts of up
+    /// to twice as many; requests over the limit are refused with 503; 0 means no limit
     #[arg(
         long,
         value_name = "N",

@@ -7,8 +7,8 @@ use clap::{Args, Subcommand};
 /// The settings of `etherply log`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-stat, verify and dump can read the log of a running server, without disturbing it. repair and \
-compact need the server to be stopped.")]
+stat, verify and dump can read the log of a running server without disturbing it. Before repair or \
+compact, stop the server.")]
 pub struct LogArgs {
     /// The folder that holds the log
     #[arg(
@@ -31,9 +31,9 @@ pub struct LogArgs {
 pub enum LogCommand {
     /// Show the size of the log, how much of it is live, and its largest workspaces
     Stat(StatArgs),
-    /// Check every record; exit 1 with the file and the offset of the first error
+    /// Check every record; on the first error, print its file and offset and exit 1
     Verify,
-    /// Print the ops of a workspace as JSON lines, in the order of their seq
+    /// Print the ops of a workspace as JSON lines, ordered by seq
     Dump(DumpArgs),
     /// Keep the intact part of a damaged log and set the rest aside; nothing is deleted
     Repair(RepairArgs),
@@ -44,7 +44,7 @@ pub enum LogCommand {
 /// The settings of `etherply log stat`.
 #[derive(Debug, Args)]
 pub struct StatArgs {
-    /// List all workspaces, not only the 20 largest
+    /// List all workspaces, not just the 20 largest
     #[arg(long)]
     pub all: bool,
 

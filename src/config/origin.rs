@@ -15,8 +15,9 @@ pub(super) fn origin(text: &str) -> Result<String, String> {
     }
     if text.contains('*') {
         return Err(
-            "there are no wildcards: name each origin, or leave --allow-origin out to allow all"
-                .to_owned(),
+            "wildcards are not supported: list each origin, or leave out --allow-origin to allow \
+             all"
+            .to_owned(),
         );
     }
     let Some((scheme, authority)) = text.split_once("://") else {
@@ -25,11 +26,11 @@ pub(super) fn origin(text: &str) -> Result<String, String> {
     let scheme = scheme_of(scheme)?;
     if authority.contains(['/', '?', '#', '\\']) {
         return Err(format!(
-            "browsers send an origin without a path, and without a slash at the end, {EXAMPLE}"
+            "browsers send an origin without a path or a trailing slash, {EXAMPLE}"
         ));
     }
     if authority.contains('@') {
-        return Err("browsers send an origin without a user name and password".to_owned());
+        return Err("browsers send an origin without a user name or a password".to_owned());
     }
     let (host, port) = split_port(authority);
     let host = host_of(host)?;
@@ -57,7 +58,7 @@ fn scheme_of(scheme: &str) -> Result<String, String> {
             "use the origin of the page, which is never {scheme}://: write http{}",
             &scheme[2..]
         )),
-        "file" => Err("pages opened from a file have the origin null".to_owned()),
+        "file" => Err("pages opened from a file have the origin null: write null".to_owned()),
         _ if is_scheme => Ok(scheme),
         _ => Err(format!("an origin must begin with a scheme, {EXAMPLE}")),
     }
@@ -81,8 +82,8 @@ fn port_of(port: &str) -> Result<u16, String> {
         .ok()
         .filter(|number: &u16| number.to_string() == port);
     number.ok_or_else(|| {
-        "the port must be a whole number from 0 to 65535; leave out the default port, and its \
-         colon"
+        "the port must be a whole number from 0 to 65535; to use the default port, leave out the \
+         colon too"
             .to_owned()
     })
 }
@@ -173,8 +174,8 @@ mod tests {
             ("1http://app.example", "must begin with a scheme"),
             ("localhost:3000", "must begin with a scheme"),
             ("NULL", "must begin with a scheme"),
-            ("*", "no wildcards"),
-            ("https://*.app.example", "no wildcards"),
+            ("*", "wildcards are not supported"),
+            ("https://*.app.example", "wildcards are not supported"),
             ("https://app.example/", "without a path"),
             ("https://app.example/a", "without a path"),
             ("https://app.example?", "without a path"),

@@ -20,8 +20,8 @@ const SECRET_PREVIOUS_FILE: &str = "--jwt-secret-previous-file";
 pub enum SecretError {
     /// No secret was given.
     #[error(
-        "no secret for the tokens: set ETHERPLY_JWT_SECRET (for example to the output of \
-         `openssl rand -hex 32`) or --jwt-secret-file, or try the server with --dev"
+        "no secret to sign tokens with: set ETHERPLY_JWT_SECRET (for example to the output of \
+         `openssl rand -hex 32`) or --jwt-secret-file, or try out the server with --dev"
     )]
     None,
     /// A secret was given both in a variable and in a file.
@@ -33,7 +33,7 @@ pub enum SecretError {
         file: String,
     },
     /// The secret is blank, so anyone could guess it.
-    #[error("{name} is empty or only white space: {remedy}")]
+    #[error("{name} is empty or contains only white space: {remedy}")]
     Blank {
         /// The variable, or the flag and the path of the file.
         name: String,
@@ -47,7 +47,7 @@ pub enum SecretError {
         name: String,
         /// The path of the file.
         path: PathBuf,
-        /// The system's error.
+        /// The underlying I/O error.
         source: io::Error,
     },
     /// The secret file that `--dev` keeps is empty.
@@ -55,12 +55,13 @@ pub enum SecretError {
     EmptyDev(PathBuf),
     /// The secret file that `--dev` keeps cannot be read or written.
     #[error(
-        "{path}: {source}: --dev keeps its secret there; set ETHERPLY_JWT_SECRET to use another"
+        "cannot use {path}, where --dev keeps its secret ({source}): set ETHERPLY_JWT_SECRET \
+         instead"
     )]
     Dev {
         /// The path of the file.
         path: PathBuf,
-        /// The system's error.
+        /// The underlying I/O error.
         source: io::Error,
     },
     /// The system cannot provide random bytes.
@@ -141,7 +142,7 @@ impl SecretSources<'_> {
         })
     }
 
-    /// Returns whether a secret comes from a file and so may change.
+    /// Returns whether a secret comes from a file and may therefore change.
     #[must_use]
     pub fn has_files(&self) -> bool {
         self.current.is_some() || self.previous.is_some()
@@ -245,7 +246,7 @@ fn variable(kind: &SecretKind) -> Result<Option<FoundSecret>, SecretError> {
     }))
 }
 
-/// Reads the current secret from the file, if one is given, or from the environment.
+/// Reads the current secret from the file if one is given, otherwise from the environment.
 fn current(file: Option<&Path>, given: &Given) -> Result<Option<FoundSecret>, SecretError> {
     match (variable(&CURRENT)?, file) {
         (Some(_), Some(_)) => Err(CURRENT.twice(given)),
@@ -255,8 +256,8 @@ fn current(file: Option<&Path>, given: &Given) -> Result<Option<FoundSecret>, Se
     }
 }
 
-/// Reads the secret for a command that signs a token, from the file if one is given, or from the
-/// environment.
+/// Reads the secret for a command that signs a token, from the file if one is given, otherwise from
+/// the environment.
 pub(super) fn signing(file: Option<&Path>, given: &Given) -> Result<Secret, SecretError> {
     let current = current(file, given)?.ok_or(SecretError::None)?;
     Ok(current.secret)

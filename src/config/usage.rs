@@ -1,5 +1,5 @@
-//! Parsing of the command line. An error is one line that names what the user wrote and points to
-//! the relevant help.
+//! Parses the command line. An error is one line that names what the user wrote and points to the
+//! relevant help.
 
 use std::ffi::OsString;
 
@@ -8,12 +8,12 @@ use clap::{Arg, Command, CommandFactory, Error, FromArgMatches};
 
 use super::{CommandLine, Given, environment};
 
-/// The reason why no command is run.
+/// The reason that no command is run.
 #[derive(Debug)]
 pub enum UsageError {
     /// The user asked for help or for the version.
     Help(Error),
-    /// The command line is wrong. The text is one line that says why and what to do.
+    /// The command line is invalid. The text is one line that says why and what to do.
     Wrong(String),
 }
 

@@ -83,14 +83,17 @@ pub(super) fn boolean(text: &str) -> Result<bool, String> {
 const HUNDRED_YEARS: Duration = Duration::from_hours(36_525 * 24);
 
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    time(text, Duration::ZERO)
-        .ok_or_else(|| "must be a time such as 30s, 15m, 24h or 7days, up to 100years".to_owned())
+    time(text, Duration::ZERO).ok_or_else(|| {
+        "must be a duration such as 30s, 15m, 24h or 7days, up to \
+                        100years"
+            .to_owned()
+    })
 }
 
 /// Parses the lifetime of a token. It is at least one second, because `exp` is in whole seconds.
 pub(super) fn ttl(text: &str) -> Result<Duration, String> {
     time(text, Duration::from_secs(1)).ok_or_else(|| {
-        "must be a time from 1s to 100years, such as 30s, 15m, 24h or 7days".to_owned()
+        "must be a duration from 1s to 100years, such as 30s, 15m, 24h or 7days".to_owned()
     })
 }
 

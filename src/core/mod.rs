@@ -1,4 +1,4 @@
-//! The server's logic as a pure state machine: no clock, no IO. Open [`shard`] first.
+//! The server's logic as a pure state machine: no clock, no IO. Start reading at [`shard`].
 
 pub mod fanout;
 pub mod shard;

@@ -1,13 +1,13 @@
-//! One shard: its sessions, its workspaces, its log, as a state machine without IO.
+//! One shard as a state machine without IO: its sessions, its workspaces and its log.
 //!
 //! # Contract
 //!
 //! The caller makes any number of calls to [`Shard::accept`], [`Shard::adopt`] and
 //! [`Shard::handle`], then one to [`Shard::flush`], then calls [`Shard::poll_output`] until it
-//! returns None. It carries the outputs out and returns their outcomes as inputs. Time is an
-//! argument ([`Clock`]) and may jump. The worker on its ring and the simulator are two callers of
-//! the same code. Internally, only time during which the shard was running counts
-//! ([`shard_clock`]): only the functions above see the caller's clock.
+//! returns `None`. It carries out the outputs and returns their outcomes as inputs. Time is an
+//! argument ([`Clock`]) and may jump. The worker on its ring and the simulator both call the same
+//! code. Internally, only time during which the shard was running counts ([`shard_clock`]); only
+//! the functions above see the caller's clock.
 //!
 //! | output | outcome |
 //! | --- | --- |
@@ -34,10 +34,10 @@
 //!
 //! # Steps
 //!
-//! The steps of a turn work on those parts, with one file for each subject: `handshake` (the
-//! request head, joining), `http_read` and `waiting` (answers without a WebSocket, requests that
-//! wait), `intake` (from bytes to messages to the state), `held_writers` (clients that wait for
-//! compaction), `delivery` (which session is sent what, and when), `conflation` (clients that read
+//! The steps of a turn work on those parts, with one file per subject: `handshake` (the request
+//! head, joining), `http_read` and `waiting` (answers without a WebSocket, requests that wait),
+//! `intake` (from bytes to messages to the state), `held_writers` (clients that wait for
+//! compaction), `delivery` (what each session receives, and when), `conflation` (clients that read
 //! too slowly), `deadlines` (timers), `closing` (closing, drain), `encoding` (snapshots),
 //! `eviction` and `shedding` (which session is closed when memory or connections run out),
 //! `clock_corrections` (after an absence), `failure` (a log that cannot be written, a panic).
@@ -100,7 +100,7 @@ use crate::limits::SNAPSHOTS_SWEPT_PER_TURN;
 use crate::log::commit::{Durability, LogStep, OpenSegment};
 use crate::wire::message::Parser;
 
-/// A shard: see the [module documentation](self).
+/// A shard; see the [module documentation](self).
 pub struct Shard {
     config: ShardConfig,
     scratch: Rc<Scratch>,
@@ -112,7 +112,7 @@ pub struct Shard {
     /// The memory held for individual sessions.
     budget: SessionBudget,
     counters: Counters,
-    /// None if individual connections are not logged.
+    /// `None` if individual connections are not logged.
     connection_log: Option<Box<ConnectionLog>>,
     admission: Admission,
     snapshots: Snapshots,
@@ -125,8 +125,8 @@ pub struct Shard {
     absence: Absence,
 }
 
-/// Buffers that the sessions share while their bytes are read. The shard is modified while a
-/// message borrows from them, so the reader holds a reference of its own for that time.
+/// Buffers that all sessions share while their bytes are read. The shard is modified while a
+/// message borrows from them, so the reader holds a reference of its own in the meantime.
 #[derive(Default)]
 struct Scratch {
     parser: RefCell<Parser>,
@@ -157,7 +157,7 @@ impl Shard {
         shard
     }
 
-    /// Returns a shard whose state is still being read: requests that need the state wait until
+    /// Returns a shard whose state is still being read. Requests that need the state wait until
     /// [`Input::Rebuilt`] delivers it.
     #[must_use]
     pub fn recovering(config: ShardConfig, clock: Clock) -> Self {
@@ -212,24 +212,25 @@ impl Shard {
 
     /// Ends a turn. Durability depends on the order of its steps:
     ///
-    /// 1. Requests that waited for the state are answered, timers expire, sessions are evicted
-    ///    while too much memory is held, and the log is measured.
+    /// 1. Waiting requests are answered once the state is available, timers expire, sessions are
+    ///    evicted while too much memory is held, and the log is measured.
     /// 2. Bytes that an earlier turn left unread are read, so that their ops join this turn's
     ///    batch.
-    /// 3. Members are queued for the ops that became visible since the last turn, and the sends of
-    ///    those ops are watched to measure their latency.
+    /// 3. Members are queued to receive the ops that became visible since the last turn, and the
+    ///    sends of those ops are watched to measure their latency.
     /// 4. The log: a batch is handed over when no log operation is in flight and either the round
     ///    of sends is complete or the batch is old. From here on the batch is closed, so no op can
-    ///    slip under an fdatasync that does not cover it. A failed log is reopened.
+    ///    end up counted as synced by an fdatasync that does not cover it. A failed log is
+    ///    reopened.
     /// 5. The large states being encoded advance by one step, so that finished ones are sent in
     ///    this turn.
     /// 6. Sends start, but only while no commit is in flight (`Commit::holds_sends`) and the shard
-    ///    is not pausing. Each carries ops at or before the visible position, which does not move
-    ///    within a turn once its inputs are handled.
-    /// 7. Windows drop the frames that all members have been sent.
-    /// 8. Receives are armed after the sends: a client that answers immediately is read in the next
-    ///    turn together with all others that answer, so that batches grow with the load.
-    /// 9. A drain advances: it ends when no session is left and the log is sealed.
+    ///    is not pausing. Each send carries only ops at or before the visible position, which does
+    ///    not move again within a turn once the inputs have been handled.
+    /// 7. Windows drop the frames that have been sent to all members.
+    /// 8. Receives are armed after the sends, so a client that responds immediately is read in the
+    ///    next turn together with all others that respond, and batches grow with the load.
+    /// 9. A drain advances. It ends once no session is left and the log is sealed.
     pub fn flush(&mut self, clock: Clock) {
         let clock = self.woke(clock);
         self.answer_waiting(clock);
@@ -258,8 +259,8 @@ impl Shard {
     }
 
     /// Returns the next output to carry out. A session's slot becomes free only when its last
-    /// output is returned: until the caller has seen that a connection is gone, its id must not
-    /// name another.
+    /// output is returned, because its id must not refer to another connection until the caller has
+    /// seen that this one is gone.
     pub fn poll_output(&mut self) -> Option<Output> {
         let output = self.outputs.pop_front()?;
         if let Output::Close(id) | Output::Handoff(id, ..) = &output {
@@ -268,20 +269,20 @@ impl Shard {
         Some(output)
     }
 
-    /// Returns whether the next turn should follow immediately, even without a new input.
+    /// Returns whether the next turn should follow immediately, even if there is no new input.
     #[must_use]
     pub fn has_work(&self) -> bool {
         let may_send = !self.sends.is_empty()
             && !self.log.holds_sends()
             && self.sends.pause_until_us().is_none();
-        // A round may have ended in this turn, after the step in which a commit starts.
+        // The round may have ended in this turn, after the step in which a commit starts.
         let may_commit = self.sends.is_empty() && self.log.is_ready();
         let may_encode = self.snapshots.is_encoding();
         let may_read = !self.log.is_full() && self.reads.unread_count() > 0;
         may_send || may_commit || may_encode || may_read || self.may_answer_waiting()
     }
 
-    /// Returns when the next turn must come at the latest if there is no input before then.
+    /// Returns the time by which the next turn must begin if there is no input before then.
     #[must_use]
     pub fn next_deadline_us(&self) -> Option<u64> {
         let local_us = self.next_local_deadline_us();
@@ -329,11 +330,11 @@ impl Shard {
         &self.counters
     }
 
-    /// Checks what always holds between two calls: the invariant of each part, and the memory held
-    /// by sessions against its sums and the budget.
+    /// Checks everything that must hold between two calls: the invariant of each part, and the
+    /// memory held by sessions against the totals and the budget.
     ///
     /// # Panics
-    /// If one of them is broken.
+    /// If any of them is violated.
     pub fn invariants(&self) {
         self.sessions.invariants();
         self.rooms.invariants(&self.sessions);
@@ -397,7 +398,7 @@ impl Shard {
             }
             Input::Rebuilt(outcome) => self.rebuilt(outcome, clock),
             Input::LogDisplaced if self.log.is_serving() => self.fail(None, clock),
-            // A log that has failed already: each attempt to reopen it detects the displacement.
+            // The log has already failed, and each attempt to reopen it detects the displacement.
             Input::LogDisplaced => {}
             Input::LogSize(size) => self.log.measured(size),
             Input::Page(id, answer) => self.paged(id, answer, clock),
@@ -416,18 +417,17 @@ impl Shard {
     }
 
     /// Runs a part of a turn. A panic in it is a bug in this server, but need not end the process:
-    /// the client whose input caused it is answered with 500, and the shard starts over from its
-    /// log.
+    /// the client whose input caused it receives error 500, and the shard starts over from its log.
     fn guard(&mut self, culprit: Option<SessionId>, clock: Clock, part: impl FnOnce(&mut Self)) {
         if catch_unwind(AssertUnwindSafe(|| part(self))).is_err() {
             self.fail(culprit, clock);
         }
     }
 
-    /// Hands a batch over if it is due. In `always` mode that is when the round of sends is
-    /// complete: a commit and sends at the same time are slower than one after the other, since
-    /// both need the core. But a round may never complete and a batch may become full, so its age
-    /// and size override that rule.
+    /// Hands over a batch if it is due. In `always` mode it is due when the round of sends is
+    /// complete, because a commit and sends at the same time are slower than one after the other:
+    /// both need the core. But a round may never complete, and a batch may become full, so the
+    /// batch's age and size override that rule.
     fn start_commit(&mut self, clock: Clock) {
         let due_us = self.log.batch_due_us();
         let is_old = due_us.is_some_and(|due_us| due_us <= clock.now_us);
@@ -449,7 +449,7 @@ impl Shard {
         self.outputs.push_back(Output::Log(step));
     }
 
-    /// Records in the connection log, if there is one, why a connection is about to end.
+    /// Records in the connection log, if enabled, why a connection is about to end.
     fn note_ending(&mut self, id: SessionId, code: u16, reason: &str, by: Party) {
         if let Some(journal) = &mut self.connection_log {
             journal.ending(id, code, reason, by);

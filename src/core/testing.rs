@@ -1,8 +1,9 @@
-//! Support for tests and benches: a shard configuration, its token, and a random number generator.
+//! Support for tests and benches: a shard configuration, tokens for it, and a random number
+//! generator.
 //!
 //! The unit tests, the simulation, the allocation test and the benches all drive a
 //! [`Shard`](crate::core::shard::Shard). They start from [`shard_config`], so that a new setting
-//! needs a value in only one place, and each changes only the settings that it tests. The server
+//! needs a value in only one place, and each overrides only the settings that it tests. The server
 //! itself does not use this module.
 
 use std::sync::Arc;
@@ -18,13 +19,13 @@ use crate::wire::auth::{Secret, Verifier, mint};
 
 /// The Unix time at which a test begins, in seconds.
 pub const START_UNIX_S: u64 = 1_700_000_000;
-/// The seed of the hash of a workspace's keys.
+/// The seed for hashing the keys of a workspace.
 pub const HASH_SEED: u64 = 5;
 
-/// Returns the configuration for the only shard of a server.
+/// Returns the configuration of a server's only shard.
 ///
-/// It has the defaults of `etherply serve`, except that its segments are never full and there are
-/// no limits on clients.
+/// It uses the defaults of `etherply serve`, except that segments never fill up and clients have no
+/// limits.
 #[must_use]
 pub fn shard_config() -> ShardConfig {
     ShardConfig {
@@ -62,19 +63,19 @@ pub fn secret() -> Secret {
 }
 
 /// Returns a token for [`shard_config`], issued at [`START_UNIX_S`] and valid for `ttl_s` seconds,
-/// or forever if that is `None`.
+/// or forever if `ttl_s` is `None`.
 #[must_use]
 pub fn token(ttl_s: Option<u64>) -> String {
     mint(&secret(), "client", START_UNIX_S, ttl_s)
 }
 
-/// Returns the request with which a client joins `workspace`.
+/// Returns the request that a client sends to join `workspace`.
 #[must_use]
 pub fn join_request(workspace: &str, token: &str) -> String {
     upgrade_request(&format!("/v1/sync/{workspace}?token={token}"))
 }
 
-/// Returns the request for a WebSocket on `path`.
+/// Returns the upgrade request for a WebSocket on `path`.
 #[must_use]
 pub fn upgrade_request(path: &str) -> String {
     format!(
@@ -123,7 +124,7 @@ impl Dice {
         usize::try_from(self.below_u64(bound as u64)).expect("it is below a usize")
     }
 
-    /// Returns a number below `bound`, as [`Dice::below`] does.
+    /// Returns a number below `bound`, like [`Dice::below`].
     ///
     /// # Panics
     ///
@@ -133,7 +134,7 @@ impl Dice {
         self.next() % bound
     }
 
-    /// Returns true with a probability of one in `count`, and never if `count` is 0.
+    /// Returns true with a probability of one in `count`, or always false if `count` is 0.
     pub fn one_in(&mut self, count: usize) -> bool {
         let thrown = self.below(count.max(1));
         count > 0 && thrown == 0

@@ -1,8 +1,8 @@
 //! The provided receive buffers of a ring: one block of memory, lent to the kernel piece by piece.
 //!
-//! A connection that waits for data holds no buffer. When data arrives, the kernel picks a buffer
-//! (`IORING_OP_PROVIDE_BUFFERS`, `io_uring_enter(2)`), fills it, and names it in the completion.
-//! From then on the buffer is ours until it is provided again.
+//! A connection that is waiting for data holds no buffer. When data arrives, the kernel picks a
+//! buffer (`IORING_OP_PROVIDE_BUFFERS`, `io_uring_enter(2)`), fills it, and names it in the
+//! completion. From then on the buffer is ours until it is provided again.
 //!
 //! ```text
 //!   provided (the kernel's) ──completion──► Filled (ours) ──give_back──► to provide ──► provided
@@ -110,10 +110,10 @@ impl Filled {
         //   bytes of it belong to this index, and `self` was created with at most that many bytes
         //   (checked in ReceiveBuffers::filled)
         // - the memory was zeroed on allocation, so all of it is initialized
-        // - the kernel gave this buffer up with the completion that made `self`, and gets it back
-        //   only through `give_back`, which consumes `self`
-        // - there is no second Filled for this index: it is made only from a lent buffer, which is
-        //   then no longer lent, and it cannot be cloned; the slice borrows it mutably
+        // - the kernel released this buffer with the completion that created `self`, and gets it
+        //   back only through `give_back`, which consumes `self`
+        // - there is no second Filled for this index: it is created only from a lent buffer, which
+        //   then no longer counts as lent, and it cannot be cloned; the slice borrows it mutably
         unsafe { std::slice::from_raw_parts_mut(self.memory.address(self.index), self.bytes) }
     }
 }
@@ -167,11 +167,11 @@ impl ReceiveBuffers {
 
     fn end_loan(&mut self, index: u16) {
         let was_lent = std::mem::take(&mut self.lent[usize::from(index)]);
-        assert!(was_lent, "the kernel gives up a buffer that it was lent");
+        assert!(was_lent, "the kernel returns a buffer that it was lent");
     }
 
-    /// Returns the number of buffers that the kernel holds or has filled without the ring having
-    /// seen the completion.
+    /// Returns the number of buffers that the kernel holds, including those it has filled but whose
+    /// completions the ring has not seen yet.
     pub fn lent_count(&self) -> usize {
         self.lent.iter().filter(|is_lent| **is_lent).count()
     }
@@ -185,14 +185,14 @@ impl ReceiveBuffers {
     }
 }
 
-/// Reports the kernel's reads and writes to `AddressSanitizer`, which cannot see them. Compiled to
-/// nothing in other builds (`.ci/sanitize` sets the cfg).
+/// Reports the kernel's reads and writes to `AddressSanitizer`, which cannot see them. Other builds
+/// compile this to nothing (`.ci/sanitize` sets the cfg).
 pub(super) mod sanitizer {
     /// A range of memory that an operation points the kernel to.
     pub type Stretch = (*const u8, usize);
 
     /// The memory that an operation points the kernel to. It is read when the operation's flight
-    /// ends, so that the sanitizer reports it if it was freed earlier.
+    /// ends, so that the sanitizer reports an error if it was freed earlier.
     #[cfg(address_sanitizer)]
     pub struct Pointed(Vec<Stretch>);
     #[cfg(not(address_sanitizer))]
@@ -215,7 +215,7 @@ pub(super) mod sanitizer {
         }
     }
 
-    /// Reverts [`hide`].
+    /// Undoes [`hide`].
     #[cfg_attr(not(address_sanitizer), expect(unused_variables))]
     pub fn show(address: *const u8, bytes: usize) {
         #[cfg(address_sanitizer)]
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "the kernel gives up a buffer that it was lent")]
+    #[should_panic(expected = "the kernel returns a buffer that it was lent")]
     fn a_buffer_is_filled_once() {
         let mut buffers = all_lent();
         let _held = buffers.filled(3, 5);
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "the kernel gives up a buffer that it was lent")]
+    #[should_panic(expected = "the kernel returns a buffer that it was lent")]
     fn a_buffer_comes_back_once() {
         let mut buffers = all_lent();
         buffers.take_back(3);

@@ -2,7 +2,7 @@
 //!
 //! [`crate::log::schedule`] decides when and what to compact; this module provides the files, the
 //! clock and the communication with other threads. Each shard is notified of changes that affect
-//! it, and then slows its writers down or refuses their ops.
+//! it, so that it can slow its writers down or refuse their ops.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -49,7 +49,7 @@ pub struct Rotation {
 pub enum CompactorEvent {
     /// A segment was opened. A shard's first rotation means that it has started serving.
     Rotated(Rotation),
-    /// A shard cannot write its log. If the disk is full, space must be freed at once.
+    /// A shard cannot write its log. If the disk is full, space must be freed immediately.
     Failed,
 }
 
@@ -61,8 +61,8 @@ pub struct Compactor {
 }
 
 impl Compactor {
-    /// Starts the thread for a server with this many shards. Nothing is compacted until every shard
-    /// has reported its first rotation: before that, its open segment is not known.
+    /// Starts the thread for a server with `shards` shards. Nothing is compacted until every shard
+    /// has reported its first rotation: before that, its open segment is unknown.
     pub fn start(
         directory: Arc<DataDirectory>,
         shards: usize,
@@ -112,7 +112,7 @@ struct Loop {
     is_over: bool,
 }
 
-/// When the thread ends, even by a panic, the shards stop waiting for compaction.
+/// Makes the shards stop waiting for compaction when the thread ends, even if it panics.
 impl Drop for Loop {
     fn drop(&mut self) {
         self.schedule.give_up();
@@ -161,7 +161,7 @@ impl Loop {
         u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
-    /// Returns how long to sleep if no event arrives.
+    /// Returns the time to sleep if no event arrives.
     fn wait(&self) -> Duration {
         let wait_us = self.next_look_us.saturating_sub(self.now_us());
         Duration::from_micros(wait_us)
@@ -201,7 +201,7 @@ impl Loop {
         is_done
     }
 
-    /// Handles a failed compaction. Returns whether it may be retried at once.
+    /// Handles a failed compaction. Returns whether it may be retried immediately.
     fn failed(&mut self, error: &CompactionError) -> bool {
         if error.is_for_room() {
             self.schedule.ran_out_of_room();
@@ -216,21 +216,22 @@ impl Loop {
             self.schedule.give_up();
             return false;
         }
-        // After the failed step has released its space.
+        // Check the disk only now that the failed step has released its space.
         self.look_at_disk();
         let free_bytes = self.room.free_bytes().filter(|_| error.is_for_room());
         let now_us = self.now_us();
         if self.schedule.failed(error.to_string(), free_bytes, now_us) {
             tracing::warn!(
-                "compaction failed and will be tried again; the log stays as it is until then: \
+                "compaction failed and will be retried; the log stays as it is until then: \
                  {error}"
             );
         }
         false
     }
 
-    /// Removes segments that are known to be dead first. If a workload overwrites a small set of
-    /// keys, that is often enough, and the remaining segments need not be read.
+    /// Compacts the shards in `due`. Segments that are known to be dead are removed first. If a
+    /// workload overwrites a small set of keys, that is often enough, and the remaining segments
+    /// need not be read.
     fn compact(&mut self, due: &[u32]) -> Result<(), CompactionError> {
         let settings = Settings::routine(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
         let sweep = Compaction::sweep(
@@ -333,7 +334,7 @@ impl Loop {
         }
     }
 
-    /// Handles the events that have arrived, checks the disk if that is due, and notifies the
+    /// Handles the events that have arrived, checks the disk if a check is due, and notifies the
     /// shards of changes.
     fn catch_up(&mut self, look_us: u64) {
         loop {
@@ -369,10 +370,13 @@ impl Loop {
             (false, true) => tracing::error!(
                 free_bytes,
                 "the disk is nearly full: ops that grow the log are refused with error 500, \
-                 everything else continues; make room on the disk of --data-dir"
+                 everything else continues; free up space on the disk of --data-dir"
             ),
             (true, false) => {
-                tracing::info!(free_bytes, "the disk has room again: ops are accepted");
+                tracing::info!(
+                    free_bytes,
+                    "the disk has enough free space again: ops are accepted"
+                );
             }
             (true, true) | (false, false) => {}
         }
@@ -395,7 +399,7 @@ impl Loop {
         for shard in self.directory.shards().unwrap_or_default() {
             let rotation = self.rotations.iter().find(|last| last.shard == shard);
             let Some((count, closed_bytes)) = self.measure_folder(shard, rotation) else {
-                // Keep the previous figures; the next measurement is soon.
+                // Keep the previous figures; the next measurement will come soon.
                 return;
             };
             segments += count;
@@ -452,9 +456,9 @@ impl Loop {
     }
 }
 
-/// Returns what a shard needs to know about its measured log. The tuple describes the open segment:
-/// its index, the position of its first batch, and its length in bytes. `folder` must be one of
-/// `folders`.
+/// Returns the log size to report to a shard, based on the last measurement. The tuple describes
+/// the open segment: its index, the position of its first batch, and its length in bytes. `folder`
+/// must be one of `folders`.
 #[must_use]
 pub fn log_size(
     (open_index, first_position, open_bytes): (u64, LogPosition, u64),

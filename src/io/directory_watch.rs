@@ -53,7 +53,7 @@ impl DirectoryWatch {
         self.is_displaced &= !is_done;
     }
 
-    /// Returns when the next check is due even if nothing is committed until then.
+    /// Returns the time at which the next check is due even if nothing is committed before then.
     #[must_use]
     pub fn next_us(&self) -> u64 {
         self.checked_us + PLACE_CHECK_US

@@ -1,5 +1,5 @@
-//! Logging of environment problems, and at `debug` and `trace` of individual connections and
-//! batches.
+//! Log messages about problems with environment variables and, at `debug` and `trace`, about
+//! individual connections and batches.
 
 use std::net::SocketAddr;
 
@@ -31,8 +31,8 @@ pub struct BatchLog {
 }
 
 impl BatchLog {
-    /// Records that a batch, or the rest of a partly written one, is submitted. `ops_total` counts
-    /// its ops and those of all earlier batches.
+    /// Records the submission of a batch, or of the rest of a partly written one. `ops_total`
+    /// counts its ops and those of all earlier batches.
     pub fn begin(&mut self, ops_total: u64) {
         self.ops = ops_total - std::mem::replace(&mut self.ops_total, ops_total);
     }
@@ -112,7 +112,7 @@ pub fn log_variables(others: &Others) {
         let names = others.service_links.join(", ").escape_debug().to_string();
         tracing::debug!(
             "variables that describe a Kubernetes Service are ignored: {names}; set \
-             enableServiceLinks: false in the pod to omit them"
+             enableServiceLinks: false in the pod to avoid them"
         );
     }
 }

@@ -21,7 +21,8 @@ impl Connection {
     pub fn answer_at_once(&self, answer: &Answer) {
         let mut bytes = Vec::new();
         answer.encode(unix_us(), &mut bytes);
-        // An unused send buffer has room for the answer, and a peer that has gone needs none.
+        // An unused send buffer has room for the answer, and a peer that has disconnected needs
+        // none.
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         let _ = send(&self.socket, &bytes, flags);
     }

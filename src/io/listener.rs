@@ -1,8 +1,8 @@
 //! The listening socket: opened here, or inherited from a service manager (`sd_listen_fds(3)`).
 //!
 //! An inherited socket outlives this process. The service manager holds it too and passes it to the
-//! successor, so this process must not do anything to it that would affect the successor:
-//! shutdown(2) acts on every descriptor of a socket. The server accepts connections from it only
+//! successor, so this process must do nothing that would affect the successor; in particular,
+//! shutdown(2) acts on every descriptor of a socket. The server accepts connections on it only
 //! while it serves. Connections that arrive before or after that wait in the socket's accept queue.
 
 use std::io;
@@ -30,13 +30,13 @@ pub enum ListenError {
     Config(#[from] ConfigError),
     /// The port is in use.
     #[error(
-        "address already in use: {address}: stop what listens there, or choose another port with \
-         {port}"
+        "address already in use: {address}: stop the process that listens on it, or choose \
+         another port with {port}"
     )]
     AddressInUse {
         /// The address.
         address: SocketAddr,
-        /// The name of the setting of the port.
+        /// The name of the port setting.
         port: String,
     },
     /// The server cannot listen on the address.
@@ -44,7 +44,7 @@ pub enum ListenError {
     Address {
         /// The address.
         address: SocketAddr,
-        /// The system's error.
+        /// The underlying I/O error.
         source: io::Error,
         /// The remedy.
         remedy: String,
@@ -80,12 +80,12 @@ pub enum ListenError {
     DevAddress(IpAddr),
 }
 
-/// The names of the address settings as they were given, for messages.
+/// The names of the address settings as the user gave them, for use in messages.
 #[derive(Debug, Clone, Copy)]
 pub struct AddressNames<'a> {
-    /// The name of the setting of the IP address.
+    /// The name of the address setting.
     pub host: &'a str,
-    /// The name of the setting of the port.
+    /// The name of the port setting.
     pub port: &'a str,
 }
 
@@ -94,7 +94,7 @@ pub struct AddressNames<'a> {
 pub struct Listener {
     socket: TcpListener,
     address: SocketAddr,
-    /// The names of the host and port settings as they were given.
+    /// The names of the host and port settings as the user gave them.
     names: (String, String),
     is_inherited: bool,
 }
@@ -119,8 +119,8 @@ impl Listener {
     }
 
     /// Binds a socket to `address`; no client can connect before [`Self::listen`]. If the port is
-    /// in use, this retries for a moment: after a server is killed, the kernel ends its ring later
-    /// than its process, and pending accepts in the ring hold the port until then.
+    /// in use, this retries for a moment: after a server is killed, the kernel tears down its ring
+    /// later than its process, and until then, pending accepts in the ring hold the port.
     pub fn bind(address: SocketAddr, names: AddressNames<'_>) -> Result<Self, ListenError> {
         let at_address = |source| listen_error(address, names, source);
         let begun = Instant::now();
@@ -187,8 +187,8 @@ impl AsFd for Listener {
 }
 
 /// Returns the sockets that were passed to this process. `LISTEN_PID` names the process they are
-/// meant for: without it they are ignored, as `sd_listen_fds(3)` says, since a process that merely
-/// inherited the variables has some other file at that descriptor.
+/// meant for: without it, they are ignored, as `sd_listen_fds(3)` specifies, because a process that
+/// merely inherited the variables has some other file at that descriptor.
 fn passed() -> ListenFd {
     if environment::value("LISTEN_PID").is_some() {
         return ListenFd::from_env();
@@ -266,11 +266,11 @@ fn listen_error(address: SocketAddr, names: AddressNames<'_>, source: io::Error)
             return ListenError::AddressInUse { address, port };
         }
         Some(Errno::ACCESS) if address.port() < 1024 => format!(
-            "a port below 1024 needs CAP_NET_BIND_SERVICE (in a systemd unit, \
-             AmbientCapabilities=CAP_NET_BIND_SERVICE); or choose another port with {port}"
+            "ports below 1024 require CAP_NET_BIND_SERVICE: grant it (in a systemd unit, with \
+             AmbientCapabilities=CAP_NET_BIND_SERVICE), or choose another port with {port}"
         ),
         Some(Errno::ACCESS | Errno::PERM) => {
-            format!("a security policy forbids it; allow it, or choose another port with {port}")
+            format!("a security policy forbids it: allow it, or choose another port with {port}")
         }
         Some(Errno::ADDRNOTAVAIL) => {
             format!("this machine has no such address; choose another with {host}")
@@ -278,7 +278,7 @@ fn listen_error(address: SocketAddr, names: AddressNames<'_>, source: io::Error)
         Some(Errno::AFNOSUPPORT) => {
             format!("this system has no IPv6; choose an IPv4 address with {host}")
         }
-        Some(Errno::MFILE | Errno::NFILE) => "raise the limit of open files (ulimit -n)".to_owned(),
+        Some(Errno::MFILE | Errno::NFILE) => "raise the limit on open files (ulimit -n)".to_owned(),
         _ => format!("choose another address with {host} or {port}"),
     };
     ListenError::Address {

@@ -25,7 +25,7 @@ pub enum RebuildError {
     /// The segment could not be created, or the log could not be read back.
     #[error(transparent)]
     LogFiles(#[from] LogFilesError),
-    /// No thread could be started for it.
+    /// No thread could be started for the work.
     #[error(transparent)]
     Thread(#[from] ThreadError),
     /// A write or an fdatasync failed, or went to a segment that no longer exists.

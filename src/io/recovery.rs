@@ -1,5 +1,5 @@
-//! Reads the log at startup, with the shards' folders in parallel on one thread per core, and shows
-//! the progress.
+//! Reads the log at startup, processing the shards' folders in parallel on one thread per core, and
+//! shows the progress.
 
 use std::cell::Cell;
 use std::io::IsTerminal;
@@ -20,7 +20,7 @@ use crate::log::record::{LoggedOp, op_bytes};
 use crate::log::recovery::{Recovery, RecoveryError, RecoveryReport};
 use crate::status::RecoveryProgress;
 
-/// Reads the log and partitions its workspaces among `shards`.
+/// Reads the log and partitions its workspaces among `shards` shards.
 pub fn recover<D: Disk>(
     directory: &DataDirectory<D>,
     shards: u32,
@@ -55,8 +55,8 @@ pub fn recover<D: Disk>(
     };
     thread::scope(|scope| {
         for _ in 1..threads.min(recovery.folders()) {
-            // If a thread cannot be started, the server starts anyway: this thread reads what is
-            // left.
+            // If a thread cannot be started, the server starts anyway: this thread reads the
+            // remaining folders.
             if thread::Builder::new().spawn_scoped(scope, work).is_err() {
                 break;
             }
@@ -75,8 +75,8 @@ pub fn recover<D: Disk>(
     Ok((report, replay.finish(shards)))
 }
 
-/// Reports the bytes read from a folder to a [`RecoveryProgress`], also in the middle of a segment,
-/// because a segment may be long.
+/// Reports the bytes read from a folder to a [`RecoveryProgress`], even in the middle of a segment,
+/// because segments may be long.
 struct ReadMeter<'a> {
     progress: &'a RecoveryProgress,
     /// The bytes of the current segment that have been reported.
@@ -96,14 +96,14 @@ impl<'a> ReadMeter<'a> {
     fn op(&self, bytes: usize) {
         let untold_bytes = self.untold_bytes.get() + bytes as u64;
         self.untold_bytes.set(untold_bytes);
-        // Not after each op, because the threads share the counter.
+        // Do not report after every op, because the threads share the counter.
         if untold_bytes >= READ_BYTES as u64 {
             self.progress.add(self.untold_bytes.take());
             self.told_bytes.set(self.told_bytes.get() + untold_bytes);
         }
     }
 
-    /// Records the end of a segment whose file is `file_bytes` long, headers included.
+    /// Records the end of a segment whose file is `file_bytes` long, including headers.
     fn segment(&self, file_bytes: u64) {
         self.untold_bytes.set(0);
         let told_bytes = self.told_bytes.take();
@@ -151,7 +151,7 @@ impl Display {
         } else if self.next_line <= Instant::now() {
             self.next_line += Duration::from_millis(PROGRESS_INTERVAL_MS);
             let percent = progress.percent();
-            tracing::info!(done_bytes, total_bytes, "reading the log: {percent} %");
+            tracing::info!(done_bytes, total_bytes, "reading the log: {percent}%");
         }
     }
 
@@ -171,7 +171,7 @@ impl Default for Display {
 
 fn bar(total_bytes: u64) -> ProgressBar {
     let style = "reading the log [{wide_bar}] {bytes} of {total_bytes}, {eta} left";
-    let style = ProgressStyle::with_template(style).expect("the template is legal");
+    let style = ProgressStyle::with_template(style).expect("the template is valid");
     let bar = ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::stderr());
     bar.set_style(style.progress_chars("=> "));
     bar

@@ -3,13 +3,14 @@
 //!
 //! Every operation is a [`tokio_uring::UnsubmittedOneshot`]. Its in-flight future is kept in a slab
 //! and polled once, with a waker that holds nothing but the slab index. Waking it puts the index on
-//! this thread's list and wakes the thread's only future. That future, [`run`], lets its owner take
-//! the completions, do its turn and submit. It then returns to tokio, which parks, and parking is
-//! what makes tokio-uring submit. A future that woke itself would never park, and nothing would be
-//! submitted; to get another turn at once, the owner submits a no-op ([`Ring::again`]).
+//! this thread's list and wakes the thread's only future. That future, created by [`run`], lets the
+//! owner drain the completions, run its turn and queue new operations. It then returns to tokio,
+//! which parks, and parking is what makes tokio-uring submit. A future that woke itself would never
+//! park, and nothing would be submitted; to get another turn right away, the owner submits a no-op
+//! ([`Ring::again`]).
 //!
-//! tokio polls the future once more before it takes the completions. That poll runs no turn, since
-//! there would be nothing to do in it.
+//! tokio polls the future once more before it takes the completions. That poll runs no turn,
+//! because it would have nothing to do.
 //!
 //! # How memory is kept alive while the kernel uses it
 //!
@@ -21,26 +22,26 @@
 //! completion while the runtime lives, but frees it *before* it cancels the operation when the
 //! runtime ends. Receives point to no memory: the kernel picks one of the ring's buffers.
 //!
-//! A completion always finds its own operation: tokio-uring identifies an operation by a slot that
-//! it frees with the completion, the slab here does the same, and no operation completes more than
-//! once (no multishot, no zero-copy send).
+//! A completion is always matched to its own operation: tokio-uring identifies an operation by a
+//! slot that it frees with the completion, the slab here does the same, and no operation completes
+//! more than once (no multishot, no zero-copy send).
 //!
-//! The ring does not own descriptors. Their owner keeps them open until the completion; otherwise
-//! the kernel would apply an operation that is not submitted yet to the next file with the same
-//! number.
+//! The ring does not own descriptors. Their owner keeps them open until the completion; otherwise,
+//! an operation that has not been submitted yet could act on another file that has since received
+//! the same number.
 //!
 //! # Why no completion is lost
 //!
-//! There may be more operations in flight than the completion queue has entries, since each idle
-//! client has a receive, so the queue may be full when an operation completes. The kernel then
-//! keeps the completion in its own memory (`IORING_FEAT_NODROP` in `io_uring_setup(2)`, since Linux
-//! 5.5; [`probe`] fails without it) and sets `IORING_SQ_CQ_OVERFLOW`. tokio-uring submits whenever
-//! tokio parks, and if that flag is set it also asks for events (`IORING_ENTER_GETEVENTS`): the
-//! kernel moves the completions it has kept into the queue, as far as there is room, and wakes the
-//! thread. Older kernels, including 5.10, refuse new operations with EBUSY in the meantime, and
-//! these stay in the submission queue (see `submissions`). One case cannot be ruled out from here:
-//! a kernel that has no memory left to keep a completion drops it. A test overflows the queue and
-//! counts the completions.
+//! Since every idle client has a pending receive, more operations may be in flight than the
+//! completion queue has entries, and the queue may be full when an operation completes. The kernel
+//! then keeps the completion in its own memory (`IORING_FEAT_NODROP` in `io_uring_setup(2)`, since
+//! Linux 5.5; [`probe`] fails without it) and sets `IORING_SQ_CQ_OVERFLOW`. tokio-uring submits
+//! whenever tokio parks, and if that flag is set it also asks for events
+//! (`IORING_ENTER_GETEVENTS`): the kernel moves the completions it has kept into the queue, as far
+//! as they fit, and wakes the thread. Older kernels, including 5.10, refuse new operations with
+//! EBUSY in the meantime, and these stay in the submission queue (see `submissions`). One case
+//! cannot be ruled out here: if the kernel has no memory left to keep a completion, it drops it. A
+//! test overflows the queue and counts the completions.
 //!
 //! The interface knows nothing of sessions or logs, so another ring could implement it.
 
@@ -103,19 +104,19 @@ pub struct Ring<T: Tokens> {
 
 /// Runs `turn` on a ring of this thread, once at the beginning and then whenever an operation has
 /// completed, until it returns `Break`. `is_set_up` is called before that, as soon as the ring
-/// exists; if it returns `Break`, no turn is run. `waits_before_receive` selects the method for
-/// kernels before 5.19, which those kernels use in any case.
+/// exists; if it returns `Break`, no turn is run. `waits_before_receive` selects the receive method
+/// for kernels before 5.19, which such kernels always use.
 pub fn run<T: Tokens>(
     waits_before_receive: bool,
     is_set_up: impl FnOnce() -> ControlFlow<()>,
     mut turn: impl FnMut(&mut Ring<T>) -> ControlFlow<()>,
 ) -> io::Result<()> {
-    // A previous ring of this thread may have left entries if it was ended by a panic.
+    // A previous ring on this thread may have left entries behind if a panic ended it.
     READY.set(Ready::EMPTY);
     let (runtime, descriptor) = setup::runtime(enable)?;
     let mut ring = Ring::new(waits_before_receive, descriptor);
     // Declared after the ring so that it is dropped first, even on a panic: until the runtime has
-    // waited for the kernel, the flights must hold the memory that the kernel works on.
+    // waited for the kernel, the flights must hold the memory that the kernel is using.
     let runtime = EndingRuntime::new(runtime, enter_of(descriptor));
     let mut guard = runtime.block_on(async { Guard::new(watch) })?;
     if is_set_up().is_break() {
@@ -177,13 +178,13 @@ fn enable(descriptor: RawFd) -> bool {
 /// Registers a timer with this thread's runtime.
 fn watch(timer: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY:
-    // - an OwnedFd has one descriptor, which stays open for as long as the OwnedFd lives
+    // - an OwnedFd owns one descriptor, which stays open for as long as the OwnedFd lives
     let watched = unsafe { AsyncFd::register_with_interest(timer, Interest::READABLE) };
     Ok(watched?)
 }
 
-/// Returns a function that submits everything in the submission queue of a ring of this thread and
-/// returns the number of entries that the kernel took.
+/// Returns a function that submits everything in the submission queue of a ring on this thread and
+/// returns the number of entries that the kernel accepted.
 fn enter_of(descriptor: RawFd) -> Enter {
     let none = std::ptr::null::<libc::c_void>();
     Box::new(move || {
@@ -191,7 +192,7 @@ fn enter_of(descriptor: RawFd) -> Enter {
         // - no argument points anywhere: the call does not wait, so it has no signal mask
         // - tokio-uring has written all entries up to the queue's tail, as for its own calls, and
         //   reads the head that the kernel moves before it writes the next entry
-        // - what the entries point to is owned by their flights, as for its own calls
+        // - the memory that the entries point to is owned by their flights, as for its own calls
         // - the closure is dropped before the runtime that holds the descriptor, or with its ring,
         //   which no longer enters the kernel by then
         let taken = unsafe {
@@ -222,13 +223,14 @@ impl<T: Tokens> Ring<T> {
         }
     }
 
-    /// Returns how many times the kernel has refused operations, which were then submitted again.
+    /// Returns the number of times that the kernel has refused operations, which were then
+    /// submitted again.
     #[must_use]
     pub fn retries(&self) -> u64 {
         self.submissions.retries()
     }
 
-    /// Submits the operations that the last park left over. Returns whether there were any.
+    /// Submits the operations that the last park left unsubmitted. Returns whether there were any.
     fn submit_again(&mut self) -> bool {
         let is_left = self.submissions.retry();
         self.let_go();
@@ -239,7 +241,7 @@ impl<T: Tokens> Ring<T> {
         !self.submissions.is_known_empty() || !self.pending.is_empty()
     }
 
-    /// Moves pending operations into the submission queue, as far as they fit.
+    /// Moves as many pending operations into the submission queue as fit.
     fn let_go(&mut self) {
         while !self.pending.is_empty() && self.submissions.has_room() {
             let pending = self.pending.pop_front().expect("one is pending");
@@ -360,7 +362,7 @@ impl<T: Tokens> Ring<T> {
             self.submit(Operation::Provide { index }, entry.build());
         }
         // Arm no more receives than there can be buffers for: a receive that finds none costs
-        // another operation and moves behind later receives.
+        // another operation and ends up behind later receives.
         let count = self.unarmed.len().min(self.buffers.lent_count());
         for _ in 0..count {
             let (token, fd) = self.unarmed.pop_front().expect("at least this many wait");
@@ -372,7 +374,7 @@ impl<T: Tokens> Ring<T> {
         }
     }
 
-    /// Requests another turn at once.
+    /// Requests another turn right away.
     pub fn again(&mut self, token: T::Signal) {
         self.submit(Operation::Signal(token), opcode::Nop::new().build());
     }
@@ -442,9 +444,9 @@ impl<T: Tokens> Ring<T> {
         self.submit(Operation::Accept(token), entry);
     }
 
-    /// Cancels all operations on this descriptor, which then end with an error, and completes.
-    /// Returns false on a kernel that does not support this (before 5.19): nothing is cancelled,
-    /// and there is no completion.
+    /// Cancels all operations on this descriptor, which then end with an error; the cancellation
+    /// itself completes too. On a kernel that does not support this (before 5.19), returns false:
+    /// nothing is cancelled, and no completion follows.
     pub fn cancel(&mut self, fd: BorrowedFd<'_>, token: T::Signal) -> bool {
         let is_known = !self.waits_before_receive;
         if is_known {
@@ -486,7 +488,7 @@ impl<T: Tokens> Ring<T> {
         self.submit_pointing(pointed, Operation::WriteBlocks(token, blocks), entry);
     }
 
-    /// Makes a file's data durable: fdatasync(2).
+    /// Makes a file's data durable with fdatasync(2).
     pub fn sync(&mut self, fd: BorrowedFd<'_>, token: T::Signal) {
         let entry = opcode::Fsync::new(types::Fd(fd.as_raw_fd()))
             .flags(types::FsyncFlags::DATASYNC)
@@ -494,7 +496,7 @@ impl<T: Tokens> Ring<T> {
         self.submit(Operation::Signal(token), entry);
     }
 
-    /// Completes after `after_us` microseconds with the error ETIME.
+    /// Starts a timer, which completes after `after_us` microseconds with the error ETIME.
     pub fn timer(&mut self, after_us: u64, token: T::Signal) {
         let nanoseconds = u32::try_from(after_us % 1_000_000 * 1000).expect("below a second");
         let mut time = self.spare.times.pop().unwrap_or_default();
@@ -506,7 +508,7 @@ impl<T: Tokens> Ring<T> {
         self.submit_pointing(pointed, Operation::Timer(token, time), entry);
     }
 
-    /// Waits until an eventfd(2) is signalled and resets it.
+    /// Waits for an eventfd(2) to be signalled, and resets it.
     pub fn wait(&mut self, event: BorrowedFd<'_>, token: T::Signal) {
         let mut count = Box::new(0_u64);
         let address = (&raw mut *count).cast();
@@ -527,7 +529,7 @@ impl<T: Tokens> Ring<T> {
             operation,
             entry,
         };
-        // Keep the order: a receive may need a buffer that is provided before it.
+        // Preserve the order: a receive may need a buffer that an earlier operation provides.
         if self.pending.is_empty() && self.submissions.has_room() {
             self.launch(pending);
         } else {

@@ -19,8 +19,8 @@ impl<'a> SecretStore<'a> {
         warn_of(&secrets, &sources);
         for (variable, _) in &secrets.with_line_breaks {
             tracing::warn!(
-                "{variable} ends in a line break, which is not part of the secret: set it without \
-                 one; tokens signed with the line break are accepted, too"
+                "{variable} ends in a line break, which is not part of the secret: remove it; \
+                 tokens signed with the line break are accepted too"
             );
         }
         if let (Some(path), None) = (sources.previous, &secrets.previous) {
@@ -35,7 +35,7 @@ impl<'a> SecretStore<'a> {
             return Ok(());
         };
         let path = path.display();
-        tracing::info!(%path, "tokens are signed with the secret of --dev");
+        tracing::info!(%path, "tokens are signed with the secret that --dev keeps in this file");
         if is_public {
             tracing::warn!("other users can read the secret in {path}: run chmod 600 {path}");
         }
@@ -53,7 +53,7 @@ impl<'a> SecretStore<'a> {
     pub fn read_again(&mut self, senders: &[ShardSender]) {
         if !self.sources.has_files() {
             tracing::warn!(
-                "SIGHUP changes nothing: no secret came from a file, and the environment of a \
+                "SIGHUP has no effect: no secret came from a file, and the environment of a \
                  process cannot change; use --jwt-secret-file and --jwt-secret-previous-file"
             );
             return;
@@ -61,9 +61,7 @@ impl<'a> SecretStore<'a> {
         let secrets = match self.sources.read_again(&self.secrets) {
             Ok(secrets) => secrets,
             Err(error) => {
-                tracing::error!(
-                    "SIGHUP changes nothing, and the secrets stay as they were: {error}"
-                );
+                tracing::error!("SIGHUP has no effect, and the secrets are unchanged: {error}");
                 return;
             }
         };
@@ -79,19 +77,19 @@ impl<'a> SecretStore<'a> {
     fn tell(&self, before: &Secrets) {
         let is_same = self.secrets.current.bytes() == before.current.bytes();
         let current = match (is_same, self.sources.current) {
-            (true, None) => "as before, because it did not come from a file",
-            (true, Some(_)) => "as before",
+            (true, None) => "unchanged, because it did not come from a file",
+            (true, Some(_)) => "unchanged",
             (false, _) => "new",
         };
         let previous = match (&self.secrets.previous, &before.previous) {
             (None, _) => "none",
-            (Some(now), Some(before)) if now.bytes() == before.bytes() => "as before",
+            (Some(now), Some(before)) if now.bytes() == before.bytes() => "unchanged",
             (Some(_), _) => "new",
         };
         tracing::info!(
             current,
             previous,
-            "the secrets were read again; connections stay open"
+            "the secrets were reread; connections stay open"
         );
         if !self.secrets.accept(&before.current) {
             tracing::warn!(
@@ -117,7 +115,7 @@ fn warn_of(secrets: &Secrets, sources: &SecretSources<'_>) {
     {
         if secret.is_short() {
             tracing::warn!(
-                "a token secret has fewer than 32 bytes and can be guessed: use the output of \
+                "a token secret is shorter than 32 bytes and could be guessed: use the output of \
                  `openssl rand -hex 32`"
             );
         }

@@ -1,4 +1,4 @@
-//! The server process: the order of startup, the threads, the signals and the shutdown.
+//! The server process: startup order, threads, signals and shutdown.
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -48,7 +48,7 @@ use crate::wire::auth::{Verifier, mint};
 /// what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// There is no usable secret for the tokens.
+    /// There is no usable secret for signing tokens.
     #[error(transparent)]
     Secret(#[from] SecretError),
     /// The kernel or the container does not let this process use `io_uring`.
@@ -62,15 +62,15 @@ pub enum ServeError {
     Listen(#[from] ListenError),
     /// The process is not allowed to open enough files.
     #[error(
-        "the limit of open files is {limit}, but a server with {shards} shards needs {needed}: \
+        "the limit on open files is {limit}, but a server with {shards} shards needs {needed}: \
          raise it (ulimit -n), or lower --shards"
     )]
     FilesLimit {
-        /// The limit of open files.
+        /// The limit on open files.
         limit: u64,
         /// The number of shards that were requested.
         shards: u32,
-        /// The lowest limit with which one client can connect.
+        /// The lowest limit that allows one client to connect.
         needed: u64,
     },
     /// The data directory cannot be used.
@@ -84,7 +84,7 @@ pub enum ServeError {
     Segment {
         /// The data directory.
         path: PathBuf,
-        /// The system's error.
+        /// The underlying I/O error.
         source: io::Error,
     },
     /// The system could not provide a descriptor or a random number.
@@ -92,8 +92,8 @@ pub enum ServeError {
     System(#[from] io::Error),
     /// A shard's thread has ended because of a bug in this server.
     #[error(
-        "shard {0} stopped because of a bug in this server, please report it: start the server \
-         again; it continues with the state in its log"
+        "shard {0} stopped because of a bug in this server, please report it; restart the server \
+         to continue with the state in its log"
     )]
     Shard(u32),
 }
@@ -172,7 +172,7 @@ pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
     let has_console = settings.console || settings.dev;
     if let Err(error) = announce(token.as_deref(), address, admin_address, has_console) {
         // The log has the same information, except for the token of --dev.
-        tracing::warn!("stdout cannot be written ({error}): the server continues without it");
+        tracing::warn!("cannot write to stdout ({error}): continuing without it");
     }
     notify_manager(&NotifyState::Ready);
     run_until_stopped(&senders, &inbox, &mut secrets, &common.pages)?;
@@ -223,10 +223,11 @@ fn begin_to_serve(
         source,
     })?;
     drop(serves);
-    // Ends when each shard has either sent its message or stopped; a stop is reported as an event.
+    // This ends once every shard has either sent its message or stopped; a stop is reported as an
+    // event.
     serving.iter().for_each(drop);
-    // For an inherited socket, on which connections have been waiting. Shards with a socket of
-    // their own are already accepting.
+    // This is for an inherited socket, on which connections have been waiting. If the server opened
+    // its own socket, the shards are already accepting.
     for sender in senders {
         sender.send(ShardMessage::Accept);
     }
@@ -277,7 +278,7 @@ fn run_until_stopped(
             }
             ServerEvent::Stopped { shard, ok: false } => return Err(ServeError::Shard(shard)),
             ServerEvent::Stopped { ok: true, .. } => running -= 1,
-            // The server was stopped before the recovery ended, and its result is no longer needed.
+            // The server was stopped before recovery ended, so the result is no longer needed.
             ServerEvent::Recovered(_) => {}
         }
     }
@@ -299,8 +300,8 @@ fn spawn_recovery(
     Ok(())
 }
 
-/// Waits until the log has been read. Returns `None` if a signal came first; all shards have then
-/// stopped, and nothing is left to finish.
+/// Waits until the log has been read. Returns `None` if a signal to stop arrived first; by then,
+/// all shards have stopped and there is nothing left to do.
 fn wait_for_recovery(
     inbox: &Receiver<ServerEvent>,
     common: &Common<'_>,
@@ -320,7 +321,7 @@ fn wait_for_recovery(
             Ok(ServerEvent::Signal(signal)) => {
                 display.end();
                 notify_manager(&NotifyState::Stopping);
-                // Clients that are waiting for the log receive an answer.
+                // Draining also answers the clients that are waiting for recovery.
                 for sender in senders {
                     sender.send(ShardMessage::Drain);
                 }
@@ -338,7 +339,8 @@ fn wait_for_recovery(
         tracing::warn!(
             path = %torn.path.display(), offset = torn.offset, bytes = torn.bytes,
             "cut off a torn tail of {} bytes, left by an interrupted write: with --durability \
-             always no client received any of it, unless the disk lost what it had confirmed",
+             always, no client received any of it, unless the disk lost data that it had \
+             confirmed",
             torn.bytes,
         );
     }
@@ -374,8 +376,8 @@ struct Common<'a> {
     started: Instant,
 }
 
-/// Starts the shards' threads, and starts listening once each has its ring. Until the log has been
-/// read, the shards answer clients that recovery is in progress.
+/// Starts the shards' threads, and starts listening once every shard has its ring. Until the log
+/// has been read, clients receive the answer that recovery is in progress.
 fn spawn_shards(
     common: &Common<'_>,
     compactor: &Sender<CompactorEvent>,
@@ -424,7 +426,7 @@ fn spawn_shards(
         listener.listen()?;
     }
     for shard in go {
-        // If a shard has stopped, its event reports it.
+        // A shard that has stopped is reported by its event.
         let _ = shard.send(());
     }
     Ok(senders)
@@ -438,7 +440,7 @@ fn warn_of_shards(shards: u32, cores: Option<NonZeroUsize>) {
     };
     let (mib, each_mib) = (u64::from(shards) * (SHARD_BYTES >> 20), SHARD_BYTES >> 20);
     tracing::warn!(
-        "{shards} shards on {cores} cores wait for each other and, under load, use up to {mib} MiB \
+        "{shards} shards on {cores} cores delay each other and, under load, use up to {mib} MiB \
          of memory ({each_mib} MiB each) in addition to the state: use --shards {cores}"
     );
 }
@@ -487,7 +489,7 @@ fn watch_signals(events: Sender<ServerEvent>) -> Result<(), ServeError> {
     Ok(())
 }
 
-/// Returns the maximum number of connections: the configured number, capped by the limit of open
+/// Returns the maximum number of connections: the configured number, capped by the limit on open
 /// files, which is raised as far as the system allows.
 fn connections_max(settings: &ServeArgs, shards: u32) -> Result<usize, ServeError> {
     let limit = getrlimit(Resource::Nofile);
@@ -506,13 +508,13 @@ fn connections_max(settings: &ServeArgs, shards: u32) -> Result<usize, ServeErro
         tracing::warn!(
             wanted,
             allowed,
-            "{name} exceeds what the limit of open files allows: raise the limit (ulimit -n)"
+            "{name} exceeds what the limit on open files allows: raise the limit (ulimit -n)"
         );
     }
     Ok(wanted.unwrap_or(allowed).min(allowed))
 }
 
-/// Returns the number of connections that a process can have with this open-file limit.
+/// Returns the number of client connections that an open-file limit of `files` allows.
 pub fn connections_allowed(files: u64, shards: u32) -> Result<usize, ServeError> {
     let reserved = DESCRIPTORS_RESERVED + DESCRIPTORS_PER_SHARD * u64::from(shards);
     if files <= reserved {
@@ -546,7 +548,7 @@ fn notify_manager(state: &NotifyState<'_>) {
     }
 }
 
-/// Prints the lines that a person or a script at the terminal waits for.
+/// Prints the lines that the user or a script is waiting for.
 fn announce(
     dev_token: Option<&str>,
     address: SocketAddr,
@@ -568,10 +570,10 @@ fn announce(
         writeln!(out, "\n  {url}\n")?;
         writeln!(
             out,
-            "Open http://{}/ in a browser, in two windows side by side.\n",
+            "Open http://{}/ in two browser windows side by side.\n",
             admin_address.unwrap_or(address)
         )?;
-        writeln!(out, "Or try it in a second terminal, or in two:\n")?;
+        writeln!(out, "Or run this in a second terminal, or in two:\n")?;
         writeln!(out, "  cargo run --release --example client -- '{url}'\n")?;
     }
     out.flush()

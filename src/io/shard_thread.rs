@@ -1,4 +1,4 @@
-//! A shard's thread, which owns the shard's core and its ring, and runs its turns.
+//! The thread of a shard, which owns the shard's state machine and its ring, and runs its turns.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -27,12 +27,12 @@ pub struct Start {
     pub go: Receiver<()>,
 }
 
-/// A shard's report, sent once, that its ring is set up or why it could not be.
+/// A shard's one-time report on whether its ring was set up.
 #[derive(Default)]
 pub struct RingReport(Option<Sender<io::Result<()>>>);
 
 impl RingReport {
-    /// Creates a report that is sent to this channel.
+    /// Creates a report that is sent on this channel.
     #[must_use]
     pub fn new(sender: Sender<io::Result<()>>) -> Self {
         Self(Some(sender))
@@ -54,15 +54,15 @@ impl Drop for RingReport {
     }
 }
 
-/// Starts a shard's thread. When it ends, `stopped` is called with whether it ended without an
+/// Starts a shard's thread. When the thread ends, it calls `stopped` with `true` if there was no
 /// error.
 ///
 /// # Errors
 ///
 /// If the thread cannot be started.
 pub fn spawn(mut start: Start, stopped: impl Fn(bool) + Send + 'static) -> Result<(), ThreadError> {
-    /// Reports on every way out, even a panic, because the server must not keep running with a dead
-    /// shard.
+    /// Reports the end of the thread, even by a panic, because the server must not keep running
+    /// with a dead shard.
     struct StopReporter<F: Fn(bool)>(F, bool);
     impl<F: Fn(bool)> Drop for StopReporter<F> {
         fn drop(&mut self) {
@@ -122,7 +122,8 @@ fn pin(number: u32) {
     if !core.is_some_and(core_affinity::set_for_current) {
         tracing::warn!(
             shard = number,
-            "cannot pin the shard to its core, so it runs on any core: --no-pin turns pinning off"
+            "cannot pin the shard to its core, so it runs on any core: use --no-pin to turn \
+             pinning off"
         );
     }
 }

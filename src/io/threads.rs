@@ -14,7 +14,7 @@ pub struct ThreadError {
     source: io::Error,
 }
 
-/// Starts a thread with this name.
+/// Starts a thread called `name`.
 pub fn start<T: Send + 'static>(
     name: String,
     work: impl FnOnce() -> T + Send + 'static,
@@ -30,11 +30,11 @@ impl std::error::Error for ThreadError {}
 impl fmt::Display for ThreadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, source } = self;
-        write!(f, "the thread {name} cannot be started ({source}): ")?;
+        write!(f, "cannot start the thread {name} ({source}): ")?;
         if let Some(limit) = getrlimit(Resource::Nproc).current {
             write!(
                 f,
-                "this user may have {limit} processes and threads (ulimit -u, LimitNPROC= of \
+                "this user may run {limit} processes and threads (ulimit -u, LimitNPROC= in \
                  systemd), and a control group may allow fewer"
             )?;
         } else {
@@ -42,7 +42,7 @@ impl fmt::Display for ThreadError {
         }
         write!(
             f,
-            " (TasksMax= of systemd, docker run --pids-limit): raise the limit, or lower --shards"
+            " (TasksMax= in systemd, docker run --pids-limit): raise the limit, or lower --shards"
         )
     }
 }

@@ -1,9 +1,9 @@
 //! The event loop of one shard: completions become inputs of the [`Shard`], and its outputs become
 //! operations.
 //!
-//! A turn takes all completions that have arrived, lets the shard handle them, flushes it once, and
-//! submits all resulting operations with one `io_uring_enter`. This module holds everything that
-//! the shard must not know about: the descriptors, the mailboxes of the other shards, and the
+//! Each turn drains the completions that have arrived, passes them to the shard, flushes it once,
+//! and submits all resulting operations with one `io_uring_enter`. Everything that the shard must
+//! not know about is in this module: the descriptors, the mailboxes of the other shards, and the
 //! clock.
 
 use std::io;
@@ -36,7 +36,7 @@ use crate::status::stats::ShardStats;
 
 mod accepts;
 
-/// The tokens of a worker's operations. Only the log uses writes, one batch at a time.
+/// The tokens of a worker's operations. Only the log issues writes, one batch at a time.
 #[derive(Debug)]
 pub struct WorkerTokens;
 
@@ -55,11 +55,11 @@ pub enum Signal {
     AcceptsCancelled,
     /// The mailbox has new messages.
     Bell,
-    /// The timer for this time expired.
+    /// The timer set for this time has expired.
     Timer(u64),
-    /// Another turn was requested at once.
+    /// The no-op that requests another turn has completed.
     Again,
-    /// The log's fdatasync ended.
+    /// The log's fdatasync has completed.
     LogSync,
 }
 
@@ -88,7 +88,7 @@ pub struct Worker {
     shard: Shard,
     number: u32,
     context: WorkerContext,
-    /// `None` while the log is being read at startup; nothing uses it then.
+    /// `None` while the log is being read at startup; nothing uses it during that time.
     log: Option<LogFiles<HostDisk>>,
     /// The connections, indexed by the slots of their sessions.
     connections: Vec<Option<Connection>>,
@@ -99,7 +99,7 @@ pub struct Worker {
     /// The earliest time at which a pause in accepting is logged again.
     next_accept_warning_us: u64,
     is_accepting: bool,
-    /// The times of the timers in flight, in descending order.
+    /// The expiration times of the timers in flight, in descending order.
     armed_timers_us: Vec<u64>,
     is_again_in_flight: bool,
     times: TurnTimes,
@@ -109,7 +109,7 @@ pub struct Worker {
     logged_absent_us: u64,
 }
 
-/// Start times for the measurements.
+/// The times from which durations are measured.
 #[derive(Default)]
 struct TurnTimes {
     turn_us: u64,
@@ -121,7 +121,7 @@ struct TurnTimes {
 }
 
 impl Worker {
-    /// Creates a worker for the shard with this number. Its clock counts from `started`.
+    /// Creates a worker for the shard `number`. Its clock starts at `started`.
     #[must_use]
     pub fn new(shard: Shard, number: u32, context: WorkerContext, started: Instant) -> Self {
         let is_accepting = !context.listener.is_inherited();
@@ -193,8 +193,8 @@ impl Worker {
         ControlFlow::Continue(())
     }
 
-    /// Ends a turn. The clock is read once for everything that was started in the turn, because it
-    /// is all submitted right after.
+    /// Ends a turn. A single clock reading is the start time of everything begun in the turn,
+    /// because it is all submitted right afterwards.
     fn end_turn(&mut self) {
         let ended_us = now_us(self.started);
         if std::mem::take(&mut self.times.has_log) {
@@ -281,12 +281,12 @@ impl Worker {
                 self.armed_timers_us.retain(|armed_us| *armed_us != at_us);
             }
             Signal::Again => self.is_again_in_flight = false,
-            // Accepts that had already taken a client have completed by now.
+            // Any accept that had already taken a connection has completed by now.
             Signal::AcceptsCancelled => self.shard.handle(Input::Drain, clock),
         }
     }
 
-    /// Returns how long the log operation that has just ended took.
+    /// Returns the duration of the log operation that has just completed.
     fn log_took_us(&self, clock: Clock) -> u64 {
         clock.now_us.saturating_sub(self.times.log_us)
     }
@@ -300,8 +300,8 @@ impl Worker {
         self.shard.handle(Input::LogWritten(bytes, outcome), clock);
     }
 
-    /// Turns success into failure if the file was deleted, because its bytes are lost anyway.
-    /// Writes are checked too: in the modes without an fdatasync for each batch, the shard would
+    /// Turns success into failure if the file has been deleted, because its bytes are lost anyway.
+    /// Writes are checked too: in the modes that do not fdatasync every batch, the shard could
     /// otherwise accept ops for a long time before it noticed.
     fn check_kept<T>(&mut self, outcome: io::Result<T>, clock: Clock) -> Result<T, RebuildError> {
         let outcome = outcome?;
@@ -317,7 +317,7 @@ impl Worker {
         }
     }
 
-    /// Logs why an operation on the log failed, and returns the outcome as the shard expects it.
+    /// Logs the reason if an operation on the log failed, and converts the outcome for the shard.
     fn log_failure<T, E>(&self, what: &str, outcome: Result<T, E>) -> io::Result<T>
     where
         E: std::error::Error + Send + Sync + 'static,
@@ -326,8 +326,8 @@ impl Worker {
             tracing::error!(
                 shard = self.number,
                 "the log cannot be written ({what}: {error}); clients whose ops are lost receive \
-                 error 500, all clients of the shard are closed with 1011, and the log is reopened \
-                 as soon as possible"
+                 error 500, all connections of the shard are closed with 1011, and the log is \
+                 reopened as soon as possible"
             );
             io::Error::other(error)
         })
@@ -368,8 +368,8 @@ impl Worker {
                 self.shard.handle(Input::Rebuilt(opened), clock);
                 self.context.status.set_ready(self.number, true);
                 self.report_rotation();
-                // The main thread waits for this from each shard before it announces that the
-                // server is listening.
+                // The main thread waits for this message from every shard before it announces that
+                // the server is listening.
                 let _ = recovered.serves.send(());
             }
         }
@@ -383,14 +383,14 @@ impl Worker {
                 listener.end();
             }
             if !listener.is_inherited() {
-                // All shards share the socket, so the first to get here ends the accepts of all of
-                // them.
+                // All shards share the socket, so the first shard to get here ends the accepts of
+                // all shards.
                 listener.end();
             } else if ring.cancel(listener.as_fd(), Signal::AcceptsCancelled) {
-                // Draining starts when no accept is left: by then every accepted client is known to
-                // the shard and gets an answer, and the others wait for the new server. If the
-                // kernel cannot cancel, an accept may still take a client, which then gets a 503
-                // answer.
+                // Draining starts once no accept is pending. By then, the shard knows every
+                // accepted client and will answer it; the others wait for the new server. If the
+                // kernel cannot cancel accepts, one of them may still take a connection, which is
+                // then answered with 503.
                 return;
             }
         }
@@ -583,7 +583,8 @@ impl Worker {
         let Some(wanted_us) = wanted.into_iter().flatten().min() else {
             return;
         };
-        // A later timer that is in flight is not cancelled, because it is needed soon anyway.
+        // A later timer that is already in flight is not cancelled, because it will be needed soon
+        // anyway.
         if self
             .armed_timers_us
             .last()
@@ -599,7 +600,7 @@ impl Worker {
     }
 }
 
-/// Returns the current time. The monotonic time counts from `started`.
+/// Returns the current time. The monotonic time starts at `started`.
 #[must_use]
 pub fn clock(started: Instant) -> Clock {
     // A system time before 1970 counts as 1970; ops are then refused for being too far in the

@@ -1,9 +1,9 @@
-//! Turns appends of any length into writes of whole blocks, which writes that bypass the page cache
-//! require (open(2), `O_DIRECT`).
+//! Turns appends of any length into writes of whole blocks, as required for writes that bypass the
+//! page cache (open(2), `O_DIRECT`).
 //!
-//! An append may begin and end anywhere in a block. The block in which it begins is written again,
-//! with the same bytes before the append, as the page cache would do. The block in which it ends is
-//! filled up with zeros.
+//! An append may begin and end anywhere in a block. The block in which it begins is rewritten, with
+//! the bytes before the append unchanged, as the page cache would do. The block in which it ends is
+//! padded with zeros.
 //!
 //! ```text
 //!              ┌ end of what was appended before
@@ -12,9 +12,9 @@
 //!      └────────────── one write ──────────────────────┘
 //! ```
 //!
-//! A write that extends the file makes the file system commit its journal; a write over existing
-//! bytes does not. So a write past the end of the file also appends some zeros, which later writes
-//! can overwrite.
+//! A write that extends the file makes the file system commit its journal, whereas a write over
+//! existing bytes does not. So a write past the end of the file also appends some zeros, which
+//! later writes can overwrite.
 
 use std::io;
 
@@ -22,10 +22,10 @@ use aligned_vec::{AVec, ConstAlign};
 
 use super::record::SEGMENT_HEADER_BYTES;
 
-/// The length and the alignment of a block, in bytes: a multiple of what existing disks require.
+/// The length and alignment of a block, in bytes: a multiple of what common disks require.
 pub const BLOCK_BYTES: usize = 4096;
-/// Appends of at least this many bytes add no zeros: extending the file costs them comparatively
-/// little, and the zeros would be written only to be overwritten.
+/// Appends of at least this many bytes add no zeros: extending the file adds comparatively little
+/// to their cost, and the zeros would only be overwritten.
 const LONG_BYTES: usize = 64 * 1024;
 /// The largest buffer that is kept for the next write, in bytes.
 const SPARE_BYTES: usize = 512 * 1024;
@@ -53,14 +53,14 @@ pub struct BlockWriter {
     filled_end: u64,
     /// The file grows to a multiple of this many bytes.
     fill_bytes: u64,
-    /// The bytes being appended, and the number of them that earlier writes have written.
+    /// The bytes being appended, and how many of them have been written so far.
     appended: Option<(Vec<u8>, usize)>,
     spare: Blocks,
 }
 
 impl BlockWriter {
-    /// Returns a writer for a file that contains this header and nothing else. The file grows by
-    /// `fill_bytes` at a time.
+    /// Returns a writer for a file that contains only this header. The file grows by `fill_bytes`
+    /// at a time.
     ///
     /// # Panics
     /// If `fill_bytes` is zero or not a multiple of [`BLOCK_BYTES`].
@@ -111,9 +111,9 @@ impl BlockWriter {
         }
     }
 
-    /// Completes a write, where `outcome` is the number of bytes of the blocks that were written.
-    /// Returns the bytes of the append and the number of them that were written. If that is zero,
-    /// the error is `WriteZero`.
+    /// Completes a write; `outcome` is the number of bytes of the blocks that were written. Returns
+    /// the bytes of the append and how many of them were written. If none were, the error is
+    /// `WriteZero`.
     ///
     /// # Panics
     /// If no write is in progress.
@@ -124,8 +124,8 @@ impl BlockWriter {
     ) -> (Vec<u8>, io::Result<usize>) {
         let (bytes, from) = self.appended.take().expect("a write is under way");
         let outcome = outcome.and_then(|count| match self.took(&bytes[from..], count) {
-            // Only bytes that were already in the file were written, so the disk has no room for
-            // more.
+            // The write only repeated bytes that were already in the file, so the disk has no room
+            // for more.
             0 => Err(io::ErrorKind::WriteZero.into()),
             count => Ok(count),
         });
@@ -163,7 +163,7 @@ mod tests {
 
     const HEADER: [u8; SEGMENT_HEADER_BYTES] = [b'h'; SEGMENT_HEADER_BYTES];
 
-    /// A file that accepts whole blocks at their places, and nothing else.
+    /// A file that accepts only whole, aligned blocks.
     #[derive(Default)]
     struct File {
         bytes: Vec<u8>,
@@ -232,7 +232,7 @@ mod tests {
     }
 
     proptest! {
-        /// The file is what was appended, whatever the lengths are and wherever writes are cut
+        /// The file contains what was appended, whatever the lengths and wherever writes are cut
         /// short.
         #[test]
         fn the_file_is_what_was_appended(
@@ -257,7 +257,7 @@ mod tests {
                     let taken = outcome.unwrap_or(0);
                     naive.extend_from_slice(&bytes[from..from + taken]);
                     from += taken;
-                    // Before the first write the header is there by another way.
+                    // Before the first write, this file does not contain the header yet.
                     if !file.bytes.is_empty() {
                         prop_assert_eq!(&file.bytes[..naive.len()], naive.as_slice());
                         let mut rest = file.bytes[naive.len()..].iter();

@@ -1,7 +1,7 @@
 //! Statistics on the contents of a log: the number of records and bytes, and how many of them are
 //! live.
 //!
-//! For each key in the state, only the key and a few numbers are kept in memory, not the value.
+//! For each key in the state, only the key and a few numbers are held in memory, not the value.
 
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
@@ -16,8 +16,8 @@ pub struct Share {
     pub records: u64,
     /// The total length of their records, in bytes.
     pub record_bytes: u64,
-    /// The total length of the records that make up the state, in bytes: those that no other op on
-    /// the same key supersedes.
+    /// The total length, in bytes, of the records that make up the state, which are those that no
+    /// other op on the same key supersedes.
     pub live_bytes: u64,
 }
 
@@ -136,7 +136,7 @@ mod tests {
             .iter()
             .map(|(_, op)| record::op_bytes(op) as u64)
             .collect();
-        // In any order: last write wins.
+        // In any order, the last write wins.
         for order in [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [1, 0, 4, 2, 3]] {
             let mut census = Census::default();
             for place in order {

@@ -3,8 +3,8 @@
 //! Every reader of a log uses this module: recovery, rebuilds, compaction and the tools. The rules
 //! are those of [`super::record`]: the first segment covers [`FIRST_INDEX`] and begins at position
 //! 0; each following segment covers the next index and begins where the previous one ends; only the
-//! last may have a torn tail. A segment whose index is covered by another segment has been replaced
-//! by it and is not read.
+//! last may have a torn tail. A segment whose index another segment covers has been replaced by
+//! that segment and is not read.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -46,10 +46,10 @@ pub enum RecoveryError {
     Newer {
         /// The segment.
         path: PathBuf,
-        /// The header error, which holds the format version that was found.
+        /// The header error, which contains the format version found.
         source: HeaderError,
     },
-    /// A read, a sync, a cut or another file operation failed.
+    /// A read, sync, cut or other file operation failed.
     #[error("{path}: {}", WithRemedy(.source))]
     Io {
         /// The file or folder.
@@ -83,8 +83,8 @@ pub struct Link {
     pub path: PathBuf,
     /// The segment's header.
     pub header: SegmentHeader,
-    /// The log position where the next segment begins, and so where this one ends. Bytes after it
-    /// are ignored ([`super::past_end`]). `None` for the last segment.
+    /// The log position where the next segment begins and this one ends. Bytes after it are ignored
+    /// ([`super::past_end`]). `None` for the last segment.
     pub end_position: Option<LogPosition>,
     /// The length of the file.
     pub file_bytes: u64,
@@ -97,7 +97,7 @@ pub struct Chain {
     pub shard: u32,
     /// The segments, in order.
     pub links: Vec<Link>,
-    /// Segments that one of `links` has replaced but that have not been removed yet.
+    /// Segments that one of `links` has replaced but that still exist.
     pub replaced: Vec<PathBuf>,
 }
 
@@ -115,8 +115,8 @@ impl Chain {
         Self::read_keeping(disk, data, epoch, shard, drop)
     }
 
-    /// Does the same as [`Chain::read`], and passes the open file of each link to `keep`, starting
-    /// with the last one.
+    /// Like [`Chain::read`], but also passes the open file of each link to `keep`, starting with
+    /// the last one.
     pub(super) fn read_keeping<D: Disk>(
         disk: &D,
         data: &Path,
@@ -127,12 +127,12 @@ impl Chain {
         let folder = data.join(shard_folder(shard));
         let listing = segment::scan(disk, &folder).map_err(RecoveryError::at(&folder))?;
         if let Some(stray) = listing.strays.first() {
-            let what = "its name is not a segment's name";
+            let what = "its name is not a segment name";
             return Err(RecoveryError::damaged(stray, 0, what));
         }
         let mut links: Vec<Link> = Vec::new();
         let mut replaced = Vec::new();
-        // Reading from the last segment backwards identifies a replaced segment before its header
+        // Reading backwards from the last segment identifies a replaced segment before its header
         // is read.
         for (index, path) in listing.segments.into_iter().rev() {
             let next = links.last();
@@ -182,8 +182,8 @@ impl Chain {
         }
     }
 
-    /// Fails if a shard that has begun a log has no segment, because its folder was emptied or
-    /// removed. `chains` must be the chains of all folders.
+    /// Returns an error if a shard that has begun a log has no segment, because its folder was
+    /// emptied or removed. `chains` must be the chains of all folders.
     pub(super) fn check_begun(
         data: &Path,
         shards_begun: u32,
@@ -195,7 +195,7 @@ impl Chain {
                 let missing = data.join(shard_folder(shard));
                 let missing = missing.join(segment::file_name(FIRST_INDEX));
                 let what =
-                    "all segments of the shard are missing, and meta.json says that it has some";
+                    "all segments of the shard are missing, although meta.json says it has some";
                 return Err(RecoveryError::damaged(&missing, 0, what));
             }
         }
@@ -209,13 +209,13 @@ impl Chain {
     }
 }
 
-/// The extent of a segment that was read up to its end or to its first fault.
+/// The extent of a segment that was read up to its end or its first fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
     /// The number of ops that were visited.
     pub ops: u64,
-    /// The length of the file, up to the point where the next segment begins, and without the zeros
-    /// that it was filled with in advance.
+    /// The length of the file up to the point where the next segment begins, without the zeros with
+    /// which it was filled in advance.
     pub file_bytes: u64,
     /// The length of the valid part; any bytes after it are a torn tail.
     pub whole_bytes: u64,
@@ -225,7 +225,7 @@ pub struct Extent {
 
 impl Link {
     /// Visits the ops of the segment in order. `buffer` holds part of the file, and can be reused
-    /// for the next segment. A fault that no crash can leave is an error in any segment. In all but
+    /// for the next segment. A fault that no crash can cause is an error in any segment. In all but
     /// the last segment, every fault is an error, except a cut between two records that matches the
     /// beginning of the next segment.
     ///
@@ -249,8 +249,8 @@ impl Link {
         self.read_file(&file, buffer, visit)
     }
 
-    /// Does the same as [`Link::read`] with a file that the caller has opened. Nothing is synced,
-    /// so the ops are those that the kernel has in its cache.
+    /// Like [`Link::read`], but with a file that the caller has opened. Nothing is synced, so the
+    /// ops are those that the kernel has in its cache.
     pub fn read_file<F: DiskFile>(
         &self,
         file: &F,
@@ -272,8 +272,8 @@ impl Link {
                 }
             }
             cursor = reader.cursor();
-            // A fault here may only mean that the rest of the file has not been read yet. It is
-            // judged once everything after it is in memory.
+            // A fault here may just mean that the rest of the file has not been read yet. It is
+            // evaluated once everything after it is in memory.
             if window.is_at_end() {
                 break fault;
             }
@@ -342,8 +342,8 @@ impl Link {
         Ok(window)
     }
 
-    /// Returns an error if no crash can have left the fault; `behind` are the bytes from the fault
-    /// on.
+    /// Returns an error if no crash can have caused the fault. `behind` contains the bytes from the
+    /// fault on.
     fn judge(&self, fault: Fault, cursor: ReadCursor, behind: &[u8]) -> Result<(), RecoveryError> {
         let offset = fault.offset as u64;
         let damaged = |what: String| Err(RecoveryError::damaged(&self.path, offset, what));
@@ -352,27 +352,28 @@ impl Link {
         }
         if self.header.compacted.is_some() {
             return damaged(format!(
-                "{fault}, and all of a compacted segment was on disk"
+                "{fault}, but all of a compacted segment was on disk"
             ));
         }
         if let Some(proof) = damage_behind(&self.header, behind, fault.offset) {
             return damaged(format!(
-                "{fault}, and the batch at byte {proof} proves that this was on disk"
+                "{fault}, but the batch at byte {proof} proves that this was on disk"
             ));
         }
         if self.end_position.is_some() && fault.kind != FaultKind::Cut {
-            return damaged(format!("{fault}, and all of a closed segment was on disk"));
+            return damaged(format!("{fault}, but all of a closed segment was on disk"));
         }
         if !is_interrupted(cursor, behind) {
             return damaged(format!(
-                "{fault}, and no interrupted write leaves that: no sector of it is missing"
+                "{fault}, and no interrupted write can have caused it: no sector is missing"
             ));
         }
         Ok(())
     }
 }
 
-/// Returns the length without the zeros at the end, with which a segment is filled in advance.
+/// Returns the length of `bytes` without the zeros at the end, with which a segment is filled in
+/// advance.
 pub(super) fn unfilled_bytes(bytes: &[u8]) -> usize {
     bytes
         .iter()
@@ -384,7 +385,7 @@ pub(super) fn unfilled_bytes(bytes: &[u8]) -> usize {
 struct ReadWindow<'a, F> {
     file: &'a F,
     bytes: &'a mut Vec<u8>,
-    /// The offset in the file of the first of `bytes`.
+    /// The file offset of the first of `bytes`.
     base: usize,
     /// The end of the part of the file that belongs to the log.
     end: usize,
@@ -396,7 +397,7 @@ impl<F: DiskFile> ReadWindow<'_, F> {
     }
 
     /// Drops the bytes before `offset` and reads more. If little can be dropped, the window roughly
-    /// doubles, because one record may be longer than one read.
+    /// doubles, because a record may be longer than one read.
     fn go_on(&mut self, offset: usize) -> io::Result<()> {
         self.bytes.drain(..offset - self.base);
         self.base = offset;
@@ -406,7 +407,7 @@ impl<F: DiskFile> ReadWindow<'_, F> {
         let at = (offset + kept) as u64;
         let count = self.file.read_full_at(&mut self.bytes[kept..], at)?;
         if count < wanted {
-            // The file has become shorter in the meantime.
+            // The file has been truncated in the meantime.
             self.bytes.truncate(kept + count);
             self.end = offset + kept + count;
         }

@@ -1,8 +1,8 @@
-//! Group commit as a state machine without I/O: fill a batch, write it, sync it.
+//! Group commit as a state machine without I/O: it fills a batch, writes it and syncs it.
 //!
 //! Ops are appended to the batch that is being filled. At most one log operation is in flight: the
 //! write of a batch, the fdatasync that covers it, or the opening of the next segment. All ops that
-//! arrive in the meantime go to the next batch, so the busier the shard is, the more ops share one
+//! arrive in the meantime go to the next batch, so the busier the shard is, the more ops share an
 //! fdatasync.
 //!
 //! ```text
@@ -36,7 +36,7 @@ use crate::limits::{BATCH_BYTES_MAX, COMMIT_AGE_MAX_US, COMMIT_AGE_MIN_US, SEGME
 use crate::log::position::LogPosition;
 use crate::log::record::{self, BATCH_HEADER_BYTES, SEGMENT_HEADER_BYTES};
 
-/// The durability mode, which decides when an op may be sent to other clients.
+/// The durability mode, which determines when an op may be sent to other clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
     /// Ops are sent once they are on disk.
@@ -56,11 +56,11 @@ pub struct OpenSegment {
     pub first_position: LogPosition,
     /// The checksum of its header, which seeds the checksums of its batches.
     pub salt: u32,
-    /// Whether each write is on disk when it returns, so that no fdatasync is needed.
+    /// Whether each write is on disk when it returns; if so, no fdatasync is needed.
     pub writes_through: bool,
 }
 
-/// An operation that the caller must carry out on the log's files.
+/// An operation that the caller must perform on the log's files.
 #[derive(Debug, PartialEq, Eq)]
 pub enum LogStep {
     /// Write `bytes[from..]` at `offset`, then pass the bytes back to [`Commit::written`].
@@ -69,7 +69,7 @@ pub enum LogStep {
         offset: u64,
         /// The whole batch.
         bytes: Vec<u8>,
-        /// The number of bytes that earlier, short writes have already written.
+        /// The number of bytes that earlier short writes have already written.
         from: usize,
     },
     /// Call fdatasync on the segment, then call [`Commit::synced`].
@@ -91,14 +91,14 @@ pub struct End {
     /// The log position up to which the segment is on disk.
     pub durable: LogPosition,
     /// The log position up to which ops were sent to clients. In `interval` and `none` mode this
-    /// may be after `durable`, and one fdatasync is attempted to keep the difference. If the
-    /// failure was an fdatasync, it equals `durable`, because another fdatasync would succeed
+    /// may be after `durable`, and one fdatasync is attempted to save the ops in between. If an
+    /// fdatasync was what failed, it equals `durable`, because another fdatasync would succeed
     /// without having written anything.
     pub shown: LogPosition,
 }
 
-/// The error when a write, an fdatasync or the opening of a segment fails; the log then accepts no
-/// more ops.
+/// The error returned when a write, an fdatasync or the opening of a segment fails; the log then
+/// accepts no more ops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the log cannot be written")]
 pub struct LogBroken;
@@ -129,15 +129,14 @@ pub struct Commit {
     /// The number of ops in the last batch handed to a write, until [`Commit::take_group`] is
     /// called.
     group_ops: u64,
-    /// When the oldest op was pushed among those that were handed to a write and may not be
-    /// durable.
+    /// The push time of the oldest op that has been handed to a write but may not be durable.
     unsynced_since_us: Option<u64>,
-    /// When the oldest op was pushed among those that most recently became durable, until
+    /// The push time of the oldest op among those that most recently became durable, until
     /// [`Commit::take_synced_since_us`] is called.
     synced_since_us: Option<u64>,
-    /// When the last commit began.
+    /// The time at which the last commit began.
     begun_us: u64,
-    /// When the last commit ended.
+    /// The time at which the last commit ended.
     idle_since_us: u64,
     /// The log position after the last byte that was handed to a write.
     handed: LogPosition,
@@ -280,13 +279,13 @@ impl Commit {
         self.phase == Phase::Idle && self.filling.is_empty() && self.durable == self.handed
     }
 
-    /// Returns when the batch must be written even if the current round of sends has not finished:
-    /// a certain time after its oldest op was pushed or the previous commit ended, whichever was
-    /// later.
+    /// Returns the time at which the batch must be written even if the current round of sends has
+    /// not finished. The delay is counted from the push of its oldest op or the end of the previous
+    /// commit, whichever was later.
     ///
     /// No send starts during a commit. A batch therefore waits for a quarter of the time that the
-    /// previous commit took, up to [`COMMIT_AGE_MAX_US`], so that even a shard whose rounds never
-    /// finish has a fifth of its time for sends, as long as that limit is not reached.
+    /// previous commit took, up to [`COMMIT_AGE_MAX_US`]. So even a shard whose rounds never finish
+    /// has a fifth of its time for sends, as long as that limit is not reached.
     #[must_use]
     pub fn batch_due_us(&self) -> Option<u64> {
         let took_us = self.idle_since_us.saturating_sub(self.begun_us);
@@ -295,7 +294,7 @@ impl Commit {
             .then(|| self.oldest_us.max(self.idle_since_us) + age_us)
     }
 
-    /// Returns when the oldest op of the batch that is being filled was pushed.
+    /// Returns the push time of the oldest op in the batch that is being filled.
     #[must_use]
     pub fn oldest_us(&self) -> Option<u64> {
         self.has_ops().then_some(self.oldest_us)
@@ -307,7 +306,7 @@ impl Commit {
         std::mem::take(&mut self.group_ops)
     }
 
-    /// Returns when the oldest op was pushed among those that most recently became durable, and
+    /// Returns the push time of the oldest op among those that most recently became durable, and
     /// clears it. Used for the metrics.
     pub fn take_synced_since_us(&mut self) -> Option<u64> {
         self.synced_since_us.take()
@@ -319,7 +318,7 @@ impl Commit {
         self.handed.advance(self.filling.len() as u64)
     }
 
-    /// Returns the number of the open segment within its shard.
+    /// Returns the index of the open segment within its shard.
     #[must_use]
     pub fn segment_index(&self) -> u64 {
         self.segment.index
@@ -331,8 +330,8 @@ impl Commit {
         self.offset(self.written)
     }
 
-    /// Returns when [`Commit::start`] must be called in `interval` mode to sync what has been
-    /// written.
+    /// Returns the time at which [`Commit::start`] must be called in `interval` mode to sync what
+    /// has been written.
     #[must_use]
     pub fn sync_due_us(&self) -> Option<u64> {
         let unsynced = self.durability == Durability::Interval && self.durable < self.written;
@@ -346,9 +345,9 @@ impl Commit {
         if self.phase != Phase::Idle {
             return None;
         }
-        // A full segment is closed only when there is an op for the next one: an idle shard keeps
-        // its segment. All of it is synced first, because readers accept a torn tail as the result
-        // of a crash only in the last segment, and treat it as damage in any other.
+        // A full segment is closed only once there is an op for the next one, so an idle shard
+        // keeps its segment. The whole segment is synced first, because readers accept a torn tail
+        // as the result of a crash only in the last segment, and treat it as damage in any other.
         let full = self.bytes_in_segment(self.written) >= self.segment_bytes;
         if full && self.has_ops() {
             return Some(if self.durable < self.written {
@@ -363,8 +362,8 @@ impl Commit {
         self.has_ops().then(|| self.write(now_us))
     }
 
-    /// Starts an fdatasync, in any mode, if nothing is in flight and some written bytes are not
-    /// synced.
+    /// Starts an fdatasync, in any mode, if nothing is in flight and some of the written bytes are
+    /// not synced.
     pub fn settle(&mut self, now_us: u64) -> Option<LogStep> {
         (self.phase == Phase::Idle && self.durable < self.written).then(|| self.sync(now_us))
     }
@@ -381,7 +380,7 @@ impl Commit {
     }
 
     /// Handles the outcome of a [`LogStep::Write`], the number of bytes written. Returns the step
-    /// that must follow immediately, if there is one.
+    /// that must follow immediately, if any.
     pub fn written(
         &mut self,
         bytes: Vec<u8>,
@@ -399,7 +398,7 @@ impl Commit {
         };
         let from = from + count;
         if from < batch_bytes {
-            // A short write is not an error (write(2)): another write continues it.
+            // A short write is not an error (write(2)); another write continues it.
             self.phase = Phase::Writing { batch_bytes, from };
             let offset = self.offset(self.written) + from as u64;
             return Ok(Some(LogStep::Write {
@@ -426,8 +425,8 @@ impl Commit {
     /// Handles the outcome of a [`LogStep::Sync`].
     pub fn synced(&mut self, outcome: &io::Result<()>, now_us: u64) -> Result<(), LogBroken> {
         let ok = outcome.is_ok();
-        // This applies even if the log was given up in the meantime: after a failed fdatasync, a
-        // later one that succeeds on this file proves nothing.
+        // Recorded even if the log has failed in the meantime: after a failed fdatasync, a later
+        // one that succeeds on this file proves nothing.
         self.sync_failed |= !ok;
         if self.phase != Phase::Syncing {
             self.late();
@@ -534,7 +533,7 @@ impl Commit {
             .with_batch_bytes_max(self.batch_bytes_max);
     }
 
-    /// Moves all stored times back by `us`, to account for time that passed while the shard's clock
+    /// Moves all stored times back by `us`, to account for time during which the shard's clock
     /// stood still.
     pub fn has_aged(&mut self, us: u64) {
         let aged = |at_us: u64| at_us.saturating_sub(us);
@@ -546,7 +545,7 @@ impl Commit {
         self.synced_since_us = self.synced_since_us.map(aged);
     }
 
-    /// Calls [`Commit::invariants`] in tests and debug builds, which can afford the time.
+    /// Calls [`Commit::invariants`] in tests and debug builds, where its cost does not matter.
     fn debug_invariants(&self) {
         if cfg!(debug_assertions) {
             self.invariants();
@@ -610,8 +609,8 @@ impl Commit {
         Err(LogBroken)
     }
 
-    /// Handles an outcome that arrives after the log was marked as failed. Only now may the log be
-    /// reopened, since the kernel is no longer working on the old file.
+    /// Handles an outcome that arrives after the log was marked as failed. The log may be reopened
+    /// only now that the kernel is no longer working on the old file.
     fn late(&mut self) {
         assert_eq!(
             self.phase,

@@ -1,18 +1,19 @@
-//! Compaction: closed segments are rewritten without superseded ops.
+//! Compaction of closed segments: they are rewritten without their superseded ops.
 //!
 //! Compaction runs in the background, on closed segments only, and shares nothing with the code
-//! path of an op. It reads all closed segments of the data directory once, and remembers the
-//! winning op of each key: its key and a few numbers, but not its value. Then it divides each
-//! folder's chain into groups of segments whose winning ops fill one segment, and replaces each
-//! group that has enough dead bytes by one segment. [`super::record`] describes what a crash can
-//! leave at each step.
+//! path of an op. It reads all closed segments of the data directory once, and indexes the winning
+//! op of each key: the key and a few numbers, but not the value. Then it divides each folder's
+//! chain into groups of segments whose winning ops fill one segment, and replaces each group that
+//! has enough dead bytes with one segment. [`super::record`] describes what a crash can leave at
+//! each step.
 //!
 //! Segments that are known to contain only superseded ops are not even read
-//! ([`Compaction::sweep`]). If a few keys are written over and over, that is nearly all segments.
+//! ([`Compaction::sweep`]). If a few keys are overwritten again and again, that applies to nearly
+//! all segments.
 //!
-//! An op is dropped only if another op, in any folder, supersedes it and is in a closed segment,
-//! and so is on disk. The order in which segments are read afterwards does not matter, because
-//! replay merges by timestamp and seq.
+//! An op is dropped only if an op in a closed segment of any folder, which is therefore on disk,
+//! supersedes it. The order in which segments are read afterwards does not matter, because replay
+//! merges by timestamp and seq.
 
 use std::collections::VecDeque;
 use std::io;
@@ -42,8 +43,8 @@ use crate::seq::Seq;
 #[cfg(test)]
 mod tests;
 
-/// The reason why a compaction ended early. Segments that were already replaced stay replaced; the
-/// rest are unchanged.
+/// The reason why a compaction stopped early. Segments that have already been replaced stay
+/// replaced; the others are unchanged.
 #[derive(Debug, Error)]
 pub enum CompactionError {
     /// A segment cannot be read.
@@ -67,13 +68,13 @@ pub enum CompactionError {
         /// The system's error.
         source: io::Error,
     },
-    /// The caller asked it to stop.
+    /// The caller stopped the compaction.
     #[error("stopped")]
     Stopped,
 }
 
 impl CompactionError {
-    /// Returns whether the compaction failed because the disk had too little room for the new
+    /// Returns whether the compaction failed because the disk had too little space for the new
     /// segment.
     #[must_use]
     pub fn is_for_room(&self) -> bool {
@@ -85,10 +86,10 @@ impl CompactionError {
     }
 }
 
-/// The settings that decide which segments are rewritten, and how large the new ones are.
+/// The settings that determine which segments are rewritten, and how large the new ones are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
-    /// A group of segments is rewritten if at least one in this many of its bytes is dead.
+    /// A group of segments is rewritten if at least one in `dead_share` of its bytes is dead.
     pub dead_share: u64,
     /// The minimum size of new segments, which otherwise hold about an eighth of the live bytes.
     pub segment_bytes_min: u64,
@@ -97,7 +98,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Returns the settings of a running server: segments with few dead bytes are left alone.
+    /// Returns the settings of a running server, which leaves segments with few dead bytes alone.
     #[must_use]
     pub fn routine(segment_bytes_min: u64, segment_bytes_max: u64) -> Self {
         Self {
@@ -107,8 +108,8 @@ impl Settings {
         }
     }
 
-    /// Returns these settings without the threshold for dead bytes: every group that would shrink
-    /// is rewritten.
+    /// Returns these settings without the threshold for dead bytes, so that every group that would
+    /// shrink is rewritten.
     #[must_use]
     pub fn thorough(self) -> Self {
         Self {
@@ -118,8 +119,8 @@ impl Settings {
     }
 }
 
-/// A callback that is called after each piece of work with the number of bytes read. It may sleep,
-/// and may stop the compaction.
+/// A callback that receives the number of bytes read after each piece of work. It may sleep, and it
+/// may stop the compaction.
 pub type Throttle<'a> = dyn FnMut(u64) -> ControlFlow<()> + 'a;
 
 /// The work that a compaction has done so far.
@@ -133,7 +134,7 @@ pub struct CompactionOutcome {
     pub segments_replaced: u64,
     /// The number of segments that were written to replace them.
     pub segments_written: u64,
-    /// The bytes of disk space that were freed.
+    /// The disk space that was freed, in bytes.
     pub bytes_freed: u64,
 }
 
@@ -143,16 +144,16 @@ pub struct Compaction<D: Disk> {
     settings: Settings,
     /// Whether to work in small steps, in increasing order of the disk space that they need.
     is_short_of_room: bool,
-    /// The closed segments; those of one folder are adjacent and in order.
+    /// The closed segments. Those of one folder are adjacent and in order.
     links: Vec<Link>,
-    /// The number of `links` that are in the index. In a sweep it is all of them, since none are
-    /// read.
+    /// The number of `links` that are in the index. A sweep counts all of them, since it reads
+    /// none.
     read_count: usize,
     index: WinnerIndex,
-    /// Ranges of `links` that are to be replaced by one segment each.
+    /// Ranges of `links`, each of which is to be replaced by one segment.
     groups: VecDeque<std::ops::Range<usize>>,
     outcome: CompactionOutcome,
-    /// The bytes of disk space that were freed, by shard.
+    /// The disk space that was freed in each shard's folder, in bytes.
     freed_bytes: Vec<(u32, u64)>,
     bytes: Vec<u8>,
 }
@@ -174,9 +175,9 @@ impl<D: Disk> Compaction<D> {
             remove_replaced(&directory, &chain)?;
             let open_index = open.iter().find(|open| open.0 == shard);
             let open_index = open_index.map_or(u64::MAX, |open| open.1);
-            // A failed rebuild may have removed the open segment again. The next segment then
-            // begins at a position that only the next attempt decides, so the file does not show
-            // where the ops of the last segment on disk end.
+            // A failed rebuild may have removed the open segment again. Only the next attempt
+            // decides where the next segment begins, so the files do not show where the ops of the
+            // last segment on disk end.
             let is_running = open_index != u64::MAX;
             let closed = |link: &Link| {
                 link.header.index < open_index && (link.end_position.is_some() || !is_running)
@@ -197,9 +198,9 @@ impl<D: Disk> Compaction<D> {
         })
     }
 
-    /// Plans a compaction that replaces only closed segments without live ops, without reading any.
-    /// `is_dead` returns whether all ops in a shard's segments with these indexes are superseded by
-    /// ops in closed segments. `open` and `settings` are as in [`Compaction::plan`].
+    /// Plans a compaction that replaces only closed segments without live ops, and reads none of
+    /// them. `is_dead` returns whether all ops in a shard's segments with these indexes are
+    /// superseded by ops in closed segments. `open` and `settings` are as in [`Compaction::plan`].
     pub fn sweep(
         directory: Arc<DataDirectory<D>>,
         open: &[(u32, u64)],
@@ -228,8 +229,9 @@ impl<D: Disk> Compaction<D> {
         Ok(sweep)
     }
 
-    /// Restricts the compaction to these shards; the folders of all others are not even read. This
-    /// is safe because an op is dropped only if an op in one of these folders supersedes it.
+    /// Restricts the compaction to these shards. The folders of all other shards are not even read.
+    /// This is safe because an op is dropped only if an op in one of the folders read supersedes
+    /// it.
     ///
     /// # Panics
     /// If the compaction has already started.
@@ -237,7 +239,7 @@ impl<D: Disk> Compaction<D> {
     pub fn only(mut self, shards: &[u32]) -> Self {
         assert!(
             self.read_count == 0 && self.groups.is_empty(),
-            "what is read is decided before the first step"
+            "the segments to read are chosen before the first step"
         );
         self.links
             .retain(|link| shards.contains(&link.header.shard));
@@ -246,8 +248,8 @@ impl<D: Disk> Compaction<D> {
         self
     }
 
-    /// Makes the compaction remove all dead bytes, in small steps. Those that need the least disk
-    /// space come first, so that the space they free is available to the later ones.
+    /// Makes the compaction remove all dead bytes, in small steps. The steps that need the least
+    /// disk space come first, so that the space they free is available to later ones.
     #[must_use]
     pub fn in_small_steps(mut self) -> Self {
         self.settings = self.settings.thorough();
@@ -255,7 +257,8 @@ impl<D: Disk> Compaction<D> {
         self
     }
 
-    /// Returns the number of live bytes in a shard's folder, once all segments have been read.
+    /// Returns the number of live bytes in a shard's folder; valid once all segments have been
+    /// read.
     #[must_use]
     pub fn kept_bytes(&self, shard: u32) -> u64 {
         let live_bytes = self.links.iter().zip(&self.index.live_bytes);
@@ -310,8 +313,8 @@ impl<D: Disk> Compaction<D> {
         Ok(())
     }
 
-    /// Divides the segments into groups. Adjacent segments of one folder whose winning ops fit in
-    /// one new segment form a group.
+    /// Divides the segments into groups. A group consists of adjacent segments of one folder whose
+    /// winning ops fit in one new segment.
     fn group(&mut self) {
         let live_bytes: u64 = self.index.live_bytes.iter().sum();
         let segment_bytes = if self.is_short_of_room {
@@ -392,8 +395,8 @@ impl<D: Disk> Compaction<D> {
         Ok(())
     }
 
-    /// Writes the live ops of a group in pieces and syncs each piece, so that a sync of the log
-    /// never waits for more than a small part of this data.
+    /// Writes the live ops of a group piece by piece and syncs each piece, so that a sync of the
+    /// log never waits for more than a small part of this data.
     fn write(
         &mut self,
         group: std::ops::Range<usize>,
@@ -430,8 +433,8 @@ impl<D: Disk> Compaction<D> {
         Ok(written_bytes)
     }
 
-    /// Replaces the group by the new segment. The order makes this safe: the old segments are
-    /// removed only after the rename of the new one is on disk.
+    /// Replaces the group with the new segment. This is safe because the old segments are removed
+    /// only once the rename of the new one is on disk.
     fn swap(
         &self,
         group: std::ops::Range<usize>,
@@ -439,8 +442,8 @@ impl<D: Disk> Compaction<D> {
         throttle: &mut Throttle<'_>,
     ) -> Result<(), CompactionError> {
         let disk = self.directory.disk();
-        // If the lock has been lost, the files at these paths may by now belong to another server
-        // or a backup.
+        // If the lock has been lost, the files at these paths may belong to another server or to a
+        // restored backup by now.
         if !self.directory.is_lock_in_place().unwrap_or(true) {
             return Err(CompactionError::Stopped);
         }
@@ -468,7 +471,8 @@ impl<D: Disk> Compaction<D> {
         for link in before {
             let file = disk.open_writable(&link.path).ok();
             let nobody_reads = self.directory.replacing();
-            // A segment that remains is marked as replaced, and the next start removes it.
+            // If a segment cannot be removed, it is still marked as replaced, and the next start
+            // removes it.
             let removed = disk.remove(&link.path);
             drop(nobody_reads);
             if let (Ok(()), Some(file)) = (removed, file) {
@@ -488,7 +492,7 @@ fn remove_replaced<D: Disk>(
         return Ok(());
     }
     let (disk, path) = (directory.disk(), directory.shard_path(chain.shard));
-    // The segment that replaced them must still exist after a crash.
+    // The segment that replaced them must survive a crash.
     disk.sync_folder(&path)
         .map_err(|source| CompactionError::Folder { path, source })?;
     let _nobody_reads = directory.replacing();
@@ -508,8 +512,7 @@ fn outcome_of(links: &[Link]) -> CompactionOutcome {
 }
 
 /// Frees the blocks of a deleted file in pieces. Freeing a large file at once delays every sync on
-/// the disk, especially if ext4 is mounted with `discard`. A file that is being read is not
-/// shortened.
+/// the disk, especially on ext4 mounted with `discard`. A file that is being read is not truncated.
 fn shrink<F: DiskFile>(file: &F, throttle: &mut Throttle<'_>) -> Result<(), CompactionError> {
     let Ok(mut bytes) = file.bytes() else {
         return Ok(());
@@ -540,7 +543,8 @@ fn yield_to(throttle: &mut Throttle<'_>, bytes: u64) -> Result<(), CompactionErr
     }
 }
 
-/// Yields between pieces of a segment that is being read, so that a shared core is soon released.
+/// Yields between the pieces of a segment that is being read, so that a shared core is released
+/// soon.
 #[derive(Default)]
 struct ReadThrottle {
     bytes: usize,
@@ -556,7 +560,7 @@ impl ReadThrottle {
         }
     }
 
-    /// Yields for the last piece. Returns an error if the compaction was stopped.
+    /// Yields after the last piece. Returns an error if the compaction was stopped.
     fn end(self, throttle: &mut Throttle<'_>) -> Result<(), CompactionError> {
         if self.is_stopped {
             return Err(CompactionError::Stopped);
@@ -565,10 +569,10 @@ impl ReadThrottle {
     }
 }
 
-/// The winning op of each key, and the number of bytes of such ops in each segment.
+/// The winning op of each key, and the total length of the winning ops in each segment.
 struct WinnerIndex {
     workspaces: HashMap<String, HashMap<Box<str>, Winner, RandomState>, RandomState>,
-    /// Indexed by the place of the segment in `links`.
+    /// Indexed by the segment's position in `links`.
     live_bytes: Vec<u64>,
 }
 
@@ -587,7 +591,7 @@ impl WinnerIndex {
         }
     }
 
-    /// Adds an op of the segment at `place`.
+    /// Adds an op from the segment at `place`.
     fn note(&mut self, op: &LoggedOp<'_>, place: usize) {
         let bytes = u32::try_from(record::op_bytes(op)).expect("a record is below 4 GiB");
         let winner = Winner {
@@ -598,7 +602,8 @@ impl WinnerIndex {
         };
         let keys = self.workspaces.entry_ref(op.workspace).or_default();
         if let Some(held) = keys.get_mut(op.key) {
-            // The same rule as in Workspace::restore, which reads the ops that are left.
+            // This is the same rule as in `Workspace::restore`, which later reads the ops that are
+            // kept.
             if !op.wins_over(held.timestamp, held.seq) {
                 return;
             }

@@ -1,5 +1,4 @@
-//! The data directory: its locks, which allow only one process to use it, and the identity of its
-//! log.
+//! The data directory: the locks that reserve it for one process, and the identity of its log.
 //!
 //! | file | |
 //! | --- | --- |
@@ -10,7 +9,7 @@
 //! | `shard-NN/NNNNNNNNNN.aof` | the segments of each shard ([`super::segment`]) |
 //!
 //! Every folder is synced after an entry in it is created or renamed, because a file that loses its
-//! name is lost together with its contents. The sync is repeated if the entry already exists, since
+//! name is lost along with its contents. The sync is repeated if the entry already exists, since
 //! the process that created it may have been killed before its own sync.
 
 use std::io;
@@ -41,14 +40,13 @@ const SHARD_PREFIX: &str = "shard-";
 /// A repair sets files aside in folders whose names consist of this prefix and a number.
 pub(super) const ASIDE_PREFIX: &str = "damaged-";
 
-/// A data directory that stays locked by this process for as long as this value lives.
+/// A data directory. This process holds its lock for as long as this value lives.
 #[derive(Debug)]
 pub struct DataDirectory<D: Disk = HostDisk> {
     disk: D,
     path: PathBuf,
     identity: Identity,
-    /// A read lock is held while closed segments are read, and a write lock while they are
-    /// replaced.
+    /// Locked for reading while closed segments are read, and for writing while they are replaced.
     changes: RwLock<()>,
     lock: Lock<D::File>,
 }
@@ -64,19 +62,20 @@ pub struct Identity {
     pub shards_begun: u32,
 }
 
-/// The locks of a data directory. They are held until the files are closed, which also happens in a
-/// crash.
+/// The locks of a data directory. They are held until the files are closed, which the kernel also
+/// does after a crash.
 #[derive(Debug)]
 pub struct Lock<F> {
     /// Locking `LOCK` alone is not enough: it can be deleted while a server is running, and the
-    /// next server would lock a new file of that name. Locking the folder alone is not enough
+    /// next server would lock a new file with that name. Locking the folder alone is not enough
     /// either: older servers did not lock it, and some file systems cannot lock folders.
     _folder: F,
     file: F,
     path: PathBuf,
 }
 
-/// The reason why a data directory cannot be used. Each message is one line that says what to do.
+/// The reason why a data directory cannot be used. Each message is a single line that says what to
+/// do.
 #[derive(Debug, Error)]
 pub enum DirectoryError {
     /// The folder or one of its parents cannot be created.
@@ -112,7 +111,7 @@ pub enum DirectoryError {
         /// The file.
         file: PathBuf,
     },
-    /// The folder contains no log, but does contain files that no server has created.
+    /// The folder contains no log, but contains files that no server has created.
     #[error(
         "data directory {path} contains other files (such as {name}) but no log: \
          point --data-dir at an empty folder, or at a new one inside it"
@@ -135,15 +134,15 @@ pub enum DirectoryError {
         pid: String,
     },
     /// The path is not a data directory with a log.
-    #[error("{path} is not a data directory of a server: name one with --data-dir")]
+    #[error("{path} is not a server's data directory: name one with --data-dir")]
     Missing {
         /// The path, as given by the user.
         path: PathBuf,
     },
     /// A newer server wrote the directory.
     #[error(
-        "data directory {path} is from a newer format ({found}; this server reads \
-         {FORMAT_VERSION}): start the newer server"
+        "data directory {path} has a newer format ({found}; this server reads {FORMAT_VERSION}): \
+         start the newer server"
     )]
     Newer {
         /// The data directory.
@@ -153,8 +152,8 @@ pub enum DirectoryError {
     },
     /// `meta.json` is invalid, or is missing although segments exist.
     #[error(
-        "{path} is damaged ({what}); put it back from a backup, or run: \
-         etherply log repair --data-dir {}",
+        "{path} is damaged ({what}); restore it from a backup, or run: etherply log repair \
+         --data-dir {}",
         parent(.path).display()
     )]
     Meta {
@@ -163,7 +162,7 @@ pub enum DirectoryError {
         /// What is wrong with it.
         what: String,
     },
-    /// Any other failure.
+    /// Any other I/O error.
     #[error("{path}: {}", WithRemedy(.source))]
     Io {
         /// The file or folder.
@@ -174,7 +173,7 @@ pub enum DirectoryError {
 }
 
 impl DataDirectory {
-    /// Opens a data directory on the disks of this machine, and gives a new one a random epoch. See
+    /// Opens a data directory on this machine's disks. A new directory is given a random epoch. See
     /// [`DataDirectory::open_on`].
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, DirectoryError> {
         let path = path.into();
@@ -186,9 +185,9 @@ impl DataDirectory {
         Self::open_on(HostDisk, path, epoch)
     }
 
-    /// Returns the mode of the directory if users who are neither its owner nor in its group may
-    /// read, write or enter it, and `None` otherwise. A directory that already existed keeps its
-    /// mode; if it is closed to these users, they cannot reach the files in it either.
+    /// Returns the mode of the directory if users other than its owner and group may read, write or
+    /// enter it, and `None` otherwise. A directory that already existed keeps its mode; if it
+    /// denies access to these users, they cannot reach the files in it either.
     #[must_use]
     pub fn public_mode(&self) -> Option<u32> {
         let mode = HostDisk.mode(&self.path).ok()?;
@@ -198,8 +197,8 @@ impl DataDirectory {
 
 impl<D: Disk> DataDirectory<D> {
     /// Creates the directory if it is missing, locks it and reads the identity of its log. An empty
-    /// directory gets `new_epoch`. The lock is taken before any other change, so that a directory
-    /// in use is left as it is.
+    /// directory gets `new_epoch`. The lock is acquired before anything else is changed, so that a
+    /// directory in use is left as it is.
     pub fn open_on(disk: D, path: PathBuf, new_epoch: [u8; 16]) -> Result<Self, DirectoryError> {
         create_folders(&disk, &path).map_err(|source| not_created(&disk, &path, source))?;
         if let Some(name) = other_file(&disk, &path) {
@@ -221,7 +220,7 @@ impl<D: Disk> DataDirectory<D> {
 
     /// Locks a directory that already holds a log.
     pub fn open_existing(disk: D, path: PathBuf) -> Result<Self, DirectoryError> {
-        // This is checked first, so that no lock file is created in a folder that is not a data
+        // Check this first, so that no lock file is created in a folder that is not a data
         // directory.
         let identity = identity(&disk, &path)?;
         let lock = lock(&disk, &path)?;
@@ -267,7 +266,7 @@ impl<D: Disk> DataDirectory<D> {
         &self.disk
     }
 
-    /// Returns the directory's path, as it was given.
+    /// Returns the directory's path as given.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -286,7 +285,7 @@ impl<D: Disk> DataDirectory<D> {
     }
 
     /// Records in `meta.json` how many shards have begun a log, so that a folder that was emptied
-    /// or removed is noticed. Must not be called before each of the first `shards` shards has a
+    /// or removed is noticed. Must be called only once each of the first `shards` shards has a
     /// segment on disk.
     pub fn note_shards(&self, shards: u32) -> io::Result<()> {
         if shards <= self.identity.shards_begun {
@@ -326,14 +325,14 @@ impl<D: Disk> DataDirectory<D> {
     }
 }
 
-/// Returns the name of a shard's folder, in which the shard number has at least two digits.
+/// Returns the name of a shard's folder, which contains the shard number with at least two digits.
 #[must_use]
 pub fn shard_folder(shard: u32) -> String {
     format!("{SHARD_PREFIX}{shard:02}")
 }
 
-/// Returns the shard whose folder has this name, or `None` if it is not exactly a name that
-/// [`shard_folder`] returns.
+/// Returns the shard whose folder has this name, or `None` if [`shard_folder`] never returns
+/// exactly this name.
 #[must_use]
 pub fn shard_of_folder(name: &str) -> Option<u32> {
     let shard = name.strip_prefix(SHARD_PREFIX)?.parse().ok()?;
@@ -371,7 +370,7 @@ pub fn identity<D: Disk>(disk: &D, path: &Path) -> Result<Identity, DirectoryErr
 }
 
 /// Locks a directory whose log may be damaged, and reads `meta.json`; the identity is `None` if
-/// that is damaged, too. The directory stays locked for as long as the returned lock lives.
+/// that file is damaged, too. The directory stays locked for as long as the returned lock lives.
 pub fn lock_damaged<D: Disk>(
     disk: &D,
     path: &Path,
@@ -389,8 +388,8 @@ fn create_folders<D: Disk>(disk: &D, path: &Path) -> io::Result<()> {
     if disk.is_folder(path) {
         use io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem};
         return match disk.sync_folder(parent) {
-            // The folder was created by someone else for this process, which may not even be
-            // allowed to open its parent.
+            // The folder may have been set up for this process by another user, and this process
+            // may not even be allowed to open its parent.
             Err(error)
                 if matches!(
                     error.kind(),
@@ -422,8 +421,8 @@ fn not_created<D: Disk>(disk: &D, path: &Path, source: io::Error) -> DirectoryEr
     }
 }
 
-/// Returns the name of an entry that no server has created, if the folder contains no log. Hidden
-/// entries are ignored, as is the `lost+found` folder of a new file system.
+/// Returns the name of an entry that no server has created, unless the folder contains a log.
+/// Hidden entries are ignored, as is the `lost+found` folder of a new file system.
 #[must_use]
 pub fn other_file<D: Disk>(disk: &D, path: &Path) -> Option<String> {
     // If the folder cannot be listed, the next step reports it.
@@ -440,7 +439,7 @@ pub fn other_file<D: Disk>(disk: &D, path: &Path) -> Option<String> {
             || name.starts_with(ASIDE_PREFIX)
     };
     let names: Vec<_> = names.collect();
-    // A log without its `meta.json` is damaged, and is reported as such.
+    // A log without its `meta.json` is damaged, and is reported as damaged later.
     let has_log = names.iter().any(|name| shard_of_folder(name).is_some());
     let other = names.iter().filter(|name| !has_log && !is_ours(name)).min();
     other.map(|name| name.escape_debug().to_string())
@@ -527,7 +526,7 @@ fn read_meta<D: Disk>(disk: &D, path: &Path) -> Result<Option<Identity>, Directo
     match disk.open(&file).and_then(|meta| meta.read_whole(&mut text)) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            // With a new epoch, every existing segment would seem to belong to another directory.
+            // With a new epoch, all existing segments would appear to belong to another directory.
             let shards = shards(disk, path).map_err(|source| DirectoryError::Io {
                 path: path.to_path_buf(),
                 source,
@@ -542,7 +541,7 @@ fn read_meta<D: Disk>(disk: &D, path: &Path) -> Result<Option<Identity>, Directo
         }
         Err(source) => return Err(DirectoryError::Io { path: file, source }),
     }
-    // Only the version field is the same in every format, so it is read first, on its own.
+    // Only the version field is the same in every format, so it is read first and by itself.
     let version: Version =
         serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
     if version.format_version > u64::from(FORMAT_VERSION) {
@@ -553,7 +552,7 @@ fn read_meta<D: Disk>(disk: &D, path: &Path) -> Result<Option<Identity>, Directo
     }
     if version.format_version != u64::from(FORMAT_VERSION) {
         return Err(damaged(format!(
-            "format_version is {}, which does not exist",
+            "format_version is {}, which is not a known version",
             version.format_version
         )));
     }

@@ -1,7 +1,7 @@
 //! The file system operations that the log needs, as a trait, so that all code that makes decisions
 //! about files can also run on a simulated disk.
 //!
-//! Each method is one system call, or its equivalent in a file system: any call may fail, and a
+//! Each method is one system call, or its equivalent on a simulated disk. Any call may fail, and a
 //! crash may happen between any two. [`super::record`] lists the assumptions about what a crash
 //! leaves.
 //!
@@ -33,7 +33,7 @@ pub trait Disk: Debug + Clone + Send + Sync + 'static {
     /// An open file on this disk.
     type File: DiskFile;
 
-    /// Creates a folder that only the user of this process may enter: mkdir(2).
+    /// Creates a folder that only this process's user may enter: mkdir(2).
     fn create_folder(&self, path: &Path) -> io::Result<()>;
     /// Returns whether a folder exists at this path.
     fn is_folder(&self, path: &Path) -> bool;
@@ -62,7 +62,7 @@ pub trait Disk: Debug + Clone + Send + Sync + 'static {
     }
     /// Returns the space of the file system that contains this folder: statvfs(3).
     fn space(&self, folder: &Path) -> io::Result<Space>;
-    /// Renames a file, and atomically replaces an existing one at `to`: rename(2).
+    /// Renames a file, atomically replacing an existing one at `to`: rename(2).
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Adds a second name to a file: link(2). If the file system has no hard links, the new name
     /// refers to a copy, which is synced to disk.
@@ -91,7 +91,7 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
     fn bytes(&self) -> io::Result<u64>;
     /// Returns whether the file still has a name. This is cheap enough for every commit.
     fn is_linked(&self) -> io::Result<bool>;
-    /// Reads at an offset, possibly fewer bytes than there are, and returns their number, which is
+    /// Reads at an offset, possibly fewer bytes than requested, and returns their number, which is
     /// 0 at the end of the file: pread(2).
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Writes at an offset, possibly fewer bytes than requested, and returns their number:
@@ -103,7 +103,7 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
     fn sync(&self) -> io::Result<()>;
     /// Makes later writes bypass the page cache (open(2), `O_DIRECT`). They must then consist of
     /// whole, aligned blocks, and each must have `RWF_DSYNC` (pwritev2(2)), so that it is on disk
-    /// when it returns. Returns `false`, with nothing changed, if the file system does not support
+    /// when it returns. Returns `false` and changes nothing if the file system does not support
     /// this.
     fn write_through(&self) -> io::Result<bool>;
     /// Writes at an offset, like [`DiskFile::write_at`], but the written bytes are on disk when it
@@ -123,10 +123,10 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
     /// while it is open. Returns `false` if it is shared or claimed.
     fn claim(&self) -> io::Result<bool>;
     /// Drops the file's clean pages from the page cache, so that the next read comes from the disk.
-    /// This is only advice: if the kernel ignores it, reads still return what was written.
+    /// This is only advice. If the kernel ignores it, reads still return what was written.
     fn drop_cache(&self);
 
-    /// Writes all of `bytes`, with as many calls as that takes.
+    /// Writes all of `bytes`, in as many calls as necessary.
     fn write_all_at(&self, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
         while !bytes.is_empty() {
             match self.write_at(bytes, offset) {
@@ -142,7 +142,7 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
         Ok(())
     }
 
-    /// Reads from `offset` on until `bytes` is full or the file ends. Returns the number of bytes
+    /// Reads from `offset` until `bytes` is full or the file ends. Returns the number of bytes
     /// read.
     fn read_full_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut count = 0;
@@ -157,12 +157,12 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
         Ok(count)
     }
 
-    /// Replaces the content of `bytes` by that of the file.
+    /// Replaces the content of `bytes` with that of the file.
     fn read_whole(&self, bytes: &mut Vec<u8>) -> io::Result<()> {
         let file_bytes = usize::try_from(self.bytes()?)
             .map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
-        // Only newly added bytes are zeroed, so a buffer that is reused for several segments is
-        // mostly not zeroed again.
+        // Only newly added bytes are zeroed, so most of a buffer that is reused for several
+        // segments is not zeroed again.
         bytes.resize(file_bytes, 0);
         let count = self.read_full_at(bytes, 0)?;
         bytes.truncate(count);
@@ -174,8 +174,8 @@ pub trait DiskFile: Debug + Send + Sync + 'static {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct HostDisk;
 
-/// The permission bits of new folders: only the server's user may access the log, whatever the
-/// umask is.
+/// The permission bits of new folders, which let only the server's user access the log, regardless
+/// of the umask.
 const FOLDER_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
@@ -248,7 +248,7 @@ impl Disk for HostDisk {
 
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
         match fs::hard_link(from, to) {
-            // The errors of file systems without hard links (link(2)).
+            // The errors returned by file systems without hard links (link(2)).
             Err(error)
                 if matches!(
                     Errno::from_io_error(&error),
@@ -268,7 +268,7 @@ impl Disk for HostDisk {
 
     fn lock(&self, path: &Path) -> io::Result<Result<File, File>> {
         let mut options = OpenOptions::new();
-        // The file is not truncated: until the lock is taken, the content belongs to another
+        // Do not truncate the file: until the lock is acquired, its content belongs to another
         // process.
         options.read(true).write(true).create(true).truncate(false);
         let file = options.mode(FILE_MODE).open(path)?;
@@ -318,8 +318,8 @@ impl DiskFile for File {
     fn write_through(&self) -> io::Result<bool> {
         let flags = rustix::fs::fcntl_getfl(self)?;
         let set = rustix::fs::fcntl_setfl(self, flags | OFlags::DIRECT);
-        // Some file systems accept the flag, but reject blocks that are too short for them, so a
-        // read is tried here.
+        // Some file systems accept the flag but reject blocks that are too short for them, so try a
+        // read here.
         let mut block = Blocks::new(BLOCK_BYTES);
         block.resize(BLOCK_BYTES, 0);
         let probed = set.and_then(|()| rustix::io::pread(self, &mut *block, 0));
@@ -480,7 +480,7 @@ mod tests {
         let file = HostDisk.create(&path).unwrap();
         let write = |bytes: &[u8], at| DiskFile::write_all_at(&file, bytes, at);
         write(b"header", 0).unwrap();
-        // If the file system cannot do it, the file stays as it was.
+        // If the file system does not support it, the file is unchanged.
         let takes_bytes = !DiskFile::write_through(&file).unwrap();
         let mut blocks = Blocks::new(BLOCK_BYTES);
         blocks.resize(2 * BLOCK_BYTES, b'b');

@@ -1,5 +1,5 @@
-//! The files of one shard's log: the open segment, and slow work on other segments, which is
-//! packaged as jobs for another thread.
+//! The files of one shard's log: the open segment, and slow work on other segments, packaged as
+//! jobs for another thread.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,17 +26,17 @@ pub struct LogFiles<D: Disk> {
     directory: Arc<DataDirectory<D>>,
     /// The open segment. Its file is shared with a rebuild, which syncs it.
     segment: Segment<Arc<D::File>>,
-    /// If set, segments are written through, if the file system supports that, and grow by this
+    /// If set, segments are written through where the file system supports it, and grow by this
     /// many bytes at a time.
     fill_bytes: Option<u64>,
     sources: Sources,
     /// The position where the open segment ends, once it has failed. The first attempt to rebuild
-    /// decides it for all that follow.
+    /// determines it for all later ones.
     kept_position: Arc<OnceLock<LogPosition>>,
 }
 
-/// The reason why the next segment or the state of a shard could not be provided. The operation is
-/// retried.
+/// The reason why a shard's next segment could not be created or its state could not be read. The
+/// operation is retried.
 #[derive(Debug, Error)]
 pub enum LogFilesError {
     /// The next segment cannot be created.
@@ -47,20 +47,20 @@ pub enum LogFilesError {
         /// The system's error.
         source: io::Error,
     },
-    /// The open segment is no longer at its path. The server cannot restore its ops there.
+    /// The open segment is no longer at its path, and the server cannot restore its ops there.
     #[error(
-        "{path} was deleted or moved away under the running server: stop the server, \
-         move the data directory back or put it back from a backup, and start it again"
+        "{path} was deleted or moved while the server was running: stop the server, move the data \
+         directory back or restore it from a backup, and start the server again"
     )]
     Deleted {
         /// The segment.
         path: PathBuf,
     },
-    /// `LOCK` is no longer at its path, so nothing keeps a server of an older version from using
-    /// the directory as well.
+    /// `LOCK` is no longer at its path, so nothing prevents an older server from using the
+    /// directory, too.
     #[error(
-        "{path} was deleted or replaced under the running server, and another server may use the \
-         data directory by now: stop every server on it, and start one again"
+        "{path} was deleted or replaced while the server was running, and another server may be \
+         using the data directory: stop every server on it, and start one again"
     )]
     Unlocked {
         /// `LOCK`.
@@ -72,7 +72,7 @@ pub enum LogFilesError {
 }
 
 impl<D: Disk> LogFiles<D> {
-    /// Creates the segment that a shard writes first, which follows everything that was recovered.
+    /// Creates the first segment that a shard writes, which follows everything that was recovered.
     /// With `fill_bytes`, this segment and the following ones are [written
     /// through](Segment::write_through), if the file system supports it.
     pub fn open(
@@ -138,7 +138,7 @@ impl<D: Disk> LogFiles<D> {
 
     /// Returns an error if the open segment or `LOCK` is known not to be at its path, because the
     /// data directory, the shard's folder or the file itself was deleted, moved or replaced. This
-    /// resolves both paths, so it is too expensive for every commit.
+    /// resolves both paths, which is too expensive to do for every commit.
     pub fn check_place(&self) -> Result<(), LogFilesError> {
         // An I/O error does not prove that the file was moved; creating the next segment will run
         // into it too.
@@ -170,7 +170,7 @@ impl<D: Disk> LogFiles<D> {
     }
 
     fn check(&self, is_there: io::Result<bool>) -> Result<(), LogFilesError> {
-        // The path is cloned only for an error, because this check runs on every commit.
+        // The path is cloned only if there is an error, because this check runs on every commit.
         let path = || self.segment.path.clone();
         match is_there {
             Ok(true) => Ok(()),
@@ -216,7 +216,7 @@ impl<D: Disk> LogFiles<D> {
     }
 
     /// Returns the job that creates the segment after the failed one and reads the shard's state
-    /// back. The failed file is no longer written; for readers, it ends where the next segment
+    /// back. The failed file is no longer written to; for readers, it ends where the next segment
     /// begins.
     pub fn rebuild(&self, end: End) -> Result<Rebuild<D>, LogFilesError> {
         if self.segment.header.index == end.index {
@@ -297,7 +297,7 @@ impl<D: Disk> Creation<D> {
         let segment = create(directory, &folder, header, reserve_bytes, self.fill_bytes)
             .map_err(|source| self.failed(source))?;
         if let Some((path, bytes)) = &self.closed {
-            // Readers stop at this length anyway: if this fails, some disk space is wasted.
+            // Readers stop at this length anyway, so if this fails, only some disk space is wasted.
             let _ = segment::trim(directory.disk(), path, *bytes);
         }
         Ok(segment)
@@ -340,7 +340,7 @@ pub struct Rebuild<D: Disk> {
 }
 
 impl<D: Disk> Rebuild<D> {
-    /// Creates the next segment and visits the ops. This waits for the disk, so it must not run on
+    /// Creates the next segment and visits the ops. This blocks on the disk, so it must not run on
     /// a shard's thread.
     pub fn run(&self, visit: impl FnMut(&LoggedOp<'_>)) -> Result<Segment<D::File>, LogFilesError> {
         let header = SegmentHeader {
@@ -349,7 +349,7 @@ impl<D: Disk> Rebuild<D> {
         };
         self.creation.remove_unused()?;
         // No space is reserved beyond what a segment without ops needs, so that on a nearly full
-        // disk the shard can still serve its state while it refuses ops.
+        // disk, the shard can still serve its state while refusing ops.
         let segment = self.creation.create(header, 0)?;
         recovery::replay(&self.creation.directory, &self.sources, visit)?;
         Ok(segment)

@@ -1,12 +1,12 @@
-//! Records beyond the end of a segment: records in its file at log positions that belong to the
-//! next segment.
+//! Records beyond the end of a segment, which are in its file but at log positions that belong to
+//! the next segment.
 //!
-//! Readers ignore them, and a healthy server leaves none. They can arise in two ways. Either a
-//! write or an fdatasync failed and the shard continued in the next segment: the clients then
+//! Readers ignore them, and a healthy server leaves none behind. They can arise in two ways. Either
+//! a write or an fdatasync failed and the shard continued in the next segment: the clients then
 //! received an error for these ops, although with `--durability interval` or `none` the ops may
-//! have been sent to others first. Or a second server used the data directory and truncated the
-//! segment while the first one was still writing to it: the ops were then sent to clients of the
-//! first server, and are lost.
+//! have been sent to other clients before that. Or a second server used the data directory and
+//! truncated the segment while the first one was still writing to it: the ops were then sent to
+//! clients of the first server, but are lost.
 
 use super::chain::{Link, RecoveryError};
 use super::disk::DiskFile;

@@ -1,18 +1,18 @@
 //! Reads a log without changing it, whether or not a server is using it: nothing is synced or cut,
 //! and the data directory is not locked.
 //!
-//! A running server appends to the open segments, creates new ones, and replaces closed ones by
+//! A running server appends to the open segments, creates new ones, and replaces closed ones with
 //! compacted ones. So the reader first opens all files and then checks that the directory still has
-//! the same segments. If it does, the open files are the log at one moment, because an open file
-//! keeps its content even if its name is removed. Bytes that are appended in the meantime may or
-//! may not be seen, and the end of an open segment is treated like that of any last segment: an
-//! incomplete record there is not a fault. A read may first find zeros that the file was filled
-//! with, and then a batch that was written over later zeros in the meantime. This looks like a
-//! fault until the read is repeated.
+//! the same segments. If it does, the open files are the log as of one moment, because an open file
+//! keeps its content even if its name is removed. The reader may or may not see bytes that are
+//! appended in the meantime, and it treats the end of an open segment like that of any last
+//! segment: an incomplete record there is not a fault. A single read may return zeros that pad the
+//! file, followed by a batch that the server wrote over later zeros in the meantime. This looks
+//! like a fault until the data is read again.
 //!
-//! A fault is reported only if it is found three times in a row, each time in files that were
-//! opened or read again. Everything that a running server does to the files takes them from one
-//! legal state to another, so a fault seen in between disappears.
+//! A fault is reported only if it is found three times in a row, each time after the files were
+//! reopened or reread. Everything that a running server does to the files takes them from one valid
+//! state to another, so a fault that a read sees in between disappears.
 
 use std::io;
 use std::path::Path;
@@ -28,7 +28,7 @@ use super::record::LoggedOp;
 #[cfg(test)]
 mod tests;
 
-/// The number of times in a row that a fault must be found before it is reported.
+/// The number of consecutive attempts that must find a fault before it is reported.
 const FAULT_TRIES: usize = 3;
 
 /// The reason why a log cannot be read.
@@ -113,8 +113,8 @@ impl<D: Disk> ReadOnlyFolder<D> {
         Ok(Self { chain, files })
     }
 
-    /// Returns whether these segments are the ones in `chain`, which was read later. New segments
-    /// count as a difference, because a compaction may have dropped ops from another folder that
+    /// Returns whether these segments are the ones in `chain`, which was read later. A new segment
+    /// counts as a difference, because a compaction may have dropped ops from another folder that
     /// ops in the new segment supersede.
     fn is_now(&self, chain: &Chain) -> bool {
         let (links, now) = (self.links(), &chain.links);
@@ -140,7 +140,7 @@ impl<D: Disk> ReadOnlyFolder<D> {
         &self.chain.links
     }
 
-    /// Visits the ops of a segment, in order; `bytes` is a buffer for its contents. After an error,
+    /// Visits the ops of a segment, in order. `bytes` is a buffer for its contents. After an error,
     /// the ops visited so far must be discarded.
     ///
     /// # Panics
@@ -157,7 +157,7 @@ impl<D: Disk> ReadOnlyFolder<D> {
             let mut ops = 0_u64;
             link.read_file(file, bytes, |op| {
                 ops += 1;
-                // A second attempt reads the same ops again, so those already visited are skipped.
+                // A second attempt rereads the same ops, so those already visited are skipped.
                 if ops > visited {
                     visited = ops;
                     visit(op);

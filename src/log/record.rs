@@ -1,8 +1,9 @@
-//! The format of the log: how ops become bytes, and how bytes are checked when they are read back.
+//! The format of the log: how ops are encoded, and how the bytes are checked when they are read
+//! back.
 //!
-//! The log of a shard is a sequence of *segments*, files that are written from front to back. A
+//! The log of a shard is a sequence of *segments*, which are files written from front to back. A
 //! segment is a header followed by *batches*. A batch is what one group commit writes: a header,
-//! then one record for each op. All numbers are little-endian, all checksums CRC-32C.
+//! then one record for each op. All numbers are little-endian, and all checksums are CRC-32C.
 //!
 //! # Byte tables
 //!
@@ -38,8 +39,8 @@
 //! | kind | 28 | 1: an op |
 //! | workspace id, key, value | 29.. | UTF-8; the value is the JSON text as sent |
 //!
-//! Zeros after the last batch of the last segment are not part of the log: the file was filled with
-//! them in advance ([`super::blocks`]).
+//! Zeros after the last batch of the last segment are not part of the log; they fill the file in
+//! advance ([`super::blocks`]).
 //!
 //! A *position* counts the bytes of batches across the whole log of a shard: `first position +
 //! (offset in the file - 64)`.
@@ -47,7 +48,7 @@
 //! # Assumptions about the disk
 //!
 //! 1. Bytes written before an `fdatasync` that returned success, or by a write with `RWF_DSYNC`,
-//!    are on disk, with the file's length, and stay there.
+//!    are on disk, as is the file's length, and stay there.
 //! 2. Of the bytes written since then, a power cut can leave any subset of the sectors of
 //!    [`SECTOR_BYTES`]. A sector is written completely or not at all: disks guarantee this for
 //!    their own sectors, which are at least that large (`NVMe`: "Atomic Write Unit Power Fail"),
@@ -58,87 +59,88 @@
 //! 3. A write does not corrupt neighbouring bytes, even in the same sector: they are written back
 //!    unchanged. If a disk violates this, the damage is detected as described below, and no altered
 //!    data is served.
-//! 4. A rename followed by an `fsync` of the folder that returned success is complete and
-//!    permanent. Before that, a crash may undo it and any removals since, each independently of the
-//!    others.
+//! 4. A rename is complete and permanent once an `fsync` of the folder has returned success. Until
+//!    then, a crash may undo it and any later removals, each independently of the others.
 //!
 //! # What a crash can leave
 //!
 //! The writer follows four rules. A segment gets its final name only after its header is on disk. A
 //! segment is completely on disk before the next one is created. A file that has been cut, or on
-//! which a write or sync has failed, is never appended to. A clean stop writes and syncs an empty
-//! batch, which *seals* everything before it.
+//! which a write or sync has failed, is never appended to again. A clean stop writes and syncs an
+//! empty batch, which *seals* everything before it.
 //!
 //! - **Between commits.** All batches are intact, and nothing is cut.
 //! - **During a write or before its sync, if the process is killed.** The kernel has a prefix of
 //!   the last batch, and the file ends with it. If the file was filled in advance, any subset of
-//!   the sectors may be there, as after a power cut.
+//!   the sectors may have been written, as after a power cut.
 //! - **During a write or before its sync, in a power cut.** Any subset of the sectors of the
-//!   unsynced batches may be there: intact records may follow bad ones, even intact batches, if
-//!   several were written without a sync (`--durability interval` or `none`).
+//!   unsynced batches may have been written: intact records may follow bad ones, and so may intact
+//!   batches if several were written without a sync (`--durability interval` or `none`).
 //! - **During the cut that follows.** The file has either its old or its new length; the next
 //!   start cuts it again.
-//! - **While a segment is being created.** There is a file whose name ends in `.new`, which is
-//!   removed at the next start, or a segment without batches.
+//! - **While a segment is being created.** There is either a file whose name ends in `.new`, which
+//!   is removed at the next start, or a segment without batches.
 //! - **During a compaction.** Segments `a` to `b` are merged into one, which is written under the
 //!   name of `b` with `.new`, sealed, synced and renamed over `b`; the folder is synced; only then
 //!   are the segments from `a` up to the one before `b` removed. Before the rename, and if a crash
 //!   undoes it, the old segments are intact and the `.new` file is removed at the next start. After
-//!   the rename, the header of the new `b` marks any of the others that still exist as *replaced*:
-//!   they are not read, and the next start removes them.
+//!   the rename, the header of the new `b` marks any of the other segments that still exist as
+//!   *replaced*: they are not read, and the next start removes them.
 //!
 //! A compacted segment is completely on disk before it gets its name, and its last batch is empty.
-//! So any bad byte in it is damage, and so is a missing last batch. Of the ops in the segments that
-//! it was made from, it holds at least every op that is not superseded by an op in any closed
-//! segment of the data directory. The op with a workspace's largest seq is the last change to its
-//! key, so it is always kept, and the workspace's seqs continue from it.
+//! So any bad byte in it is damage, as is a missing last batch. Of the ops in the segments that it
+//! was made from, it contains at least those that no op in any closed segment of the data directory
+//! supersedes. The op with a workspace's largest seq is the last change to its key, so it is always
+//! kept, and the workspace's seqs continue from it.
 //!
 //! A valid record after a bad one therefore proves nothing: it is normal after a power cut. Bad
 //! bytes prove damage only if they had been *synced*, and each batch header records how far the log
-//! had been synced before it. This gives the rule for the first bad byte of a shard's last segment,
-//! at position `p`: if any later batch header is valid at its exact offset and its durable position
-//! is greater than `p`, then bytes that were on disk were lost or altered, and that is **damage**
-//! ([`damage_behind`]).
+//! had been synced before it. This yields the rule for the first bad byte of a shard's last
+//! segment, at position `p`: if any later batch header is valid at its exact offset and its durable
+//! position is greater than `p`, then bytes that were on disk were lost or altered, and that is
+//! **damage** ([`damage_behind`]).
 //!
-//! The last batch has no later header to vouch for it, although its ops have often been sent to
-//! every client. But an interrupted write always leaves something *missing*: the batch that holds
-//! the first bad byte was handed to the kernel in one piece, so all of it should be there, and any
-//! byte that differs from what was written is in a sector that was not written. So, by assumption
-//! 2, either the file ends within the batch, or one sector's part of the batch is all zeros.
-//! Records contain no such run of zeros: a zero byte (U+0000) is possible only in a key, and each
-//! key is followed by a JSON value. If neither is the case ([`is_interrupted`]), the write was
-//! complete and its bytes have been altered since, and that is **damage** too. If the batch header
-//! itself is bad, the length of the batch is unknown, so only the header is checked.
+//! For the last batch, there is no later header that could prove anything, although its ops have
+//! often been sent to all clients. But an interrupted write always leaves something *missing*: the
+//! batch that holds the first bad byte was handed to the kernel in one piece, so all of it should
+//! be there, and any byte that differs from what was written is in a sector that was not written.
+//! So, by assumption 2, either the file ends within the batch, or one sector's part of the batch is
+//! all zeros. Records contain no such run of zeros: a zero byte (U+0000) is possible only in a key,
+//! and each key is followed by a JSON value. If neither is the case ([`is_interrupted`]), the write
+//! was complete and its bytes have been altered since, and that is also **damage**. If the batch
+//! header itself is bad, the length of the batch is unknown, so only the header is checked.
 //!
-//! Otherwise it is a **torn tail**, and it is cut off. Nothing proves that the bytes after `p` were
-//! ever acknowledged to a client. Everything valid before `p` is kept, even part of a batch,
+//! Otherwise, the bytes from `p` on are a **torn tail**, which is cut off. Nothing proves that they
+//! were ever acknowledged to a client. Everything valid before `p` is kept, even part of a batch,
 //! because each op is complete in itself.
 //!
-//! A crash never turns such a header into a false proof: the headers of unsynced batches were
-//! written before the sync that would have moved the durable position past the unsynced part. Their
-//! durable position is therefore at or before the start of that part, and so at or before `p`.
+//! A crash never makes a later batch header a false proof: the headers of unsynced batches were
+//! written before the sync that would have moved the durable position past the unsynced part. So
+//! the durable positions in them are at or before the start of that part, and thus at or before
+//! `p`.
 //!
 //! In an earlier segment, any bad byte is damage, since the segment was synced before the next one
 //! was created. The file may end between two records of a batch only if a recovery cut it there,
 //! and the next segment confirms that: its first position is exactly the end of the previous
-//! segment. If the two differ, something is missing, and that is damage. A record or a header with
-//! a correct checksum but invalid content was written that way; no crash does that, so it is damage
-//! in any segment.
+//! segment. If the two differ, something is missing, and that is damage. A record or header with a
+//! correct checksum but invalid content was written that way, which no crash can cause, so it is
+//! damage in any segment.
 //!
 //! # What is not found
 //!
-//! The following damage is not detected. In a log that was not stopped cleanly, a sector of the
-//! last batches has turned into zeros, and no later batch proves that it was synced: this cannot be
-//! distinguished from a torn tail, so the log is cut before it, without a message if only zeros
-//! follow. A byte of these batches was altered, and either the batch begins or ends a byte or two
-//! from a sector boundary and its checksum happens to have zeros up to that boundary, or the batch
-//! has a key with hundreds of U+0000. Segments vanished from the end of a folder, but not all of
-//! them (`meta.json` records which shards have begun a log, [`super::directory`]). The last segment
-//! lost exactly its last batches or records. Finally, an alteration that spans more than 32
-//! consecutive bits passes a checksum with a probability of 1 in 2^32.
+//! Damage is not detected in the following cases. In a log that was not stopped cleanly, a sector
+//! of the last batches has turned into zeros, and no later batch proves that it was synced: this is
+//! indistinguishable from a torn tail, so the log is cut off before it, without a message if only
+//! zeros follow. A byte of these batches was altered, and either the batch begins or ends a byte or
+//! two from a sector boundary and its checksum happens to have zeros up to that boundary, or the
+//! batch contains a key with hundreds of U+0000 characters. Some segments, but not all, vanished
+//! from the end of a folder (`meta.json` records which shards have begun a log,
+//! [`super::directory`]). The last segment was truncated exactly at the end of a batch or record.
+//! Finally, a change that spans more than 32 consecutive bits passes a checksum with a probability
+//! of 1 in 2^32.
 //!
 //! Architecture invariant: this module uses no files, no clock and no randomness, and never panics
-//! on bytes read from disk.
+//! because of bytes read from disk.
 
 use thiserror::Error;
 
@@ -153,7 +155,7 @@ use super::position::LogPosition;
 use crate::seq::Seq;
 use header::{field, u16_at, u32_at, u64_at};
 
-/// The length of a batch's header, and of an empty batch.
+/// The length of a batch's header, which is also the length of an empty batch.
 pub const BATCH_HEADER_BYTES: usize = 28;
 /// The smallest unit that a disk writes completely or not at all. Larger units are multiples of it.
 pub const SECTOR_BYTES: usize = 512;
@@ -172,7 +174,7 @@ pub const OP_HEADER_BYTES: usize = 29;
 pub(super) const RECORD_CRC_BYTES: usize = 4;
 const KIND_OP: u8 = 1;
 
-/// An op as it is logged. Its strings are borrowed: from a message when it is written, from a
+/// An op as it is logged. Its strings are borrowed from a message when it is written, and from a
 /// segment when it is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoggedOp<'a> {
@@ -189,8 +191,8 @@ pub struct LoggedOp<'a> {
 }
 
 impl LoggedOp<'_> {
-    /// Returns whether this op supersedes another op on the same key, which has this `timestamp`
-    /// and `seq`. Replay uses this rule because it sees ops in any order. If the timestamps are
+    /// Returns whether this op supersedes another op on the same key that has this `timestamp` and
+    /// `seq`. This is the rule for replay, which sees ops in any order. If the timestamps are
     /// equal, the op that was applied first wins, which is the one with the lower seq.
     #[must_use]
     pub fn wins_over(&self, timestamp: u64, seq: Seq) -> bool {
@@ -275,12 +277,12 @@ pub fn push_op(batch: &mut Vec<u8>, op: &LoggedOp<'_>) {
     batch.extend_from_slice(op.value.as_bytes());
 }
 
-/// Fills in the header and the chain of checksums in one pass, after which the batch can be written
-/// at `position`. A batch may be sealed again with other positions; only the last ones count. A
+/// Fills in the header and the chain of checksums in one pass. The batch can then be written at
+/// `position`. A batch may be sealed again with other positions, which replace the earlier ones. A
 /// batch without ops is the empty batch that a clean stop writes.
 ///
 /// # Panics
-/// If `batch` was not made by [`begin_batch`] and [`push_op`], holds 4 GiB or more, or if
+/// If `batch` was not built with [`begin_batch`] and [`push_op`], if it is 4 GiB or longer, or if
 /// `durable_position` is after `position`.
 pub fn seal_batch(
     batch: &mut [u8],
@@ -332,7 +334,7 @@ pub struct Fault {
 /// The kinds of [`Fault`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum FaultKind {
-    /// The file ends between two records of a batch, as it does after a torn tail was cut off.
+    /// The file ends between two records of a batch, as it does once a torn tail has been cut off.
     #[error("the file ends inside a batch")]
     Cut,
     /// There is no valid batch header where one must begin.
@@ -341,8 +343,8 @@ pub enum FaultKind {
     /// A record extends past the end of its batch or the file, or its checksum is wrong.
     #[error("the length or the checksum of a record is wrong")]
     Record,
-    /// The checksum is right but the content is invalid: it was written that way, which no crash
-    /// does.
+    /// The checksum is correct but the content is invalid: it was written that way, which no crash
+    /// can cause.
     #[error("the checksum is right, but {0}")]
     Content(&'static str),
 }
@@ -353,7 +355,7 @@ pub enum FaultKind {
 pub struct Reader<'a> {
     pub(super) header: SegmentHeader,
     pub(super) salt: u32,
-    /// The bytes of the file from the offset `base` on.
+    /// The file's content from the offset `base` on.
     pub(super) bytes: &'a [u8],
     pub(super) base: usize,
     cursor: ReadCursor,
@@ -410,7 +412,8 @@ impl ReadCursor {
 }
 
 impl<'a> Reader<'a> {
-    /// Reads `bytes`, a whole segment including the header that `header` was decoded from.
+    /// Returns a reader of `bytes`, a whole segment including the header that `header` was decoded
+    /// from.
     #[must_use]
     pub fn new(header: &SegmentHeader, bytes: &'a [u8]) -> Self {
         Self {
@@ -419,9 +422,9 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Continues at `cursor` with part of a segment: `bytes` begin at the file offset `base`, at or
-    /// before the cursor. If they end before the file does, a fault at their end may only be due to
-    /// the bytes that are missing.
+    /// Returns a reader that continues at `cursor` with part of a segment: `bytes` begins at the
+    /// file offset `base`, which is at or before the cursor. If it ends before the file does, a
+    /// fault at its end may be due only to the missing bytes.
     ///
     /// # Panics
     /// If the cursor is not within the bytes.
@@ -466,7 +469,7 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn read(&mut self) -> Result<Option<LoggedOp<'a>>, Fault> {
-        // Batches without ops are legal anywhere.
+        // Batches without ops are valid anywhere.
         while self.cursor.offset == self.cursor.batch_end {
             if self.unread().is_empty() {
                 return Ok(None);
@@ -544,13 +547,13 @@ impl<'a> Iterator for Reader<'a> {
 impl std::iter::FusedIterator for Reader<'_> {}
 
 /// Searches for proof that the bytes at `fault_offset` had been on disk, and returns the offset of
-/// a later batch header that is valid at its place and was written after they were synced. If it
-/// returns `None`, the segment is the last one and the fault is not a [`FaultKind::Content`], then
-/// [`is_interrupted`] decides whether the fault is a torn tail. `bytes` are the bytes of the file
+/// a later batch header that is valid at its place and was written after those bytes were synced.
+/// If there is none, the segment is the last one and the fault is not a [`FaultKind::Content`],
+/// then [`is_interrupted`] decides whether the fault is a torn tail. `bytes` is the file's content
 /// from the fault on.
 ///
-/// Runs in linear time: it checks one byte at each offset, and a checksum of 24 bytes wherever the
-/// magic is found.
+/// Runs in linear time: it checks one byte at each offset, and a 24-byte checksum wherever it finds
+/// the magic.
 #[must_use]
 pub fn damage_behind(header: &SegmentHeader, bytes: &[u8], fault_offset: usize) -> Option<usize> {
     let fault_position = header.position(fault_offset as u64);
@@ -561,7 +564,7 @@ pub fn damage_behind(header: &SegmentHeader, bytes: &[u8], fault_offset: usize) 
 
 /// Returns whether an interrupted write can have left the bytes at `cursor`, where the reader found
 /// a fault: the file ends before the batch does, or one sector's part of the batch is all zeros.
-/// `bytes` are the bytes of the file from the cursor on.
+/// `bytes` is the file's content from the cursor on.
 #[must_use]
 pub fn is_interrupted(cursor: ReadCursor, bytes: &[u8]) -> bool {
     let unread_bytes = match cursor.batch_end - cursor.offset {
@@ -574,8 +577,8 @@ pub fn is_interrupted(cursor: ReadCursor, bytes: &[u8]) -> bool {
     misses_sector(cursor.offset, unread)
 }
 
-/// Returns whether one sector's part of these bytes is all zeros. They begin at `offset` in their
-/// file.
+/// Returns whether one sector's part of `bytes`, which begins at `offset` in its file, is all
+/// zeros.
 fn misses_sector(offset: usize, mut bytes: &[u8]) -> bool {
     // Sectors are counted from the start of the file, so the first part may be shorter.
     let mut part_bytes = SECTOR_BYTES - offset % SECTOR_BYTES;
@@ -589,8 +592,8 @@ fn misses_sector(offset: usize, mut bytes: &[u8]) -> bool {
     false
 }
 
-/// Returns the batch headers that are valid at exactly their offset, together with those offsets.
-/// `bytes` are the bytes of the file from the offset `base` on.
+/// Returns the batch headers that are valid at exactly their offsets, together with those offsets.
+/// `bytes` is the file's content from the offset `base` on.
 pub(super) fn batches(
     header: &SegmentHeader,
     bytes: &[u8],
@@ -619,14 +622,14 @@ fn decode_op<'a>(
     if header[28] != KIND_OP {
         return Err("the kind of this record is unknown");
     }
-    let overrun = "the texts of this record extend past its end";
+    let overrun = "the strings of this record extend past its end";
     let (workspace, texts) = texts
         .split_at_checked(u16_at(header, 24).into())
         .ok_or(overrun)?;
     let (key, value) = texts
         .split_at_checked(u16_at(header, 26).into())
         .ok_or(overrun)?;
-    let text = |bytes| str::from_utf8(bytes).map_err(|_| "a text of this record is not UTF-8");
+    let text = |bytes| str::from_utf8(bytes).map_err(|_| "a string of this record is not UTF-8");
     Ok(LoggedOp {
         workspace: text(workspace)?,
         key: text(key)?,

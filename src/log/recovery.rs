@@ -1,12 +1,12 @@
-//! Reads the log back, when the server starts and when a shard rebuilds itself.
+//! Reads back the log when the server starts and when a shard rebuilds itself.
 //!
 //! This module applies the rules derived in [`super::record`] to the files. Everything is read and
-//! judged before anything is cut or removed, so a damaged log is left as it was found.
+//! checked before anything is cut off or removed, so a damaged log is left as it was found.
 //!
 //! An op that is sent to a client after a start must be durable, even if the previous process was
 //! killed between a write and its sync, or if one of its syncs failed and left pages in the cache
-//! that are not on disk. So each last segment is synced, dropped from the cache and only then read,
-//! which returns what is really on disk.
+//! that never reached the disk. Each last segment is therefore synced, dropped from the cache and
+//! only then read, so that the read returns what is really on disk.
 //!
 //! After an error, the ops visited so far must be discarded.
 
@@ -46,7 +46,8 @@ impl Tail {
     }
 }
 
-/// A torn tail that was cut off: the remains of writes that had not been synced before a crash.
+/// A torn tail that was cut off, consisting of the remains of writes that had not been synced
+/// before a crash.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Torn {
     /// The segment.
@@ -73,7 +74,8 @@ pub struct RecoveryReport {
 }
 
 impl RecoveryReport {
-    /// Returns where the next segment of `shard` begins, even if it has no folder yet.
+    /// Returns the place where the next segment of `shard` begins, even if the shard has no folder
+    /// yet.
     #[must_use]
     pub fn tail(&self, shard: u32) -> Tail {
         self.tails
@@ -145,8 +147,9 @@ impl<'a, D: Disk> Recovery<'a, D> {
         Ok(read)
     }
 
-    /// Cuts off the torn tails and removes the files that crashes have left, once all folders have
-    /// been read successfully. `folders` holds one result for each folder, in order.
+    /// Cuts off the torn tails and removes the files that crashes have left behind. Must be called
+    /// only once all folders have been read successfully. `folders` contains one result for each
+    /// folder, in order.
     ///
     /// # Panics
     ///
@@ -158,8 +161,8 @@ impl<'a, D: Disk> Recovery<'a, D> {
         for (chain, read) in self.chains.iter().zip(folders) {
             let folder = self.directory.shard_path(chain.shard);
             // The result depends on the names that were found, so they are made durable first. The
-            // rename that replaced segments may not be on disk yet, and neither may the removal of
-            // an empty segment, which would make the previous one end earlier if it reappeared.
+            // rename that replaced segments may not be on disk yet, nor may the removal of an empty
+            // segment; if that segment reappeared, the previous one would end earlier.
             disk.sync_folder(&folder)
                 .map_err(RecoveryError::at(&folder))?;
             segment::sweep(disk, &folder).map_err(RecoveryError::at(&folder))?;
@@ -178,8 +181,8 @@ impl<'a, D: Disk> Recovery<'a, D> {
                 next_index: link.header.index + 1,
                 next_position: last.end_position,
             });
-            // This is done even if nothing is torn, because the cut releases the disk space that
-            // the segment had reserved.
+            // Cut even if nothing is torn, because that releases the disk space that the segment
+            // had reserved.
             segment::cut(disk, &link.path, last.whole_bytes)
                 .map_err(RecoveryError::at(&link.path))?;
             if last.file_bytes > last.whole_bytes {

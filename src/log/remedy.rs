@@ -1,5 +1,5 @@
-//! Advice on how to fix a disk error, by error number. All messages with such advice take it from
-//! here.
+//! Advice on how to fix a disk error, by error number. All messages that contain such advice obtain
+//! it from this module.
 
 use std::fmt;
 use std::io;
@@ -23,17 +23,17 @@ impl fmt::Display for WithRemedy<'_> {
 #[must_use]
 pub fn remedy(error: &io::Error) -> Option<&'static str> {
     Some(match Errno::from_io_error(error)? {
-        // A lack of space and a lack of inodes have the same error number.
+        // Running out of space and running out of inodes have the same error number.
         Errno::NOSPC => "free space (df -h) or inodes (df -i) on its file system",
         Errno::DQUOT => "raise the disk quota of this user",
-        Errno::FBIG => "raise the limit of file sizes (ulimit -f)",
-        Errno::ROFS => "mount its file system for writing",
+        Errno::FBIG => "raise the limit on file sizes (ulimit -f)",
+        Errno::ROFS => "remount its file system read-write",
         Errno::ACCESS | Errno::PERM => "grant this user read and write access to it",
         Errno::IO => "its disk failed to read or write; see the kernel's log (dmesg)",
         Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS => {
             "its file system cannot lock files; use one on a local disk"
         }
-        Errno::MFILE | Errno::NFILE => "raise the limit of open files (ulimit -n)",
+        Errno::MFILE | Errno::NFILE => "raise the limit on open files (ulimit -n)",
         Errno::NOMEM => "free memory, or raise the memory limit of this process",
         Errno::STALE | Errno::NOTCONN | Errno::TIMEDOUT => {
             "its network file system failed; use a local disk"

@@ -1,12 +1,12 @@
-//! Repairs a damaged log: intact ops are kept, everything else is set aside, and nothing is
+//! Repairs a damaged log. Intact ops are kept, everything else is set aside, and nothing is
 //! deleted.
 //!
 //! A repair is planned first, and the plan lists everything that the repair will do and everything
-//! that is lost. Each change replaces one file by another in a single rename, once the new one is
+//! that is lost. Each change replaces one file with another in a single rename, once the new one is
 //! on disk and the old one has a second name in a folder `damaged-N` of the data directory. The log
-//! counts as damaged until the last change is done, and a server refuses to start on it until then.
-//! So after a crash at any step, the log is either repaired or still damaged, with all its intact
-//! ops, and running the repair again completes it.
+//! counts as damaged until the last change has been made, and no server starts on it until then. So
+//! after a crash at any step, the log is either repaired or still damaged with all its intact ops,
+//! and running the repair again completes it.
 //!
 //! The changes are made in this order: first a lost `meta.json`; then files that are not segments
 //! of this log, and segments with the wrong name; and finally, folder by folder, damaged and
@@ -50,7 +50,7 @@ pub enum RepairError {
     /// A file cannot be read.
     #[error(transparent)]
     Log(#[from] RecoveryError),
-    /// A change cannot be made. Earlier changes remain, and the repair may be run again.
+    /// A change cannot be made. Earlier changes remain in place, and the repair may be run again.
     #[error("{path}: {}", WithRemedy(.source))]
     Io {
         /// The file or folder.
@@ -60,13 +60,14 @@ pub enum RepairError {
     },
 }
 
-/// A planned repair of a data directory, which stays locked for as long as this value lives.
+/// A planned repair of a data directory. The directory stays locked for as long as this value
+/// lives.
 #[derive(Debug)]
 pub struct RepairPlan<D: Disk> {
     disk: D,
     data: PathBuf,
     epoch: [u8; 16],
-    /// Whether `meta.json` is missing or damaged, and so must be written again.
+    /// Whether `meta.json` is missing or damaged and must therefore be rewritten.
     is_meta_lost: bool,
     aside: PathBuf,
     strays: Vec<Stray>,
@@ -132,8 +133,7 @@ impl<D: Disk> RepairPlan<D> {
         self.is_meta_lost
     }
 
-    /// Returns the files that are set aside as they are, because the repaired log does not use
-    /// them.
+    /// Returns the files that are set aside unchanged, because the repaired log does not use them.
     #[must_use]
     pub fn strays(&self) -> &[Stray] {
         &self.strays
@@ -155,7 +155,7 @@ impl<D: Disk> RepairPlan<D> {
         &self.missing
     }
 
-    /// Returns the path of the folder for the files that are set aside.
+    /// Returns the path of the folder in which files are set aside.
     #[must_use]
     pub fn aside(&self) -> &Path {
         &self.aside
@@ -168,7 +168,7 @@ impl<D: Disk> RepairPlan<D> {
             let to = self.aside_path(&stray.path)?;
             self.rename(&stray.path, &to)?;
         }
-        // Two segments may have each other's name, so all of them get a temporary name first.
+        // Two segments may have each other's names, so all of them are given temporary names first.
         let moves: Vec<_> = self
             .moves()
             .map(|step| (step, moved_path(&step.home)))
@@ -243,7 +243,7 @@ impl<D: Disk> RepairPlan<D> {
         self.replace(&new, path)
     }
 
-    /// Sets aside a file that a crash has left under the name with which a new segment is to be
+    /// Sets aside a file that a crash has left at the path where a new segment is about to be
     /// written.
     fn keep_leftover(&self, new: &Path) -> Result<(), RepairError> {
         if self.disk.file_bytes(new).is_err() {
@@ -253,7 +253,7 @@ impl<D: Disk> RepairPlan<D> {
         self.rename(new, &to)
     }
 
-    /// Returns the path to which a file is set aside, and durably creates the folders for it.
+    /// Returns the path at which a file is set aside, and durably creates the folders for it.
     fn aside_path(&self, path: &Path) -> Result<PathBuf, RepairError> {
         let inner = path
             .strip_prefix(&self.data)
@@ -284,7 +284,7 @@ impl<D: Disk> RepairPlan<D> {
         self.replace(from, to)
     }
 
-    /// Durably renames a file, replacing any existing file of the new name.
+    /// Durably renames a file, replacing any existing file with the new name.
     fn replace(&self, from: &Path, to: &Path) -> Result<(), RepairError> {
         self.disk.rename(from, to).map_err(at(from))?;
         self.sync_folder(parent(to))?;
@@ -341,7 +341,7 @@ fn next_aside<D: Disk>(disk: &D, data: &Path) -> io::Result<PathBuf> {
 }
 
 /// Returns the temporary path of a segment that is being renamed. Its name is not a valid segment
-/// name, but a repair that is run again still finds the file under it.
+/// name, but a repeated repair still finds the file by it.
 fn moved_path(home: &Path) -> PathBuf {
     home.with_extension(MOVED_EXTENSION)
 }

@@ -1,8 +1,9 @@
 //! Disk space that is claimed for compaction, so that the server can recover when other programs
-//! have filled the disk: compaction frees space, but needs a little of it first.
+//! have filled the disk: compaction frees space, but needs a little space first.
 //!
 //! The reserve is an empty file with blocks claimed beyond its end. If the file system cannot claim
-//! blocks, the file holds nothing and does no harm. It survives a restart of the server.
+//! blocks, the file occupies no space and does no harm. The reserve survives a restart of the
+//! server.
 
 use std::io;
 use std::path::PathBuf;
@@ -15,7 +16,7 @@ use super::disk::{Disk, DiskFile};
 #[derive(Debug)]
 pub struct Reserve<D: Disk> {
     directory: Arc<DataDirectory<D>>,
-    /// The bytes claimed, as far as this process knows.
+    /// The number of bytes claimed, as far as this process knows.
     bytes: u64,
 }
 
@@ -29,7 +30,7 @@ impl<D: Disk> Reserve<D> {
         }
     }
 
-    /// Returns the bytes claimed, as far as this process knows.
+    /// Returns the number of bytes claimed, as far as this process knows.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes
@@ -45,7 +46,7 @@ impl<D: Disk> Reserve<D> {
             .create(&self.path())
             .and_then(|file| file.reserve(bytes));
         if claimed.is_err() {
-            // A part of the space may have been claimed.
+            // Part of the space may have been claimed.
             let _ = disk.remove(&self.path());
             self.bytes = 0;
         } else {

@@ -34,8 +34,8 @@ impl<F: DiskFile> Rewrite<F> {
         })
     }
 
-    /// Appends an op. Returns `true` if that completed a piece, which is then on disk. Syncs of
-    /// other files therefore never wait for more than one piece.
+    /// Appends an op. Returns `true` if that completed a piece, which is then on disk. So syncs of
+    /// other files never wait for more than one piece.
     pub(super) fn push(&mut self, op: &LoggedOp<'_>) -> io::Result<bool> {
         record::push_op(&mut self.batch, op);
         if self.batch.len() < COMPACTION_BATCH_BYTES {
@@ -45,7 +45,7 @@ impl<F: DiskFile> Rewrite<F> {
         Ok(true)
     }
 
-    /// Seals the segment and returns its length, in bytes. All of it is then on disk.
+    /// Seals the segment and returns its length in bytes. The whole segment is then on disk.
     pub(super) fn finish(mut self) -> io::Result<u64> {
         if self.batch.len() > BATCH_HEADER_BYTES {
             self.write()?;

@@ -1,7 +1,7 @@
 //! Decides when to compact which folders and how fast, and how much disk space each shard may use.
 //!
-//! This module uses no files and no clock: the compactor and the simulation pass in what they have
-//! measured.
+//! This module uses no files and no clock: the compactor and the simulation pass in their
+//! measurements.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -25,8 +25,8 @@ pub struct FolderUsage {
     pub shard: u32,
     /// The total length of its closed segments, in bytes.
     pub closed_bytes: u64,
-    /// The size that the shard's state would have in a log without dead bytes, at the time when the
-    /// open segment was opened. 0 if the shard is not running.
+    /// The size that the shard's state would have had in a log without dead bytes when the open
+    /// segment was opened. 0 if the shard is not running.
     pub live_bytes: u64,
     /// Whether the shard is running.
     pub is_running: bool,
@@ -35,12 +35,12 @@ pub struct FolderUsage {
 /// Decides when to compact, from the folder sizes and the results of earlier compactions.
 #[derive(Debug)]
 pub struct Schedule {
-    /// A folder with no more than this many closed bytes is not worth a compaction.
+    /// A folder with no more than this many closed bytes is not worth compacting.
     floor_bytes: u64,
     /// The result of the last compaction of each folder.
     left: BTreeMap<u32, Left>,
     failure: Option<Failure>,
-    /// Whether the last compaction had too little room on the disk, so that the next one works in
+    /// Whether the last compaction had too little room on the disk; if so, the next one works in
     /// small steps.
     lacks_room: bool,
     is_over: bool,
@@ -49,7 +49,7 @@ pub struct Schedule {
 /// The size of a folder after its last compaction.
 #[derive(Debug, Clone, Copy)]
 struct Left {
-    /// The live bytes that do not belong to the state of its own shard.
+    /// The live bytes that do not belong to the state of the folder's own shard.
     foreign_bytes: u64,
     /// The total length of its closed segments, in bytes.
     closed_bytes: u64,
@@ -59,12 +59,12 @@ struct Left {
 struct Failure {
     not_before_us: u64,
     cause: String,
-    /// The free bytes of the disk after the failure, if there was too little room.
+    /// The disk's free bytes after the failure, if there was too little room.
     free_bytes: Option<u64>,
 }
 
 impl Schedule {
-    /// Returns a schedule that does not consider folders of up to `floor_bytes` worth a compaction.
+    /// Returns a schedule that does not compact folders of up to `floor_bytes`.
     #[must_use]
     pub fn new(floor_bytes: u64) -> Self {
         Self {
@@ -76,9 +76,9 @@ impl Schedule {
         }
     }
 
-    /// Returns an upper bound for the number of bytes that a compaction would leave in a folder.
-    /// Before its first compaction, the bound is the size of the folder or the live bytes of all
-    /// shards, any of which may be in it, whichever is smaller.
+    /// Returns an upper bound on the number of bytes that a compaction would leave in a folder.
+    /// Before its first compaction, the bound is either the size of the folder or the live bytes of
+    /// all shards, any of which may be in the folder, whichever is smaller.
     #[must_use]
     pub fn kept_bytes(&self, folder: &FolderUsage, all: &[FolderUsage]) -> u64 {
         if let Some(left) = self.left.get(&folder.shard) {
@@ -88,7 +88,7 @@ impl Schedule {
         folder.closed_bytes.min(live_bytes).max(folder.live_bytes)
     }
 
-    /// Returns the length of all logs together, as a percentage of the bytes known to be live.
+    /// Returns the total length of all logs, as a percentage of the bytes known to be live.
     fn percent_of_all(&self, all: &[FolderUsage]) -> u64 {
         let closed_bytes = all.iter().map(|folder| folder.closed_bytes).sum();
         let live = all.iter().map(|folder| {
@@ -98,7 +98,7 @@ impl Schedule {
         percent(closed_bytes, live.sum())
     }
 
-    /// Returns whether a folder has grown since its last compaction; if not, another compaction
+    /// Returns whether a folder has grown since its last compaction. If not, another compaction
     /// would change nothing.
     fn has_grown(&self, folder: &FolderUsage) -> bool {
         let left = self.left.get(&folder.shard);
@@ -106,8 +106,8 @@ impl Schedule {
     }
 
     /// Returns the shards whose folders should be compacted now, or none if a compaction must wait.
-    /// These are the folders in which too few of the bytes are live, or all folders if that is true
-    /// of their total. If the disk is short of room, a small number of dead bytes is enough.
+    /// These are the folders in which too small a share of the bytes is live, or all folders if
+    /// that is true of their total. If the disk is short of room, even a few dead bytes are enough.
     #[must_use]
     pub fn due(&self, all: &[FolderUsage], is_short: bool, now_us: u64) -> Vec<u32> {
         let must_wait = self.failure.as_ref();
@@ -139,7 +139,7 @@ impl Schedule {
         dead_bytes.saturating_mul(COMPACTION_DEAD_SHARE) >= folder.closed_bytes.max(1)
     }
 
-    /// Returns how long to pause after working for `worked`: the longer the logs are, the shorter
+    /// Returns how long to pause after working for `worked`. The longer the logs are, the shorter
     /// the pause.
     #[must_use]
     pub fn pause(&self, all: &[FolderUsage], is_short: bool, worked: Duration) -> Duration {
@@ -163,8 +163,8 @@ impl Schedule {
         worked * pause_percent / 100
     }
 
-    /// Records that a folder was compacted. `begun` is its state when the compaction began,
-    /// `kept_bytes` its live bytes, and `closed_bytes` its length now.
+    /// Records that a folder was compacted. `begun` is the folder's state when the compaction
+    /// began, `kept_bytes` the number of its live bytes, and `closed_bytes` its length now.
     pub fn compacted(&mut self, begun: &FolderUsage, kept_bytes: u64, closed_bytes: u64) {
         let foreign_bytes = kept_bytes.saturating_sub(begun.live_bytes);
         self.left.insert(
@@ -187,14 +187,14 @@ impl Schedule {
         self.lacks_room = true;
     }
 
-    /// Returns whether the last compaction had too little room on the disk. The next one should
-    /// then need little, and nothing else may use the free space.
+    /// Returns whether the last compaction had too little room on the disk. If so, the next one
+    /// should need little space, and nothing else may use the free space.
     #[must_use]
     pub fn lacks_room(&self) -> bool {
         self.lacks_room
     }
 
-    /// Records that a compaction failed; `free_bytes` is the free space if there was too little of
+    /// Records that a compaction failed. `free_bytes` is the free space if there was too little of
     /// it. Returns whether the failure deserves a warning, because the previous compaction
     /// succeeded or failed for a different reason.
     pub fn failed(&mut self, cause: String, free_bytes: Option<u64>, now_us: u64) -> bool {
@@ -207,8 +207,8 @@ impl Schedule {
         is_new
     }
 
-    /// Records the free space of the disk. If the last compaction had too little, and there is now
-    /// over a quarter more, the next one need not wait.
+    /// Records the free space of the disk. If the last compaction had too little, and free space
+    /// has since grown by more than a quarter, the next one need not wait.
     pub fn looked(&mut self, free_bytes: u64) {
         if let Some(failure) = &mut self.failure
             && failure
@@ -254,7 +254,7 @@ fn percent(bytes: u64, of: u64) -> u64 {
 pub struct LowMarks {
     /// The bytes that are kept free on a large disk.
     pub bytes: u64,
-    /// On a smaller disk, one in this many bytes is kept free.
+    /// On a smaller disk, one in `share` bytes is kept free.
     pub share: u64,
     /// The additional bytes that are kept free for each shard.
     pub shard_bytes: u64,
@@ -282,7 +282,7 @@ pub struct DiskRoom {
 }
 
 impl DiskRoom {
-    /// Returns the room of a disk that holds the logs of `shards` shards.
+    /// Returns the room on a disk that holds the logs of `shards` shards.
     #[must_use]
     pub fn new(marks: LowMarks, shards: u64) -> Self {
         Self {
@@ -294,7 +294,8 @@ impl DiskRoom {
         }
     }
 
-    /// Records the space of the disk. If it is `None`, the space is unknown and nothing is limited.
+    /// Records the space on the disk. `None` means that the space is unknown and that nothing is
+    /// limited.
     ///
     /// `lacks_room` means that the last compaction had too little room, and that the reserve was
     /// given up for the next one. If ops used that space, it could never be reclaimed.
@@ -311,7 +312,7 @@ impl DiskRoom {
         };
         let free_bytes = self.usable_bytes();
         // The disk counts as short slightly before the shards have used up their shares, so that
-        // they all stop together.
+        // they all stop at the same time.
         let low_bytes = self.low_bytes();
         self.is_short = free_bytes
             < if self.is_short {
@@ -356,8 +357,8 @@ impl DiskRoom {
         position.advance(room_bytes)
     }
 
-    /// Returns how large the reserve should be, or `None` if there is no room for one or the logs
-    /// are shorter than `floor_bytes`.
+    /// Returns the size that the reserve should have, or `None` if there is no room for one or the
+    /// logs are shorter than `floor_bytes`.
     #[must_use]
     pub fn reserve_bytes(&self, all: &[FolderUsage], floor_bytes: u64) -> Option<u64> {
         let closed_bytes: u64 = all.iter().map(|folder| folder.closed_bytes).sum();

@@ -1,5 +1,5 @@
-//! The segment files of the log. Each appears under its name with its header, is appended to by its
-//! shard, and is cut once it is closed.
+//! The segment files of the log. Each file appears under its name once its header is written, is
+//! appended to by its shard, and is cut to its final length once it is closed.
 
 use std::ffi::OsStr;
 use std::io;
@@ -30,9 +30,9 @@ pub struct Segment<F> {
 }
 
 impl<F: DiskFile> Segment<F> {
-    /// Makes each later write bypass the page cache, if the file system supports that, so that it
-    /// is on disk when it returns. The file then grows by `fill_bytes` at a time: the appended
-    /// bytes are followed by zeros.
+    /// Makes all later writes bypass the page cache, if the file system supports that, so that each
+    /// is on disk when it returns. The file then grows by `fill_bytes` at a time, so zeros follow
+    /// the appended bytes.
     pub fn write_through(mut self, fill_bytes: u64) -> io::Result<Self> {
         if self.file.write_through()? {
             self.blocks = Some(BlockWriter::new(&self.header.encode(), fill_bytes));
@@ -52,13 +52,14 @@ pub fn file_name(index: u64) -> String {
 /// appears under that name only once its header is on disk, so a segment with an incomplete header
 /// is always damage and never the result of a crash.
 ///
-/// `reserve_bytes` of disk space are claimed in advance without changing the file's length, so that
-/// a full disk is noticed here, when no op depends on it. Nothing is claimed if `reserve_bytes` is
-/// zero or the file system does not support it. [`cut`] releases the space that was not used.
+/// `reserve_bytes` of disk space are claimed in advance, without changing the file's length, so
+/// that a full disk is noticed while no op depends on the segment. Nothing is claimed if
+/// `reserve_bytes` is zero or the file system does not support it. [`cut`] releases the unused
+/// space.
 ///
 /// # Errors
 ///
-/// If the index is already in use, or if the disk fails. The new file is then removed again.
+/// If the index is already in use, or if the disk fails; the new file is then removed again.
 pub fn create<D: Disk>(
     disk: &D,
     folder: &Path,
@@ -75,7 +76,7 @@ pub fn create<D: Disk>(
     let path = folder.join(file_name(header.index));
     if disk.exists(&path)? {
         // The rename below would replace it, and with it all of its ops.
-        let what = format!("{} exists", path.display());
+        let what = format!("{} already exists", path.display());
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, what));
     }
     let path_new = new_path(folder, header.index);
@@ -101,8 +102,8 @@ pub fn create<D: Disk>(
     }
 }
 
-/// Returns the path of a segment while it is being created. After a crash, [`sweep`] removes such a
-/// file.
+/// Returns the path of a segment while it is being created. After a crash, [`sweep`] removes any
+/// such file.
 #[must_use]
 pub fn new_path(folder: &Path, index: u64) -> PathBuf {
     folder.join(format!("{index:010}{SUFFIX_NEW}"))
@@ -147,7 +148,7 @@ pub fn list<D: Disk>(disk: &D, folder: &Path) -> io::Result<Vec<(u64, PathBuf)>>
     match listing.strays.first() {
         None => Ok(listing.segments),
         Some(path) => {
-            let what = format!("{} is not the name of a segment", path.display());
+            let what = format!("{} is not a segment name", path.display());
             Err(io::Error::new(io::ErrorKind::InvalidData, what))
         }
     }
@@ -158,7 +159,7 @@ fn index_of(name: &OsStr) -> Option<u64> {
     (name == file_name(index).as_str()).then_some(index)
 }
 
-/// Removes the files that a crash left while a segment was being created. Such a file never holds
+/// Removes the files left by crashes while segments were being created. Such a file never contains
 /// the only copy of an op.
 pub fn sweep<D: Disk>(disk: &D, folder: &Path) -> io::Result<()> {
     for name in disk.names(folder)? {
@@ -169,12 +170,12 @@ pub fn sweep<D: Disk>(disk: &D, folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Shortens a segment to its first `bytes`, releases the disk space claimed past them, and makes
-/// both changes durable. A segment that has been cut is never appended to: the next one begins
-/// where it ends.
+/// Truncates a segment to its first `bytes`, releases the disk space claimed past them, and makes
+/// both changes durable. A segment that has been cut is never appended to again, because the next
+/// one begins where it ends.
 ///
 /// # Errors
-/// `InvalidInput` if the file is already shorter, because a cut must never make a hole.
+/// `InvalidInput` if the file is already shorter, because a cut must never create a hole.
 pub fn cut<D: Disk>(disk: &D, path: &Path, bytes: u64) -> io::Result<()> {
     let file = disk.open_writable(path)?;
     if file.bytes()? < bytes {
@@ -185,7 +186,7 @@ pub fn cut<D: Disk>(disk: &D, path: &Path, bytes: u64) -> io::Result<()> {
     file.sync()
 }
 
-/// Shortens a closed segment to its first `bytes`, since the rest is never read. A crash may undo
+/// Truncates a closed segment to its first `bytes`, since the rest is never read. A crash may undo
 /// this.
 pub fn trim<D: Disk>(disk: &D, path: &Path, bytes: u64) -> io::Result<()> {
     let file = disk.open_writable(path)?;
@@ -211,7 +212,7 @@ fn write_new<D: Disk>(
 }
 
 /// Returns a path with which the folder can be opened. The parent of a relative path may be the
-/// empty path, which stands for the working directory.
+/// empty path, which means the working directory.
 fn named(folder: &Path) -> &Path {
     if folder.as_os_str().is_empty() {
         Path::new(".")

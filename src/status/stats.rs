@@ -15,7 +15,8 @@ use crate::core::shard::counters::{
 };
 use crate::limits::LONGEST_TURN_WINDOW_US;
 
-/// The number of recent fdatasyncs that are kept, which covers the last seconds of a busy shard.
+/// The number of recent fdatasyncs whose durations are kept, enough for the last seconds of a busy
+/// shard.
 const SYNCS_COUNT: usize = 256;
 
 /// A [`Tally`] that one thread writes and others read.
@@ -59,8 +60,8 @@ impl<const CLASSES: usize> SharedTally<CLASSES> {
         Tally {
             counts,
             sum: self.sum.load(Ordering::Relaxed),
-            // Computed from the classes so that they add up, whatever has been stored in the
-            // meantime.
+            // Computed from the classes so that the total matches them, whatever has been stored in
+            // the meantime.
             count: counts.iter().sum(),
         }
     }
@@ -147,7 +148,7 @@ impl Default for ShardStats {
     }
 }
 
-/// The statistics of a shard at one moment.
+/// The statistics of a shard at one point in time.
 #[derive(Debug, Clone, Default)]
 pub struct Reading {
     /// The counters of the shard.
@@ -191,7 +192,7 @@ impl ShardStats {
         self.writes.add(duration_class(took_us), took_us);
     }
 
-    /// Records a turn of the event loop that has just ended.
+    /// Records the event loop turn that has just ended.
     pub fn turned(&self, took_us: u64, now_us: u64) {
         self.turns.add(duration_class(took_us), took_us);
         self.longest_turn.note(took_us, now_us);
@@ -253,7 +254,7 @@ impl ShardStats {
 /// The durations of a shard's most recent fdatasyncs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SyncPercentiles {
-    /// The number of all fdatasyncs so far.
+    /// The total number of fdatasyncs so far.
     pub count: u64,
     /// The median of the most recent ones, in microseconds.
     pub p50_us: u32,
@@ -278,7 +279,7 @@ pub struct LogFigures {
     pub recovered_ops: u64,
     /// The number of bytes cut off at startup, left by writes that a crash had interrupted.
     pub torn_bytes: u64,
-    /// The time that reading the log at startup took.
+    /// The time taken to read the log at startup.
     pub recovery_us: u64,
     /// Whether the last compaction failed, or compaction is no longer possible.
     pub compaction_is_broken: bool,

@@ -1,9 +1,9 @@
 //! Tokens: JWT (RFC 7519) signed with HS256.
 //!
 //! jsonwebtoken checks the signature. Its claim validation is not used, because it reads the clock,
-//! whereas time is an argument here. [`Verifier::verify`] is safe because of its order: it checks
-//! the structure of the token, then that `alg` is HS256, then the signature, and only then the
-//! claims.
+//! whereas this module takes the time as an argument. [`Verifier::verify`] is safe because of its
+//! order: it checks the structure of the token, then that `alg` is HS256, then the signature, and
+//! only then the claims.
 //!
 //! Rules P20 to P25 of the [protocol](crate::wire) define what a client sees.
 //!
@@ -66,7 +66,7 @@ pub struct Grant {
     pub expires_at_us: Option<u64>,
 }
 
-/// The reason why a token is refused. Its text is the message of the 401 answer.
+/// The reason why a token is refused. The error's text is the message of the 401 answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum AuthError {
     /// There is no token, or it is empty.
@@ -79,11 +79,11 @@ pub enum AuthError {
     /// `alg` is not HS256.
     #[error("the token must be signed with HS256")]
     Algorithm,
-    /// The header has a `crit` field. It names extensions that the receiver must understand, and
-    /// none is supported here (RFC 7515 section 4.1.11).
+    /// The header has a `crit` field, which names extensions that the receiver must understand.
+    /// None are supported here (RFC 7515 section 4.1.11).
     #[error("the token needs an unknown extension")]
     Critical,
-    /// The token was signed with another secret, or changed after it was signed.
+    /// The token was signed with another secret, or modified after it was signed.
     #[error("the token's signature is invalid")]
     Signature,
     /// `exp` has passed.
@@ -195,7 +195,7 @@ fn check_times(claims: &Map<String, Value>, now_unix_us: u64) -> Result<Grant, A
     Ok(Grant { expires_at_us })
 }
 
-/// A time claim. `At` holds Unix microseconds.
+/// A time claim. `At` contains Unix microseconds.
 enum NumericDate {
     BeforeEpoch,
     At(u64),
@@ -231,7 +231,8 @@ fn numeric_date(claims: &Map<String, Value>, name: &str) -> Result<Option<Numeri
 
 /// Decodes one base64url part of a token.
 ///
-/// The result is a map, because serde would also deserialize a struct from a JSON array.
+/// The result is a map rather than a struct, because serde would also deserialize a struct from a
+/// JSON array.
 fn decode_object(part: &str) -> Result<Map<String, Value>, AuthError> {
     let json = BASE64URL_NOPAD
         .decode(part.as_bytes())
@@ -239,7 +240,7 @@ fn decode_object(part: &str) -> Result<Map<String, Value>, AuthError> {
     serde_json::from_slice(&json).map_err(|_| AuthError::Malformed)
 }
 
-/// Returns the `sub` claim of a verified token, for the log.
+/// Returns the `sub` claim of a verified token, for use in the log.
 #[must_use]
 pub fn subject(token: &str) -> Option<Box<str>> {
     let claims = decode_object(token.split('.').nth(1)?).ok()?;

@@ -9,12 +9,12 @@
 //!
 //! The caller keeps the received bytes and calls [`Decoder::decode`] repeatedly, each time on the
 //! bytes after those already consumed, until a call consumes nothing. The remainder is the
-//! beginning of a frame: the caller passes it again once more bytes have arrived. An incomplete
-//! frame is neither consumed nor changed, so it makes no difference where the network split the
+//! beginning of a frame, which the caller passes again once more bytes have arrived. An incomplete
+//! frame is neither consumed nor changed, so it does not matter where the network splits the
 //! stream.
 //!
-//! Invariant: this module never answers a frame. Pongs, the closing handshake and time limits
-//! belong to the session.
+//! Invariant: this module never answers a frame. Pongs, the closing handshake and time limits are
+//! handled by the session.
 
 use std::io::Cursor;
 
@@ -45,17 +45,17 @@ pub enum FrameEvent<'a> {
     Ping(&'a [u8]),
     /// A pong, requested or not.
     Pong(&'a [u8]),
-    /// A close frame, with its code and reason if it has them.
+    /// A close frame, with its code and reason if present.
     Close(Option<(u16, &'a str)>),
 }
 
-/// The result of one call of [`Decoder::decode`].
+/// The result of one call to [`Decoder::decode`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decoded<'a> {
     /// The number of input bytes that were consumed; 0 if the frame is incomplete.
     pub consumed: usize,
-    /// The message or control frame that those bytes complete. `None` with `consumed > 0` means a
-    /// fragment of a message that is not complete yet.
+    /// The message or control frame that those bytes complete. `None` with `consumed > 0` means
+    /// that they are a fragment of a message that is not complete yet.
     pub event: Option<FrameEvent<'a>>,
 }
 
@@ -74,13 +74,13 @@ impl Decoded<'_> {
 
 /// A violation of RFC 6455 by a client.
 ///
-/// Its text is short enough to be the reason in a close frame.
+/// The error's text is short enough to be the reason in a close frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum FrameError {
     /// An opcode from 3 to 7 or from 11 to 15.
     #[error("reserved opcode")]
     ReservedOpcode,
-    /// RSV1, RSV2 or RSV3 is set. Only extensions may use these bits, and none is negotiated.
+    /// RSV1, RSV2 or RSV3 is set. Only extensions may use these bits, and none are negotiated.
     #[error("reserved bits are set")]
     ReservedBits,
     /// A frame without a mask (section 5.1).
@@ -104,7 +104,7 @@ pub enum FrameError {
     /// A text or binary frame before the end of a fragmented message.
     #[error("new message inside a fragmented message")]
     StartInsideMessage,
-    /// A close payload of one byte: too short for a code.
+    /// A close payload of one byte, which is too short for a code.
     #[error("close payload of one byte")]
     ClosePayload,
     /// A close code that must not be sent (section 7.4).
@@ -166,14 +166,14 @@ impl From<Opcode> for OpCode {
     }
 }
 
-/// A decoder for the frames of one client. It takes up a single pointer unless a fragmented message
+/// A decoder for the frames of one client. It occupies a single pointer unless a fragmented message
 /// is arriving.
 #[derive(Debug, Default)]
 pub struct Decoder {
     fragments: Option<Box<Fragments>>,
 }
 
-// Every session contains a decoder, and hardly any client sends fragments.
+// Every session contains a decoder, but hardly any client sends fragments.
 const _: () = assert!(size_of::<Decoder>() <= 8);
 
 impl Decoder {
@@ -183,7 +183,8 @@ impl Decoder {
         Self::default()
     }
 
-    /// Returns the number of bytes held of a fragmented message, and the memory allocated for them.
+    /// Returns the number of bytes held for a fragmented message, and the memory allocated for
+    /// them.
     #[must_use]
     pub fn held_bytes(&self) -> (usize, usize) {
         let fragments = self.fragments.as_ref();
@@ -199,7 +200,7 @@ impl Decoder {
         fragments.is_some_and(|fragments| !fragments.is_whole)
     }
 
-    /// Releases a fragmented message that the last call of [`Decoder::decode`] completed.
+    /// Releases a fragmented message that the last call to [`Decoder::decode`] completed.
     pub fn let_go(&mut self) {
         self.fragments.take_if(|fragments| fragments.is_whole);
     }
@@ -269,7 +270,7 @@ impl Decoder {
     }
 }
 
-/// Returns whether the next frame is a data frame rather than a control frame, judging by its first
+/// Returns whether the next frame is a data frame rather than a control frame, based on its first
 /// byte.
 #[must_use]
 pub fn is_data(input: &[u8]) -> bool {
@@ -277,7 +278,7 @@ pub fn is_data(input: &[u8]) -> bool {
     input.first().is_some_and(|first| first & 0x08 == 0)
 }
 
-/// A frame header that is valid by itself, regardless of the preceding frames.
+/// A frame header that is valid in itself, regardless of the preceding frames.
 struct Header {
     opcode: Opcode,
     is_final: bool,
@@ -364,8 +365,8 @@ impl Fragments {
         }
     }
 
-    /// Checks the new bytes of a text message. A character may be split between two fragments, so
-    /// an incomplete one at the end is not an error yet.
+    /// Checks the new bytes of a text message. A character may be split between fragments, so an
+    /// incomplete one at the end is not yet an error.
     fn check_text(&mut self) -> Result<(), FrameError> {
         self.checked_bytes += match str::from_utf8(&self.bytes[self.checked_bytes..]) {
             Ok(valid) => valid.len(),
@@ -396,8 +397,8 @@ fn close_event(payload: &[u8]) -> Result<FrameEvent<'_>, FrameError> {
 
 /// Returns whether a close frame may carry `code` (section 7.4, and the IANA registry).
 ///
-/// 1004 has no meaning; 1005, 1006 and 1015 are for use within an endpoint only; 1016 to 2999 are
-/// unassigned. tungstenite's `CloseCode::is_allowed` differs in one code: it refuses 1014 (bad
+/// 1004 has no meaning; 1005, 1006 and 1015 are only for use within an endpoint; 1016 to 2999 are
+/// unassigned. tungstenite's `CloseCode::is_allowed` differs for one code: it refuses 1014 (bad
 /// gateway), which is registered.
 #[must_use]
 pub fn may_be_sent(code: u16) -> bool {

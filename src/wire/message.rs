@@ -1,8 +1,8 @@
-//! The messages of the [protocol](crate::wire): JSON texts in (P30 to P36), frames out (P45 to
-//! P48).
+//! The messages of the [protocol](crate::wire): incoming JSON texts (P30 to P36) and outgoing
+//! frames (P45 to P48).
 //!
 //! [`Parser`] reads a client's message with simd-json and finds the bytes of `payload.value` as
-//! they were sent. simd-json's first stage yields the byte offset of every structural character,
+//! they were sent. simd-json's first stage yields the byte offsets of all structural characters,
 //! and its second stage the tape of unescaped nodes. This module walks both in lockstep. The value
 //! is never reformatted, so `1.0`, `"\u00e9"` and inner spaces reach the other clients unchanged
 //! (P47).
@@ -33,7 +33,7 @@ pub enum Message<'a> {
 pub struct Op<'a> {
     /// The key, unescaped: 1 to [`KEY_BYTES_MAX`] bytes.
     pub key: &'a str,
-    /// The JSON text of the value, byte for byte as sent, without the white space around it.
+    /// The JSON text of the value, byte for byte as sent, without surrounding white space.
     pub value: &'a str,
     /// The timestamp in Unix microseconds, at most [`TIMESTAMP_MAX_US`].
     pub timestamp: u64,
@@ -41,7 +41,7 @@ pub struct Op<'a> {
 
 /// The reason why a text is not a valid message.
 ///
-/// Its text is sent to the client: it names the field and says what the field must be.
+/// The error's text is sent to the client. It names the field and says what the field must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum MessageError {
     /// The text is not JSON that simd-json accepts.
@@ -85,7 +85,7 @@ pub enum MessageError {
 /// A parser of messages. Each shard has one, and reuses its buffers for every message.
 pub struct Parser {
     buffers: Buffers,
-    // Empty between two calls, so that no node outlives the text that it points into.
+    // Always empty between calls, so that no node outlives the text that it points into.
     tape: Vec<Node<'static>>,
     scratch: Vec<u8>,
 }
@@ -115,7 +115,8 @@ impl Parser {
             tape,
             scratch,
         } = self;
-        // simd-json unescapes strings in place, but the value is needed as sent, so it gets a copy.
+        // simd-json unescapes strings in place, but the value is needed as sent, so it is given a
+        // copy.
         scratch.clear();
         scratch.extend_from_slice(text.as_bytes());
         scratch.resize(text.len() + INPUT_PADDING, b' ');
@@ -216,7 +217,7 @@ impl<'a> Walk<'a, '_> {
         Some(len)
     }
 
-    /// Reads a field's unescaped name and steps to its value.
+    /// Returns a field's unescaped name and steps to its value.
     fn name(&mut self) -> &'a str {
         let Node::String(name) = self.nodes[self.node] else {
             unreachable!("the tape holds a string before each value of an object");
@@ -355,7 +356,7 @@ mod tests {
             })
         });
         assert_eq!(parser.parse(text), expected, "{text}");
-        // Nothing is carried over in the buffers from one message to the next.
+        // The buffers carry nothing over from one message to the next.
         let _ = parser
             .parse(r#"{"type":"op","payload":{"key":"\u0041","value":[1,[2]],"timestamp":1}}"#);
         assert_eq!(parser.parse(text), expected, "{text}, again");

@@ -2,7 +2,7 @@
 //! of an HTTP read of the state (P80).
 //!
 //! Both contain the same fields, so a state is encoded only once, no matter how many clients join
-//! the workspace or read it. The *stamps* are the part after the fields:
+//! or read the workspace. The *stamps* are the part after the fields:
 //!
 //! ```text
 //! init  header {"type":"init","data":{ "k":1 }}
@@ -30,7 +30,7 @@ pub struct Register<'a> {
     pub key: &'a str,
     /// The JSON text of the value, as its writer sent it.
     pub value: &'a str,
-    /// The timestamp that its writer gave it, in Unix microseconds.
+    /// The timestamp chosen by its writer, in Unix microseconds.
     pub timestamp: u64,
 }
 
@@ -63,7 +63,7 @@ pub fn init_fields(fields_bytes: usize) -> Range<usize> {
 /// `fields_bytes` is the sum of [`init_field_bytes`] over `fields`.
 ///
 /// # Panics
-/// If `fields_bytes` is not that sum: the frame header would announce a wrong length.
+/// If `fields_bytes` is not that sum, because the frame header would announce a wrong length.
 pub fn put_init<'a>(
     out: &mut Vec<u8>,
     fields_bytes: usize,
@@ -83,7 +83,7 @@ pub fn put_init<'a>(
     );
 }
 
-/// Appends the frame header of an init message and its text up to the fields.
+/// Appends the frame header and the start of an init message, up to its fields.
 pub fn put_init_start(out: &mut Vec<u8>, fields_bytes: usize) {
     frame::put_text_header(out, init_payload_bytes(fields_bytes));
     out.extend_from_slice(INIT_START.as_bytes());
@@ -95,7 +95,7 @@ pub fn put_init_field(out: &mut Vec<u8>, key: &str, value: &str) {
     out.extend_from_slice(value.as_bytes());
 }
 
-/// Appends the text of an init message after its fields.
+/// Appends the end of an init message, after its fields.
 pub fn put_init_end(out: &mut Vec<u8>) {
     out.extend_from_slice(INIT_END.as_bytes());
 }
@@ -131,7 +131,7 @@ pub fn put_stamps<'a>(out: &mut Vec<u8>, seq: Seq, fields: impl Iterator<Item = 
     put_stamps_end(out, seq);
 }
 
-/// Appends the text of the stamps up to their fields.
+/// Appends the start of the stamps, up to their fields.
 pub fn put_stamps_start(out: &mut Vec<u8>) {
     out.extend_from_slice(STAMPS_START.as_bytes());
 }
@@ -142,25 +142,25 @@ pub fn put_stamp_field(out: &mut Vec<u8>, key: &str, timestamp: u64) {
     put_number(out, timestamp);
 }
 
-/// Appends the text of the stamps after their fields.
+/// Appends the end of the stamps, after their fields.
 pub fn put_stamps_end(out: &mut Vec<u8>, seq: Seq) {
     out.extend_from_slice(STAMPS_SEQ.as_bytes());
     put_number(out, seq.get());
     out.extend_from_slice(STAMPS_END.as_bytes());
 }
 
-/// Appends the text of a state over HTTP up to its fields.
+/// Appends the start of a state over HTTP, up to its fields.
 pub fn put_http_state_start(out: &mut Vec<u8>) {
     out.extend_from_slice(HTTP_START.as_bytes());
 }
 
-/// Appends the text of a state over HTTP after its stamps.
+/// Appends the end of a state over HTTP, after its stamps.
 pub fn put_http_state_end(out: &mut Vec<u8>, connections: usize) {
     put_number(out, connections as u64);
     out.extend_from_slice(HTTP_END.as_bytes());
 }
 
-/// Returns the length of what [`put_http_state_start`] and [`put_http_state_end`] append.
+/// Returns the total length of what [`put_http_state_start`] and [`put_http_state_end`] append.
 #[must_use]
 pub fn http_state_ends_bytes(connections: usize) -> usize {
     HTTP_START.len() + digits(connections as u64) + HTTP_END.len()

@@ -1,12 +1,12 @@
-//! The request head of a connection (RFC 9112, parsed by httparse) and every HTTP answer to it.
+//! The request head of a connection (RFC 9112, parsed by httparse) and every HTTP response to it.
 //!
 //! A connection carries one request: a WebSocket upgrade, a read of a workspace, or a page. Every
 //! answer other than 101 closes it. The [protocol](crate::wire) lists the answers and the order of
-//! the checks (P1 to P14). They run from the outside in, and the first failure determines the
-//! answer.
+//! the checks (P1 to P14). The checks run from the outside in, and the first one that fails
+//! determines the answer.
 //!
-//! Invariant: no answer repeats what the client sent, so neither a token nor a workspace id can
-//! leak through an answer.
+//! Invariant: no answer repeats anything that the client sent, so no answer can leak a token or a
+//! workspace id.
 
 use std::fmt;
 
@@ -90,13 +90,13 @@ impl fmt::Debug for SyncRequest {
 
 /// Parses the request head at the start of `bytes`. Returns its length and the request.
 ///
-/// Returns `None` if the head is incomplete and not yet too long. An error is the answer to send
-/// before the connection is closed.
+/// Returns `None` if the head is incomplete and not yet too long. The error is the answer to send
+/// before closing the connection.
 pub fn parse_head(bytes: &[u8]) -> Result<Option<(usize, Request)>, Answer> {
     let mut usual = [httparse::EMPTY_HEADER; HEADERS_USUAL];
     match parse_fields(bytes, &mut usual) {
-        // Initializing an array for the maximum number of fields would be too expensive for every
-        // request.
+        // Initializing an array for the maximum number of fields on every request would be too
+        // expensive.
         Err(HeadError::TooManyFields) => {
             let mut all = vec![httparse::EMPTY_HEADER; HEADERS_MAX];
             parse_fields(bytes, &mut all)
@@ -109,7 +109,7 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<(usize, Request)>, Answer> {
     })
 }
 
-/// The reason why a head was not parsed into a request.
+/// The reason why a head could not be parsed into a request.
 enum HeadError {
     /// The head has more fields than the buffer can hold.
     TooManyFields,
@@ -309,7 +309,7 @@ fn is_key(value: &[u8]) -> bool {
 }
 
 /// Returns the token of the `Authorization` header (RFC 6750 section 2.1). Bytes that are not UTF-8
-/// are replaced, because no validly signed token contains any.
+/// are replaced; no validly signed token contains any.
 fn bearer_token(head: &Head<'_>) -> Option<String> {
     head.values("authorization").find_map(|value| {
         let (scheme, token) = value.split_at_checked("Bearer ".len())?;

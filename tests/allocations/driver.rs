@@ -12,7 +12,7 @@ use etherply::limits::SECOND_US;
 use etherply::log::commit::{Durability, LogStep, OpenSegment};
 use etherply::log::position::LogPosition;
 
-/// More turns than this without an end are a loop.
+/// More turns than this mean an endless loop.
 const TURNS_MAX: usize = 100_000;
 const START_S: u64 = 1000;
 /// The mask of the clients' frames.
@@ -30,9 +30,9 @@ pub struct Member {
 
 /// Counts the frames that a client receives.
 pub struct FrameCounter {
-    /// The frames since the response to its request.
+    /// The number of frames since the response to its request.
     pub frames: u64,
-    /// The header of the frame that is not complete yet.
+    /// The incomplete header of the next frame.
     header: Vec<u8>,
     missing_bytes: usize,
     is_joined: bool,
@@ -58,7 +58,7 @@ pub fn head(workspace: &str) -> String {
 /// A shard and its clients.
 pub struct Driver {
     pub shard: Shard,
-    /// Whether frames are counted: off where only the shard is timed.
+    /// Whether frames are counted; off if only the shard is timed.
     pub counts_frames: bool,
     pub clock: Clock,
     pub members: Vec<Member>,
@@ -146,12 +146,12 @@ impl Driver {
         self.clock.unix_us += us;
     }
 
-    /// Returns the seconds since the start, the current one included.
+    /// Returns the number of seconds since the start, including the current one.
     pub fn seconds(&self) -> u64 {
         self.clock.now_us / SECOND_US - START_S + 1
     }
 
-    /// Takes turns until only sends to clients that do not read are in flight.
+    /// Runs turns until only sends to clients that do not read are in flight.
     pub fn settle(&mut self) {
         for _ in 0..TURNS_MAX {
             let moved = self.turn();
@@ -162,7 +162,7 @@ impl Driver {
         panic!("a loop");
     }
 
-    /// Takes one turn and completes all operations that it started. Returns whether there were any.
+    /// Runs one turn and completes all operations that it started. Returns whether there were any.
     pub fn turn(&mut self) -> bool {
         self.shard.flush(self.clock);
         while let Some(output) = self.shard.poll_output() {

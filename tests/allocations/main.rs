@@ -1,8 +1,8 @@
-//! In the steady state nothing is allocated on the path of an op: a shard serves, and an allocator
-//! counts.
+//! Checks that in the steady state nothing is allocated on the path of an op: a shard serves while
+//! a counting allocator watches.
 //!
-//! Allocations are counted by thread, so that the tests can run side by side. Growing an allocation
-//! counts as one.
+//! Allocations are counted per thread, so that the tests can run side by side. Growing an
+//! allocation counts as one.
 
 #![allow(
     unsafe_code,
@@ -30,7 +30,7 @@ fn count() {
 }
 
 // SAFETY:
-// - every call goes to the system's allocator as it came; counting allocates nothing
+// - every call is passed on unchanged to the system's allocator; counting allocates nothing
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();
@@ -56,7 +56,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-/// How often this thread allocates in `part`.
+/// Returns how often this thread allocates in `part`.
 fn allocations(part: impl FnOnce()) -> u64 {
     let before = COUNT.get();
     part();
@@ -68,27 +68,28 @@ const KEYS: u64 = 12;
 const LENGTHS: u64 = 7;
 /// A slow client reads once in this many rounds.
 const SLOW_ROUNDS: u64 = 12;
-/// All that varies from round to round has been there in every combination.
+/// The number of rounds in which everything that varies has occurred in every combination.
 const PERIOD: u64 = KEYS * LENGTHS;
 
-/// A load of which every round is like the others but for its keys and lengths.
+/// A load whose rounds differ only in their keys and lengths.
 #[derive(Clone, Copy)]
 struct Load {
     workspaces: usize,
-    /// Of each workspace. The first ones write.
+    /// The members of each workspace. The first `writers` of them write.
     members: usize,
     writers: usize,
-    /// The last ones of a workspace take nothing for many rounds.
+    /// The number of members, the last of each workspace, that read nothing for many rounds.
     slow: usize,
-    /// In a round, of each writer.
+    /// The number of ops that each writer sends in a round.
     ops: u64,
-    /// So many of these are older than what is there: the writer is corrected.
+    /// The number of these ops that are older than the current value, so that the writer is
+    /// corrected.
     losers: u64,
-    /// A writer's bytes come in two parts, the first of which ends within a frame.
+    /// A writer's bytes arrive in two parts, the first of which ends within a frame.
     is_cut: bool,
 }
 
-/// The usual: all win, all are fast.
+/// The usual load: all ops win, and all clients are fast.
 const PLAIN: Load = Load {
     workspaces: 1,
     members: 10,
@@ -145,7 +146,7 @@ impl Run {
         self.load.losers * writers as u64
     }
 
-    /// Checks that every client received everything, and slow ones less.
+    /// Checks that every fast client received everything, and every slow one less.
     fn check_told(&self, durability: Durability) {
         let Load { members, slow, .. } = self.load;
         let each = self.won / self.load.workspaces as u64;
@@ -173,7 +174,7 @@ impl Run {
         }
     }
 
-    /// All writers write in one turn.
+    /// Runs one round, in which all writers write in one turn.
     fn round(&mut self) {
         let Load { members, .. } = self.load;
         self.round += 1;
@@ -223,7 +224,7 @@ impl Run {
     }
 }
 
-/// Nothing is allocated once all that varies has been there.
+/// Checks that nothing is allocated once everything that varies has occurred.
 fn check(load: Load) {
     for durability in DURABILITIES {
         let mut run = Run::new(durability, load);
@@ -310,9 +311,9 @@ fn slow_clients_are_conflated() {
     }
 }
 
-/// The ring, the worker and the log's files. When things complete is up to the kernel, so that a
-/// buffer may grow late; but were there one allocation for each op, turn or commit, no window would
-/// be without any.
+/// Covers the ring, the worker and the log's files. The kernel decides when operations complete, so
+/// a buffer may grow late; but if every op, turn or commit allocated, no window would be free of
+/// allocations.
 #[test]
 fn a_worker_on_its_ring() {
     for durability in DURABILITIES {

@@ -24,15 +24,15 @@ use etherply::status::Status;
 
 use crate::driver::{FrameCounter, config, head, put_op};
 
-/// Stretches of the load, of which each is like the one before.
+/// The number of windows, stretches of the load that are all alike.
 pub const WINDOWS: u64 = 10;
 const ROUNDS: u64 = 25;
 const CLIENTS: usize = 4;
 const WRITERS: usize = 2;
-/// In a round, of each writer.
+/// The number of ops that each writer sends in a round.
 const OPS: u64 = 5;
 const KEYS: u64 = 20;
-/// How long a client waits for anything: no measure of speed.
+/// How long a client waits for anything; this is not a measure of speed.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Runs the load and returns how much `count` rose on the worker's thread in each window.
@@ -70,7 +70,7 @@ pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) ->
     })));
     let started = Instant::now();
     let mut config = config(durability);
-    // A client receives exactly what it is owed.
+    // Without pings, a client receives exactly what it is owed.
     config.ping_interval_us = 3600 * SECOND_US;
     let shard = Shard::recovering(config, clock(started));
     let mut worker = Worker::new(shard, 0, ties, started);
@@ -142,7 +142,7 @@ impl Client {
         client
     }
 
-    /// Until all that it is owed has come.
+    /// Reads until everything that the client is owed has arrived.
     fn read(&mut self) {
         while self.counter.frames < self.owed {
             let count = self.socket.read(&mut self.buffer).expect("bytes in time");
@@ -165,7 +165,7 @@ fn load(address: SocketAddr, window: &AtomicU64) {
                     op += 1;
                     put_op(&mut text, op % KEYS, 50, op);
                 }
-                // It loses: the correction makes a send of more than one piece.
+                // This op loses, and its correction makes a send of more than one piece.
                 put_op(&mut text, op % KEYS, 50, 0);
                 client.socket.write_all(&text).expect("it is sent");
             }

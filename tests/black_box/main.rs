@@ -1,12 +1,13 @@
-//! Black-box tests: the server as a process, seen through its sockets, files and command line.
+//! Black-box tests: the server as a process, observed through its sockets, files and command line.
 //!
-//! All of them are modules of one binary, so that the server is linked once and the tests run side
-//! by side: each starts its own servers, in its own data directory, on ports that were free.
-//! `cargo test --test black_box crash` runs one module, or whatever else has the word in its name.
+//! All of them are modules of one binary, so that the server is linked once and the tests run in
+//! parallel: each starts its own servers, in its own data directory, on free ports.
+//! `cargo test --test black_box crash` runs one module, and any other test with that word in its
+//! name.
 
 mod support;
 
-/// What a client sees on its connection.
+/// The server's behaviour on client connections.
 mod protocol {
     mod abrupt_disconnects;
     mod connections;
@@ -20,7 +21,7 @@ mod protocol {
     mod tokens;
 }
 
-/// Every limit: of the server on its clients, and of the system on the server.
+/// Every limit: those of the server on its clients, and those of the system on the server.
 mod bounds {
     mod connection_limit;
     mod large_states;
@@ -30,7 +31,7 @@ mod bounds {
     mod system_limits;
 }
 
-/// The log and its disk: crashes, damage, failures, and the space that the log takes.
+/// The log and its disk: crashes, damage, failures, and the space that the log occupies.
 mod persistence {
     mod compaction;
     mod crash;
@@ -42,7 +43,7 @@ mod persistence {
     mod recovery;
 }
 
-/// Running the server: what it reports, restarts, proxies, and kernels that do less than today's.
+/// Running the server: its reports, restarts, proxies, and kernels that lack recent features.
 mod operation {
     mod logs;
     mod metrics;

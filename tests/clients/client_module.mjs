@@ -375,7 +375,7 @@ const cases = {
       room.close();
       await world.run(FOR_EVER_MS);
       assert.deepEqual([room.state, world.server.sockets.size], ['Disconnected', 0]);
-      assert.equal(room.heard.state.at(-1).reason, 'closed here');
+      assert.equal(room.heard.state.at(-1).reason, 'closed by this client');
     }
   },
 

@@ -189,7 +189,7 @@ async function steps(step, server, browser) {
     await add(b, 'both', 'of b');
     await untilRow(a, 'both', '"of a"', 'you');
     await untilRow(b, 'both', '"of b"', 'you');
-    await until('what A is told', async () => /the next try comes in .* [2-9] edits wait/.test(await a.textContent('#told')), true);
+    await until('what A is told', async () => /retrying in .* [2-9] edits are pending/.test(await a.textContent('#told')), true);
   });
 
   await step('started again on the same port and data: what B wrote meanwhile arrives', async () => {
@@ -205,11 +205,11 @@ async function steps(step, server, browser) {
       await until('the row of both', async () => (await readRow(page, 'both')).value, '"of b"');
     }
     await untilRow(b, 'from a', '1', 'other');
-    await untilRow(a, 'from b', '2', 'before');
+    await untilRow(a, 'from b', '2', 'earlier');
     // An init does not tell it: the page has asked.
     await until('when it was written', () => a.locator('#rows tr', { hasText: 'from b' }).locator('td').nth(1).textContent().then((text) => /^\d/.test(text)), true);
     const told = (page) => page.locator('#events li', { hasText: 'both = ' }).first().textContent();
-    await until('what A is told', async () => /both = "of b" won over yours: "of a" \(newer by \d/.test(await told(a)), true);
+    await until('what A is told', async () => /both = "of b" overrode yours: "of a" \(newer by \d/.test(await told(a)), true);
     assert.match(await told(b), /you.*both = "of b"$/);
   });
 
@@ -343,7 +343,7 @@ async function stepsWithoutSecret(step, server, browser) {
     }
     assert.deepEqual(await dataNow(), { x: 1, y: 'written while the server was down' });
     const fresh = await open(browser, home, said);
-    await untilRow(fresh, 'y', '"written while the server was down"', 'before');
+    await untilRow(fresh, 'y', '"written while the server was down"', 'earlier');
     await fresh.context().close();
   });
 

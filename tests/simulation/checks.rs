@@ -54,7 +54,8 @@ fn recovered(workspace: &Workspace) -> Recovered {
 }
 
 impl Model {
-    /// Returns the number of wins that a recovered workspace holds, and checks that its state is theirs.
+    /// Returns the number of wins that a recovered workspace holds; checks that its state is the
+    /// one after those wins.
     fn matches(&self, workspace: &Workspace) -> usize {
         let (seq, entries) = recovered(workspace);
         let count = usize::try_from(seq).expect("a few");
@@ -95,8 +96,8 @@ impl Model {
 }
 
 impl World {
-    /// Returns the number of wins that must have survived: those synced, and those shown or, if the
-    /// kernel survived, written.
+    /// Returns the number of wins that must have survived: those synced and, in `always` mode,
+    /// those shown.
     pub fn promised(&self, model: &Model) -> usize {
         let shown = match self.plan.durability {
             Durability::Always => model.shown,
@@ -126,9 +127,9 @@ impl World {
         counts
     }
 
-    /// Records that the state was read back: wins that are not in it are lost.
+    /// Accepts a recovered state after checking it: wins that are not in it are lost.
     pub fn accept_recovered(&mut self, dealt: &[Vec<Workspace>], found: &Found) {
-        // A failed sync discards the data that the kernel had.
+        // A failed sync discards the data that the kernel held.
         let is_written = self.disk.state().met.sync_errors == 0;
         let written = |model: &Model| if is_written { model.written } else { 0 };
         let promised = self
@@ -167,7 +168,8 @@ impl World {
         seen
     }
 
-    /// Checks that every op that won is on disk once until a compaction, and the last one always.
+    /// Checks that, until a compaction, every op that won is on disk exactly once, and that the
+    /// last one always is.
     fn check_found(&self, found: &Found, counts: &[usize]) {
         let mut seen = self.check_ops(found);
         for (seqs, count) in seen.iter_mut().zip(counts) {
@@ -187,8 +189,9 @@ impl World {
         }
     }
 
-    /// Checks that a shard continues after the ops that it knows to be durable, and gives up the
-    /// rest. Until a rebuild has synced what was shown, a power cut may take that, too.
+    /// Lowers the promises of a failed shard to the ops that it knows to be durable, since it gives
+    /// up the rest. Until a rebuild has synced the ops that were shown, a power cut may lose those,
+    /// too.
     pub fn give_up_the_rest(&mut self, shard: usize) {
         let &mut Seat {
             is_sync_lost,
@@ -208,8 +211,8 @@ impl World {
         }
     }
 
-    /// A rebuild was tried, before which the syncs of the failed segment had ended like this. The
-    /// first try decides: what it has kept stays, whatever becomes of those that follow.
+    /// Records an attempt at a rebuild; `before` counts the syncs of the failed segment before it.
+    /// The first attempt decides: what it has kept stays, whatever becomes of later attempts.
     pub fn note_end(&mut self, shard: usize, before: Syncs) {
         let is_dead = self.disk.is_dead();
         let seat = self.seat(shard);
@@ -220,13 +223,13 @@ impl World {
         let is_lost = syncs.failed > before.failed;
         let is_synced = syncs.succeeded > before.succeeded;
         seat.is_sync_lost |= is_lost;
-        // Where it lives and has synced nothing, there was nothing to be synced.
+        // If the process is alive and has synced nothing, there was nothing to sync.
         seat.is_end_known = is_lost || is_synced || !is_dead;
         self.coverage.ends_decided += u64::from(is_synced || is_lost);
         self.give_up_the_rest(shard);
     }
 
-    /// Checks a shard that has read its state back while others run.
+    /// Checks the state that a shard has read back while other shards run.
     pub fn accept_rebuilt(&mut self, shard: usize, workspaces: &[Workspace]) {
         for place in self.places_of(shard) {
             let workspace = workspaces
@@ -244,7 +247,7 @@ impl World {
         }
     }
 
-    /// The workspaces of a shard.
+    /// Returns the indices of the workspaces of a shard.
     pub fn places_of(&self, shard: usize) -> Vec<usize> {
         let is_own = |place: &usize| shard_of(WORKSPACES[*place], self.shards) as usize == shard;
         (0..self.models.len()).filter(is_own).collect()
@@ -252,15 +255,16 @@ impl World {
 
     // ---- trials on a copy of the disk ----
 
-    /// Simulates a power failure on a copy: everything promised is there. The power may fail again
-    /// while the log is read.
+    /// Simulates a crash on a copy of the disk and checks that everything promised has survived. A
+    /// second crash may follow while the log is being read.
     pub fn try_crash(&mut self) {
         let promised = self.models.iter().map(|model| self.promised(model));
         let promised: Vec<usize> = promised.collect();
         self.try_crash_of(&self.disk.fork(), &promised);
     }
 
-    /// The same in the middle of an operation, with the promises from before it.
+    /// Simulates a crash on `fork` and checks that everything in `promised` has survived. For a
+    /// copy made in the middle of an operation, those are the promises from before the operation.
     pub fn try_crash_of(&mut self, fork: &SimDisk, promised: &[usize]) {
         let crash = self
             .dice
@@ -288,7 +292,8 @@ impl World {
         }
     }
 
-    /// Flips bits on a copy of the disk: that is detected or makes no difference.
+    /// Flips bits on copies of the disk and checks that each flip is detected or makes no
+    /// difference.
     pub fn try_flips(&mut self) {
         let mut dice = Dice::stream(self.dice.below_u64(u64::MAX), 5);
         let dirty = self.disk.fork();
@@ -302,7 +307,7 @@ impl World {
         let expected = states(&expected);
         self.try_emptied(&clean, &mut dice);
         for _ in 0..6 {
-            // Sometimes after a recovery: then all segments are closed.
+            // Sometimes the bit is flipped after a recovery, when all segments are closed.
             let is_closed = dice.one_in(2);
             let fork = if is_closed {
                 clean.fork()
@@ -342,8 +347,8 @@ impl World {
         }
     }
 
-    /// Empties or removes the folder of a shard on a copy: that is detected if the shard is known
-    /// to have begun.
+    /// Empties the folder of a shard on a copy of the disk and checks that this is detected. The
+    /// shard is one that is known to have begun.
     fn try_emptied(&mut self, clean: &SimDisk, dice: &mut Dice) {
         let Ok(directory) = DataDirectory::open_existing(clean.fork(), PathBuf::from(DATA)) else {
             return;
@@ -367,8 +372,8 @@ impl World {
         self.coverage.emptied_found += 1;
     }
 
-    /// Checks that a compaction of altered bytes detects them, too, and gives them no valid
-    /// checksum.
+    /// Runs a compaction over altered bytes, which must not give them a valid checksum; the
+    /// recovery that follows checks that.
     fn compact_flipped(&mut self, fork: &SimDisk) {
         let Ok(directory) = DataDirectory::open_on(fork.clone(), PathBuf::from(DATA), [7; 16])
         else {
@@ -391,7 +396,7 @@ impl World {
             return;
         }
         self.set_trial(true);
-        // People delete LOCK where a server does not start.
+        // People delete LOCK when a server does not start.
         let lock = self
             .dice
             .one_in(2)
@@ -414,7 +419,7 @@ impl World {
         }
     }
 
-    /// Turns faults off while the disk is only examined.
+    /// Turns faults off while the disk is only being examined, and on again afterwards.
     fn set_trial(&self, is_trial: bool) {
         if is_trial {
             let mut state = self.disk.state();
@@ -470,7 +475,7 @@ impl World {
         self.check_room();
     }
 
-    /// Checks that compaction has freed space on a small disk, and ops are accepted again.
+    /// Checks that compaction has freed space on a small disk and that ops are accepted again.
     fn check_room(&self) {
         let server = self.server.as_ref().expect("it runs");
         if server.schedule.is_over() || !self.plan.may(crate::plan::faults::COMPACTION) {
@@ -554,7 +559,8 @@ impl World {
         assert_eq!(vanished, None, "this client is gone for long");
     }
 
-    /// Checks that no log ever exceeds its bound. A log whose data die may be longer for a while.
+    /// Checks that no log ever exceeds its bound. A log whose data have just died may be longer for
+    /// a while.
     pub fn check_growth(&mut self) {
         let may_compact = self.plan.may(crate::plan::faults::COMPACTION);
         let Some(server) = self.server.as_mut().filter(|server| server.is_serving()) else {
@@ -568,7 +574,8 @@ impl World {
             let live_bytes = seat.shard.live_bytes();
             let segment_bytes =
                 (live_bytes / 8).clamp(self.plan.segment_bytes_min, self.plan.segment_bytes_max);
-            // The open segment's excess over its length, and ops that were already in flight.
+            // The open segment may exceed its target length, and ops may already have been in
+            // flight.
             let more_bytes = 2 * segment_bytes + 2 * filled_bytes + 35 * record_bytes;
             let bound = seat.shard.counters().log_bytes_max + more_bytes;
             let ceiling = *seat.log_ceiling.get_or_insert(bytes + more_bytes);
@@ -582,7 +589,7 @@ impl World {
         }
     }
 
-    /// Checks that the log is not longer than its live part allows.
+    /// Checks that the log is not longer than its live data allow.
     fn check_size(&self) {
         let server = self.server.as_ref().expect("it runs");
         if server.schedule.is_over() || !self.plan.may(crate::plan::faults::COMPACTION) {
@@ -595,7 +602,7 @@ impl World {
             .sum();
         let log_bytes = all_bytes(&self.disk);
         // Each folder has an open segment, which may hold as much again, and pieces that are too
-        // small to count.
+        // small to be worth compacting.
         let segment_bytes =
             (live_bytes / 8).clamp(self.plan.segment_bytes_min, self.plan.segment_bytes_max);
         let record_bytes = self.plan.value_bytes as u64 + 100;

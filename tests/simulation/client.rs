@@ -20,13 +20,13 @@ pub enum Home {
     Gone,
 }
 
-/// How much a client reads of what it is sent.
+/// The pace at which a client reads what the server sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reading {
     Swift,
     Slow,
     Stopped,
-    /// Nothing, and it sends nothing either: the connection is dead.
+    /// The connection is dead: the client neither reads nor sends.
     HalfOpen,
 }
 
@@ -48,12 +48,12 @@ pub struct Client {
     pub receiving: bool,
     /// A send in flight, and the bytes as they were when it began.
     pub sending: Option<(Spans, Vec<u8>)>,
-    /// One of the ends vanished without a close: what is in flight comes back as broken.
+    /// One of the ends vanished without a close, so whatever is in flight completes as broken.
     pub is_broken: bool,
     /// It sends nothing after `outgoing`.
     pub is_leaving: bool,
     pub stream: Stream,
-    /// Messages sent to it and not read yet, each with its end in the stream.
+    /// Messages sent to it but not read yet, each with its end offset in the stream.
     pub told: VecDeque<(u64, Told)>,
     pub sent_bytes: u64,
     pub read_bytes: u64,
@@ -62,25 +62,27 @@ pub struct Client {
     pub status_wanted: u16,
     pub status: Option<u16>,
     pub init: Option<BTreeMap<String, String>>,
-    /// The number of wins that it has received, or whose successors it has.
+    /// The number of wins up to the last one that it has received. Those that it skipped have been
+    /// superseded or are in `left_out`.
     pub place: usize,
     /// Its own copy of the state.
     pub held: BTreeMap<String, (String, u64)>,
-    /// The sources of all values that it ever held: received, or written by itself (true).
+    /// All values that it ever held: received (false), or written by the client itself (true).
     pub known: Vec<(Write, bool)>,
-    /// The limits of the server that it is connected to.
+    /// The limits of the server to which it is connected.
     pub limits: Limits,
-    /// Its disk may be nearly full.
+    /// The server's disk may be nearly full.
     pub has_little_room: bool,
     /// The ops that it sent, in order.
     pub sent: Vec<Write>,
-    /// The values of those that the server has refused.
+    /// The values of the ops that the server has refused.
     pub refused: BTreeSet<String>,
-    /// Ops that neither won nor lost, so they must have been refused; it has not received that yet.
+    /// Ops that neither won nor lost, so they must have been refused, although the refusal may not
+    /// have arrived yet.
     pub unexplained: Vec<Write>,
-    /// Messages and pings.
+    /// The number of messages and pings that it has sent.
     pub messages: u64,
-    /// The number of them that are known to have won or lost.
+    /// The number of ops in `sent` that have been judged: won, lost, or `unexplained`.
     pub judged: usize,
     pub refusals_due: u64,
     pub refusals: u64,
@@ -91,29 +93,29 @@ pub struct Client {
     pub seen: BTreeSet<usize>,
     /// The places of ops that it has not received and whose keys have no later op in the log yet.
     pub left_out: Vec<usize>,
-    /// The close codes that it may see.
+    /// The close codes that it may receive.
     pub codes: BTreeSet<u16>,
     pub code: Option<u16>,
-    /// It has sent an op that is lost, or that may be lost.
+    /// Whether an op that it sent was lost, or may have been lost.
     pub lost_an_op: bool,
     pub may_have_lost: bool,
     pub is_told_500: bool,
-    /// At some time before its answer the shard was not serving, or the server was starting or
+    /// At some point before its answer, the shard was not serving, or the server was starting or
     /// stopping.
     pub met_failure: bool,
     pub met_pause: bool,
-    /// It connected before the log was read.
+    /// It connected before the log had been read.
     pub came_early: bool,
     pub was_corrected: u64,
-    /// It has begun a message that it never ends.
+    /// It has begun a message that it never finishes.
     pub is_mid_message: bool,
-    /// When the server last had all that it had sent, as whole messages.
+    /// The time when the server last had everything the client had sent, as complete messages.
     pub emptied_us: u64,
-    /// The longest time until then.
+    /// The longest time without such a moment, as of the last delivery.
     pub unfinished_us: u64,
     /// It sent the op whose handling panics.
     pub has_planted: bool,
-    /// It sent the last op of another connection again.
+    /// It resent the last op of another connection.
     pub has_resent: bool,
     /// The times when the server last heard from it, and when its socket last accepted something or
     /// was given something to accept.
@@ -202,7 +204,7 @@ impl Client {
         is_connected && !self.is_mid_message && self.init.is_some() && self.code.is_none()
     }
 
-    /// Sends an op and applies it at once.
+    /// Sends an op and applies it locally at once.
     pub fn write(&mut self, write: Write) {
         self.hold(&write, true);
         self.outgoing.extend(wire::op_frame(&write));
@@ -210,7 +212,7 @@ impl Client {
         self.sent.push(write);
     }
 
-    /// Learns of an op and holds it unless it holds a newer one.
+    /// Records an op and applies it unless a newer one is held.
     fn hold(&mut self, write: &Write, is_own: bool) {
         self.known.push((write.clone(), is_own));
         self.prefer(write);
@@ -224,8 +226,8 @@ impl Client {
         }
     }
 
-    /// Updates what is known of its ops after `model` has applied the one at `judged`, or after all
-    /// were handled.
+    /// Judges the ops in `sent` before `end`, once `model` has applied the last of them or all ops
+    /// have been handled.
     pub fn judge_until(&mut self, end: usize, model: &Model) {
         for write in &self.sent[self.judged.min(end)..end] {
             let held = model.held(&write.key);
@@ -245,8 +247,8 @@ impl Client {
         self.judged = self.judged.max(end);
     }
 
-    /// Reads a message. Returns false if the model does not know the op yet, since the log reports
-    /// it later.
+    /// Reads a message. Returns false if the model does not know the op yet, because the log
+    /// reports it later.
     pub fn read(&mut self, told: &Told, model: &Model, is_sender: &dyn Fn(&str) -> bool) -> bool {
         assert!(
             self.code.is_none(),
@@ -334,7 +336,7 @@ impl Client {
         );
     }
 
-    /// Reverts a refused op to the value that it holds otherwise.
+    /// Reverts the key of a refused op to the value that it would otherwise hold.
     fn undo(&mut self, (key, timestamp): &(String, u64), model: &Model) {
         let number = self.number;
         if key == PANIC_KEY {
@@ -343,7 +345,7 @@ impl Client {
         let is_it = |write: &Write| write.key == *key && write.timestamp == *timestamp;
         let write = self.sent.iter().find(|write| is_it(write));
         let Some(write) = write else {
-            // It was also invalid.
+            // The refused message was also invalid.
             return self.count_refusal();
         };
         assert!(
@@ -365,7 +367,7 @@ impl Client {
         }
     }
 
-    /// Checks that every op that it did not receive is superseded by a newer one.
+    /// Checks that every op that it did not receive has been superseded by a newer one.
     pub fn check_left_out(&mut self, model: &Model) {
         self.left_out.retain(|place| !model.is_superseded(*place));
         let left_out: Vec<&Write> = self
@@ -406,8 +408,8 @@ impl Client {
         asks && (connections_per_workspace.is_some() || handshakes_per_second.is_some())
     }
 
-    /// Returns the number of wins after which the state is this one. None: one of its ops did not
-    /// win.
+    /// Returns the number of wins after which the state is `data`, or `None` if one of its ops did
+    /// not win.
     fn state_place(&self, data: &BTreeMap<String, String>, model: &Model) -> Option<usize> {
         let mut place = 0;
         for value in data.values() {
@@ -428,7 +430,8 @@ impl Client {
         Some(place)
     }
 
-    /// Checks that the init message is the state after some of the wins. Ops follow from there.
+    /// Reads the init message and checks that it is the state after some number of wins. Ops
+    /// continue from there.
     fn read_init(&mut self, data: &BTreeMap<String, String>, model: &Model) -> bool {
         assert!(self.init.is_none(), "client {}: a second init", self.number);
         let Some(place) = self.state_place(data, model) else {
@@ -469,8 +472,8 @@ impl Client {
         let lost_to = |sent: &Write| {
             sent.key == write.key && sent.timestamp <= write.timestamp && sent.value != write.value
         };
-        // The remaining value of a key comes before the refusal of an op that would have won. The
-        // same op may have won since then, if another client sent it again.
+        // Before it refuses an op that would have won, the server sends the value that the key
+        // keeps. The same op may have won since then, if another client resent it.
         let is_refused_for = |sent: &Write| {
             (self.limits.workspace_bytes.is_some() || self.has_little_room)
                 && sent.key == write.key
@@ -489,11 +492,11 @@ impl Client {
             );
             self.was_corrected += 1;
         } else if is_correction && skipped.clone().any(|at| is_owed(&at)) {
-            // The winner may overtake the broadcasts that were dropped.
+            // The winning op may overtake the broadcasts that were dropped.
             self.was_corrected += 1;
             self.was_conflated = true;
         } else {
-            // Sent by two connections of the same client, it may be the one or the other's.
+            // If two connections of the same client sent it, the op may be either's.
             assert!(
                 self.has_resent || !is_sender(&write.value),
                 "client {}: its own op comes back: {write:?}",

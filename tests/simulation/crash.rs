@@ -1,4 +1,4 @@
-//! The content of a disk after a crash, and copies of a disk on which a crash is tried.
+//! The content of a disk after a crash, and copies of a disk on which to try a crash.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -10,12 +10,12 @@ use crate::disk::{Met, Rates, SimDisk, State};
 use crate::inodes::{Change, Inode, Node};
 use crate::journal::Journal;
 
-/// How a process ends.
+/// The way in which a process ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Crash {
-    /// The kernel survives, with all data that it was given.
+    /// The kernel survives, with all the data it was given.
     Kill,
-    /// Unsynced data are lost in part.
+    /// Any part of the unsynced data may be lost.
     PowerCut,
 }
 
@@ -49,14 +49,14 @@ impl SimDisk {
         Self::of(fork, stream)
     }
 
-    /// Copies the disk as it is within `operations` operations.
+    /// Schedules a copy of the disk to be made within the next `operations` operations.
     pub fn copy_within(&self, operations: usize) {
         let mut state = self.state();
         let after = state.dice.below(operations) as u64;
         state.copied_at = Some(state.operations + 1 + after);
     }
 
-    /// Takes the copy that was made since.
+    /// Returns the copy that `copy_within` scheduled, if it has been made.
     pub fn take_copy(&self) -> Option<Self> {
         let mut state = self.state();
         state.copied_at = None;
@@ -80,7 +80,7 @@ impl SimDisk {
         fork
     }
 
-    /// Makes the kernel write all that it considers unwritten and drop its memory.
+    /// Makes the kernel write everything that it considers unwritten and drop its cache.
     pub fn write_back(&self) {
         let mut state = self.state();
         let numbers: Vec<u64> = state.inodes.keys().copied().collect();
@@ -116,7 +116,7 @@ impl SimDisk {
         folder.seen.remove(name).expect("a name")
     }
 
-    /// Restores the name. Neither needs a sync.
+    /// Restores a name that `take_name` removed. Neither change needs a sync.
     pub fn put_name(&self, path: &Path, node: Node) {
         let mut state = self.state();
         let (folder, name) = crate::disk::split(path);
@@ -125,7 +125,7 @@ impl SimDisk {
         assert_eq!(other, None, "nobody has made another one");
     }
 
-    /// The same with their lengths alone.
+    /// Returns the files under a folder with their lengths.
     pub fn lengths(&self, folder: &Path) -> Vec<(PathBuf, u64)> {
         let state = self.state();
         let folders = state.folders.iter();
@@ -172,7 +172,7 @@ impl SimDisk {
         state.dies_at = Some(state.operations + 1 + after);
     }
 
-    /// Returns whether no process can write anything.
+    /// Returns whether no process can write to the disk.
     pub fn is_unusable(&self) -> bool {
         let state = self.state();
         state.is_dead || state.is_read_only
@@ -184,7 +184,7 @@ impl SimDisk {
 }
 
 impl State {
-    /// Of the names that were not synced, any subset is there.
+    /// Keeps a random subset of the name changes that were not synced.
     fn lose_names(&mut self) {
         let Self { folders, dice, .. } = self;
         for folder in folders.values_mut() {
@@ -195,7 +195,7 @@ impl State {
             }
             folder.seen = folder.durable.clone();
         }
-        // A folder whose name is lost is lost with its content.
+        // A folder that has lost its name is lost with its content.
         let is_named = |path: &Path| {
             path.ancestors()
                 .filter(|path| path.parent().is_some())
@@ -230,7 +230,7 @@ impl State {
                 1 => seen_bytes,
                 _ => least + dice.below(most - least + 1),
             };
-            // A dirty sector holds the new content or the old.
+            // A dirty sector holds either the new content or the old.
             let Inode {
                 seen,
                 durable,
@@ -239,7 +239,7 @@ impl State {
             } = inode;
             durable.resize(bytes, 0);
             for sector in std::mem::take(dirty) {
-                // A truncated file has dirty sectors after its end.
+                // A truncated file may have dirty sectors beyond its end.
                 let bytes = bytes.min(seen_bytes);
                 let start = (sector * *sector_bytes).min(bytes);
                 let end = (start + *sector_bytes).min(bytes);
@@ -251,9 +251,8 @@ impl State {
         }
     }
 
-    /// Data that a power cut may bring back still occupy the disk: a file system frees them with
-    /// the commit of its journal, and commits when a file that is to be `end` bytes long needs the
-    /// space.
+    /// Commits the file system's journal if a file that is to be `end` bytes long needs the space.
+    /// Data that a power cut may bring back occupy the disk until such a commit frees them.
     pub fn commit_for(&mut self, number: u64, end: usize) {
         let Some(capacity_bytes) = self.capacity_bytes else {
             return;

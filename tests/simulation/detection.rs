@@ -10,7 +10,7 @@ const SEGMENT_HEADER_BYTES: usize = 64;
 const SECTOR_BYTES: usize = 512;
 
 /// Returns whether a flipped bit in the byte `at` of a file must be detected, given all files of
-/// the log as they were.
+/// the log as they were before.
 pub fn is_provable(
     path: &Path,
     bytes: &[u8],
@@ -18,7 +18,8 @@ pub fn is_provable(
     files: &[&(PathBuf, Vec<u8>)],
 ) -> bool {
     if !path.to_string_lossy().ends_with(".aof") || at < SEGMENT_HEADER_BYTES {
-        // A replaced segment is not read, and an empty file holds nothing: neither changes a state.
+        // A replaced segment is not read, and an empty file holds nothing, so neither can change a
+        // state.
         return true;
     }
     let is_compacted = number(bytes, 10, 2) == 1;
@@ -30,8 +31,8 @@ pub fn is_provable(
     if is_compacted || !is_last {
         return true;
     }
-    // The last segment: a batch header behind the altered record tells that it was on disk, or the
-    // batch misses nothing.
+    // In the last segment, damage is provable if a later batch header shows that the altered record
+    // was on disk, or if the batch has no missing sector.
     let first_position = number(bytes, 40, 8);
     let mut batch = SEGMENT_HEADER_BYTES;
     let mut bad = None;
@@ -52,7 +53,8 @@ pub fn is_provable(
             is_proven = !misses_a_sector(&altered, batch..batch + BATCH_HEADER_BYTES);
         } else if at < end {
             let mut record = batch + BATCH_HEADER_BYTES;
-            // A crash may have left something other than a record; then there is a fault already.
+            // A crash may have left something other than a record, in which case there already is a
+            // fault.
             let mut length = number(bytes, record + 4, 4);
             while length > 0 && record + length <= at && record + length + 8 <= end {
                 record += length;
@@ -66,7 +68,7 @@ pub fn is_provable(
     is_proven
 }
 
-/// Returns whether the bytes of a range within one sector are all zeros.
+/// Returns whether the range's bytes in any one sector are all zeros.
 fn misses_a_sector(bytes: &[u8], range: Range<usize>) -> bool {
     let sectors = range.start / SECTOR_BYTES..=(range.end - 1) / SECTOR_BYTES;
     sectors
@@ -75,7 +77,7 @@ fn misses_a_sector(bytes: &[u8], range: Range<usize>) -> bool {
         .any(|part| bytes[part].iter().all(|byte| *byte == 0))
 }
 
-/// Returns whether there is a batch header here: its checksum is seeded by the segment's.
+/// Returns whether there is a batch header at `at`; its checksum is seeded with the segment's.
 fn is_header(bytes: &[u8], at: usize) -> bool {
     let salt = u32::try_from(number(bytes, 60, 4)).expect("four bytes");
     let crc = crc32c::crc32c_append(salt, &bytes[at..at + 24]);

@@ -1,6 +1,6 @@
-//! A disk in memory with everything that an operating system keeps between a program and the disk:
-//! unsynced writes, names apart from files, and operations that fail. `crash` decides what a crash
-//! leaves of it.
+//! An in-memory disk with everything that an operating system puts between a program and the disk:
+//! unsynced writes, names that are separate from files, and operations that fail. `crash` decides
+//! what survives a crash.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -17,7 +17,7 @@ use etherply::log::record::SECTOR_BYTES;
 use crate::inodes::{Change, Folder, Inode, Node, Syncs};
 use crate::journal::Journal;
 
-/// The rates at which operations fail; 0 is never.
+/// The rates at which operations fail; 0 means never.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Rates {
     /// One operation in this many returns an error.
@@ -26,7 +26,7 @@ pub struct Rates {
     pub short_one_in: usize,
 }
 
-/// Counts of the cases that occurred.
+/// The number of times that each case occurred.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Met {
     pub write_errors: u64,
@@ -48,16 +48,16 @@ pub struct State {
     pub dice: Dice,
     pub journal: Journal,
     pub sector_bytes: usize,
-    /// Files can be written past the cache.
+    /// Writes can bypass the cache.
     pub knows_direct: bool,
     pub inodes: BTreeMap<u64, Inode>,
     pub folders: BTreeMap<PathBuf, Folder>,
     pub next_inode: u64,
     pub rates: Rates,
-    /// The world has planned it.
+    /// The next sync fails, because the world has planned that.
     pub next_sync_fails: bool,
     pub is_full: bool,
-    /// The capacity for all files together. None: unlimited.
+    /// The total capacity for all files; `None` means unlimited.
     pub capacity_bytes: Option<u64>,
     /// The file system is read-only until the machine restarts.
     pub is_read_only: bool,
@@ -81,12 +81,12 @@ impl std::fmt::Debug for SimDisk {
     }
 }
 
-/// An open file of it.
+/// An open file on a [`SimDisk`].
 #[derive(Debug)]
 pub struct SimFile {
     disk: SimDisk,
     inode: u64,
-    /// Its content depends on this process, not on the seed, so no dice are thrown for it.
+    /// The content depends on this process, not on the seed, so no dice are rolled for it.
     is_plain: bool,
     holds_lock: bool,
     locked_folder: Option<PathBuf>,
@@ -154,7 +154,7 @@ impl State {
         });
         if dies {
             self.is_dead = true;
-            // The operation may have been done all the same, but nothing learns of it.
+            // The operation may have taken effect anyway, but the process never learns of it.
             return if is_late {
                 Ok(())
             } else {
@@ -167,14 +167,14 @@ impl State {
         if fails {
             match kind {
                 Kind::Write => self.met.write_errors += 1,
-                // The world knows what is lost by one that it has planned.
+                // A planned failure is not counted: the world knows what it loses.
                 Kind::Sync => self.met.sync_errors += u64::from(!is_planned),
                 Kind::Open => self.met.open_errors += 1,
                 Kind::Rename => self.met.rename_errors += 1,
                 Kind::FolderSync => self.met.folder_sync_errors += 1,
                 Kind::Read | Kind::Names => {}
             }
-            // Writes and syncs fail half-way.
+            // Writes and syncs fail halfway.
             if !matches!(kind, Kind::Write | Kind::Sync | Kind::FolderSync) {
                 return Err(error(EIO));
             }
@@ -191,7 +191,7 @@ impl State {
         Ok(())
     }
 
-    /// Returns the free space, if the disk is limited. A file without a name takes none.
+    /// Returns the free space if the disk has a capacity. A file without a name takes up none.
     pub fn free_bytes(&self) -> Option<u64> {
         let capacity_bytes = self.capacity_bytes?;
         let names = self
@@ -250,7 +250,7 @@ impl State {
         Ok(())
     }
 
-    /// Returns the inode of a name, new and empty if there is none.
+    /// Returns the inode of a path, creating an empty file if there is none.
     fn find_or_create(&mut self, path: &Path) -> io::Result<u64> {
         if let Ok(inode) = self.find_file(path) {
             return Ok(inode);
@@ -266,8 +266,8 @@ impl State {
     }
 
     /// Marks a write that bypassed the cache as durable, unless the process has died in the
-    /// meantime: then it is still in flight. Data that did not reach the disk are not readable
-    /// either.
+    /// meantime, in which case the write is still in flight. Data that did not reach the disk are
+    /// not readable either.
     fn end_write_through(&mut self, number: u64, is_whole: bool) {
         if self.is_dead {
             return;
@@ -285,7 +285,7 @@ impl State {
             sector_bytes,
             ..
         } = self;
-        // A file that lost its name, and whose machine was restarted.
+        // The file lost its name, and the machine has restarted since.
         let Some(inode) = inodes.get_mut(&number) else {
             return;
         };
@@ -320,7 +320,7 @@ fn name(path: &Path) -> String {
 }
 
 impl SimDisk {
-    /// An empty disk.
+    /// Creates an empty disk.
     pub fn new(mut dice: Dice, journal: Journal) -> Self {
         let sector_bytes = dice.pick(&[SECTOR_BYTES, SECTOR_BYTES, 4096]);
         let knows_direct = !dice.one_in(6);
@@ -362,7 +362,7 @@ impl SimDisk {
     }
 }
 
-/// An operation that failed in its middle: the caller learns of an I/O error.
+/// Returns whether an operation failed halfway, which its caller sees as an I/O error.
 fn is_half_done(outcome: &io::Result<()>) -> bool {
     outcome
         .as_ref()
@@ -411,7 +411,7 @@ impl Disk for SimDisk {
             let is_done = entered.is_ok() || state.dice.one_in(2);
             let folder = state.folder(folder)?;
             if is_done {
-                // A file with its new name never gets its first one back.
+                // Once a file's new name is durable, its first one never comes back.
                 if let Change::Rename(_, _, renamed) = change {
                     let is_older = |change: &Change| matches!(change, Change::Create(_, node) if *node == renamed);
                     folder.pending.retain(|change| !is_older(change));
@@ -521,7 +521,7 @@ impl Disk for SimDisk {
         if std::mem::replace(&mut folder.is_locked, true) {
             return Ok(None);
         }
-        // No file has this number.
+        // No file has inode number 0.
         let mut file = self.file(0, path);
         file.locked_folder = Some(path.to_owned());
         Ok(Some(file))
@@ -533,7 +533,7 @@ impl SimFile {
         self.inode
     }
 
-    /// Returns how its syncs have ended.
+    /// Returns how many of its syncs have succeeded and how many have failed.
     pub fn syncs(&self) -> Syncs {
         let state = self.disk.state();
         let inode = state.inodes.get(&self.inode);
@@ -614,7 +614,7 @@ impl DiskFile for SimFile {
         let room = state.room(self.inode, start, start + count);
         if room < count {
             state.met.out_of_room += 1;
-            // Bypassing the cache, only whole blocks are written.
+            // Writes that bypass the cache consist of whole blocks.
             count = if writes_through {
                 room - room % BLOCK_BYTES
             } else {
@@ -725,7 +725,7 @@ impl DiskFile for SimFile {
             dirty,
             ..
         } = inode;
-        // Bytes after the end of the file on disk read as zeros.
+        // Bytes beyond the end of the file on disk read as zeros.
         let durable_bytes = durable.len();
         durable.resize(durable_bytes.max(seen.len()), 0);
         for (sector, bytes) in seen.chunks_mut(*sector_bytes).enumerate() {

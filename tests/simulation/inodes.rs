@@ -9,17 +9,17 @@ pub struct Inode {
     pub seen: Vec<u8>,
     /// The content on the disk.
     pub durable: Vec<u8>,
-    /// The sectors that a sync writes. Where `seen` differs from `durable` elsewhere, a sync has
-    /// failed and the kernel considers the sector written.
+    /// The sectors that a sync writes. If `seen` differs from `durable` in any other sector, a sync
+    /// has failed and the kernel considers that sector written.
     pub dirty: BTreeSet<usize>,
     pub is_locked: bool,
     pub syncs: Syncs,
-    /// The space that is reserved for it.
+    /// The number of bytes reserved for the file.
     pub reserved_bytes: usize,
 }
 
-/// How the syncs of a file have ended. One in which the process died is in neither count, unless the
-/// disk has done it nevertheless.
+/// The outcomes of a file's syncs. A sync during which the process died is in neither count, unless
+/// the disk completed it anyway.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Syncs {
     pub succeeded: u64,

@@ -1,4 +1,4 @@
-//! The journal of a run, which is printed when it fails.
+//! The journal of a run, which is printed if the run fails.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

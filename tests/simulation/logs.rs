@@ -22,7 +22,7 @@ use crate::wire;
 use crate::world::{Doing, World};
 
 impl World {
-    /// Advances one operation of a log: the disk does it, or the shard learns of it.
+    /// Advances one operation of a log: the disk performs it, or the shard learns its outcome.
     pub fn go_on_with_log(&mut self) {
         let shards = self.shards as usize;
         let first = self.dice.below(shards);
@@ -215,18 +215,19 @@ impl World {
 }
 
 impl World {
-    /// Whether the next sync of a rebuild fails. It decides what is kept where ops are shown before
-    /// they are on disk, and would hardly ever fail at the rate of all operations.
+    /// Returns whether the next sync of a rebuild fails. In modes that show ops before they are on
+    /// disk, this sync decides what is kept, and at the rate of all operations it would hardly ever
+    /// fail.
     fn fails_deciding_sync(&self) -> bool {
         let may_fail = !self.is_calm && self.plan.may(faults::ERRORS);
         let is_shown_early = self.plan.durability != Durability::Always;
-        // Not from the world's dice: the other runs stay what they are.
+        // The dice are not the world's, so that other runs stay as they are.
         let mut dice = Dice::stream(self.plan.seed ^ self.clock.now_us, 14);
         may_fail && is_shown_early && dice.one_in(3)
     }
 }
 
-/// Writes as the worker does: whole blocks if writes bypass the cache.
+/// Writes to the log as the worker does: whole blocks if writes bypass the cache.
 fn write(
     log: &mut LogFiles<SimDisk>,
     bytes: Vec<u8>,
@@ -244,7 +245,7 @@ fn write(
     (bytes, outcome.ok())
 }
 
-/// Checks that nothing is damaged if no bit was flipped.
+/// Checks that an error does not report damage, since no bit was flipped.
 fn check_keeper(error: Option<&LogFilesError>) {
     let is_damage = matches!(
         error,
@@ -259,12 +260,12 @@ fn check_keeper(error: Option<&LogFilesError>) {
     assert!(!is_damage, "{error:?}");
 }
 
-/// How the sync ends that decides up to where a failed segment is kept.
+/// The outcome of the sync that decides how much of a failed segment is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SyncEnd {
     Succeeds,
     Fails,
-    /// The process dies in it, and then the power fails.
+    /// The process dies during the sync, and then the power fails.
     Dies,
 }
 
@@ -294,8 +295,8 @@ impl World {
         None
     }
 
-    /// Runs the rebuild whose first sync ends like this. Returns whether that has put on disk what
-    /// was shown.
+    /// Runs the rebuild with `end` as the outcome of its first sync. Returns whether that sync put
+    /// on disk what was shown.
     fn rebuild_with(&mut self, shard: usize, end: SyncEnd) -> bool {
         self.is_calm = true;
         self.set_rates();
@@ -338,7 +339,7 @@ fn a_rebuild_promises_what_its_sync_has_put_on_disk() {
             assert!(is_synced == (end == SyncEnd::Succeeds) || end == SyncEnd::Dies);
             let kept = if is_synced { confirmed } else { covered };
             assert_eq!(world.models[place].synced, kept, "seed {seed}: {end:?}");
-            // The next start, or the next try, compares what is there with what was promised.
+            // The next start, or the next attempt, compares what is there with what was promised.
             world.bury();
             world.set_rates();
             world.settle();

@@ -1,15 +1,15 @@
 //! The deterministic simulation: the real shards, their log, its recovery and its compaction,
-//! driven by a seeded scheduler with a simulated disk, network and clock. There is no thread and no
-//! real time, so the same seed is the same run.
+//! driven by a seeded scheduler with a simulated disk, network and clock. There are no threads and
+//! no real time, so the same seed always produces the same run.
 //!
 //! - `cargo test --test simulation` runs a fixed set of seeds.
 //! - `SEED=7 cargo test --test simulation seed` runs one and prints its events.
 //! - `SEEDS=1000..2000 cargo test --test simulation seed` runs others.
-//! - `SEED_BASE=<any text> SEEDS=200 cargo test --test simulation seed` runs as many seeds, derived
-//!   from the text.
+//! - `SEED_BASE=<any text> SEEDS=200 cargo test --test simulation seed` runs 200 seeds derived from
+//!   the text.
 //!
-//! A failure prints the seed, the kinds of faults that it needs, the smallest number of steps with
-//! which it still fails, and the events of those steps.
+//! A failure prints the seed, the kinds of faults it needs, the smallest number of steps with which
+//! the seed still fails, and the events of those steps.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -34,10 +34,10 @@ use journal::Journal;
 use plan::{Coverage, Plan, faults};
 use world::World;
 
-/// The seeds of each of the fixed tests.
+/// The number of seeds that each of the fixed tests runs.
 const SEEDS_PER_TEST: u64 = 100;
 
-/// Runs a world to its end; panics where something does not hold.
+/// Runs a world to its end; panics if an invariant does not hold.
 fn live(plan: Plan, journal: Journal) -> Coverage {
     let mut world = World::new(plan, journal);
     for step in 0..plan.steps {
@@ -49,7 +49,7 @@ fn live(plan: Plan, journal: Journal) -> Coverage {
     world.coverage
 }
 
-/// Runs a seed; gives the text of the panic where it fails.
+/// Runs a plan; returns the panic message if it fails.
 fn run(plan: Plan, journal: Journal) -> Result<Coverage, String> {
     turns::count_panics();
     catch_unwind(AssertUnwindSafe(|| live(plan, journal))).map_err(|panic| {
@@ -59,7 +59,7 @@ fn run(plan: Plan, journal: Journal) -> Result<Coverage, String> {
     })
 }
 
-/// Runs a seed, and makes a failure as small as it can.
+/// Runs a seed; if it fails, shrinks the run as far as possible and panics with a report.
 fn run_and_tell(seed: u64) -> Coverage {
     let plan = Plan::new(seed);
     let first = match run(plan, Journal::default()) {
@@ -85,7 +85,8 @@ fn run_and_tell(seed: u64) -> Coverage {
     );
 }
 
-/// What a failure tells, without the numbers in it.
+/// Returns the start of a failure's first line without its digits, so that failures of the same
+/// kind compare equal.
 fn kind(failure: &str) -> String {
     let line = failure.lines().next().unwrap_or_default();
     line.chars()
@@ -94,7 +95,8 @@ fn kind(failure: &str) -> String {
         .collect()
 }
 
-/// The fewest kinds of faults, and then the fewest steps, with which a run fails in the same way.
+/// Returns the plan with the fewest kinds of faults, and then the fewest steps, that still fails in
+/// the same way.
 fn shrink(mut plan: Plan, wanted: &str) -> Plan {
     let fails =
         |plan: Plan| run(plan, Journal::default()).is_err_and(|failure| kind(&failure) == wanted);
@@ -170,7 +172,7 @@ fn the_same_seed_is_the_same_run() {
     }
 }
 
-/// Seeds from the environment; without any, one that the fixed ones do not hold.
+/// Runs the seeds that the environment names; without any, one that the fixed tests do not run.
 #[test]
 fn seeds_of_the_environment() {
     let variable = |name: &str| std::env::var(name).ok();

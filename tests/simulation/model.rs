@@ -1,4 +1,4 @@
-//! The naive model of a workspace: the list of the ops that won.
+//! A naive model of a workspace: the list of ops that won.
 
 use std::collections::BTreeMap;
 
@@ -15,23 +15,23 @@ pub struct Write {
 pub struct Model {
     /// The ops that won, in order: the seq of each is its place, counted from 1.
     pub wins: Vec<Write>,
-    /// The places by their values, each of which is written once.
+    /// The place of each value, which is written only once.
     places: BTreeMap<String, usize>,
     latest: BTreeMap<String, usize>,
     /// The number of `wins` that a client may have seen.
     pub shown: usize,
-    /// The number that the kernel was given.
+    /// The number of `wins` that the kernel was given.
     pub written: usize,
-    /// The number that a successful sync covers.
+    /// The number of `wins` that a successful sync covers.
     pub synced: usize,
-    /// The number that the shard knows to be as durable as its mode requires.
+    /// The number of `wins` that the shard knows to be as durable as its mode requires.
     pub confirmed: usize,
-    /// The number that the shard knows to be synced.
+    /// The number of `wins` that the shard knows to be synced.
     pub covered: usize,
 }
 
 impl Model {
-    /// Applies the op that is logged next.
+    /// Applies the next op in the log.
     pub fn win(&mut self, write: Write, seq: u64) {
         assert_eq!(seq, self.wins.len() as u64 + 1, "seq has no gap: {write:?}");
         if let Some(held) = self.held(&write.key) {
@@ -45,7 +45,8 @@ impl Model {
         self.wins.push(write);
     }
 
-    /// Returns the size of its registers in a log without dead ops, for an id of this length.
+    /// Returns the size of its registers in a log without dead ops, for a workspace id of
+    /// `id_bytes` bytes.
     pub fn bytes(&self, id_bytes: usize) -> u64 {
         let held = self.latest.values().map(|place| &self.wins[*place]);
         held.map(|write| (29 + id_bytes + write.key.len() + write.value.len()) as u64)
@@ -61,7 +62,7 @@ impl Model {
         self.places.get(value).copied()
     }
 
-    /// Returns whether a later op superseded the one at `place`.
+    /// Returns whether a later op has superseded the one at `place`.
     pub fn is_superseded(&self, place: usize) -> bool {
         self.latest[&self.wins[place].key] > place
     }
@@ -73,7 +74,7 @@ impl Model {
             .collect()
     }
 
-    /// Drops all wins after the first `count`, which are on disk.
+    /// Drops all wins but the first `count`, which are on disk.
     pub fn cut(&mut self, count: usize) {
         self.wins.truncate(count);
         self.places.retain(|_, place| *place < count);

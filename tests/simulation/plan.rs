@@ -1,4 +1,4 @@
-//! The kind of run that a seed stands for, what may go wrong in it, and the coverage of a run.
+//! The kind of run that a seed selects, the faults that may occur in it, and its coverage.
 
 use etherply::core::shard::contract::Limits;
 use etherply::core::testing::Dice;
@@ -38,7 +38,7 @@ pub mod faults {
     ];
 }
 
-/// The kind of run that a seed stands for.
+/// The kind of run that a seed selects.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
     pub seed: u64,
@@ -53,20 +53,20 @@ pub struct Plan {
     pub session_bytes_max: usize,
     pub snapshot_bytes_max: usize,
     pub snapshot_part_bytes: usize,
-    /// The greatest length of a value.
+    /// The maximum length of a value.
     pub value_bytes: usize,
-    /// One value in this many has that length.
+    /// One value in this many may be that long.
     pub large_one_in: usize,
     pub batch_bytes_max: usize,
     pub segment_bytes_min: u64,
     pub segment_bytes_max: u64,
-    /// A log of so many small segments is never compacted.
+    /// The amount of dead data that is not worth a compaction, in units of `segment_bytes_min`.
     pub segments_spared: u64,
-    /// Segments are filled ahead by this much and their writes bypass the cache, where the disk
-    /// supports that.
+    /// The number of bytes by which segments are filled ahead. Their writes then bypass the cache,
+    /// if the disk supports that.
     pub fill_bytes: Option<u64>,
     pub ping_interval_us: u64,
-    /// The size of the disk in percent of the space that all keys may take.
+    /// The size of the disk as a percentage of the space that all keys may take.
     pub disk_percent: Option<u64>,
     pub error_one_in: usize,
     pub crash_one_in: usize,
@@ -86,14 +86,14 @@ impl Plan {
         use Durability::{Always, Interval, None};
         let mut dice = Dice::stream(seed, 1);
         let durability = dice.pick(&[Always, Always, Always, Always, Interval, None]);
-        // Two in twelve have long messages, so that a share of a hundred seeds has the cases that
-        // only they cause.
+        // Two seeds in twelve have long messages, so that each share of a hundred seeds covers the
+        // cases that only they cause.
         let kind =
             [0, 1, 2, 3, 4, 5, 6, 0, 8, 9, 10, 11][usize::try_from(seed % 12).expect("below 12")];
         let plan = Self {
             seed,
             steps: 300 + dice.below(200),
-            // Some are without a compaction, so that every op that ever won is on disk.
+            // Some runs have no compaction, so that every op that ever won stays on disk.
             faults: if dice.one_in(8) {
                 faults::ALL & !faults::COMPACTION
             } else {
@@ -130,7 +130,7 @@ impl Plan {
             limits: limits(seed, kind),
         };
         match kind {
-            // Whole sends, and messages that are longer than one.
+            // Full sends, and messages that are longer than one send.
             0 => Self {
                 steps: 600,
                 clients: 8,
@@ -148,7 +148,7 @@ impl Plan {
                 segment_bytes_max: 1 << 20,
                 ..plan
             },
-            // A crowd in one room.
+            // A crowd in one workspace.
             1 => Self {
                 steps: 600,
                 clients: 600,
@@ -157,7 +157,7 @@ impl Plan {
                 crash_one_in: 400,
                 ..plan
             },
-            // Few keys, written again and again: all of most segments is overwritten.
+            // A few keys, overwritten again and again, so that most segments end up entirely dead.
             2 => Self {
                 steps: 2000,
                 faults: faults::COMPACTION | faults::POWER | faults::KILL | faults::TRIALS,
@@ -173,7 +173,7 @@ impl Plan {
                 crash_one_in: dice.pick(&[400, 1000]),
                 ..plan
             },
-            // A disk that is hardly larger than what is live.
+            // A disk hardly larger than the live data.
             3 => Self {
                 steps: 700,
                 faults: faults::ALL & !(faults::ERRORS | faults::FULL),
@@ -181,7 +181,7 @@ impl Plan {
                 keys: 12,
                 large_one_in: 1,
                 segment_bytes_min: 700,
-                // A tenth of the disk at most, as 4 MiB are of one that compaction can work on.
+                // At most a tenth of the disk, just as 4 MiB is of one that compaction can work on.
                 batch_bytes_max: 2500,
                 segment_bytes_max: 2500,
                 fill_bytes: Option::None,
@@ -194,19 +194,19 @@ impl Plan {
         }
     }
 
-    /// The dead bytes of a shard that are not worth a compaction.
+    /// Returns the number of dead bytes in a shard that are not worth a compaction.
     pub fn floor_bytes(&self) -> u64 {
         self.segments_spared * self.segment_bytes_min
     }
 
-    /// The part of a log's bound that does not depend on its live data.
+    /// Returns the part of a log's bound that does not depend on its live data.
     pub fn log_spare_bytes(&self) -> u64 {
         self.floor_bytes() + self.segment_bytes_min + 1000
     }
 
-    /// The size of the disk: a share of the space that all keys may take, and a fixed part. Three
-    /// shards have an open segment each, which may be all dead, and the space kept free is not
-    /// small compared with these few keys.
+    /// Returns the size of the disk: a share of the space that all keys may take, plus a fixed
+    /// part. Each of up to three shards has an open segment, which may be entirely dead, and the
+    /// space kept free is not small compared with so few keys.
     pub fn disk_bytes(&self) -> Option<u64> {
         let entries = (self.workspaces * self.keys) as u64;
         let record_bytes = self.value_bytes as u64 + 50;
@@ -228,7 +228,7 @@ fn fill_bytes(seed: u64, durability: Durability) -> Option<u64> {
     (blocks > 0 && durability == Durability::Always).then_some(blocks * BLOCK_BYTES as u64)
 }
 
-/// Each limit is on in some runs.
+/// Returns the limits of a run. Each limit is on in some runs.
 fn limits(seed: u64, kind: u64) -> Limits {
     let mut dice = Dice::stream(seed, 6);
     let (members, bytes) = match kind {
@@ -245,7 +245,7 @@ fn limits(seed: u64, kind: u64) -> Limits {
     if kind != 3 {
         return limits;
     }
-    // With less in it, or fewer ops, a small disk never gets full.
+    // With less state or fewer ops, a small disk would never fill up.
     Limits {
         ops_per_second: None,
         workspace_bytes: None,
@@ -255,7 +255,7 @@ fn limits(seed: u64, kind: u64) -> Limits {
 
 macro_rules! coverage {
     ($($name:ident: $least:expr,)*) => {
-        /// The cases that occurred.
+        /// The number of times that each case occurred.
         #[derive(Debug, Clone, Copy, Default)]
         pub struct Coverage { $(pub $name: u64,)* }
 
@@ -264,8 +264,8 @@ macro_rules! coverage {
                 $(self.$name += other.$name;)*
             }
 
-            /// Returns the cases that occurred less often than `share` percent of what all fixed
-            /// seeds together require.
+            /// Returns the cases that occurred less often than one test's share of the fixed seeds
+            /// requires.
             pub fn missing(&self) -> Vec<String> {
                 let mut missing = Vec::new();
                 $(if self.$name < $least {
@@ -277,7 +277,7 @@ macro_rules! coverage {
     };
 }
 
-// Each with the least number that one test's share of the fixed seeds requires.
+// Each case with the minimum count that one test's share of the fixed seeds requires.
 coverage! {
     starts: 100,
     power_cuts: 20,

@@ -1,4 +1,4 @@
-//! The life of a process: its start, the work beside its shards, its end.
+//! The life of a process: its start, the work done alongside its shards, and its end.
 
 use std::ops::ControlFlow;
 
@@ -24,12 +24,13 @@ use crate::world::{Doing, World};
 impl World {
     // ---- the start ----
 
-    /// Starts a process with any number of shards.
+    /// Starts a process with one to three shards.
     pub fn boot(&mut self) {
         let shards = 1 + u32::try_from(self.dice.below(3)).expect("a few");
         self.coverage.reshards += u64::from(shards != self.shards && self.coverage.starts > 0);
         self.shards = shards;
-        // The first start, which creates the data directory, is as short as the others are long.
+        // The first start, which creates the data directory, takes fewer disk operations than the
+        // others.
         let is_first = self.coverage.starts == 0;
         if !self.is_calm && self.dice.one_in(5) && self.plan.may(faults::POWER | faults::KILL) {
             self.disk.die_within(if is_first { 12 } else { 40 });
@@ -81,7 +82,7 @@ impl World {
                 let log = match opened {
                     Ok(log) => log,
                     Err(error) => {
-                        // The next start finds free space, if that can help.
+                        // Giving up the reserve may leave enough space for the next start.
                         let is_full = error.kind() == std::io::ErrorKind::StorageFull;
                         if is_full {
                             server.reserve.give_up();
@@ -168,13 +169,14 @@ impl World {
         }
     }
 
-    // ---- beside the shards ----
+    // ---- alongside the shards ----
 
-    /// Runs the other threads: the start, messages, slow work on the log.
+    /// Advances the work of the other threads: the start, messages between shards, slow work on the
+    /// log.
     pub fn go_on(&mut self) {
         let server = self.server.as_mut().expect("it runs");
         if !server.is_serving() {
-            // Clients are handed over while the log is read, too.
+            // Clients are handed over even while the log is being read.
             if !server.letters.is_empty() && self.dice.one_in(2) {
                 return self.carry_letter();
             }
@@ -266,7 +268,8 @@ impl World {
                     }
                 }
             }
-            // Only the end of a process stops one: this process begins another.
+            // In a real server only the end of the process stops a compaction; here the process
+            // continues and begins another one.
             Err(CompactionError::Stopped) => self.coverage.compactions_stopped += 1,
             Err(CompactionError::Folder { .. }) => server.schedule.give_up(),
             Err(error) if error.is_for_room() && server.reserve.give_up() => {
@@ -290,7 +293,7 @@ impl World {
         self.look_at_log();
     }
 
-    /// Measures the log and informs the shards.
+    /// Measures the log and reports its size to the shards.
     pub fn look_at_log(&mut self) {
         let (disk, clock) = (&self.disk, self.clock);
         if let Some(server) = self.server.as_mut().filter(|server| server.is_serving()) {
@@ -344,7 +347,7 @@ impl World {
         }
     }
 
-    /// Returns whether a compaction would begin.
+    /// Returns whether a compaction would begin now.
     pub fn may_compact(&self) -> bool {
         let server = self.server.as_ref().expect("it runs");
         self.plan.may(faults::COMPACTION) && !server.due(self.clock).is_empty()
@@ -375,7 +378,7 @@ impl World {
 
     // ---- the end ----
 
-    /// Kills the process now or at one of its next disk operations.
+    /// Sometimes kills the process, now or at one of its next disk operations.
     pub fn come_to_harm(&mut self) {
         if self.is_calm
             || !self.plan.may(faults::POWER | faults::KILL)
@@ -417,7 +420,7 @@ impl World {
         }
     }
 
-    /// Removes a process that has died.
+    /// Cleans up after a process that has died.
     pub fn bury(&mut self) {
         if !self.disk.is_dead() {
             return;
@@ -462,7 +465,7 @@ impl World {
         self.disk.crash(crash);
     }
 
-    /// Ends the process; the kernel keeps the data that it was given.
+    /// Ends the process; the kernel keeps the data it was given.
     pub fn end_process(&mut self, why: &str) {
         self.journal.note(|| format!("the process ends: {why}"));
         self.server = None;
@@ -476,7 +479,7 @@ impl World {
         });
     }
 
-    /// Stops the server cleanly: all connections are closed and the log is sealed.
+    /// Begins a clean stop, which closes all connections and seals the log.
     pub fn stop(&mut self) {
         let clock = self.clock;
         let Some(server) = self
@@ -498,11 +501,11 @@ impl World {
         }
     }
 
-    /// Ends a run: faults stop, everything is compared, the server stops and starts again.
+    /// Ends a run: turns faults off, compares everything, and stops and restarts the server.
     pub fn end(&mut self) {
         self.settle();
         self.check_quiet();
-        // A full workspace receives an op at once, more than one turn can send.
+        // Fill the workspace, so that an op needs more sends than one turn allows.
         for _ in 0..10 {
             self.connect();
         }

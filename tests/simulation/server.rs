@@ -37,7 +37,7 @@ pub fn token() -> &'static str {
     &TOKEN
 }
 
-/// An operation of a log: requested, or completed and not reported yet.
+/// An operation of a log: requested, or completed but not reported yet.
 pub enum LogOperation {
     Asked(Output),
     Done(Input<'static>),
@@ -66,7 +66,7 @@ pub struct Seat {
     pub is_drained: bool,
     /// The time of its next turn.
     pub due_us: Option<u64>,
-    /// It may fail because of an event.
+    /// A fault has occurred that may make it fail.
     pub may_fail: bool,
     /// A sync of the open segment has failed.
     pub is_sync_lost: bool,
@@ -74,12 +74,12 @@ pub struct Seat {
     pub is_end_known: bool,
     /// Unconfirmed writes: the workspace, and its number of wins once the write is confirmed.
     pub handed: Vec<(usize, usize)>,
-    /// The bound of a log that exceeds its usual one, because data have died or because it was that
-    /// long at the start.
+    /// The bound on a log that exceeds the usual bound, because data have died or because it was
+    /// that long at the start.
     pub log_ceiling: Option<u64>,
     /// Short sends since the last turn, each of which is followed by another send.
     pub cut_sends: usize,
-    /// The number of sessions that it gave up, as counted so far.
+    /// The number of sessions that it has given up, as last counted.
     pub given_up: u64,
 }
 
@@ -108,10 +108,10 @@ pub struct Server {
     /// The size that was last reported to each shard.
     told: Vec<Option<LogSize>>,
     pub floor_bytes: u64,
-    /// The folders that the running compaction reads, as they were at its start. None: it reads
+    /// The folders that the running compaction reads, as they were at its start. `None` if it reads
     /// nothing.
     pub compacting: Option<Vec<FolderUsage>>,
-    /// Segments known to be dead have just been removed: the others are next.
+    /// Segments known to be dead have just been removed; the others are next.
     pub is_swept: bool,
     pub is_draining: bool,
     pub had_failure: bool,
@@ -255,7 +255,7 @@ pub struct Rotation {
     pub live_bytes: u64,
 }
 
-/// Returns the folders of all shards there ever were.
+/// Returns the usage of the folders of all shards that ever existed.
 fn folders(disk: &SimDisk, rotations: &[Option<Rotation>]) -> Vec<FolderUsage> {
     let mut folders: BTreeMap<u32, FolderUsage> = BTreeMap::new();
     for (path, bytes) in disk.lengths(DATA.as_ref()) {
@@ -291,7 +291,7 @@ pub fn log_bytes(disk: &SimDisk, shard: u32) -> u64 {
     segments.map(|(_, bytes)| bytes).sum()
 }
 
-/// Returns the limits of a process, which may differ from those of the one before it.
+/// Returns the limits of a process, which may differ from those of the previous process.
 fn limits(plan: &Plan, epoch: u8) -> Limits {
     let bytes = plan.limits.workspace_bytes;
     let divisor = if epoch.is_multiple_of(3) { 2 } else { 1 };
@@ -357,7 +357,7 @@ pub fn recover(
     Ok((report, all.finish(shards)))
 }
 
-/// Returns the length of all segments.
+/// Returns the total length of all segments.
 pub fn all_bytes(disk: &SimDisk) -> u64 {
     let files = disk.lengths(DATA.as_ref());
     let segments = files.iter().filter(|(path, _)| index_of(path).is_some());

@@ -1,5 +1,5 @@
 //! Lets a world settle: everything that can happen happens, and the clock advances only when
-//! nothing else does.
+//! nothing else can happen.
 
 use etherply::limits::TIMER_TICK_US;
 
@@ -8,23 +8,23 @@ use crate::server::Seat;
 use crate::turns::CALM_US;
 use crate::world::World;
 
-/// The most rounds of events at one time: several for each client of a full workspace.
+/// The maximum number of rounds of events at one time: several for each client of a full workspace.
 const ROUNDS_AT_ONCE_MAX: usize = 20_000;
-/// The most deadlines until the world has settled: each tick of the timers for several times their
-/// longest time.
+/// The maximum number of deadlines until the world has settled: every tick of the timers, for
+/// several times the longest timeout.
 const CLOCK_MOVES_MAX: usize = 20_000;
 
 impl World {
-    /// Completes all that is in flight, until nothing happens any more.
+    /// Completes everything that is in flight, until nothing more happens.
     pub fn settle(&mut self) {
         self.settle_for(CALM_US);
     }
 
-    /// The same for `quiet_us`.
+    /// Settles the world, including all deadlines within `quiet_us`.
     ///
     /// The number of events grows with that time: 500 clients that are pinged each second exchange
-    /// 77,000 frames until a stall would be noticed. So the bounds are on the events at one time
-    /// and on the steps of the clock: a loop exceeds one of them.
+    /// 77,000 frames before a stall would be noticed. The bounds are therefore on the events at one
+    /// time and on the steps of the clock; an endless loop exceeds one of them.
     pub fn settle_for(&mut self, quiet_us: u64) {
         self.calm_down();
         let mut until_us = self.clock.now_us + quiet_us;
@@ -100,7 +100,7 @@ impl World {
             || self.may_compact()
     }
 
-    /// Lets everything happen that can.
+    /// Runs everything that can happen.
     pub fn happen_well(&mut self) {
         self.deliver();
         self.finish_send();

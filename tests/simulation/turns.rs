@@ -20,11 +20,11 @@ use crate::wire::{self, Told, records};
 use crate::world::{WORKSPACES, World};
 
 thread_local! {
-    /// The numbers of panics in this thread: planted ones, and others.
+    /// The number of panics in this thread: those that were planted, and all others.
     static PANICS: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
 }
 
-/// Counts panics, since a shard catches its own. Planted ones are not printed.
+/// Installs a hook that counts panics, since a shard catches its own. Planted ones are not printed.
 pub fn count_panics() {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -48,7 +48,7 @@ pub fn panics() -> (u64, u64) {
     PANICS.get()
 }
 
-/// A shard with this many sessions has too many to visit after each event.
+/// The number of sessions at which a shard has too many to visit after each event.
 const CROWD: usize = 32;
 
 impl World {
@@ -72,7 +72,7 @@ impl World {
         !seat.is_drained && (seat.is_woken || seat.shard.has_work() || is_due)
     }
 
-    /// Ends the shard's turn if it has a reason to take one.
+    /// Runs a shard's turn if it has a reason to take one.
     pub fn turn(&mut self, shard: usize) {
         if !self.has_reason(shard) {
             return;
@@ -123,9 +123,9 @@ impl World {
         };
     }
 
-    /// Stops the process or its machine for `us`. Clients are not to blame for that time: all
-    /// deadlines for closing them move by as much, except for what the shard cannot know: whether
-    /// it was running until its next deadline.
+    /// Suspends the process or its machine for `us`. Clients are not to blame for that time, so all
+    /// deadlines for closing them move by the same amount, except for the part that the shard
+    /// cannot detect: it does not know whether it was running until its next deadline.
     pub fn be_stopped(&mut self, us: u64) {
         self.journal
             .note(|| format!("the process is stopped for {us} us"));
@@ -159,7 +159,7 @@ impl World {
         }
     }
 
-    /// Closes one of too many connections, never that of a client with a token.
+    /// Closes a connection, as a server that has too many does; never one of a client with a token.
     pub fn shed_connections(&mut self) {
         let Some(server) = &mut self.server else {
             return;
@@ -185,15 +185,15 @@ impl World {
         self.coverage.gave_way += 1;
     }
 
-    /// Runs `check_held` after an event. The sessions of a crowd are visited only once a turn: a
-    /// sum that is wrong after an event is still wrong then.
+    /// Runs `check_held` after an event. The sessions of a crowd are visited only once per turn: a
+    /// sum that an event makes wrong is still wrong then.
     pub fn check_held_after_event(&mut self, shard: usize) {
         if self.seat(shard).clients.len() < CROWD {
             self.check_held(shard);
         }
     }
 
-    /// Checks that the memory held for clients is counted and within its bound.
+    /// Checks that the memory held for clients is counted correctly and within its bound.
     pub fn check_held(&mut self, shard: usize) {
         let plan = self.plan;
         let seat = self.seat(shard);
@@ -212,7 +212,7 @@ impl World {
         self.coverage.given_up += news;
     }
 
-    /// Checks that no workspace exceeds its limit on members.
+    /// Checks that no workspace exceeds its member limit.
     fn check_members(&self, shard: usize) {
         let server = self.server.as_ref().expect("it just took a turn");
         if let Some(most) = server.limits.connections_per_workspace {
@@ -222,7 +222,7 @@ impl World {
         }
     }
 
-    /// Checks the panics that a shard has caught: planted ones only, which may make it fail.
+    /// Checks that a shard has caught only planted panics, which may make it fail.
     pub fn note_panic(&mut self, shard: usize) {
         let (planted, others) = panics();
         assert_eq!(others, self.panics.1, "a shard panicked");
@@ -429,7 +429,7 @@ impl World {
         self.clients[place].sending = Some((spans, bytes));
     }
 
-    /// Checks bytes that are about to leave the server.
+    /// Checks a message that is about to leave the server.
     fn check_send(&mut self, place: usize, told: &Told) {
         let client = &self.clients[place];
         let now_us = self.clock.now_us;
@@ -519,7 +519,7 @@ impl World {
         }
     }
 
-    /// Hands a client the bytes in its socket.
+    /// Makes a client read the messages that have arrived in its socket.
     pub fn read(&mut self, place: usize) {
         let Self {
             clients,
@@ -635,5 +635,5 @@ fn text(output: &Output) -> String {
     }
 }
 
-/// Far enough for a failed log to be opened again, and a timer of `interval` mode to come.
+/// Long enough for a failed log to be reopened and for a timer of `interval` mode to fire.
 pub const CALM_US: u64 = 12 * SECOND_US;

@@ -1,5 +1,5 @@
-//! The client's side of the wire, written naively: the bytes that it sends, and how it reads those
-//! that it receives.
+//! The client's side of the wire, written naively: the bytes it sends, and how it reads the bytes
+//! it receives.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,12 +15,12 @@ pub const CLOSE: u8 = 8;
 pub const PING: u8 = 9;
 pub const PONG: u8 = 10;
 
-/// Returns the error of a connection or a disk. The shard does not look into it.
+/// Returns the error of a failed connection or disk operation. The shard does not inspect it.
 pub fn failure() -> io::Error {
     io::ErrorKind::Other.into()
 }
 
-/// A masked frame.
+/// Returns a masked frame.
 pub fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![0x80 | opcode];
     match payload.len() {
@@ -64,7 +64,7 @@ pub fn head(path: &str) -> Vec<u8> {
     testing::upgrade_request(path).into_bytes()
 }
 
-/// What a client is told.
+/// A message or HTTP response that a client receives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Told {
     Status(u16),
@@ -79,7 +79,7 @@ pub enum Told {
     Close(u16),
 }
 
-/// The bytes sent to a client, cut into messages.
+/// The bytes sent to a client, split into messages.
 #[derive(Debug, Default)]
 pub struct Stream {
     bytes: Vec<u8>,
@@ -199,7 +199,7 @@ pub fn bytes_of(spans: &[Span]) -> Vec<u8> {
     bytes
 }
 
-/// An op in a batch of the log, by the byte table of `log::record`.
+/// An op in a batch of the log, laid out as in the byte table of `log::record`.
 pub struct Record {
     pub workspace: String,
     pub write: Write,

@@ -1,4 +1,4 @@
-//! The scheduler: picks by the seed what happens next.
+//! The scheduler, which uses the seed to choose what happens next.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use crate::plan::{Coverage, Plan, faults};
 use crate::server::{BEGIN_UNIX_US, PANIC_KEY, Server, token};
 use crate::wire;
 
-/// What a process was doing when it died.
+/// The work that a process was doing when it died.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Doing {
     Nothing,
@@ -35,17 +35,17 @@ pub struct World {
     pub disk: SimDisk,
     pub server: Option<Server>,
     pub clients: Vec<Client>,
-    /// The clients that are not gone.
+    /// The indices of the clients that are not gone.
     pub live: Vec<usize>,
     pub models: Vec<Model>,
-    /// The sender of the op with a value.
+    /// The senders of each op, by its value.
     pub senders: BTreeMap<String, Vec<usize>>,
     pub count: u64,
     pub shards: u32,
     pub doing: Doing,
-    /// A compaction has begun, so not every op is on disk.
+    /// A compaction has begun, so some ops may no longer be on disk.
     pub is_compacted: bool,
-    /// Nothing fails any more.
+    /// Faults are turned off.
     pub is_calm: bool,
     /// The previous process ended cleanly.
     pub is_sealed: bool,
@@ -98,7 +98,7 @@ impl World {
         });
     }
 
-    /// Runs one step: a few events, then the turns of the shards that have a reason for one.
+    /// Runs one step: a few events, then the turns of the shards that have a reason to take one.
     pub fn step(&mut self) {
         for _ in 0..=self.dice.below(4) {
             self.try_inside(Self::happen);
@@ -125,7 +125,7 @@ impl World {
         self.pass(600);
     }
 
-    /// Runs one event, and sometimes tries a crash in the middle of it.
+    /// Runs one event, and sometimes simulates a crash in the middle of it.
     pub fn try_inside(&mut self, happen: impl FnOnce(&mut Self)) {
         let is_tried = self.dice.one_in(3) && self.plan.may(faults::TRIALS);
         if !is_tried {
@@ -141,7 +141,7 @@ impl World {
         let Some(copy) = self.disk.take_copy() else {
             return;
         };
-        // Ops that a rebuild dropped may still have been there.
+        // The copy may still hold ops that a rebuild has dropped since.
         let is_cut = before
             .iter()
             .zip(&self.models)
@@ -188,7 +188,7 @@ impl World {
         match self.dice.below(4) {
             0 if self.plan.may(faults::TRIALS) => self.try_flips(),
             1 | 2 => self.boot(),
-            // An operator has found out why it does not start.
+            // An operator finds out why it does not start.
             _ => self.disk.set_full(false),
         }
     }
@@ -218,7 +218,7 @@ impl World {
         }
         if self.dice.one_in(6) {
             let us = self.dice.below_u64(90 * SECOND_US);
-            // A crowd would be closed, and its purpose is to be a crowd.
+            // A crowd's connections would all be closed, and a run with a crowd needs them.
             if self.plan.clients <= 100 && self.dice.one_in(2) {
                 self.hear_nobody(us);
             } else {
@@ -233,7 +233,7 @@ impl World {
 
     // ---- clients ----
 
-    /// Picks one of the live clients that fit.
+    /// Picks one of the live clients that satisfy `fits`.
     pub fn any_client(&mut self, fits: impl Fn(&Client) -> bool) -> Option<usize> {
         let fitting = |place: &usize| fits(&self.clients[*place]);
         let count = self.live.iter().filter(|place| fitting(place)).count();
@@ -318,7 +318,7 @@ impl World {
             && let Some(write) = self.clients[again].sent.last().cloned()
             && status == 101
         {
-            // It does not know the outcome of its last op.
+            // The client does not know the outcome of its last op.
             self.senders
                 .get_mut(&write.value)
                 .expect("it was sent")
@@ -366,7 +366,7 @@ impl World {
             .dice
             .below(most)
             .max(if self.dice.one_in(4) { most - 1 } else { 0 });
-        // On a small disk all values have the greatest length, so that the live size is known.
+        // On a small disk all values have the maximum length, so that the live size is known.
         let is_long = self.plan.disk_percent.is_some();
         let width = if is_long { most - 1 } else { width };
         let value = match self.dice.below(3) {
@@ -393,7 +393,7 @@ impl World {
         self.clients[place].write(write);
     }
 
-    /// Delivers bytes of a client to the shard, cut anywhere.
+    /// Delivers some of a client's outgoing bytes to its shard, cut at any point.
     pub fn deliver(&mut self) {
         let can = |client: &Client| {
             let has_news = !client.outgoing.is_empty() || client.is_leaving;
@@ -441,7 +441,7 @@ impl World {
         self.check_held_after_event(shard);
     }
 
-    /// Lets a socket accept bytes that were sent.
+    /// Completes a send: a client's socket accepts some or all of its bytes.
     pub fn finish_send(&mut self) {
         let is_patient = self.dice.one_in(10);
         let takes = |client: &Client| match client.reading {
@@ -537,7 +537,7 @@ impl World {
         client.is_leaving = true;
     }
 
-    /// Sends a fragment of a message that never ends.
+    /// Begins a message that the client never finishes.
     fn begin_message(&mut self, place: usize) {
         let most = self.plan.message_bytes_max;
         let bytes = [100, most / 2, most][place / 2 % 3];
@@ -589,7 +589,7 @@ impl World {
         client.is_leaving = true;
     }
 
-    /// Makes a client behave well from now on.
+    /// Turns faults off and makes all clients behave well from now on.
     pub fn calm_down(&mut self) {
         self.is_calm = true;
         self.set_rates();
@@ -607,7 +607,7 @@ impl World {
         }
     }
 
-    /// Ends all connections with their process.
+    /// Ends all connections, as the end of their process does.
     pub fn hang_up(&mut self) {
         for place in std::mem::take(&mut self.live) {
             self.clients[place].home = Home::Gone;

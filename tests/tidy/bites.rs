@@ -1,4 +1,4 @@
-//! Each rule bites: run on made-up sources, it finds the marked lines and no others.
+//! Tests that each rule bites: run on made-up sources, it finds the marked lines and no others.
 
 use std::collections::BTreeSet;
 
@@ -9,8 +9,8 @@ use super::{
     widths,
 };
 
-/// Runs a rule on the files in one text, each after a line `== path`. The rule has to find the lines
-/// that end in `// <-`.
+/// Runs a rule on the files in one text, each of which follows a line `== path`. The rule must find
+/// the lines that end in `// <-`.
 #[track_caller]
 fn check(rule: Rule, text: &str) {
     let mut files: Vec<(String, String)> = Vec::new();
@@ -129,12 +129,13 @@ fn cycles_bite() {
         cycles,
         "== core/a.rs\nuse super::b;\n== core/b.rs\nuse super::c;\n== core/c.rs\nuse super::{a}; // <-",
     );
-    // A name is followed to where it comes from.
+    // A name is traced to its origin.
     check(
         cycles,
         "== core/mod.rs\n== core/a.rs\nuse super::b;\n== core/b.rs\nuse crate::core;\nfn f() { core::a::g() } // <-",
     );
-    // A parent that passes on its child's names imports the child; one that only declares it does not.
+    // A parent that re-exports its child's names imports the child; one that only declares it does
+    // not.
     check(
         cycles,
         "== core/mod.rs\nmod a;\npub use a::A;\n== core/a.rs\nuse super::Shared; // <-",
@@ -152,7 +153,8 @@ fn cycles_bite() {
         cycles,
         "== core/mod.rs\n== core/a.rs\nuse {x::Y};\nmod b {}\nuse self::C;\n== core/a/b.rs\nuse super::A;",
     );
-    // Inline modules are a part of their file, and test code may look back, also from a file of its own.
+    // Inline modules are part of their file, and test code may import backwards, even from a file
+    // of its own.
     check(
         cycles,
         "== core/mod.rs\n== core/a.rs\nmod inner {\n  use super::A;\n  use super::super::Shared;\n}",
@@ -169,24 +171,24 @@ fn cycles_bite() {
 
 #[test]
 fn folder_cycles_bite() {
-    // No cycle of files, but one of the folders at the top; lib.rs has no part in it.
+    // There is no cycle of files, but one of the top-level folders; lib.rs plays no part in it.
     check(
         folder_cycles,
         "== lib.rs\npub use core::a::A;\n== core/a.rs\nuse crate::wire::c;\n== core/b.rs\n== wire/c.rs\n\
          == wire/d.rs\nuse crate::core::b; // <-",
     );
-    // Deeper down, through a third, and of a folder and a file beside it.
+    // Cycles further down, through a third module, and between a folder and a file beside it.
     check(
         folder_cycles,
         "== core/x/a.rs\nuse crate::core::y::b;\n== core/y/b.rs\n== core/y/c.rs\nuse crate::core::z;\n\
          == core/z.rs\nuse super::x::d; // <-\n== core/x/d.rs",
     );
-    // Each pair of folders is compared where their paths part.
+    // Each pair of folders is compared where their paths diverge.
     check(
         folder_cycles,
         "== core/x/a.rs\nuse crate::core::y::b;\n== core/y/b.rs\nuse crate::wire::c;\n== wire/c.rs",
     );
-    // A file and the folder of its name are one.
+    // A file and the folder of the same name count as one.
     check(
         folder_cycles,
         "== core/x.rs\nuse self::a::A;\n== core/x/a.rs\nuse super::X;\n== core/x/b.rs\nuse super::a;",

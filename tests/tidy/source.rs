@@ -12,30 +12,31 @@ pub(super) struct Token {
     pub(super) line: usize,
 }
 
-/// A path that a file names: its segments, from `crate` or from the name of another crate.
+/// A path that a file names: its segments, starting with `crate` or the name of another crate.
 pub(super) struct Named {
     pub(super) segments: Vec<String>,
     pub(super) line: usize,
 }
 
 pub(super) struct Source {
-    /// Relative to `src/`.
+    /// The path relative to `src/`.
     pub(super) path: String,
-    /// `wire::frame` for `wire/frame.rs`, `wire` for `wire/mod.rs`, nothing for `lib.rs`.
+    /// The path of the module: `wire::frame` for `wire/frame.rs`, `wire` for `wire/mod.rs`, and
+    /// empty for `lib.rs`.
     pub(super) module: String,
     pub(super) raw: String,
-    /// How many lines are more than a comment, and not blank.
+    /// The number of lines that are neither blank nor only comments.
     pub(super) code_lines: usize,
-    /// Without comments, and without the contents of literals.
+    /// The tokens, without comments and literals.
     pub(super) tokens: Vec<Token>,
-    /// The types that the product's code defines, associated types left out, and their lines.
+    /// The types that non-test code defines, except for associated types, and their lines.
     pub(super) types: Vec<(String, usize)>,
-    /// What the product's code names: test code may import and use anything.
+    /// The paths that non-test code names; test code may import and use anything.
     pub(super) named: Vec<Named>,
 }
 
 impl Source {
-    /// The tokens that are this word, with their indices.
+    /// Returns the tokens that equal `word`, with their indices.
     pub(super) fn words(&self, word: &str) -> impl Iterator<Item = (usize, &Token)> {
         let numbered = self.tokens.iter().enumerate();
         numbered.filter(move |(_, token)| token.text == word)
@@ -93,7 +94,7 @@ pub(super) fn read(files: &[(String, String)]) -> Vec<Source> {
     sources
 }
 
-/// The types defined at the level of a module: within a trait, an impl or a function there are others.
+/// Returns the types defined at module level, and not those within a trait, an impl or a function.
 fn types(tokens: &[Token]) -> Vec<(String, usize)> {
     let mut depth = 0;
     let mut found = Vec::new();
@@ -123,7 +124,7 @@ fn is_word(c: char) -> bool {
 }
 
 /// Splits a text into words, `::`, and every other character of code on its own. Also returns the
-/// number of lines that hold some of a token or a literal.
+/// number of lines that contain any part of a token or a literal.
 fn tokens(text: &str) -> (Vec<Token>, usize) {
     let stream: TokenStream = text.parse().expect("a source can be split into tokens");
     let mut lexed = Lexed {
@@ -147,7 +148,8 @@ impl Lexed<'_> {
         let mut trees = stream.into_iter().peekable();
         while let Some(tree) = trees.next() {
             if self.is_doc_comment(&tree) {
-                // It comes as the attribute that it stands for: `#`, `!` inside of an item, `[…]`.
+                // It arrives as the attribute that it stands for: `#`, `!` if it is an inner one,
+                // `[…]`.
                 let is_bang = |tree: &TokenTree| matches!(tree, TokenTree::Punct(_));
                 trees.next_if(is_bang);
                 trees.next();
@@ -197,7 +199,7 @@ impl Lexed<'_> {
         });
     }
 
-    /// Counts the lines of a token as code. A literal may have blank ones in it.
+    /// Counts the lines of a token as code. Blank lines within a literal do not count.
     fn count_lines(&mut self, span: Span) {
         let all = span.start().line..=span.end().line;
         let lines = &self.lines;
@@ -210,8 +212,8 @@ pub(super) fn text_at(tokens: &[Token], at: usize) -> &str {
     tokens.get(at).map_or("", |token| token.text.as_str())
 }
 
-/// The index of the last token of the item that starts at `at`: its closing brace, its semicolon,
-/// or, for a field or an argument, what stands before the bracket that closes the list.
+/// Returns the index of the last token of the item that starts at `at`: its closing brace, its
+/// semicolon, or, for a field or an argument, the token before the bracket that closes the list.
 pub(super) fn item_end(tokens: &[Token], at: usize) -> usize {
     let (mut depth, mut braces) = (0_i32, 0_i32);
     for (i, token) in tokens.iter().enumerate().skip(at) {
@@ -230,8 +232,8 @@ pub(super) fn item_end(tokens: &[Token], at: usize) -> usize {
     tokens.len().saturating_sub(1)
 }
 
-/// The tokens without the items under `#[cfg(test)]`, and the modules of other files that are
-/// declared under it.
+/// Returns the tokens without the items under `#[cfg(test)]`, and the modules in other files that
+/// are declared under it.
 fn without_tests(tokens: &[Token]) -> (Vec<Token>, Vec<String>) {
     const CFG_TEST: [&str; 7] = ["#", "[", "cfg", "(", "test", ")", "]"];
     let (mut product, mut declared) = (Vec::new(), Vec::new());
@@ -260,7 +262,7 @@ struct Leaf {
     line: usize,
 }
 
-/// Reads the path or `use` tree at `at` into `leaves`, and returns the index behind it.
+/// Reads the path or `use` tree at `at` into `leaves`, and returns the index after it.
 fn read_path(tokens: &[Token], mut at: usize, prefix: &[String], leaves: &mut Vec<Leaf>) -> usize {
     let mut segments = prefix.to_vec();
     let line = tokens.get(at).map_or(0, |token| token.line);
@@ -304,9 +306,9 @@ fn read_path(tokens: &[Token], mut at: usize, prefix: &[String], leaves: &mut Ve
     at
 }
 
-/// Every path in the tokens of a module. A name that a `use` brought in (`use crate::wire;`) or
-/// that a `mod` declares is followed to where it comes from, also when the path starts with it
-/// (`wire::frame::decode`).
+/// Returns every path in the tokens of a module. A name that a `use` brought in
+/// (`use crate::wire;`) or that a `mod` declares is traced to its origin, even if it only begins
+/// the path (`wire::frame::decode`).
 fn named(tokens: &[Token], module: &str) -> Vec<Named> {
     let mut inside: Vec<String> = vec!["crate".to_owned()];
     inside.extend(
@@ -323,7 +325,7 @@ fn named(tokens: &[Token], module: &str) -> Vec<Named> {
         }
     }
     let mut found = Vec::new();
-    // The brace depths at which the inline modules that we are in were opened.
+    // The brace depths at which the enclosing inline modules were opened.
     let (mut depth, mut opened) = (0, Vec::new());
     let mut at = 0;
     while at < tokens.len() {
@@ -350,7 +352,7 @@ fn named(tokens: &[Token], module: &str) -> Vec<Named> {
         at = read_path(tokens, at, &[], &mut leaves);
         for leaf in leaves {
             let segments = from_root(&leaf.segments, &inside, &origins);
-            // Types are named like `Instant`; only modules and crates stand before a `::` that
+            // Types are named like `Instant`; only modules and crates come before a `::` that
             // matters here.
             if is_use && leaf.name.starts_with(|c: char| c.is_lowercase()) {
                 origins.insert(leaf.name, segments.clone());
@@ -364,7 +366,7 @@ fn named(tokens: &[Token], module: &str) -> Vec<Named> {
     found
 }
 
-/// The path from `crate`, or from another crate's name.
+/// Returns the path starting with `crate` or with another crate's name.
 fn from_root(
     written: &[String],
     inside: &[String],
@@ -389,7 +391,7 @@ fn from_root(
     }
 }
 
-/// The module, among those that are files, in which a path of this crate ends.
+/// Returns the module, among those that are files, in which a path of this crate ends.
 fn module_of<'a>(segments: &[String], modules: &BTreeMap<&'a str, usize>) -> Option<&'a str> {
     let (first, rest) = segments.split_first()?;
     let mut lengths = (0..=rest.len()).rev();
@@ -399,8 +401,8 @@ fn module_of<'a>(segments: &[String], modules: &BTreeMap<&'a str, usize>) -> Opt
         .map(|(module, _)| *module)
 }
 
-/// For each source the modules that it imports: (index of the source, line). Its own inline modules
-/// are no import.
+/// Returns, for each source, the modules that it imports as (index of the source, line). Its own
+/// inline modules do not count as imports.
 pub(super) fn imports(sources: &[Source]) -> Vec<Vec<(usize, usize)>> {
     let numbered = sources
         .iter()

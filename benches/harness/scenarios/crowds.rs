@@ -45,7 +45,7 @@ const LARGE: State = State {
     value_bytes: 9984,
 };
 const JOINS_PER_S: u32 = 1000;
-/// All clients stay connected, and each is an open file.
+/// The maximum number of joins: all clients stay connected, and each is an open file.
 const JOINS_MAX: u64 = 8000;
 const PATIENCE: Duration = Duration::from_secs(20);
 

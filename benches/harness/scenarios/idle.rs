@@ -32,9 +32,9 @@ const CPU_EACH: Figure = Figure {
     decimals: 0,
 };
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Connections that are opened at once.
+/// The number of connections that are opened at once.
 const BURST: usize = 32;
-/// Of the connections with a workspace of their own, this many are checked.
+/// The number of connections with a workspace of their own that are checked.
 const SAMPLE: usize = 100;
 
 impl Scenario for Idle {
@@ -89,7 +89,7 @@ impl Scenario for Idle {
     }
 
     fn targets(&self) -> Vec<Target> {
-        // Where each has its own workspace, the memory of that workspace is included.
+        // If each has its own workspace, the memory of that workspace is included.
         [(TOGETHER, 512.0), (ALONE, 1024.0)]
             .into_iter()
             .flat_map(|(case, bytes)| {
@@ -126,7 +126,7 @@ fn measure(
     count: usize,
 ) -> Result<Numbers, String> {
     let empty = frame_of(r#"{"type":"init","data":{}}"#);
-    // What the server sets up once, for its first clients, is not the cost of a connection.
+    // What the server sets up once, for its first clients, is not part of the cost of a connection.
     enter(crowd, case, BURST, &empty)?;
     let used = |server: &Server| server.resident_bytes().zip(server.cpu_s());
     let before = used(server);
@@ -143,7 +143,7 @@ fn measure(
     ]))
 }
 
-/// Lets `count` more clients join; each has to receive an empty workspace.
+/// Lets `count` more clients join; each must receive an empty workspace.
 fn enter(crowd: &mut Crowd, case: usize, count: usize, empty: &Rc<[u8]>) -> Result<(), String> {
     for step in 0..count {
         let name = workspace(case, crowd.count());
@@ -156,7 +156,7 @@ fn enter(crowd: &mut Crowd, case: usize, count: usize, empty: &Rc<[u8]>) -> Resu
 }
 
 /// Checks that the connections still work: all in the one workspace, or a sample of the others,
-/// have to receive an op.
+/// must receive an op.
 fn look(
     case: usize,
     contestant: &Contestant,

@@ -1,4 +1,4 @@
-//! What the scenarios have in common that put a load on a server and count deliveries.
+//! The code shared by the scenarios that put a load on a server and count deliveries.
 
 use crate::config::{HarnessConfig, LATE};
 use crate::contestant::{Contestant, Server};
@@ -12,7 +12,7 @@ pub use etherply_bench::load::figures::{
     P50, P99, RESIDENT, numbers_of,
 };
 
-/// The share of the server's and the load's cores that other processes used, in percent of one
+/// The share of the server's and the load's cores that other processes used, as a percentage of one
 /// core.
 pub const OTHERS_PERCENT: &str = "other_work_percent";
 
@@ -21,7 +21,7 @@ pub const OTHERS_PERCENT: &str = "other_work_percent";
 pub struct LoadShape {
     pub title: &'static str,
     pub rooms: u32,
-    /// Receivers of each room, beside its one sender.
+    /// The number of receivers in each room, besides its one sender.
     pub receivers: u32,
     pub pace: Pace,
 }
@@ -38,7 +38,7 @@ pub fn measure(
     measure_server(shape, contestant, &server, config)
 }
 
-/// Puts a running server under the load; its rooms have to be empty.
+/// Puts a running server under the load; its rooms must be empty.
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
 pub fn measure_server(
     shape: &LoadShape,

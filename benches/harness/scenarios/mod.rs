@@ -1,4 +1,4 @@
-//! The scenarios. A new one is a file here and a line in [`ALL`].
+//! The scenarios. A new one needs a file here and a line in [`ALL`].
 
 use crate::config::HarnessConfig;
 use crate::contestant::Contestant;
@@ -34,13 +34,13 @@ pub trait Scenario: Sync {
     /// Describes the scenario for `--list`.
     fn about(&self) -> &'static str;
 
-    /// The columns of its tables, the most important one first.
+    /// Returns the columns of its tables, the most important one first.
     fn figures(&self) -> &'static [Figure];
 
-    /// The loads of the scenario, each with a table of its own.
+    /// Returns the loads of the scenario, each with a table of its own.
     fn cases(&self, config: &HarnessConfig) -> Vec<Case>;
 
-    /// How often each contestant is measured.
+    /// Returns how often each contestant is measured.
     fn rounds(&self, config: &HarnessConfig) -> u32 {
         config.rounds
     }
@@ -54,17 +54,17 @@ pub trait Scenario: Sync {
         config: &HarnessConfig,
     ) -> Result<Numbers, String>;
 
-    /// Returns what a reader of its tables has to know about this machine.
+    /// Returns what a reader of its tables must know about this machine.
     fn note(&self, _: &HarnessConfig) -> Option<String> {
         None
     }
 
-    /// The figures that the server should reach.
+    /// Returns the figures that the server should reach.
     fn targets(&self) -> Vec<Target> {
         Vec::new()
     }
 
-    /// The picture of its cases, if it has one.
+    /// Returns the picture of its cases, if it has one.
     fn picture(&self) -> Option<Picture> {
         None
     }
@@ -96,13 +96,14 @@ impl Case {
     }
 }
 
-/// The bound that a figure of a contestant should keep in a case.
+/// The bound within which a contestant's figure should stay in a case.
 pub struct Target {
     pub case: usize,
     pub figure: &'static str,
     /// The name of the contestant.
     pub of: &'static str,
-    /// The name of the contestant whose figure it is divided by; `None`: the figure itself counts.
+    /// The name of the contestant whose figure it is divided by; `None` if the figure itself
+    /// counts.
     pub to: Option<&'static str>,
     pub bound: Bound,
 }

@@ -1,4 +1,5 @@
-//! How fast a log is read back at a start, compared with redis: the bench `recovery` in small.
+//! The speed at which a log is read back at a start, compared with redis: a small version of the
+//! bench `recovery`.
 
 use super::loads::RESIDENT;
 use super::{Case, Scenario, Target};

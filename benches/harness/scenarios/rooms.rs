@@ -185,7 +185,8 @@ impl Scenario for Shards {
     }
 }
 
-/// Two shards need two cores: if the server's half has only one, it shares that of the load.
+/// Returns the cores for two shards, which need two: if the server's half has only one, the server
+/// also gets those of the load.
 fn cores(config: &HarnessConfig) -> Halves {
     let Halves { server, load } = &config.cores;
     let mut server = server.0.clone();

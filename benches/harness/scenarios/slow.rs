@@ -20,10 +20,10 @@ use etherply_bench::load::pace::Pace;
 pub struct Slow;
 
 const STALLED: usize = 10;
-/// Ends the name of a contestant in whose room some readers stall.
+/// The end of the name of a contestant in whose room some readers stall.
 const WITH: &str = ", 10 stalled";
 /// Long enough to fill the sockets of a stalled reader (the kernel keeps up to 4 MB for the sender,
-/// `net.ipv4.tcp_wmem`) and what the server keeps for it.
+/// `net.ipv4.tcp_wmem`) and the outbox that the server keeps for it.
 const MEASURED_MIN: Duration = Duration::from_secs(15);
 const ROUNDS_MAX: u32 = 3;
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -35,7 +35,7 @@ const SHAPE: LoadShape = LoadShape {
     pace: Pace::Open { ops_per_s: 2000 },
 };
 
-/// The ops that a stalled reader received when it read again.
+/// The number of ops that a stalled reader received once it resumed reading.
 const LEFT: Figure = Figure {
     id: "ops_for_stalled_reader",
     name: "ops sent to a stalled reader",
@@ -154,7 +154,7 @@ fn stall(server: &Server) -> Result<Connection, String> {
 }
 
 /// Lets a stalled reader read until it knows the state of the room. Returns the number of ops that
-/// this took.
+/// it received.
 fn catch_up(server: &Server, mut stream: Connection) -> Result<f64, String> {
     let joined = server.endpoint.join(&server.endpoint.workspace(0));
     let (_, init) = joined.map_err(|error| error.to_string())?;

@@ -1,4 +1,4 @@
-//! Minutes of a mixed load: are memory and latency at the end what they were at the beginning?
+//! Minutes of a mixed load: are memory and latency the same at the end as at the beginning?
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -24,12 +24,12 @@ const SHAPE: LoadShape = LoadShape {
     receivers: 9,
     pace: Pace::Open { ops_per_s: 2000 },
 };
-/// The parts of the measured time. The latency of the last is compared with that of the first, and
-/// the memory after the last with that after the third: by then the server has allocated its pools
-/// and has dropped the clients that read nothing.
+/// The number of parts into which the measured time is divided. The latency of the last is compared
+/// with that of the first, and the memory after the last with that after the third: by the end of
+/// the third, the server has allocated its pools and dropped the clients that read nothing.
 const PARTS: u32 = 10;
 const STALLED: u32 = 10;
-/// The memory of shorter parts is not compared.
+/// The length of a part below which memory is not compared.
 const SETTLED_S: f64 = 25.0;
 /// The pause between two clients that come and go.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -165,7 +165,7 @@ impl Scenario for Soak {
     }
 }
 
-/// Lets one client after the other join a room, check its state, and leave. Returns how many did.
+/// Lets one client after another join a room, check its state, and leave. Returns how many did.
 fn visit_rooms(endpoint: &Endpoint, is_over: &AtomicBool) -> Result<u32, String> {
     let mut visits = 0;
     while !is_over.load(Ordering::Relaxed) {

@@ -17,7 +17,7 @@ use io_uring::{IoUring, cqueue, opcode, squeue};
 use super::stream::PIECES_MAX;
 
 const SUBMISSIONS: u32 = 4096;
-/// Holds more than a completion per connection.
+/// Large enough for more than one completion per connection.
 const COMPLETIONS: u32 = 32 * 1024;
 const BUFFERS: u16 = 64;
 const BUFFER_BYTES: u32 = 16 * 1024;
@@ -71,7 +71,7 @@ impl Ring {
             .setup_cqsize(COMPLETIONS)
             .build(SUBMISSIONS)?;
         let buffers = Buffers::new();
-        // SAFETY: the memory is never given back, and so outlives the ring.
+        // SAFETY: the memory is never freed, and so outlives the ring.
         unsafe {
             ring.submitter().register_buf_ring(
                 buffers.entries.as_ptr() as u64,
@@ -122,7 +122,7 @@ impl Ring {
                 .flags(FLAGS.cast_unsigned())
                 .build()
         };
-        // SAFETY: the caller keeps what the operation names.
+        // SAFETY: the caller keeps the memory that the operation names.
         unsafe { self.push(entry, Purpose::Send, connection) };
     }
 
@@ -131,7 +131,7 @@ impl Ring {
     /// The memory that the entry names must not move or be freed until the operation has completed.
     unsafe fn push(&mut self, entry: squeue::Entry, purpose: Purpose, connection: usize) {
         let entry = entry.user_data((purpose as u64) << 32 | connection as u64);
-        // SAFETY: as the caller's.
+        // SAFETY: guaranteed by the caller.
         while unsafe { self.ring.submission().push(&entry) }.is_err() {
             self.ring.submit().expect("the kernel takes submissions");
         }
@@ -163,8 +163,8 @@ impl Ring {
     /// Returns the bytes that were received into a buffer.
     pub fn bytes(&self, buffer: u16, len: usize) -> &[u8] {
         assert!(buffer < BUFFERS && len <= BUFFER_BYTES as usize);
-        // SAFETY: the buffer is the caller's until it gives it back, for which it needs `self` for
-        // itself.
+        // SAFETY: the buffer is the caller's until it gives it back, for which it needs exclusive
+        // access to `self`.
         unsafe { std::slice::from_raw_parts(self.buffers.start(buffer), len) }
     }
 
@@ -195,7 +195,7 @@ impl Buffers {
     }
 
     fn start(&self, buffer: u16) -> *mut u8 {
-        // SAFETY: all buffers lie in the one allocation; callers name those that there are.
+        // SAFETY: all buffers lie in the one allocation; callers name only existing ones.
         unsafe {
             self.bytes
                 .as_ptr()
@@ -222,7 +222,7 @@ impl Buffers {
     }
 }
 
-/// Allocates zeroed memory at the start of a page, for as long as the process lives.
+/// Allocates zeroed memory at the start of a page, which lives as long as the process.
 fn allocate(bytes: usize) -> NonNull<u8> {
     let layout = Layout::from_size_align(bytes, PAGE_BYTES).expect("a valid layout");
     // SAFETY: callers ask for at least one byte.

@@ -1,4 +1,4 @@
-//! The frames of a room, in order, in chunks that never move: a send points into them.
+//! The frames of a room, in order, in chunks that never move, since sends point into them.
 
 use std::cell::{Cell, OnceCell};
 use std::collections::VecDeque;
@@ -7,10 +7,10 @@ use std::rc::Rc;
 
 /// Small enough for the allocator to keep in its caches.
 const CHUNK_BYTES: usize = 64 * 1024;
-/// The most pieces of memory in one send.
+/// The maximum number of pieces of memory in one send.
 pub const PIECES_MAX: usize = 16;
 
-/// Memory that frames are appended to. A cursor keeps its chunk and all later ones alive.
+/// Memory to which frames are appended. A cursor keeps its chunk and all later ones alive.
 pub struct Chunk {
     /// Its start in the stream.
     start: u64,
@@ -54,8 +54,8 @@ impl Stream {
         }
     }
 
-    /// Appends a text frame with the unmasked payload if that starts with `prefix`. Returns its
-    /// range in the stream.
+    /// Appends a text frame with the unmasked payload if the payload starts with `prefix`. Returns
+    /// its range in the stream.
     pub fn append(&mut self, masked: &[u8], mask: [u8; 4], prefix: &[u8]) -> Option<Range<u64>> {
         let starts = masked.iter().zip(mask.iter().cycle()).map(|(a, b)| a ^ b);
         if !starts.take(prefix.len()).eq(prefix.iter().copied()) {
@@ -118,7 +118,7 @@ fn unmask(to: &[Cell<u8>], masked: &[u8], mask: [u8; 4]) {
     }
 }
 
-/// How much of its room's stream has been sent to a member.
+/// The position up to which a room's stream has been sent to a member.
 pub struct Cursor {
     chunk: Rc<Chunk>,
     at: u64,
@@ -161,7 +161,7 @@ impl Cursor {
         }
     }
 
-    /// Whether nothing has been appended since.
+    /// Returns whether nothing has been appended since.
     pub fn is_at_end(&self) -> bool {
         self.at >= self.chunk.end() && self.chunk.next.get().is_none()
     }

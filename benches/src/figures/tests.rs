@@ -1,4 +1,4 @@
-//! What follows from the numbers of measurements.
+//! The statistics of measurements.
 
 use super::*;
 

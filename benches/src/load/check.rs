@@ -1,9 +1,9 @@
-//! What a receiver has to receive, and whether it does. Pure.
+//! The stream that a receiver must receive, and the check that it does. Pure.
 //!
-//! A room has one sender, so its ops have one order, and each receiver has to receive the same
-//! stream of bytes: the frames of all ops, each once, in order. Deliveries are compared with that
-//! stream, so an op that is missing, doubled, out of order, altered or of another room is found at
-//! its first wrong byte. Frames of other kinds may come between two ops.
+//! A room has one sender, so its ops have a single order, and each receiver must receive the same
+//! stream of bytes: the frames of all ops, each once and in order. Deliveries are compared with
+//! that stream, so an op that is missing, duplicated, out of order, altered or from another room is
+//! detected at its first wrong byte. Frames of other kinds may come between two ops.
 
 use thiserror::Error;
 use tungstenite::protocol::frame::FrameHeader;
@@ -11,7 +11,7 @@ use tungstenite::protocol::frame::coding::{Control, OpCode};
 
 use super::op::{TEXT, put_pong};
 
-/// How a received stream differs from what it should be.
+/// A difference between a received stream and the expected one.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Mismatch {
     #[error(
@@ -36,7 +36,7 @@ pub enum Mismatch {
 pub struct Window {
     bytes: Box<[u8]>,
     frame_bytes: usize,
-    /// The ops that have been pushed.
+    /// The number of ops that have been pushed.
     count: u64,
 }
 
@@ -50,7 +50,7 @@ impl Window {
         }
     }
 
-    /// The stream of a connection to which nothing is sent.
+    /// Creates the stream of a connection to which nothing is sent.
     pub fn empty() -> Self {
         Self::new(1, 0)
     }
@@ -90,7 +90,7 @@ impl Window {
     }
 }
 
-/// How much of its room's stream a receiver has received.
+/// The position of a receiver in its room's stream.
 #[derive(Default)]
 pub struct Cursor {
     position: u64,
@@ -99,7 +99,7 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    /// The ops that have been received completely.
+    /// Returns the number of ops that have been received completely.
     pub fn count(&self, window: &Window) -> u64 {
         self.position / window.frame_bytes as u64
     }

@@ -23,7 +23,7 @@ pub struct Crowd {
     endpoint: Endpoint,
     clock: Clock,
     clients: Vec<Client>,
-    /// Clients that have received all that they were waiting for.
+    /// The number of clients that have received everything they were waiting for.
     served: usize,
     latencies_ns: Histogram<u64>,
 }
@@ -53,18 +53,18 @@ impl Crowd {
         self.clients.len()
     }
 
-    /// The time that each client has waited since it was due.
+    /// Returns how long each client has waited since it was due.
     pub fn latencies_ns(&self) -> &Histogram<u64> {
         &self.latencies_ns
     }
 
-    /// Forgets the latencies measured so far.
+    /// Discards the latencies measured so far.
     pub fn forget_latencies(&mut self) {
         self.latencies_ns.reset();
     }
 
-    /// Lets another client join, which was due at `due_ns`. `init` is the frame that it has to
-    /// receive first; `None`: any message.
+    /// Lets another client join, which was due at `due_ns`. `init` is the frame that it must
+    /// receive first; `None` accepts any message.
     pub fn enter(
         &mut self,
         workspace: &str,
@@ -94,7 +94,7 @@ impl Crowd {
         self.served -= 1;
     }
 
-    /// Takes the first message of a client that accepted any.
+    /// Moves out the first message of a client that accepted any message.
     pub fn take_message(&mut self, client: usize) -> String {
         self.clients[client].joiner.take_message()
     }
@@ -136,7 +136,7 @@ impl Crowd {
         outcome
     }
 
-    /// Waits until all clients have what they are waiting for; it fails after `patience`.
+    /// Waits until all clients have what they are waiting for; fails after `patience`.
     pub fn finish(&mut self, patience: Duration) -> Result<(), String> {
         let limit_ns = self.clock.now_ns() + u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX);
         while self.served < self.count() {

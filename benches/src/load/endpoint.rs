@@ -1,4 +1,4 @@
-//! Where a server is, how a client reaches it, and what lets the client in.
+//! The address of a server, how a client reaches it, and the token that lets the client in.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -16,29 +16,29 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// The value of the `Host` header.
     host: String,
-    /// Precedes the path of every request, for a server whose proxy serves it under one.
+    /// The prefix of every request's path, for a server behind a proxy that serves it under a path.
     base_path: String,
     token: String,
-    /// Starts the name of each room: a server elsewhere may hold the rooms of another run.
+    /// The prefix of every room's name, since a server elsewhere may hold the rooms of another run.
     prefix: String,
     tls: Option<Tls>,
 }
 
-/// How the server proves its identity.
+/// The TLS settings, and the name for which the server's certificate must be valid.
 #[derive(Clone)]
 pub struct Tls {
     pub config: Arc<ClientConfig>,
     pub name: ServerName<'static>,
 }
 
-/// A connection of a client, encrypted or not.
+/// A client's connection, encrypted or not.
 pub struct Connection {
     pub stream: TcpStream,
     pub tls: Option<Box<ClientConnection>>,
 }
 
 impl Endpoint {
-    /// A server without TLS.
+    /// Returns the endpoint of a server without TLS.
     pub fn plain(address: SocketAddr, token: String) -> Self {
         Self {
             address,
@@ -50,7 +50,7 @@ impl Endpoint {
         }
     }
 
-    /// Starts the name of each room with `prefix`.
+    /// Begins the name of each room with `prefix`.
     #[must_use]
     pub fn with_prefix(mut self, prefix: String) -> Self {
         self.prefix = prefix;
@@ -71,12 +71,13 @@ impl Endpoint {
         self
     }
 
-    /// The name of a room.
+    /// Returns the workspace id of a room.
     pub fn workspace(&self, room: u32) -> String {
         format!("{}room-{room}", self.prefix)
     }
 
-    /// The request that opens a WebSocket. The token is in a header: a proxy may log the URL.
+    /// Returns the request that opens a WebSocket. The token is in a header, because a proxy may
+    /// log the URL.
     pub fn request(&self, workspace: &str) -> String {
         let Self {
             host,
@@ -98,7 +99,7 @@ impl Endpoint {
         let tls = self.tls.as_ref().map(|tls| {
             let mut session = ClientConnection::new(Arc::clone(&tls.config), tls.name.clone())
                 .map_err(io::Error::other)?;
-            // A load queues what it likes: it is bounded by the ops in flight.
+            // The session needs no limit: the ops in flight bound what a load queues.
             session.set_buffer_limit(None);
             Ok::<_, io::Error>(Box::new(session))
         });
@@ -115,7 +116,7 @@ impl Connection {
         self.stream.set_read_timeout(timeout)
     }
 
-    /// Whether decrypted bytes are still unread.
+    /// Returns whether decrypted bytes are still unread.
     pub fn has_unread_bytes(&mut self) -> io::Result<bool> {
         let Some(tls) = &mut self.tls else {
             return Ok(false);

@@ -1,4 +1,4 @@
-//! Why a run is worth nothing.
+//! The failures that make a run worthless.
 
 use std::io;
 

@@ -1,4 +1,4 @@
-//! The figures of a load, and how they follow from its outcome.
+//! The figures of a load, and how they are computed from its outcome.
 
 use super::run::Outcome;
 use crate::figures::{Figure, Numbers};
@@ -10,7 +10,7 @@ pub const CPU_PER_DELIVERY: Figure = Figure {
     decimals: 3,
 };
 /// The busy time of the server's cores. It includes the kernel threads that deliver its packets
-/// (`ksoftirqd`) and write and sync its log, whose time no process is charged for.
+/// (`ksoftirqd`) and write and sync its log, whose time is charged to no process.
 pub const CORES_PER_DELIVERY: Figure = Figure {
     id: "cores_us_per_delivery",
     name: "server's cores",
@@ -94,7 +94,7 @@ pub const OWN_SHARE_LIMIT_PERCENT: f64 = 90.0;
 /// The id of the time that the load generator used for each delivery.
 const OWN_NS_PER_DELIVERY: &str = "load_generator_ns_per_delivery";
 
-/// Computes the figures; those of the server's CPU time only where that could be read.
+/// Computes the figures; those of the server's CPU time only if that could be read.
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
 pub fn numbers_of(outcome: &Outcome) -> Numbers {
     let latencies = &outcome.latencies_ns;

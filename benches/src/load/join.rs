@@ -1,4 +1,4 @@
-//! How a client joins a room: connect, upgrade, first message. It blocks, since nothing is measured
+//! Joining a room: connect, upgrade, first message. These calls block, since nothing is measured
 //! yet.
 
 use std::io::{self, Read, Write};
@@ -12,7 +12,7 @@ use super::failure::Failure;
 use super::joiner::{first_message, upgraded};
 
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The most that an error quotes of what the server sent.
+/// The maximum number of bytes from the server that an error quotes.
 const QUOTED_BYTES: usize = 1024;
 
 impl Endpoint {
@@ -55,7 +55,7 @@ impl Endpoint {
     }
 }
 
-/// Whether a first message holds exactly this state.
+/// Returns whether a first message holds exactly this state.
 pub fn is_init(text: &str, data: &Map<String, Value>) -> bool {
     let init: Result<Value, _> = serde_json::from_str(text);
     init.is_ok_and(|init| init["type"] == "init" && init["data"].as_object() == Some(data))
@@ -101,7 +101,7 @@ pub fn read_more(connection: &mut Connection, seen: &mut Vec<u8>) -> io::Result<
     Ok(())
 }
 
-/// The end of the first frame.
+/// Returns the end of the first frame.
 fn first_frame(seen: &[u8]) -> io::Result<Option<usize>> {
     Ok(first_message(seen)?.map(|(_, end)| end))
 }

@@ -1,4 +1,4 @@
-//! What a client that joins has to receive, and whether it does. Pure.
+//! The messages that a joining client must receive, and the check that it does. Pure.
 
 use std::io;
 use std::rc::Rc;
@@ -6,14 +6,14 @@ use std::rc::Rc;
 use tungstenite::handshake::derive_accept_key;
 use tungstenite::protocol::frame::FrameHeader;
 
-/// The most of a refusal's body that is waited for.
+/// The maximum number of bytes of a refusal's body to wait for.
 const BODY_BYTES_MAX: usize = 1024;
-/// The key of every handshake; the server's answer has to be derived from it.
+/// The key of every handshake; the server's answer must be derived from it.
 pub const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
-/// What a client is waiting for.
+/// The data that a client is waiting for.
 enum Expected {
-    /// The answer to its upgrade, which the first message follows.
+    /// The answer to its upgrade, followed by the first message.
     Upgrade(Option<Rc<[u8]>>),
     /// These bytes, of which the given number have arrived.
     Bytes(Rc<[u8]>, usize),
@@ -30,7 +30,7 @@ pub struct Joiner {
 }
 
 impl Joiner {
-    /// Expects the frame `init` as the first message; `None`: any message.
+    /// Expects the frame `init` as the first message; `None` accepts any message.
     pub fn new(init: Option<Rc<[u8]>>) -> Self {
         Self {
             wanted: Expected::Upgrade(init),
@@ -44,12 +44,12 @@ impl Joiner {
         self.wanted = Expected::Bytes(Rc::clone(frame), 0);
     }
 
-    /// Whether it has received all that it was waiting for.
+    /// Returns whether it has received everything that it was waiting for.
     pub fn is_served(&self) -> bool {
         matches!(self.wanted, Expected::Nothing)
     }
 
-    /// Takes the first message of a client that accepted any.
+    /// Moves out the first message of a client that accepted any message.
     pub fn take_message(&mut self) -> String {
         let held = std::mem::take(&mut self.held);
         String::from_utf8_lossy(&held).into_owned()
@@ -119,7 +119,8 @@ impl Joiner {
     }
 }
 
-/// A server pings clients that are idle. It need not be answered for as long as a crowd is watched.
+/// Returns whether the bytes are a ping, which a server sends to idle clients. A crowd is never
+/// watched for long enough to have to answer.
 fn is_ping(bytes: &[u8]) -> bool {
     bytes[0] == 0x89
 }
@@ -129,7 +130,7 @@ fn quoted(bytes: &[u8]) -> String {
     format!("{:?}", String::from_utf8_lossy(shown))
 }
 
-/// Returns the end of the answer to the upgrade; `None`: more has to arrive.
+/// Returns the end of the answer to the upgrade; `None` if more must arrive.
 pub fn upgraded(seen: &[u8]) -> io::Result<Option<usize>> {
     let mut headers = [httparse::EMPTY_HEADER; 32];
     let mut response = httparse::Response::new(&mut headers);

@@ -1,5 +1,5 @@
 //! The load generator: one thread on a ring of its own. It keeps the pace, checks every delivery,
-//! and times a part of them.
+//! and times a sample of them.
 
 pub mod check;
 pub mod crowd;

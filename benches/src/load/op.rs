@@ -1,11 +1,11 @@
 //! The ops of a load: one fixed layout in which only digits change. Pure.
 //!
-//! A server passes on the very text that it received, so a delivery is compared byte for byte with
-//! what was sent.
+//! A server passes on exactly the text that it received, so a delivery is compared byte for byte
+//! with what was sent.
 
-/// The bytes of a value, without its quotes.
+/// The length of a value in bytes, without its quotes.
 pub const VALUE_BYTES: usize = 100;
-/// The keys of a room; each op writes the next one.
+/// The number of keys in a room; each op writes the next one.
 pub const KEYS: u64 = 100;
 /// The first byte of a frame that is a complete text message.
 pub const TEXT: u8 = 0x81;
@@ -16,15 +16,16 @@ const ROOM: &str = " in room ";
 const ROOM_DIGITS: usize = 6;
 const TIMESTAMP_DIGITS: usize = 16;
 
-/// The mask of every client; a server works the same with any.
+/// The mask of every client; a server does the same work with any mask.
 const MASK: [u8; 4] = [0xA5, 0x3C, 0x96, 0x0F];
 
 /// The order of an op's fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FieldOrder {
-    /// As the load generator sends them, which a server that passes ops through keeps.
+    /// The order in which the load generator sends them, which a server that passes ops through
+    /// keeps.
     AsSent,
-    /// By name, as `serde_json` writes a `Value`.
+    /// Sorted by name, as `serde_json` writes a `Value`.
     ByName,
 }
 
@@ -35,7 +36,7 @@ pub struct Text {
     number_at: usize,
     room_at: usize,
     timestamp_at: usize,
-    /// The timestamp of op 0: the later op always wins.
+    /// The timestamp of op 0; timestamps increase, so a later op always wins.
     first_timestamp_us: u64,
 }
 
@@ -84,7 +85,7 @@ impl Text {
         &self.bytes
     }
 
-    /// The length of the frame in which a server sends an op.
+    /// Returns the length of the frame in which a server sends an op.
     pub fn frame_bytes(&self) -> usize {
         4 + self.bytes.len()
     }

@@ -1,13 +1,13 @@
-//! When the next op is due. Pure.
+//! The schedule by which ops are due. Pure.
 
-/// When the ops of a load are sent.
+/// The pace at which the ops of a load are sent.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Pace {
-    /// On a schedule, whatever the server does: `ops_per_s` in all rooms together, the rooms in
-    /// turn. A latency counts from the time at which the op was due, so an op that a slow server
-    /// delays counts in full.
+    /// On a schedule, whatever the server does: `ops_per_s` in all rooms together, with the rooms
+    /// taking turns. A latency counts from the time at which the op was due, so an op that a slow
+    /// server delays counts in full.
     Open { ops_per_s: u32 },
-    /// As fast as they are delivered: each room has `in_flight` ops on their way.
+    /// As fast as they are delivered: each room keeps `in_flight` ops in flight.
     Closed { in_flight: u32 },
 }
 

@@ -1,21 +1,22 @@
-//! What a load consists of. Pure.
+//! The parameters of a load. Pure.
 
 use std::time::Duration;
 
 use super::op::FieldOrder;
 use super::pace::Pace;
 
-/// How often the load generator looks for deliveries that are late.
+/// The interval at which the load generator checks for late deliveries.
 pub const LATENESS_CHECK: Duration = Duration::from_millis(100);
-/// Up to this rate every delivery is timed: reading the clock costs next to nothing then.
+/// The rate up to which every delivery is timed, since reading the clock then costs next to
+/// nothing.
 const TIMED_DELIVERIES_PER_S: u64 = 100_000;
-/// At a higher rate, one delivery of this many is timed.
+/// At a higher rate, one delivery in this many is timed.
 const SAMPLE: u64 = 16;
 
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub rooms: u32,
-    /// Receivers of each room, beside its one sender.
+    /// The number of receivers in each room, besides its one sender.
     pub receivers: u32,
     pub pace: Pace,
     /// The order in which the server writes the fields of an op.
@@ -24,13 +25,13 @@ pub struct Plan {
     pub has_state: bool,
     pub warm_up: Duration,
     pub measured: Duration,
-    /// A delivery that takes longer is a failure.
+    /// A delivery that takes longer than this is a failure.
     pub late: Duration,
 }
 
 impl Plan {
-    /// How many ops of a room may be on their way: with a schedule, all that are due until one of
-    /// them is late; otherwise as many as the pace allows.
+    /// Returns how many ops of a room may be in flight: with a schedule, all that are due before
+    /// one of them is late; otherwise, as many as the pace allows.
     pub fn ops_in_flight_max(&self) -> usize {
         match self.pace {
             Pace::Open { ops_per_s } => {
@@ -41,7 +42,7 @@ impl Plan {
         }
     }
 
-    /// One delivery of this many is timed.
+    /// Returns the number *n* such that one delivery in *n* is timed.
     pub fn sample(&self) -> u64 {
         match self.pace {
             Pace::Open { ops_per_s }

@@ -1,6 +1,6 @@
 //! The ring of the load generator: multishot receives into provided buffers, and at most one send
-//! in flight per socket. It encrypts and decrypts where a connection has TLS, and knows nothing
-//! else of the bytes that it carries.
+//! in flight per socket. It encrypts and decrypts if a connection has TLS, and knows nothing else
+//! about the bytes that it carries.
 
 #![allow(
     unsafe_code,
@@ -23,28 +23,28 @@ use super::endpoint::Connection;
 
 const ENTRIES: u32 = 1024;
 const COMPLETIONS: u32 = 16 * 1024;
-/// Few enough to stay in a cache: the kernel fills some, and they are read before it fills more.
+/// Few enough to stay in a cache: those that the kernel has filled are read before it fills more.
 const BUFFERS: u16 = 128;
 const BUFFER_BYTES: usize = 16 * 1024;
 const GROUP: u16 = 0;
 /// How long the operations in flight may take to end when the ring is dropped.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What happened at a socket.
+/// An event on a socket.
 pub enum Event<'a> {
     Received(&'a [u8]),
-    /// The connection has ended; `None`: the peer has closed it.
+    /// The connection has ended; `None` if the peer closed it.
     Ended(Option<io::Error>),
 }
 
 struct Socket {
     stream: TcpStream,
     tls: Option<Box<ClientConnection>>,
-    /// To be sent next, as it goes over the wire.
+    /// The bytes to be sent next, as they go over the wire.
     queued: Vec<u8>,
-    /// Read by the kernel: neither moved nor changed until the completion.
+    /// The bytes that the kernel reads, neither moved nor changed until the completion.
     in_flight: Vec<u8>,
-    /// How much of `in_flight` has been sent.
+    /// The number of bytes of `in_flight` that have been sent.
     sent_bytes: usize,
     has_ended: bool,
 }
@@ -56,10 +56,10 @@ pub struct Ring {
     sockets: Vec<Socket>,
     /// Sockets with something queued and nothing in flight.
     ready: Vec<u32>,
-    /// Operations that the kernel still has.
+    /// The number of operations that the kernel still has.
     operations: usize,
     completions: Vec<cqueue::Entry>,
-    /// Decrypted, or still to be encrypted; empty between two calls.
+    /// Bytes that were decrypted or are to be encrypted; empty between two calls.
     plaintext: Vec<u8>,
 }
 
@@ -125,8 +125,7 @@ impl Ring {
         Ok(())
     }
 
-    /// Starts the queued sends, waits for completions for at most `wait`, and reports all that
-    /// came.
+    /// Starts the queued sends, waits for completions for at most `wait`, and reports all events.
     pub fn turn(
         &mut self,
         wait: Duration,
@@ -198,7 +197,7 @@ impl Ring {
         }
     }
 
-    /// Reports what has arrived in a buffer, decrypted where the socket has TLS.
+    /// Reports what has arrived in a buffer, decrypted if the socket has TLS.
     fn received(
         &mut self,
         number: u32,
@@ -218,7 +217,7 @@ impl Ring {
             handle(number, Event::Received(&self.plaintext));
             self.plaintext.clear();
         }
-        // A handshake or an update of the keys may have to be answered.
+        // A handshake or a key update may have to be answered.
         let outcome = outcome.and_then(|is_closed| {
             put_records(tls, &mut socket.queued)?;
             Ok(is_closed)
@@ -305,7 +304,7 @@ impl Ring {
 impl Drop for Ring {
     fn drop(&mut self) {
         for socket in &self.sockets {
-            // It fails where the peer was first.
+            // This fails if the peer has already closed the connection.
             let _ = socket.stream.shutdown(Shutdown::Both);
         }
         // A kernel may end no more than twenty operations at a time (IO_LOCAL_TW_DEFAULT_MAX).
@@ -325,7 +324,7 @@ impl Drop for Ring {
 }
 
 impl Socket {
-    /// Whether the next byte queued makes it ready to send.
+    /// Returns whether queuing a byte would make it ready to send.
     fn is_idle(&self) -> bool {
         self.queued.is_empty() && self.in_flight.is_empty() && !self.has_ended
     }
@@ -350,7 +349,7 @@ fn decrypt(
     Ok(false)
 }
 
-/// Appends the records that the session has to send.
+/// Appends the records that the session wants to send.
 fn put_records(tls: &mut ClientConnection, out: &mut Vec<u8>) -> io::Result<()> {
     while tls.wants_write() {
         tls.write_tls(out)?;
@@ -409,7 +408,7 @@ impl Buffers {
         unsafe { self.memory.as_ptr().add(usize::from(buffer) * BUFFER_BYTES) }
     }
 
-    /// The bytes that the kernel has put into a buffer.
+    /// Returns the bytes that the kernel has put into a buffer.
     fn filled(&self, buffer: u16, bytes: usize) -> &[u8] {
         assert!(bytes <= BUFFER_BYTES, "a completion fits its buffer");
         // SAFETY:

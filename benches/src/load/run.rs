@@ -13,21 +13,21 @@ use super::ring::{Event, Ring};
 use super::tracker::{Clock, Tracker};
 use crate::process::thread_cpu_ns;
 
-/// What happened in the measured time.
+/// The outcome of a measured period.
 #[derive(Debug, Clone)]
 pub struct Outcome {
     pub seconds: f64,
     pub deliveries: u64,
-    /// Ops that all receivers of their room have received.
+    /// The number of ops that all receivers of their room have received.
     pub ops: u64,
-    /// CPU time of the server; `None` where it cannot be read.
+    /// CPU time of the server; `None` if it cannot be read.
     pub server_cpu_s: Option<f64>,
     /// The share of its core that the load generator used.
     pub own_share: f64,
     pub latencies_ns: Histogram<u64>,
 }
 
-/// The readings at the beginning or the end of a measured time.
+/// The readings at the beginning or the end of a measured period.
 struct Mark {
     at_ns: u64,
     deliveries: u64,
@@ -43,12 +43,12 @@ pub struct Load {
     ring: Ring,
     tracker: Tracker,
     clock: Clock,
-    /// Ops that the schedule has sent so far.
+    /// The number of ops that the schedule has sent so far.
     scheduled: u64,
     done_rooms: Vec<u32>,
 }
 
-/// Nothing may arrive in this time after the last delivery.
+/// The time after the last delivery in which nothing may arrive.
 const QUIET: Duration = Duration::from_millis(20);
 
 /// Runs a load. `server_cpu_s` reads the CPU time that the server has used so far.
@@ -61,7 +61,8 @@ pub fn run(
     Ok(outcomes.remove(0))
 }
 
-/// Runs a load whose measured time has `parts` parts of the same length, each with its outcome.
+/// Runs a load whose measured time consists of `parts` parts of equal length; returns the outcome
+/// of each.
 pub fn run_in_parts(
     endpoint: &Endpoint,
     plan: &Plan,
@@ -75,7 +76,7 @@ pub fn run_in_parts(
 }
 
 impl Outcome {
-    /// Adds the outcome of another time.
+    /// Adds the outcome of another period.
     pub fn add(&mut self, other: &Self) {
         let cpu = self.server_cpu_s.zip(other.server_cpu_s);
         self.server_cpu_s = cpu.map(|(one, other)| one + other);
@@ -208,7 +209,7 @@ impl Load {
         }
     }
 
-    /// Sends all that is due; returns when the next op is.
+    /// Sends everything that is due; returns the time when the next op is due.
     fn put_scheduled(&mut self, schedule: Schedule, now_ns: u64) -> Result<u64, Failure> {
         loop {
             let due_ns = schedule.due_ns(self.scheduled);
@@ -221,7 +222,7 @@ impl Load {
         }
     }
 
-    /// Sends an op for each that all receivers of its room have received.
+    /// Sends a new op for each op that all receivers of its room have received.
     fn replace_done_ops(&mut self, now_ns: u64) -> Result<(), Failure> {
         let mut rooms = std::mem::take(&mut self.done_rooms);
         self.tracker.take_done_rooms(&mut rooms);
@@ -260,7 +261,7 @@ impl Load {
     }
 
     /// Waits until every receiver has every op, and checks that nothing follows and that a client
-    /// that joins then receives the last values.
+    /// that joins afterwards receives the last values.
     fn finish(&mut self) -> Result<(), Failure> {
         while !self.tracker.is_done() {
             self.tracker.check_lateness(self.plan.late)?;

@@ -13,7 +13,7 @@ use super::op::put_client_frame;
 
 /// How long an op may take.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Any time in the past.
+/// An arbitrary time in the past.
 const TIMESTAMP_US: u64 = 1_700_000_000_000_000;
 
 /// A number of keys, with values of one length.
@@ -34,14 +34,14 @@ impl State {
         fields.collect()
     }
 
-    /// The length of the first message that carries it.
+    /// Returns the length of the first message that carries the state.
     pub fn init_bytes(&self, workspace: &str) -> usize {
         let data = Value::Object(self.of(workspace)).to_string();
         r#"{"type":"init","data":}"#.len() + data.len()
     }
 
     /// Writes the state and waits until another client has received it. Returns the first message
-    /// of a client that joins then.
+    /// of a client that joins afterwards.
     pub fn put(&self, endpoint: &Endpoint, workspace: &str) -> Result<String, String> {
         self.try_put(endpoint, workspace)
             .map_err(|error| format!("workspace {workspace}: {error}"))

@@ -1,4 +1,4 @@
-//! What was sent, who has received it, and how long that took.
+//! Tracks which ops were sent, which receivers have received them, and how long that took.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use super::failure::Failure;
 use super::op::{FieldOrder, KEYS, Text, put_client_frame, put_server_frame};
 use super::plan::Plan;
 
-/// Counts nanoseconds since it was started.
+/// A clock that counts nanoseconds since it was started.
 #[derive(Clone, Copy)]
 pub struct Clock(Instant);
 
@@ -26,11 +26,12 @@ impl Clock {
 
 struct Room {
     window: Window,
-    /// When each op in the window was due.
+    /// The time at which each op in the window was due.
     due_ns: Box<[u64]>,
-    /// How many receivers have received exactly `n` ops, for each `n` from `done` on, in a circle.
+    /// The number of receivers that have received exactly `n` ops, for each `n` from `done` on, as
+    /// a circular buffer.
     at_count: Box<[u32]>,
-    /// The ops that all receivers have received.
+    /// The number of ops that all receivers have received.
     done: u64,
 }
 
@@ -40,9 +41,10 @@ pub struct Tracker {
     rooms: Vec<Room>,
     cursors: Vec<Cursor>,
     receivers: u32,
-    /// How many ops the last receiver of a room may lag behind its sender.
+    /// The number of ops by which the slowest receiver of a room may lag behind its sender.
     kept_ops: usize,
-    /// One delivery of this many is timed; from op to op, those of other receivers.
+    /// One delivery in this many is timed; the receivers whose deliveries are timed change from op
+    /// to op.
     sample: u64,
     clock: Clock,
     sent_text: Text,
@@ -50,7 +52,7 @@ pub struct Tracker {
     /// The stream of the senders, to which nothing is sent.
     nothing: Window,
     answer: Vec<u8>,
-    /// Only ops that were due in this time are timed.
+    /// Only ops that were due in this period are timed.
     timed_ns: Range<u64>,
     latencies_ns: Histogram<u64>,
     deliveries: u64,
@@ -62,7 +64,7 @@ pub struct Tracker {
 }
 
 impl Tracker {
-    /// Starts before anything has been sent.
+    /// Creates a tracker for a load that has not sent anything yet.
     pub fn new(plan: &Plan, clock: Clock) -> Self {
         let Plan {
             rooms,
@@ -104,7 +106,7 @@ impl Tracker {
         }
     }
 
-    /// Times only ops that are due in this time from now on. Returns the latencies recorded so far.
+    /// Restricts timing to ops that are due in `timed_ns`. Returns the latencies recorded so far.
     pub fn time_only(&mut self, timed_ns: Range<u64>) -> Histogram<u64> {
         self.timed_ns = timed_ns;
         std::mem::replace(&mut self.latencies_ns, histogram())
@@ -114,7 +116,7 @@ impl Tracker {
         self.deliveries
     }
 
-    /// The ops that all receivers of their room have received.
+    /// Returns the number of ops that all receivers of their room have received.
     pub fn ops(&self) -> u64 {
         self.ops
     }
@@ -128,7 +130,7 @@ impl Tracker {
         room * (self.receivers + 1)
     }
 
-    /// Whether all receivers have received all ops.
+    /// Returns whether all receivers have received all ops.
     pub fn is_done(&self) -> bool {
         let mut rooms = self.rooms.iter();
         rooms.all(|room| room.done == room.window.count())
@@ -210,7 +212,7 @@ impl Tracker {
         }
     }
 
-    /// Returns the failure of a connection that has ended, which none does unless something is
+    /// Returns the failure of a connection that has ended, which happens only if something is
     /// wrong.
     pub fn gone(&self, connection: u32, error: Option<std::io::Error>) -> Failure {
         Failure::Gone {
@@ -220,7 +222,7 @@ impl Tracker {
         }
     }
 
-    /// Fails if an op has been on its way for longer than `limit`.
+    /// Fails if an op has been in flight for longer than `limit`.
     pub fn check_lateness(&self, limit: Duration) -> Result<(), Failure> {
         let limit_ns = u64::try_from(limit.as_nanos()).expect("a limit is short");
         let now_ns = self.clock.now_ns();
@@ -258,7 +260,7 @@ impl Tracker {
         }
     }
 
-    /// Returns the values that a room has to hold: for each key, that of its last op.
+    /// Returns the values that a room must hold: for each key, that of its last op.
     pub fn state(&mut self, room_number: u32) -> serde_json::Map<String, serde_json::Value> {
         let count = self.rooms[room_number as usize].window.count();
         let kept = count.saturating_sub(KEYS)..count;

@@ -11,7 +11,7 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use super::*;
 use crate::tls;
 
-/// Makes a certificate of 127.0.0.1 and its key, both in `folder`.
+/// Makes a certificate for 127.0.0.1 and its key, both in `folder`.
 fn make_certificate(folder: &Path) {
     let output = Command::new("openssl")
         .current_dir(folder)

@@ -6,7 +6,7 @@ const EVENTS_MAX = 100;
 const SAMPLES_MAX = 60;
 const POLL_MS = 1000;
 const ECHO_MS = 2000;
-const WHO = { self: "you", other: "other", init: "before" };
+const WHO = { self: "you", other: "other", init: "earlier" };
 
 const at = (id) => document.getElementById(id);
 
@@ -60,7 +60,7 @@ function tellChange({ key, value, timestamp, source, over }) {
   if (over) {
     const newer_us = timestamp - over.timestamp;
     const by = newer_us === 0 ? "came first" : `newer by ${durationOf(newer_us)}`;
-    parts.push(" ", make("span", { class: "lost" }, "won over yours: "), code(shorten(JSON.stringify(over.value), 60)), ` (${by})`);
+    parts.push(" ", make("span", { class: "lost" }, "overrode yours: "), code(shorten(JSON.stringify(over.value), 60)), ` (${by})`);
   }
   tell(WHO[source], source, ...parts);
 }
@@ -101,7 +101,7 @@ function draw() {
   at("keys-count").textContent = entries.size === 1 ? "1 key" : `${entries.size} keys`;
   at("empty").hidden = entries.size > 0;
   at("more").hidden = entries.size <= shown.length;
-  at("more").textContent = `and ${entries.size - shown.length} more keys, which are not shown here`;
+  at("more").textContent = `and ${entries.size - shown.length} more keys, not shown here`;
 }
 
 function drawRow(key, entry) {
@@ -233,9 +233,9 @@ function showState({ state, reason, retry_ms, unsaved }) {
     if (item.dataset.state === state) item.setAttribute("aria-current", "step");
     else item.removeAttribute("aria-current");
   }
-  const waiting = ["", " 1 edit waits."][room?.pending ?? 0] ?? ` ${room.pending} edits wait.`;
+  const waiting = ["", " 1 edit is pending."][room?.pending ?? 0] ?? ` ${room.pending} edits are pending.`;
   if (state === "Synced") say(refusal, true);
-  else if (retry_ms !== undefined) say(`${reason}; the next try comes in ${durationOf(retry_ms * 1000)}.${waiting}`);
+  else if (retry_ms !== undefined) say(`${reason}; retrying in ${durationOf(retry_ms * 1000)}.${waiting}`);
   else if (reason) say(reason, state === "Error");
   if (unsaved?.length > 0) tell("server", "init", make("span", { class: "bad" }, unsavedText(unsaved)));
   if (state === "Synced") tell("server", "init", `sent the state: ${room.entries().length} keys`);
@@ -415,7 +415,7 @@ async function poll() {
     if (answer.ok) take(await answer.json());
   } catch {
     before = undefined;
-    at("uptime").textContent = "does not answer";
+    at("uptime").textContent = "not responding";
   }
 }
 

@@ -1,6 +1,6 @@
-//! Writing of families, samples and histograms in the Prometheus text format.
+//! Writes metric families, samples and histograms in the Prometheus text format.
 
-/// Returns a label in the form in which a sample contains it.
+/// Returns a label in the form used in a sample.
 pub(super) fn label(name: &str, number: u64) -> String {
     format!("{name}=\"{number}\"")
 }
@@ -13,7 +13,7 @@ pub(super) enum Value {
     Microseconds(u64),
 }
 
-/// The page while it is being written.
+/// The metrics page while it is being written.
 pub(super) struct MetricsPage(Vec<u8>);
 
 impl MetricsPage {

@@ -37,16 +37,16 @@ pub struct Kernel {
     pub has_seccomp_filter: bool,
     /// Whether this process has `CAP_SYS_ADMIN`, which exempts it from a sysctl value of 1.
     pub is_administrator: bool,
-    /// Whether this process has `CAP_IPC_LOCK`, which exempts it from the limit of locked memory.
+    /// Whether this process has `CAP_IPC_LOCK`, which exempts it from the limit on locked memory.
     pub may_lock_memory: bool,
     pub clock_source: Option<String>,
-    /// The time that one read of the clock takes.
+    /// The time taken by one read of the clock.
     pub clock_read_ns: u64,
 }
 
 #[derive(Debug, Clone, Serialize)]
 pub struct RingSupport {
-    /// The reason why not every shard can have a ring, if there is one.
+    /// The problem that keeps some shards from having a ring, if there is one.
     pub fault: Option<RingFault>,
     /// The number of rings that could be created at once; the server needs one per shard.
     pub set_up: u32,
@@ -59,13 +59,13 @@ pub struct RingSupport {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RingFault {
-    /// ENOSYS.
+    /// ENOSYS: there is no `io_uring`.
     Missing,
-    /// EPERM or EACCES.
+    /// EPERM or EACCES: this process may not set up a ring.
     Forbidden,
-    /// ENOMEM.
+    /// ENOMEM: there is not enough memory for a ring.
     NoMemory,
-    /// EMFILE or ENFILE.
+    /// EMFILE or ENFILE: no file descriptor is left.
     NoDescriptor,
     /// The kernel lacks operations that the server needs.
     LacksOperations,
@@ -77,7 +77,7 @@ pub enum RingFault {
 pub struct ProcessLimits {
     /// The highest open-file limit that the server can set for itself. `None` means no limit.
     pub open_files: Option<u64>,
-    /// The limit of locked memory. `None` means no limit.
+    /// The limit on locked memory. `None` means no limit.
     pub locked_memory_bytes: Option<u64>,
 }
 
@@ -91,7 +91,7 @@ pub struct Network {
     pub send_bytes_max: Option<u64>,
     /// The range of ports for outgoing connections.
     pub local_ports: Option<(u16, u16)>,
-    /// The ranges that outgoing connections do not use.
+    /// The reserved ranges, which outgoing connections do not use.
     pub reserved_ports: Vec<(u16, u16)>,
 }
 
@@ -114,7 +114,7 @@ pub struct Directory {
     pub is_there: bool,
     /// The process id of the server that is using the directory, if there is one.
     pub server: Option<String>,
-    /// The reason why files cannot be written and synced there, if there is one.
+    /// The problem that keeps files from being written and synced there, if there is one.
     pub fault: Option<String>,
     /// The remedy for the fault, if one is known.
     pub fault_remedy: Option<&'static str>,
@@ -165,7 +165,7 @@ pub struct Processor {
     /// The CPU quota of the control group, in thousandths of a core.
     pub quota_millicores: Option<u64>,
     pub governors: Vec<String>,
-    /// The load average of the last minute, in hundredths.
+    /// The load average over the last minute, in hundredths.
     pub load_percent: Option<u64>,
     /// The memory limit of the control group.
     pub memory_max_bytes: Option<u64>,

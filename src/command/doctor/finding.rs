@@ -27,7 +27,7 @@ impl Severity {
 /// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// The name of the check, on which scripts rely.
+    /// The name of the check. Scripts rely on it.
     pub check: &'static str,
     pub verdict: Severity,
     /// The state that the check found.

@@ -1,4 +1,4 @@
-//! Turns facts into findings. It is pure: the result depends only on the facts.
+//! Turns facts into findings. This module is pure: the result depends only on the facts.
 
 use super::facts::Facts;
 use super::finding::Finding;

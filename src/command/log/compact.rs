@@ -32,7 +32,7 @@ pub fn run(data: &Path) -> Result<(), Stop> {
     let outcome = compaction.outcome();
     let segments = outcome.segments - outcome.segments_replaced + outcome.segments_written;
     output.line(format_args!(
-        "{} of {} are now {} of {}",
+        "compacted {} ({}) to {} ({})",
         text::count(outcome.segments, "segment"),
         text::bytes(outcome.bytes),
         text::count(segments, "segment"),
@@ -41,7 +41,7 @@ pub fn run(data: &Path) -> Result<(), Stop> {
     output.flush()
 }
 
-/// Reads the log as a server does when it starts, and truncates torn tails.
+/// Reads the log as a starting server does, and truncates torn tails.
 fn recover(directory: &DataDirectory, output: &mut Printer) -> Result<(), Stop> {
     let recovery = Recovery::open(directory)?;
     let bar = Bar::new("reading the log", recovery.bytes());

@@ -1,5 +1,5 @@
-//! `etherply log repair`: plans a repair of the log, prints the plan, asks for
-//! confirmation, and carries it out.
+//! `etherply log repair`: plans a repair of the log, prints the plan, asks for confirmation and
+//! carries it out.
 
 use std::io::{self, IsTerminal};
 use std::path::Path;
@@ -28,7 +28,7 @@ pub fn run(data: &Path, settings: &RepairArgs) -> Result<VerifyOutcome, Stop> {
     drop(bar);
     let mut output = Printer::new();
     if repair.is_empty() {
-        output.line("there is nothing to repair")?;
+        output.line("nothing to repair")?;
         let verdict = verify::check(data, &mut output)?;
         output.flush()?;
         return Ok(verdict);
@@ -47,11 +47,11 @@ pub fn run(data: &Path, settings: &RepairArgs) -> Result<VerifyOutcome, Stop> {
 
 fn ask(output: &mut Printer) -> Result<(), Stop> {
     if !io::stdin().is_terminal() {
-        let line = "nothing was changed: there is no terminal to ask on; pass --yes to go on \
-                    without being asked";
+        let line = "nothing was changed: stdin is not a terminal; pass --yes to repair without \
+                    confirmation";
         return Err(Stop::Failed(line.to_owned()));
     }
-    output.bytes(b"Go on? [y/N] ")?;
+    output.bytes(b"Continue? [y/N] ")?;
     output.flush()?;
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;
@@ -73,22 +73,22 @@ fn print_plan(
             .to_string()
     };
     if repair.is_meta_lost() {
-        output.line("meta.json: lost or damaged\n  it is rewritten")?;
+        output.line("meta.json: lost or damaged\n  will be rewritten")?;
     }
     for stray in repair.strays() {
         let (path, what) = (short(&stray.path), &stray.what);
-        output.line(format_args!("{path}: {what}\n  it is set aside"))?;
+        output.line(format_args!("{path}: {what}\n  will be set aside"))?;
     }
     for step in repair.moves() {
         let (path, home) = (short(&step.path), short(&step.home));
-        output.line(format_args!("{path}: this is {home}\n  it is renamed back"))?;
+        output.line(format_args!("{path}: this is {home}\n  will be renamed"))?;
     }
     for change in repair.changes() {
         match change {
             PlannedChange::Fill { path, header } => {
                 let count = header.index - header.first_index() + 1;
                 output.line(format_args!(
-                    "{}: missing{}\n  its ops are lost; an empty segment replaces it",
+                    "{}: missing{}\n  its ops are lost; will be replaced by an empty segment",
                     short(path),
                     if count > 1 {
                         format!(", and so are the {} before it", count - 1)
@@ -105,7 +105,8 @@ fn print_plan(
     }
     print_gaps(repair, output)?;
     output.line(format_args!(
-        "What is set aside, and every damaged file as it is now, goes to {}. Nothing is deleted.",
+        "Files that are set aside, and the originals of rewritten files, are kept in {}. Nothing \
+         is deleted.",
         repair.aside().display()
     ))
 }
@@ -115,7 +116,7 @@ fn print_rewritten(rewritten: &SegmentRewrite, output: &mut Printer) -> Result<(
     output.line(format_args!("  {}", rewritten.what))?;
     for lost in &recovery.lost {
         let is_lost = if lost.is_torn {
-            "are a torn tail, which an interrupted write left"
+            "are a torn tail, left by an interrupted write"
         } else {
             "are lost"
         };
@@ -127,9 +128,8 @@ fn print_rewritten(rewritten: &SegmentRewrite, output: &mut Printer) -> Result<(
         ))?;
     }
     output.line(format_args!(
-        "  it is rewritten with the {} in it that {} whole, {} of them after the damage",
-        text::count(recovery.ops, "op"),
-        if recovery.ops == 1 { "is" } else { "are" },
+        "  will be rewritten with its {}, {} of them after the damage",
+        text::count(recovery.ops, "intact op"),
         recovery.ops_after_loss
     ))
 }
@@ -137,9 +137,9 @@ fn print_rewritten(rewritten: &SegmentRewrite, output: &mut Printer) -> Result<(
 fn print_gaps(repair: &RepairPlan<HostDisk>, output: &mut Printer) -> Result<(), Stop> {
     let gaps = repair.missing();
     if gaps.is_empty() {
-        return output.line("The intact part does not show which workspaces miss ops.");
+        return output.line("The intact part does not show which workspaces are missing ops.");
     }
-    output.line("At least these ops are missing, in the order of their workspaces:")?;
+    output.line("At least these ops are missing, sorted by workspace:")?;
     for gap in gaps.iter().take(GAPS_LISTED) {
         let workspace = serde_json::Value::from(gap.workspace.as_str());
         let (first, last) = (gap.seqs.start(), gap.seqs.end());
@@ -153,6 +153,9 @@ fn print_gaps(repair: &RepairPlan<HostDisk>, output: &mut Printer) -> Result<(),
     }
     match gaps.len().saturating_sub(GAPS_LISTED) {
         0 => Ok(()),
-        more => output.line(format_args!("  and {more} more gaps")),
+        more => output.line(format_args!(
+            "  and {}",
+            text::count(more as u64, "more gap")
+        )),
     }
 }

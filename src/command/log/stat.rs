@@ -123,7 +123,7 @@ fn count(data: &Path, all: bool) -> Result<Statistics, Stop> {
         folders.push(folder_figures);
     }
     let mut total = SizeFigures::default();
-    // Done last, because an op of a later folder may supersede one of an earlier folder.
+    // This is done last, because an op in a later folder may supersede one in an earlier folder.
     for (number, folder_figures) in folders.iter_mut().enumerate() {
         folder_figures.figures.take(census.folder(number));
         total.add(folder_figures.figures);
@@ -203,7 +203,10 @@ fn tables(statistics: &Statistics) -> String {
             .map(|torn| {
                 let (torn_bytes, offset) = (text::count(torn.bytes, "byte"), torn.offset);
                 let file = &torn.file;
-                format!("\n{file} ends with {torn_bytes} of an unfinished batch at byte {offset}\n")
+                format!(
+                    "\n{file} ends with an unfinished batch ({torn_bytes} from byte \
+                     {offset})\n"
+                )
             }),
     );
     let beyond = statistics.folders.iter().flat_map(|folder| &folder.beyond);
@@ -233,7 +236,7 @@ fn tables(statistics: &Statistics) -> String {
     parts.extend(["\n".to_owned(), text::table(&rows)]);
     let more = statistics.workspaces_total - statistics.workspaces.len();
     if more > 0 {
-        parts.push(format!("and {more} more: --all lists them\n"));
+        parts.push(format!("and {more} more; use --all to list them\n"));
     }
     parts.concat()
 }

@@ -27,7 +27,7 @@ pub fn run(data: &Path) -> Result<VerifyOutcome, Stop> {
     Ok(verdict)
 }
 
-/// Checks the log as [`run`] does, as part of another command.
+/// Checks the log as [`run`] does, but as part of another command.
 pub fn check(data: &Path, output: &mut Printer) -> Result<VerifyOutcome, Stop> {
     let snapshot = ReadOnlyLog::take(&HostDisk, data)?;
     let bar = Bar::new("reading the log", snapshot.bytes());
@@ -47,16 +47,16 @@ pub fn check(data: &Path, output: &mut Printer) -> Result<VerifyOutcome, Stop> {
                 let torn_bytes = text::count(extent.file_bytes - extent.whole_bytes, "byte");
                 let (path, offset) = (link.path.display(), extent.whole_bytes);
                 torn.push(format!(
-                    "{path} ends with {torn_bytes} of an unfinished batch at byte {offset}: a \
-                     running server is still writing it; after a crash it is a torn tail, which \
-                     the next start cuts off"
+                    "{path} ends with an unfinished batch ({torn_bytes} from byte {offset}): a \
+                     running server may still be writing it; after a crash it is a torn tail, \
+                     which the server cuts off when it starts"
                 ));
             }
         }
     }
     drop(bar);
     output.line(format_args!(
-        "all is whole: {} with {} in {}",
+        "the log is intact: {} with {} in {}",
         text::count(segments, "segment"),
         text::count(ops, "record"),
         text::bytes(whole_bytes)
@@ -75,7 +75,7 @@ pub fn describe_beyond(path: &Path, found: &RecordsPastEnd) -> String {
     let (path, offset) = (path.display(), found.offset);
     let records = text::count(found.records, "record");
     format!(
-        "{path} has {records} beyond its end at byte {offset}, which are not served: a write that \
-         failed left them, or two servers used this data directory at once"
+        "{path} has {records} past its end at byte {offset} (not served): left by a failed write, \
+         or by two servers that used this data directory at the same time"
     )
 }

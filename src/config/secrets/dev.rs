@@ -123,7 +123,11 @@ mod tests {
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
         let error = generated("new", true).keep_in(folder.path()).unwrap_err();
-        assert!(error.to_string().contains("dev-secret: Is a directory"));
+        assert!(
+            error
+                .to_string()
+                .contains("dev-secret, where --dev keeps its secret (Is a directory")
+        );
         assert!(!error.to_string().contains("new"), "no secret is printed");
         let missing = folder.path().join("missing");
         assert!(generated("new", true).keep_in(&missing).is_err());

@@ -1,7 +1,7 @@
 //! Outgoing bytes, and a pool that reuses their memory.
 //!
-//! A chunk is an `Rc` without a lock. While it has one owner it may grow; once a send in flight
-//! holds it too, it is sealed. The last holder returns a chunk to the pool, and lists of spans are
+//! A chunk is an `Rc`, so it needs no lock. While it has one owner it may grow; once a send in
+//! flight holds it too, it is sealed. Its last holder returns it to the pool; lists of spans are
 //! returned as well. So nothing is allocated in the steady state, and an idle session holds no
 //! chunks.
 
@@ -69,13 +69,13 @@ pub fn skip_sent(spans: &mut Spans, mut bytes: usize) {
         bytes -= skipped;
         span.start < span.end
     });
-    assert_eq!(bytes, 0, "a send carries no more than it was given");
+    assert_eq!(bytes, 0, "a send carries no more bytes than it was passed");
 }
 
 /// The number of size classes. The largest chunks of a class are almost twice as large as the
 /// smallest.
 const CLASSES: usize = (SEND_BYTES_MAX / CHUNK_BYTES_MIN).ilog2() as usize + 1;
-/// The class of the largest chunk that several frames share.
+/// The class of the largest chunk that several frames may share.
 const CLASS_SHARED: usize = (CHUNK_BYTES_MAX / CHUNK_BYTES_MIN).ilog2() as usize;
 /// A returned chunk may be this many classes larger than requested; more would waste too much
 /// memory.
@@ -97,9 +97,10 @@ pub struct ChunkPool {
     free_count: usize,
     free_bytes: usize,
     spans: FreeLists<Spans>,
-    /// Lists for received bytes that do not yet form a whole frame.
+    /// Lists for received bytes that do not yet form a complete frame.
     unparsed: FreeLists<Vec<u8>>,
-    /// Short lists for the same purpose: a session with few bytes must not hold a long list.
+    /// Short lists for the same purpose, so that a session with few bytes does not hold a long
+    /// list.
     unparsed_short: FreeLists<Vec<u8>>,
 }
 
@@ -129,7 +130,7 @@ impl ChunkPool {
         };
         let most = bound.min(least + CLASSES_ABOVE);
         let classes = self.free.iter_mut().take(most + 1).skip(least);
-        // The chunk returned last is the likeliest to be in the processor's cache.
+        // The most recently returned chunk is the most likely to be in the CPU cache.
         if let Some(chunk) = classes.into_iter().find_map(Vec::pop) {
             self.free_count -= 1;
             self.free_bytes -= chunk.capacity();
@@ -138,8 +139,8 @@ impl ChunkPool {
         Rc::new(Vec::with_capacity(bytes))
     }
 
-    /// Returns a chunk to the pool. Only drops this reference if others are left, the chunk's size
-    /// is out of range, or the pool is full.
+    /// Returns a chunk to the pool. If other references remain, the chunk's size is out of range,
+    /// or the pool is full, this only drops the reference.
     pub fn give(&mut self, mut chunk: Chunk) {
         // Only the last holder of a chunk gets past this point.
         let Some(bytes) = Rc::get_mut(&mut chunk) else {
@@ -157,7 +158,7 @@ impl ChunkPool {
         }
     }
 
-    /// Appends a span. If the list needs heap memory, it gets it from the pool.
+    /// Appends a span. If the list needs heap memory, it takes that from the pool.
     #[inline]
     pub(in crate::core) fn push_span(&mut self, spans: &mut Spans, span: Span) {
         if spans.len() == spans.capacity() && !spans.spilled() {
@@ -188,7 +189,7 @@ impl ChunkPool {
         self.spans.give(spans, bytes);
     }
 
-    /// Returns a new chunk that holds what `write` appends, about `bytes` bytes.
+    /// Returns a new chunk filled by `write`, which should append about `bytes` bytes.
     pub fn fill(&mut self, bytes: usize, write: impl FnOnce(&mut Vec<u8>)) -> Chunk {
         let mut chunk = self.take(bytes);
         write(Rc::get_mut(&mut chunk).expect("a chunk of the pool has one owner"));
@@ -204,7 +205,7 @@ impl ChunkPool {
         })
     }
 
-    /// Copies received bytes that do not yet form a whole frame.
+    /// Copies received bytes that do not yet form a complete frame.
     pub(in crate::core) fn keep_unparsed(&mut self, bytes: &[u8]) -> Vec<u8> {
         let lists = match bytes.len() {
             0 => return Vec::new(),
@@ -216,7 +217,7 @@ impl ChunkPool {
         list
     }
 
-    /// Returns to the pool a list that came from [`ChunkPool::keep_unparsed`].
+    /// Returns a list obtained from [`ChunkPool::keep_unparsed`] to the pool.
     pub(in crate::core) fn give_unparsed(&mut self, mut list: Vec<u8>) {
         list.clear();
         let capacity = list.capacity();

@@ -17,7 +17,7 @@ pub enum EncodedState {
 
 /// Bytes that are still being encoded. Their length is known from the start.
 ///
-/// The encoder keeps one reference and each receiver another, so the reference count shows whether
+/// The encoder holds one reference and each receiver another, so the reference count shows whether
 /// any receiver is still waiting.
 #[derive(Debug)]
 pub struct PendingState {
@@ -64,8 +64,8 @@ impl PendingState {
     /// Makes the finished bytes available to all receivers.
     ///
     /// # Panics
-    /// If called twice, or if the length differs from the one passed to [`PendingState::new`], on
-    /// which outboxes rely as soon as they queue the state.
+    /// If called twice, or if the length differs from the one passed to [`PendingState::new`],
+    /// which outboxes rely on from the moment they queue the state.
     pub fn complete(&self, chunk: Chunk) {
         assert_eq!(
             chunk.len(),

@@ -4,7 +4,8 @@ use crate::limits::{LIST_BYTES_KEPT_MAX, LISTS_KEPT_MAX};
 
 /// A pool of empty lists.
 ///
-/// Invariant: at most [`LISTS_KEPT_MAX`] lists, and at most [`LIST_BYTES_KEPT_MAX`] of memory.
+/// Invariant: the pool holds at most [`LISTS_KEPT_MAX`] lists, with at most [`LIST_BYTES_KEPT_MAX`]
+/// of memory.
 pub(in crate::core) struct FreeLists<L> {
     /// Each list with its memory in bytes.
     free: Vec<(L, usize)>,
@@ -21,7 +22,7 @@ impl<L> Default for FreeLists<L> {
 }
 
 impl<L: Default> FreeLists<L> {
-    /// Returns an empty list, with memory if the pool holds a list.
+    /// Returns an empty list, with reused memory if the pool is not empty.
     pub fn take(&mut self) -> L {
         let Some((list, bytes)) = self.free.pop() else {
             return L::default();
@@ -30,8 +31,8 @@ impl<L: Default> FreeLists<L> {
         list
     }
 
-    /// Returns to the pool a list that the caller has emptied and that has `bytes` bytes of memory.
-    /// Drops the list if it has no memory, or if the pool is full.
+    /// Adds a list to the pool. The caller must have emptied it; `bytes` is the memory that it
+    /// holds. The list is dropped if it has no memory, or if the pool is full.
     pub fn give(&mut self, emptied: L, bytes: usize) {
         if bytes > 0
             && self.free.len() < LISTS_KEPT_MAX

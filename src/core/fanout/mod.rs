@@ -1,5 +1,5 @@
-//! Fan-out of each change to many clients: frames are encoded once, and each session has a cursor
-//! into them.
+//! Fan-out of each change to many clients: each frame is encoded once, and each session has a
+//! cursor into the sequence of frames.
 
 pub mod chunk_pool;
 pub mod encoded_state;

@@ -4,8 +4,8 @@
 //! Broadcasts are not queued here. The cursor marks how much the session has received, and the
 //! frames after it are in the [`Window`], stored once for all sessions. An outbox queues only what
 //! no other session receives: the answer to the handshake, the init message, corrections, errors,
-//! pings, pongs, and the close frame. Each carries the window offset that it follows, so a session
-//! receives everything in the order in which it was produced.
+//! pings, pongs, and the close frame. Each is tagged with the window offset that it follows, so a
+//! session receives everything in the order in which it was produced.
 //!
 //! ```text
 //!   start ──────────── cursor ──────────── visible_end ──────────── end      of the window
@@ -13,12 +13,12 @@
 //! ```
 //!
 //! `start ≤ cursor ≤ end` and `start ≤ visible_end ≤ end` always hold ([`Outbox::invariants`]). The
-//! cursor is beyond `visible_end` only if no frame in between has to be sent from the window: each
-//! is one of the session's own ops, or an op in its init message, which waits for the log
-//! separately. So whatever is sent from the window ends at or before `visible_end`.
+//! cursor is beyond `visible_end` only if no frame in between has to be sent from the window,
+//! because each is one of the session's own ops, or an op in its init message, which waits for the
+//! log separately. So no frame that is sent from the window extends past `visible_end`.
 //!
 //! A session whose cursor falls out of the window is *behind*. Instead of the frames, it receives
-//! the latest op of each key that has changed since, which `core::shard::delivery` reads from the
+//! the latest op for each key that has changed since, which `core::shard::delivery` reads from the
 //! workspace when the socket drains.
 
 use std::collections::VecDeque;
@@ -37,16 +37,15 @@ use crate::limits::{
 use crate::log::position::LogPosition;
 use crate::seq::Seq;
 
-/// The maximum capacity of `Extras::own` that a session keeps when it falls behind. It will soon
-/// need that memory again.
+/// The maximum capacity of `Extras::own` that a session keeps when it falls behind, since it will
+/// soon need that memory again.
 const OWN_FRAMES_KEPT: usize = 32;
 
 /// The pending output of one session.
 #[derive(Default)]
 pub struct Outbox {
     cursor: WindowOffset,
-    /// `None` if the session has nothing pending except the broadcasts, which is nearly always the
-    /// case.
+    /// `None` if only broadcasts are pending, which is almost always the case.
     extras: Option<Box<Extras>>,
     in_flight: InFlight,
 }
@@ -55,19 +54,19 @@ pub struct Outbox {
 #[derive(Default)]
 struct Extras {
     answers: VecDeque<QueuedAnswer>,
-    /// The sum over `answers`.
+    /// The total cost of `answers`.
     cost: AnswerCost,
     /// The session's own ops among the frames after the cursor, which are not sent to it.
     own: Vec<(WindowOffset, WindowOffset)>,
     behind: Option<Behind>,
 }
 
-/// A range of bytes that is sent to this session only.
+/// A range of bytes to be sent to this session only.
 struct QueuedAnswer {
     bytes: EncodedState,
     start: usize,
     end: usize,
-    /// Whether a part of the answer has been sent or is in flight, in which case the rest must
+    /// Whether part of the answer has already been sent or is in flight; if so, the rest must
     /// follow.
     is_begun: bool,
     due: Due,
@@ -81,12 +80,12 @@ pub struct Due {
     pub at: WindowOffset,
     /// This log position is visible.
     pub visible_from: LogPosition,
-    /// This state is ready. An HTTP response consists of a head, fields and timestamps, queued as
-    /// separate answers, and either all or none of them must be sent.
+    /// This state is ready. An HTTP response consists of a head, fields and timestamps. They are
+    /// queued as separate answers, of which either all or none must be sent.
     pub awaits: Option<EncodedState>,
 }
 
-/// The memory that an answer holds.
+/// The memory held by an answer.
 #[derive(Debug, Clone, Copy, Default)]
 #[expect(clippy::struct_field_names, reason = "a unit comes last in a name")]
 struct AnswerCost {
@@ -124,7 +123,7 @@ pub struct View<'a> {
     pub visible_end: WindowOffset,
 }
 
-/// Reusable memory of a shard's outboxes and windows, and the total that they hold.
+/// Reusable memory for a shard's outboxes and windows, and the total memory that they hold.
 #[derive(Default)]
 pub struct OutboxPool {
     windows: WindowPool,
@@ -158,14 +157,14 @@ impl OutboxPool {
         self.windows.frames_taken()
     }
 
-    /// Restarts the accounting. All windows must be gone, and the caller must count each outbox
-    /// again ([`Outbox::count`]).
+    /// Resets the accounting. All windows must have been dropped, and the caller must count each
+    /// outbox again ([`Outbox::count`]).
     pub fn reset(&mut self) {
         self.windows.forget_windows();
         self.answer_bytes = 0;
     }
 
-    /// Returns a new chunk with the output of `write`, which should be about `bytes` bytes.
+    /// Returns a new chunk filled by `write`, which should append about `bytes` bytes.
     pub fn fill(&mut self, bytes: usize, write: impl FnOnce(&mut Vec<u8>)) -> Chunk {
         self.windows.chunks.fill(bytes, write)
     }
@@ -180,12 +179,12 @@ impl OutboxPool {
         self.windows.chunks.give_spans(spans);
     }
 
-    /// Copies received bytes that do not yet form a whole frame.
+    /// Copies received bytes that do not yet form a complete frame.
     pub(in crate::core) fn keep_unparsed(&mut self, bytes: &[u8]) -> Vec<u8> {
         self.windows.chunks.keep_unparsed(bytes)
     }
 
-    /// Returns a list obtained from [`OutboxPool::keep_unparsed`] to the pool.
+    /// Returns a buffer obtained from [`OutboxPool::keep_unparsed`] to the pool.
     pub(in crate::core) fn give_unparsed(&mut self, list: Vec<u8>) {
         self.windows.chunks.give_unparsed(list);
     }
@@ -320,7 +319,7 @@ impl Outbox {
         pool.answer_bytes += self.own_answer_bytes();
     }
 
-    /// Records that the send in flight has ended, and stops counting its memory.
+    /// Records that the send in flight has completed, and stops counting its memory.
     pub fn sent(&mut self, pool: &mut OutboxPool) {
         pool.answer_bytes -= self.in_flight.own_bytes as usize;
         self.in_flight = InFlight::default();
@@ -333,7 +332,7 @@ impl Outbox {
 
     // ---- queueing ----
 
-    /// Returns whether a part of a state is queued.
+    /// Returns whether any part of a state is queued.
     #[must_use]
     pub fn has_state(&self) -> bool {
         self.cost().state_bytes > 0
@@ -439,9 +438,9 @@ impl Outbox {
         self.extras.get_or_insert_with(|| pool.extras.take())
     }
 
-    /// Skips the frame at `start..end` of the window, which is the session's own op. Returns false
-    /// if there are too many separate frames to remember, in which case the session must be
-    /// conflated instead.
+    /// Skips the frame at `start..end` of the window, which is the session's own op. Returns
+    /// `false` if there are too many separate frames to track; the session must then be conflated
+    /// instead.
     #[must_use]
     pub fn skip_own(
         &mut self,
@@ -449,11 +448,11 @@ impl Outbox {
         end: WindowOffset,
         pool: &mut OutboxPool,
     ) -> bool {
-        // A conflated session is not sent its own ops either.
+        // A conflated session does not receive its own ops either.
         if self.behind().is_some() {
             return true;
         }
-        // The usual case: the session is up to date, so there is nothing to remember.
+        // Usually the session is up to date, so there is nothing to track.
         if self.cursor == start {
             self.cursor = end;
             return true;
@@ -473,9 +472,9 @@ impl Outbox {
         let Some(extras) = &mut self.extras else {
             return;
         };
-        // Answers after a state that is not ready make no sense without it, so they are dropped
-        // too. An answer that is ready but not yet visible is dropped on its own: those after it
-        // concern other ops.
+        // Answers that follow a state that is not ready make no sense without it, so they are
+        // dropped too. An answer that is ready but not yet visible is dropped alone, because those
+        // after it concern other ops.
         let answers = &mut extras.answers;
         let ready = answers.iter().take_while(|answer| answer.is_ready());
         answers.truncate(ready.count());
@@ -489,8 +488,8 @@ impl Outbox {
         pool.answer_bytes += extras.cost.own_bytes;
     }
 
-    /// Drops everything except the send in flight. Returns whether the session was sent part of an
-    /// answer and will not receive the rest.
+    /// Drops everything except the send in flight. Returns whether that cuts off an answer that has
+    /// been partly sent.
     pub fn drop_all(&mut self, pool: &mut OutboxPool) -> bool {
         pool.answer_bytes -= self.cost().own_bytes;
         let extras = self.extras.take();
@@ -505,9 +504,9 @@ impl Outbox {
     /// without a workspace.
     ///
     /// Frames are limited to [`SEND_BYTES_MAX`] in total, unless a single one is longer: a send
-    /// keeps its chunks alive, even if the window drops them before the send completes. Answers
-    /// are limited to [`ANSWER_SEND_BYTES_MAX`]: the session holds their chunks from the moment
-    /// they are queued until the last byte is sent, however many sends that takes.
+    /// keeps its chunks alive even after the window has dropped them. Answers are limited to
+    /// [`ANSWER_SEND_BYTES_MAX`]: the session holds their chunks from the moment they are queued
+    /// until their last byte has been sent, however many sends that takes.
     pub fn take(
         &mut self,
         view: Option<View<'_>>,
@@ -568,8 +567,8 @@ impl Outbox {
                 view.is_none() || extras.behind.is_some() || answer.due.at <= self.cursor
             };
             if extras.answers.front().is_some_and(in_order) {
-                // If a send would have too many spans, they are all copied into one, so their total
-                // length must stay small.
+                // If a send has too many spans, they are all copied into one, so their total length
+                // must stay small.
                 let bytes_max = if spans.len() < SEND_SPANS_MAX {
                     ANSWER_SEND_BYTES_MAX
                 } else {
@@ -577,7 +576,7 @@ impl Outbox {
                 };
                 let room_bytes = bytes_max.saturating_sub(taken_bytes);
                 match extras.take_answer(visible_position, room_bytes, pool, spans) {
-                    // It must wait, and so must everything after it.
+                    // The answer must wait, and so must everything after it.
                     (0, _) => break,
                     (bytes, finished) => {
                         taken_bytes += bytes;
@@ -603,8 +602,9 @@ impl Outbox {
             }
             let before = spans.len();
             self.take_frames(&mut extras.own, view.window, end, pool, spans);
-            // Own ops are skipped and take up no room, so the loop continues after them. It must
-            // not stop after a round of nothing but own ops: nothing would wake the session again.
+            // Skipped own ops take no room in the send, so the loop continues after them. If it
+            // stopped after a round that only skipped own ops, nothing would wake the session
+            // again.
             taken_bytes += spans_bytes(&spans[before..]);
         }
     }
@@ -627,7 +627,7 @@ impl Outbox {
             if *own_start > self.cursor {
                 window.spans(self.cursor, *own_start, &mut pool.windows, spans);
             }
-            // Adjacent own frames are remembered as one range, which may extend beyond `end`.
+            // Adjacent own frames are stored as one range, which may extend beyond `end`.
             self.cursor = self.cursor.max(*own_end);
             passed += 1;
         }
@@ -640,13 +640,13 @@ impl Outbox {
 }
 
 impl Extras {
-    /// Returns whether the session no longer has anything pending except the broadcasts.
+    /// Returns whether only broadcasts are still pending.
     fn is_empty(&self) -> bool {
         self.answers.is_empty() && self.own.is_empty() && self.behind.is_none()
     }
 
-    /// Moves up to `bytes_max` bytes of the first answer to `spans`, if it may be sent. Returns
-    /// the number of bytes moved, and the cost of the answer if that was the last of it.
+    /// Moves up to `bytes_max` bytes of the first answer to `spans` if the answer may be sent.
+    /// Returns the number of bytes moved and, if that completed the answer, its cost.
     fn take_answer(
         &mut self,
         visible_position: LogPosition,
@@ -675,7 +675,7 @@ impl Extras {
 }
 
 impl QueuedAnswer {
-    /// Returns the chunk that contains the answer, if the answer may be sent now.
+    /// Returns the answer's chunk if the answer may be sent now.
     fn sendable(&self, visible_position: LogPosition) -> Option<&Chunk> {
         let is_due = self.due.visible_from <= visible_position && self.is_ready();
         self.bytes.chunk().filter(|_| is_due)
@@ -690,7 +690,7 @@ impl QueuedAnswer {
 
 impl InFlight {
     fn add(&mut self, cost: AnswerCost) {
-        // Each answer is shorter than the maximum frame, and a send carries little more than one
+        // No answer is longer than the largest frame, and a send carries little more than one
         // answer.
         let narrow = |bytes: usize| u32::try_from(bytes).expect("a send is shorter than 4 GiB");
         self.own_bytes += narrow(cost.own_bytes);
@@ -726,7 +726,7 @@ fn own_cost(bytes: usize) -> usize {
     bytes.max(CHUNK_BYTES_MIN) + size_of::<QueuedAnswer>()
 }
 
-/// Copies many spans into one. Sending them separately would cost the kernel more than this copy.
+/// Copies many spans into one, which costs less than having the kernel send them separately.
 fn join(spans: Spans, pool: &mut OutboxPool) -> Spans {
     let chunk = pool.windows.chunks.join(&spans);
     let bytes = chunk.len();

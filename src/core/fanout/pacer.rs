@@ -1,14 +1,14 @@
 //! Pacing: a saturated shard pauses between send slices so that each send carries more.
 //!
-//! A shard is saturated when its queue never empties before it sends to the same session again.
-//! Each send then carries only what has arrived since the previous one to that session. But a send
-//! with few frames costs both ends nearly as much as one with many, and a busy receiver responds
-//! late. So the shard pauses after each slice, and each send carries more. In `always` mode the
+//! A shard is saturated if it sends to the same session again before its queue has emptied. Each
+//! send then carries only what has arrived since the previous one to that session. But a send with
+//! few frames costs both ends nearly as much as one with many, and a busy receiver responds late.
+//! So the shard pauses after each slice, which lets each send carry more. In `always` mode the
 //! commits already act as pauses.
 
 use crate::limits::{PACE_AFTER_US, PACE_PAUSE_US_MAX, PACE_SHARE};
 
-/// The state that decides when a shard pauses between send slices.
+/// The state that determines when a shard pauses between send slices.
 #[derive(Debug)]
 pub struct Pacer {
     /// The current busy period, or the next one.
@@ -17,21 +17,21 @@ pub struct Pacer {
     paused_until_us: Option<u64>,
 }
 
-/// The number of a period during which the send queue is never empty.
+/// The number of a busy period, during which the send queue is never empty.
 pub type BusyPeriod = u32;
 
-/// The busy period of a session that has not been sent anything yet.
+/// The value for a session to which nothing has been sent yet.
 pub const NEVER: BusyPeriod = 0;
 
 /// A busy period in which a slice has left sessions in the queue.
 #[derive(Debug)]
 struct Saturation {
-    /// The time at which a slice first left a session in the queue.
+    /// When a slice first left a session in the queue.
     since_us: u64,
-    /// The time of the last slice, until the pause after it has been decided.
+    /// The time of the last slice. Cleared once it is decided whether to pause after it.
     slice_us: Option<u64>,
-    /// Whether a session was sent to twice in this period, so that a pause would have merged the
-    /// two sends. A long queue of sessions that each get one send gains nothing from a pause.
+    /// Whether any session received two sends in this period, which a pause would have merged into
+    /// one. If each session in a long queue receives a single send, a pause gains nothing.
     is_repeated: bool,
 }
 
@@ -46,7 +46,8 @@ impl Default for Pacer {
 }
 
 impl Pacer {
-    /// Returns whether the next slice must wait. Starts the pause after the last slice if due.
+    /// Returns whether the next slice must wait. Starts the pause after the last slice if one is
+    /// due.
     pub fn must_pause(&mut self, now_us: u64) -> bool {
         if let Some(saturation) = &mut self.saturation
             && let Some(slice_us) = saturation.slice_us.take()
@@ -70,7 +71,7 @@ impl Pacer {
         }
     }
 
-    /// Records the end of a slice, and whether sessions are left in the queue.
+    /// Records the end of a slice, and whether any sessions are left in the queue.
     pub fn end_slice(&mut self, is_any_left: bool, now_us: u64) {
         if !is_any_left {
             self.saturation = None;

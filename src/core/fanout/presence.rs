@@ -1,6 +1,6 @@
 //! The users connected to a workspace, by self-chosen name, and their list as JSON.
 //!
-//! The names are kept sorted, so the cost of an answer depends only on the number of names that it
+//! The names are kept sorted, so the cost of an answer depends only on the number of names it
 //! lists. The list is encoded once and shared by all requests until a user joins or leaves.
 
 use std::collections::BTreeMap;

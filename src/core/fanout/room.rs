@@ -65,12 +65,12 @@ impl Room {
         }
     }
 
-    /// Records that a client of this name has joined.
+    /// Records that a client with this user name has joined.
     pub fn user_came(&mut self, user: Rc<str>) {
         self.presence.get_or_insert_default().add(user);
     }
 
-    /// Records that a client of this name has left.
+    /// Records that a client with this user name has left.
     pub fn user_left(&mut self, user: &str) {
         let presence = self
             .presence

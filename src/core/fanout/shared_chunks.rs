@@ -1,9 +1,8 @@
 //! The total memory of chunks that several sessions hold. Each chunk counts once, until its last
 //! holder drops it.
 //!
-//! A chunk is freed by its last receiver, which knows nothing about budgets. So the chunks are
-//! tracked with weak references, and a sweep of a few chunks in each turn removes those that were
-//! freed.
+//! A chunk is freed by its last receiver, which knows nothing about budgets. So chunks are tracked
+//! with weak references, and each turn sweeps a few of them to remove those that have been freed.
 
 use std::rc::{Rc, Weak};
 
@@ -11,8 +10,8 @@ use crate::core::fanout::encoded_state::Chunk;
 
 /// Chunks that may be alive, and the sum of their lengths.
 ///
-/// Invariant: `bytes` is the sum over `tracked`, so it is never less than the bytes that are alive,
-/// except for written-off chunks.
+/// Invariant: `bytes` is the sum over `tracked`, so it is never less than the number of bytes that
+/// are alive, not counting written-off chunks.
 #[derive(Default)]
 pub(in crate::core) struct SharedChunks {
     tracked: Vec<(Weak<Vec<u8>>, usize)>,
@@ -42,7 +41,7 @@ impl SharedChunks {
         self.bytes += chunk.len();
     }
 
-    /// Stops counting a chunk whose receivers were all aborted. Its memory is freed when the kernel
+    /// Stops counting a chunk whose receivers were all aborted. Its memory is freed once the kernel
     /// has ended their sends, which the server cannot speed up.
     pub fn write_off(&mut self, chunk: &Chunk) {
         let is_it = |(tracked, _): &&mut (Weak<Vec<u8>>, usize)| {

@@ -1,9 +1,9 @@
 //! The recent frames of a workspace, encoded once, in shared chunks.
 //!
-//! A byte of a window has an offset, counted from the first frame that the window ever had. A
-//! session's outbox holds an offset as its cursor, so a thousand slow sessions cost no more memory
-//! than one. Frames stay until every cursor has passed them, or until the window exceeds its bound.
-//! A session whose cursor would then fall out of the window is *behind*.
+//! Each byte of a window has an offset, counted from the first frame that the window ever
+//! contained. The cursor in a session's outbox is such an offset, so a thousand slow sessions cost
+//! no more memory than one. Frames stay until every cursor has passed them, or until the window
+//! exceeds its bound. A session whose cursor would then fall out of the window is *behind*.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -16,7 +16,7 @@ use crate::seq::Seq;
 
 pub use crate::core::fanout::chunk_pool::{Chunk, ChunkPool, Span, Spans, skip_sent, spans_bytes};
 
-/// Reusable memory of a shard's windows, and the total that they hold.
+/// Reusable memory for a shard's windows, and the total memory that they hold.
 #[derive(Default)]
 pub struct WindowPool {
     /// The pool of the windows' chunks.
@@ -41,7 +41,7 @@ impl WindowPool {
         self.frames_taken
     }
 
-    /// Resets the memory total after all windows were dropped with their rooms.
+    /// Resets the memory total after all windows have been dropped together with their rooms.
     pub fn forget_windows(&mut self) {
         self.window_bytes = 0;
     }
@@ -83,14 +83,14 @@ pub struct Window {
     frames: VecDeque<Frame>,
     start: WindowOffset,
     end: WindowOffset,
-    /// The seq at `start`, which is that of the last dropped frame.
+    /// The seq at `start`, which is the seq of the last dropped frame.
     start_seq: Seq,
     capacity_bytes: usize,
-    /// The initial size of the next chunk: the size that the last one reached, which saves copies
-    /// while it grows. It is halved with each chunk, so that a single long frame does not matter
-    /// for long.
+    /// The initial size of the next chunk. It is the size that the last one reached, which saves
+    /// copies while the chunk grows. The hint is halved with each chunk, so that the effect of a
+    /// single long frame soon wears off.
     chunk_bytes_hint: usize,
-    /// Several pieces copied into one, shared by all sessions whose cursor is at the same offset.
+    /// Several pieces copied into one, shared by all sessions whose cursors are at the same offset.
     joined: Option<Piece>,
 }
 
@@ -133,7 +133,7 @@ impl Window {
         while let Some(piece) = pieces.next() {
             assert!(
                 piece.end() > self.start,
-                "a piece that all have passed is gone"
+                "a piece that every cursor has passed is freed"
             );
             let next = pieces.peek().map_or(self.end, |next| next.start);
             assert_eq!(piece.end(), next, "pieces follow each other");
@@ -234,7 +234,7 @@ impl Window {
             .map_or(self.start, |last| self.frames[last].end)
     }
 
-    /// Returns the seq of the last frame before `offset`, which is a frame's end.
+    /// Returns the seq of the last frame before `offset`, which must be the end of a frame.
     #[must_use]
     pub fn seq_at(&self, offset: WindowOffset) -> Seq {
         if offset >= self.end
@@ -248,8 +248,8 @@ impl Window {
             .map_or(self.start_seq, |last| self.frames[last].seq)
     }
 
-    /// Returns the end of the last frame that ends within `bytes` bytes after `from`. The result
-    /// includes at least one frame, and is at most `until`.
+    /// Returns the end of the last frame that ends within `bytes` bytes after `from`. The range
+    /// includes at least one frame, and ends at `until` at the latest.
     #[must_use]
     pub fn frame_end_within(
         &self,
@@ -267,7 +267,7 @@ impl Window {
     }
 
     /// Returns the number of frames between two frame ends. Each op that won has one frame, so the
-    /// difference of their seqs is the count.
+    /// difference between their seqs is the count.
     fn frames_between(&self, from: WindowOffset, until: WindowOffset) -> u64 {
         self.seq_at(until).ops_since(self.seq_at(from))
     }
@@ -308,7 +308,7 @@ impl Window {
 
     /// Appends the bytes `from..until` to `out`, as one span unless they are too long for that.
     /// Each extra span of a send costs the kernel more than this copy, which is made once for all
-    /// sessions whose cursor is at `from`.
+    /// sessions whose cursors are at `from`.
     ///
     /// # Panics
     /// If the bytes are not in the window.
@@ -359,7 +359,7 @@ impl Window {
             }
             self.capacity_bytes -= piece.chunk.capacity();
             pool.window_bytes -= piece.chunk.capacity();
-            let piece = self.pieces.pop_front().expect("it was just there");
+            let piece = self.pieces.pop_front().expect("it was just checked");
             pool.chunks.give(piece.chunk);
         }
         if self
@@ -376,9 +376,9 @@ impl Window {
         }
     }
 
-    /// Returns the offset before which frames must be dropped for the window to hold at most
-    /// `bytes` bytes. Only whole chunks are dropped, oldest first, and none that ends after
-    /// `visible_end`, because frames beyond it have not been sent to any session yet.
+    /// Returns the offset up to which frames must be dropped for the window to hold at most `bytes`
+    /// bytes. Only whole chunks are dropped, oldest first, and none that ends after `visible_end`,
+    /// because frames beyond it have not been sent to any session yet.
     #[must_use]
     pub fn overflow_end(&self, bytes: usize, visible_end: WindowOffset) -> WindowOffset {
         let (mut held, mut end) = (self.capacity_bytes, self.start);

@@ -1,4 +1,4 @@
-//! Connections before they are served: requests that wait for the state of the shard, the rate of
+//! Admission of connections: requests that wait for the state of the shard, the rate limit on
 //! handshakes, and the choice of connections to shed when the connection limit is reached.
 
 use std::collections::BTreeMap;
@@ -8,17 +8,17 @@ use crate::core::shard::rate::{Bucket, Rate};
 use crate::core::shard::session::{Session, SessionId, State};
 use crate::core::shard::sessions::Sessions;
 
-/// Waiting requests and connections that may be shed. They are keyed by session number, and
+/// Waiting requests, and connections that may be shed. They are keyed by session number, and are
 /// therefore in order of arrival.
 ///
-/// Invariant: there is a request for each session that waits for the state of the shard; silent
-/// connections have not sent a complete head, and answered connections have nothing left to be
-/// sent.
+/// Invariant: each session that waits for the state of the shard has a request here; silent
+/// connections have not sent a complete head, and answered connections have nothing left to
+/// receive.
 #[derive(Default)]
 pub(super) struct Admission {
     waiting: BTreeMap<u64, (SessionId, Handoff)>,
     shedding: [SheddingQueue; 2],
-    /// The bucket of requests with a token.
+    /// The token bucket that limits the rate of requests with a token.
     handshakes: Bucket,
 }
 
@@ -39,7 +39,7 @@ pub(super) struct SheddingChoice {
 impl Admission {
     // ---- requests that wait for the state of the shard ----
 
-    /// Keeps the request of a session until the state is available.
+    /// Stores the request of a session until the state is available.
     pub fn wait(&mut self, id: SessionId, session: &Session, handoff: Handoff) {
         self.waiting.insert(session.number, (id, handoff));
     }
@@ -74,26 +74,26 @@ impl Admission {
         queue.silent.insert(session.number, id);
     }
 
-    /// Records that a connection has been sent its complete answer.
+    /// Records that a connection's complete answer has been sent.
     pub fn answered(&mut self, id: SessionId, session: &Session) {
         let queue = &mut self.shedding[session.listener as usize];
         queue.answered.insert(session.number, id);
     }
 
-    /// Protects a connection from being shed: its head is complete, or it has ended.
+    /// Protects a connection from being shed, because its head is complete or it has ended.
     pub fn keep(&mut self, session: &Session) {
         let queue = &mut self.shedding[session.listener as usize];
         queue.silent.remove(&session.number);
         queue.answered.remove(&session.number);
     }
 
-    /// Returns the number of connections accepted by `listener` that may be shed.
+    /// Returns the number of sheddable connections that `listener` accepted.
     pub fn sheddable_count(&self, listener: ListenerKind) -> usize {
         let queue = &self.shedding[listener as usize];
         queue.silent.len() + queue.answered.len()
     }
 
-    /// Removes and returns the connection accepted by `listener` that is to be shed first.
+    /// Removes and returns the connection accepted by `listener` that should be shed first.
     pub fn take_to_shed(&mut self, listener: ListenerKind) -> Option<SheddingChoice> {
         let queue = &mut self.shedding[listener as usize];
         let silent = queue.silent.pop_first();
@@ -109,7 +109,7 @@ impl Admission {
         self.handshakes.take(rate, now_us)
     }
 
-    /// Accounts for time that the clock did not count.
+    /// Accounts for time during which the clock stood still.
     pub fn has_aged(&mut self, us: u64) {
         self.handshakes.has_aged(us);
     }

@@ -6,8 +6,8 @@ use crate::core::shard::shard_clock::Missed;
 use crate::core::shard::timers::tick_of;
 
 impl Shard {
-    /// Converts the caller's clock into the shard's clock, at the beginning of a turn or within
-    /// one, and makes the corrections if the shard was absent.
+    /// Converts the caller's clock into the shard's clock, at the beginning of a turn or during it,
+    /// and makes the corrections if the shard was absent.
     pub(super) fn woke(&mut self, clock: Clock) -> Clock {
         let missed = self.absence.woke(clock.now_us);
         let clock = self.absence.local(clock);
@@ -18,11 +18,11 @@ impl Shard {
         clock
     }
 
-    /// Corrects everything that depends on the time that has really passed.
+    /// Corrects everything that depends on the time that has actually passed.
     ///
     /// These are the age of ops that are not on disk yet (a crash in `interval` mode may lose no
     /// more than its interval), latencies, the expiry of tokens, and rates: a client may have sent
-    /// at its full rate during the absence, and all of it arrives at once.
+    /// at its full rate during the absence, and all those bytes arrive at once.
     pub(super) fn allow_for_absence(&mut self, missed: Missed, clock: Clock) {
         self.log.has_aged(missed.us);
         self.sends.has_aged(missed.us);
@@ -37,7 +37,7 @@ impl Shard {
             let session = &self.sessions[id];
             let left_us = session.expires_at_us.saturating_sub(clock.unix_us);
             // Tokens expire by the wall clock, which did not stop, so the session's timer may now
-            // be too late.
+            // fire too late.
             if tick_of(clock.now_us.saturating_add(left_us)) < session.timer_tick {
                 self.reschedule(id, clock);
             }

@@ -1,4 +1,4 @@
-//! The end of a session: closing, aborting, and the drain when the server stops.
+//! The end of a session: closing, aborting, and draining when the server stops.
 
 use crate::core::fanout::window::Chunk;
 use crate::core::fanout::window_offset::WindowOffset;
@@ -9,8 +9,8 @@ use crate::limits::LINGER_US;
 use crate::log::position::LogPosition;
 use crate::wire::frame::Decoder;
 
-/// RFC 6455 section 7.4.1: the server is stopping, or is closing a client that has been silent for
-/// too long.
+/// RFC 6455 section 7.4.1: the server is stopping, or is closing a connection that has been silent
+/// for too long.
 pub(super) const GOING_AWAY: u16 = 1001;
 /// The IANA registry of close codes: "Try Again Later".
 pub(super) const TRY_AGAIN_LATER: u16 = 1013;
@@ -20,8 +20,8 @@ pub(super) const POLICY_VIOLATION: u16 = 1008;
 pub(super) const TOKEN_EXPIRED: u16 = 4001;
 
 impl Shard {
-    /// Queues the last bytes of a session after those that are visible or already queued, and
-    /// removes the session from its room.
+    /// Queues a session's last bytes after those that are visible or already queued, and removes
+    /// the session from its room.
     pub(super) fn send_last(&mut self, id: SessionId, chunk: Chunk, clock: Clock) {
         let is_closing = |session: &Session| session.state() == State::Closing;
         if self.sessions.get(id).is_none_or(is_closing) {
@@ -31,8 +31,8 @@ impl Shard {
         self.queue_last(id, chunk, LogPosition::NONE, clock);
     }
 
-    /// Queues the last bytes of a session that has left its room, to be sent once `visible_from` is
-    /// visible.
+    /// Queues the last bytes of a session that has left its room. They are sent once `visible_from`
+    /// is visible.
     pub(super) fn queue_last(
         &mut self,
         id: SessionId,
@@ -46,8 +46,8 @@ impl Shard {
         self.update_memory(id);
     }
 
-    /// Begins to close a session that has left its room: it is sent what is visible and what is
-    /// queued next, and is then closed.
+    /// Begins to close a session that has left its room. What is visible and what is queued next is
+    /// still sent; then the session is closed.
     pub(super) fn begin_closing(&mut self, id: SessionId, clock: Clock) {
         self.admission.keep(&self.sessions[id]);
         let visible_position = self.log.visible_position();
@@ -58,8 +58,8 @@ impl Shard {
         session.outbox.leave(visible_position, &mut self.pool);
         session.deadline_us = clock.now_us + LINGER_US;
         self.sessions.schedule(id, clock.now_us + LINGER_US);
-        // Incoming bytes are still read and dropped: bytes left unread would make the kernel reset
-        // the connection, and the peer might lose the last bytes it was sent.
+        // Incoming bytes are still read and dropped, because bytes left unread would make the
+        // kernel reset the connection, and the last bytes sent to the peer might be lost.
         self.reads.receive(id);
         self.update_memory(id);
         self.enqueue(id);
@@ -111,8 +111,8 @@ impl Shard {
         self.sessions.retire(id);
     }
 
-    /// Moves a session that has left its room to its last state, and drops its request if it was
-    /// waiting with one.
+    /// Moves a session that has left its room to its last state, and drops its request if one was
+    /// waiting.
     fn enter_closing(&mut self, id: SessionId) {
         let session = &self.sessions[id];
         if session.state() == State::Waiting {
@@ -137,7 +137,7 @@ impl Shard {
             self.rooms[room_id].user_left(&user);
         }
         if let Some(moved) = self.rooms.remove_member(room_id, member) {
-            // The last member of the room has moved to the index that became free.
+            // The room's last member has moved to the freed index.
             let (moved, _) = self.sessions.at(moved);
             let state = State::Open {
                 room: room_id,
@@ -148,12 +148,12 @@ impl Shard {
         if self.rooms.remove_if_unused(room_id) {
             self.snapshots.forget_room(room_id);
         } else {
-            // The window may release frames that only this session was still owed.
+            // The window may now release frames that only this session still had to receive.
             self.rooms.touch(room_id);
         }
     }
 
-    /// Begins the drain: new requests are refused, and members are closed one after another over
+    /// Begins the drain. New requests are refused, and members are closed one after another over
     /// the configured time. A second call closes all of them immediately.
     pub(super) fn start_drain(&mut self, clock: Clock) {
         let (first, total_us) = match self.drain {
@@ -179,7 +179,7 @@ impl Shard {
         }
     }
 
-    /// Advances the drain: once all sessions have ended, the log is synced and sealed.
+    /// Advances the drain. Once all sessions have ended, the log is synced and sealed.
     pub(super) fn go_on_draining(&mut self, clock: Clock) {
         match self.drain {
             Drain::No | Drain::Sealed => {}

@@ -1,5 +1,5 @@
-//! Conflation: a session that reads too slowly is sent the latest op of each changed key instead of
-//! every op.
+//! Conflation: a session that reads too slowly receives only the latest op for each changed key
+//! instead of every op.
 
 use crate::core::fanout::outbox::{Behind, Due, OutboxPool};
 use crate::core::fanout::room::RoomId;
@@ -11,11 +11,11 @@ use crate::limits::{CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, SESSION_BYTES_SPAR
 use crate::wire::message;
 
 impl Shard {
-    /// Encodes the next part of what a conflated session is owed: the latest op of each key that
-    /// has changed in the meantime, except for its own ops. Returns false if the session is not
+    /// Encodes the next part of a conflated session's backlog: the latest op for each key that has
+    /// changed in the meantime, except the session's own ops. Returns `false` if the session is not
     /// conflated, or if the previous part is still queued.
     ///
-    /// The walk is bounded in bytes and in steps, because entries that the session wrote itself
+    /// The walk is bounded in bytes and in steps, because entries that the session itself wrote
     /// cost steps but no bytes. If the walk stops before the newest entry, the session stays
     /// behind, at the last entry examined. Otherwise, the session follows the window again from its
     /// end: the entries cover everything in the window, so no frame is missed or sent twice.
@@ -56,8 +56,8 @@ impl Shard {
                     }
                     self.counters.conflated_keys += 1;
                     if bytes > bytes_max {
-                        // The frame is sent alone, and is shared by all sessions that have reached
-                        // the same entry.
+                        // The frame is sent by itself, and all sessions that have reached the same
+                        // entry share it.
                         long = Some(shared_frame(room_id, entry, &mut self.budget));
                         more = true;
                     } else {
@@ -84,7 +84,7 @@ impl Shard {
         true
     }
 
-    /// Queues a part of what a conflated session is owed: several short ops, or a single long one.
+    /// Queues a part of a conflated session's backlog: several short ops, or a single long one.
     fn push_conflated(
         &mut self,
         id: SessionId,
@@ -110,8 +110,8 @@ impl Shard {
         self.update_memory(id);
     }
 
-    /// Conflates a session that is owed more frames than allowed: it is sent the latest op of each
-    /// key instead.
+    /// Conflates a session whose backlog of frames exceeds the limit. It receives the latest op for
+    /// each key instead.
     pub(super) fn conflate(&mut self, id: SessionId) {
         let session = &mut self.sessions[id];
         let room_id = session.room().expect("only a member falls behind");
@@ -121,8 +121,8 @@ impl Shard {
     }
 }
 
-/// Makes a session fall out of its room's window: it is owed the latest op of each key, from the op
-/// after its cursor.
+/// Makes a session fall out of its room's window. It then receives only the latest op for each key,
+/// starting with the op after its cursor.
 pub(super) fn fall_behind(session: &mut Session, window: &Window, pool: &mut OutboxPool) {
     let since = window.seq_at(session.outbox.cursor());
     session

@@ -1,9 +1,9 @@
-//! The entries about each connection in the server's log, for operators who enable them
+//! The entries about individual connections in the server's log, for operators who enable them
 //! (`--log-level debug`).
 //!
 //! The shard keeps this record only if
 //! [`ShardConfig::has_journal`](crate::core::shard::contract::ShardConfig) is set. Otherwise, a
-//! session takes no additional memory, and each of its events costs one check of an option.
+//! session takes no additional memory, and each of its events costs a single check of an `Option`.
 
 use crate::core::shard::session::SessionId;
 
@@ -11,10 +11,10 @@ use crate::core::shard::session::SessionId;
 const LOST: u16 = 1006;
 /// The code for a close frame that contains no code (RFC 6455 section 7.4.1).
 const NO_STATUS: u16 = 1005;
-/// The longest text from a client that is logged. A longer text is truncated.
+/// The length of the longest text from a client that is logged in full. A longer text is truncated.
 const TEXT_BYTES_MAX: usize = 128;
 
-/// An event of a connection to be logged.
+/// A connection event to be logged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Note {
     /// The client has become a member of a workspace.
@@ -28,7 +28,7 @@ pub enum Note {
 pub struct Member {
     /// The id of the workspace.
     pub workspace: String,
-    /// The `sub` of the client's token, which may be any text; a long one is truncated.
+    /// The `sub` claim of the client's token, which may be any text; a long one is truncated.
     pub subject: Option<String>,
 }
 
@@ -44,7 +44,7 @@ pub enum Party {
 }
 
 impl Party {
-    /// Returns the name of the party in the server's log.
+    /// Returns the name that the server's log uses for the party.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -107,7 +107,7 @@ impl ConnectionLog {
         }));
     }
 
-    /// Removes the entry of a session that another shard continues.
+    /// Removes the entry of a session that continues on another shard.
     pub fn forget(&mut self, id: SessionId) {
         if let Some(entry) = self.entries.get_mut(id.slot as usize) {
             *entry = None;
@@ -155,8 +155,7 @@ impl ConnectionLog {
         }
     }
 
-    /// Records that the client is closing the connection, with the code and the reason that it
-    /// sent.
+    /// Records that the client is closing the connection, with the code and reason that it sent.
     pub fn closed_by_client(&mut self, id: SessionId, close: Option<(u16, &str)>) {
         let (code, reason) = close.unwrap_or((NO_STATUS, ""));
         self.ending(id, code, reason, Party::Client);

@@ -35,40 +35,41 @@ pub struct ShardConfig {
     pub sync_interval_us: u64,
     /// The time between two pings to a client.
     pub ping_interval_us: u64,
-    /// The number of broadcast bytes by which a client may lag before it is conflated.
+    /// The number of broadcast bytes by which a client may lag behind before it is conflated.
     pub outbox_bytes_max: usize,
     /// The length of the longest message that is accepted.
     pub message_bytes_max: usize,
     /// The memory that may be held for individual sessions
     /// ([`crate::limits::session_budget_bytes`]).
     pub session_bytes_max: usize,
-    /// The memory of all encoded states that are being sent.
+    /// The memory that all encoded states being sent may hold.
     pub snapshot_bytes_max: usize,
-    /// The number of bytes of states that are encoded in a turn. A state that is no longer than
-    /// this is encoded in one step.
+    /// The number of bytes of states that may be encoded per turn. A state no longer than this is
+    /// encoded in one step.
     pub snapshot_part_bytes: usize,
-    /// The size of a batch of ops from which no more messages are read until the batch is written.
+    /// The size of a batch of ops at which the shard stops reading messages until the batch is
+    /// written.
     pub batch_bytes_max: usize,
-    /// The length up to which a segment of the log may always grow, however little of the log is
-    /// live.
+    /// The length to which a log segment may always grow, however little of the log is live.
     pub segment_bytes_min: u64,
-    /// The length that no segment of the log exceeds by more than a batch.
+    /// The length that no log segment exceeds by more than one batch.
     pub segment_bytes_max: u64,
-    /// The number of bytes by which the log may exceed what its live data allow before any
-    /// workspace is slowed down.
+    /// The number of bytes by which the log may exceed the length that its live data justify before
+    /// any workspace is slowed down.
     pub log_spare_bytes: u64,
-    /// The time by which a timestamp may be ahead of the clock.
+    /// How far a timestamp may be ahead of the clock.
     pub future_skew_us: u64,
     /// The longest time that a drain may take.
     pub drain_us: u64,
     /// The seed of the hash of every workspace's keys, so that no client can choose keys that
     /// collide.
     pub hash_seed: u64,
-    /// A random id of this start of the server. All its shards share it.
+    /// A random id chosen at each start of the server. All shards share it.
     pub start_id: u64,
     /// The secrets that tokens are verified with.
     pub verifier: Arc<Verifier>,
-    /// The origins whose pages may connect and read (RFC 6454). If it is empty, all origins may.
+    /// The origins whose pages may connect and read (RFC 6454). If the list is empty, all origins
+    /// may.
     pub origins: Arc<[String]>,
     /// The limits that protect the server from its clients.
     pub limits: Limits,
@@ -87,7 +88,8 @@ pub struct Limits {
     pub connections_per_workspace: Option<usize>,
     /// The size of a workspace's entries in a log without superseded ops.
     pub workspace_bytes: Option<u64>,
-    /// The number of requests with a token per second, over all shards: each has an equal share.
+    /// The number of requests with a token per second, over all shards, each of which gets an equal
+    /// share.
     pub handshakes_per_second: Option<u32>,
 }
 
@@ -96,7 +98,7 @@ pub struct Limits {
 pub struct PeerStatus {
     /// Whether every shard can write its log.
     pub ready: bool,
-    /// The percentage of the log that has been read so far while the server starts.
+    /// The percentage of the log that has been read so far during the start of the server.
     pub recovered_percent: u8,
 }
 
@@ -111,32 +113,32 @@ pub enum Received<'a> {
     Broken,
 }
 
-/// An event. If it is an error that needs to be logged, the caller has already logged it.
+/// An event. If it contains an error that needs to be logged, the caller has already logged it.
 pub enum Input<'a> {
     /// A receive ended.
     Received(SessionId, Received<'a>),
-    /// A send ended, and the kernel accepted this many bytes of it. If there was an error, or no
+    /// A send ended, and the kernel accepted this many of its bytes. If there was an error, or no
     /// bytes were accepted, the connection is broken.
     Sent(SessionId, Spans, io::Result<usize>),
-    /// A [`LogStep::Write`] ended, and this many bytes of it were written.
+    /// A [`LogStep::Write`] ended, and this many of its bytes were written.
     LogWritten(Vec<u8>, io::Result<usize>),
     /// A [`LogStep::Sync`] ended.
     LogSynced(io::Result<()>),
     /// A [`LogStep::Open`] ended.
     LogOpened(io::Result<OpenSegment>),
-    /// The state was read back and a new segment is open. In case of an error, the shard tries
-    /// again later. For a shard created with [`Shard::recovering`](super::Shard::recovering), this
-    /// is the first input about the log.
+    /// The state was read back and a new segment is open. After an error, the shard tries again
+    /// later. For a shard created with [`Shard::recovering`](super::Shard::recovering), this is the
+    /// first input about the log.
     Rebuilt(io::Result<(OpenSegment, Vec<Workspace>)>),
-    /// The log's files are no longer at their paths: anything written to them would be lost.
+    /// The log's files are no longer at their paths, so anything written to them would be lost.
     LogDisplaced,
     /// The log was measured, because a segment was opened, a compaction freed space, or the free
     /// space of the disk changed.
     LogSize(LogSize),
     /// The answer to an [`Output::Page`].
     Page(SessionId, Answer),
-    /// The server is to stop: refuse new requests, write what is left, close all sessions. A second
-    /// one closes them without waiting.
+    /// The server is stopping, so the shard refuses new requests, writes what is left and closes
+    /// all sessions. A second `Drain` closes them without waiting.
     Drain,
 }
 
@@ -149,9 +151,9 @@ pub enum Output {
     Send(SessionId, Spans),
     /// Close the sending side, because the last byte was sent.
     Finish(SessionId),
-    /// Shut both sides down, so that the operations in flight end.
+    /// Shut down both sides, so that the operations in flight end.
     Abort(SessionId),
-    /// Close the descriptor and forget the session: nothing is in flight.
+    /// Close the descriptor and forget the session, which has nothing in flight.
     Close(SessionId),
     /// Move the connection to the shard that owns its workspace, and forget the session here.
     Handoff(SessionId, u32, Box<Handoff>),
@@ -162,10 +164,10 @@ pub enum Output {
     Page(SessionId, PageRequest),
     /// Carry out the next step of the log on its open segment.
     Log(LogStep),
-    /// Create the segment that follows the failed one, which ends at this point, and read the
-    /// shard's state back.
+    /// Create the segment that follows the failed one, which ends at this point, and read back the
+    /// shard's state.
     Rebuild(End),
-    /// The shard serves again, or no longer does.
+    /// The shard can serve again (`true`), or no longer can (`false`).
     Ready(bool),
     /// All sessions are closed and the log is sealed.
     Drained,
@@ -176,7 +178,7 @@ pub enum Output {
 pub struct Handoff {
     pub(super) workspace: String,
     pub(super) intent: Intent,
-    /// The time for which the client may still wait for its answer.
+    /// The time that the client may still wait for its answer.
     pub(super) left_us: u64,
     /// The bytes that the client sent after its request.
     pub(super) unparsed: Vec<u8>,

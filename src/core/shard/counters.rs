@@ -1,6 +1,6 @@
-//! The counters of a shard: plain numbers, which its caller publishes once per turn.
+//! The counters of a shard: plain numbers, published by its caller once per turn.
 //!
-//! Nothing here is atomic, allocates or reads a clock: counting an op is a single addition.
+//! No counter is atomic, allocates or reads a clock; counting an op is a single addition.
 
 /// The upper bounds of the classes of durations: 1, 2 and 5 in each decade. Longer durations are
 /// counted in an additional last class.
@@ -21,18 +21,18 @@ pub const CLOSE_CODES: [u16; 10] = [1000, 1001, 1002, 1003, 1007, 1008, 1009, 10
 pub const DURATION_CLASSES: usize = DURATION_BOUNDS_US.len() + 1;
 /// The number of classes of group sizes.
 pub const GROUP_CLASSES: usize = GROUP_BOUNDS.len() + 1;
-/// The number of classes of answers. The last one counts all other status codes.
+/// The number of classes of answers. The last class counts all other status codes.
 pub const RESPONSE_CLASSES: usize = RESPONSE_CODES.len() + 1;
-/// The number of classes of close frames. The last one counts all other close codes.
+/// The number of classes of close frames. The last class counts all other close codes.
 pub const CLOSE_CLASSES: usize = CLOSE_CODES.len() + 1;
 
-/// Durations by their class.
+/// Durations, by class.
 pub type Durations = Tally<DURATION_CLASSES>;
-/// Groups of ops by their class.
+/// Groups of ops, by class.
 pub type Groups = Tally<GROUP_CLASSES>;
-/// Answers by their status.
+/// Answers, by status.
 pub type Responses = Tally<RESPONSE_CLASSES>;
-/// Close frames by their code.
+/// Close frames, by code.
 pub type Closes = Tally<CLOSE_CLASSES>;
 
 /// A histogram with a fixed number of classes.
@@ -109,10 +109,10 @@ fn code_class(codes: &[u16], code: u16) -> usize {
     known.unwrap_or(codes.len())
 }
 
-/// Defines each number once: as a field, and by its position in the published list.
+/// Defines each number in one place, both its field and its position in the published list.
 macro_rules! counters {
     ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
-        /// The counts since a shard started, and its current gauges.
+        /// The counts since a shard started, and the current values of its gauges.
         #[derive(Debug, Clone, Default, PartialEq, Eq)]
         pub struct Counters {
             $($(#[doc = $doc])+ pub $name: u64,)+
@@ -151,7 +151,7 @@ counters! {
     ops,
     /// Ops that lost to the current op of their key.
     ops_lost,
-    /// Ops that were sent again after they had already been applied.
+    /// Ops resent after they had already been applied.
     ops_duplicate,
     /// Malformed messages.
     refused_bad_message,
@@ -169,37 +169,37 @@ counters! {
     refused_handshakes,
     /// Joins and reads over HTTP refused because too many encoded states were being sent.
     refused_snapshot_bytes,
-    /// Sessions evicted because individual sessions held too much memory.
+    /// Sessions evicted because individual sessions held too much memory in total.
     given_up_sessions,
     /// Encoded states evicted because their receivers were slow and other states needed the memory.
     given_up_states,
     /// Clients closed for taking too long to send a message.
     given_up_messages,
-    /// Clients whose ops were lost with a failed log, and clients whose input caused a panic.
+    /// Clients whose ops were lost in a log failure, and clients whose input caused a panic.
     refused_log_failed,
     /// Ops refused because the disk was full.
     refused_disk_full,
-    /// The time, in microseconds, for which clients waited for compaction.
+    /// The time that clients have spent waiting for compaction, in microseconds.
     held_us,
     /// Clients that wait for compaction.
     sessions_held,
-    /// Ops that won, counted once for each client that they were owed to.
+    /// Ops that won, counted once for each client that must receive them.
     deliveries,
-    /// Bytes that were received.
+    /// Bytes received.
     bytes_received,
-    /// Bytes that sockets accepted.
+    /// Bytes accepted by sockets.
     bytes_sent,
-    /// Sends that were started.
+    /// Sends started.
     sends,
     /// Sends that have ended.
     sends_ended,
-    /// Frames of other clients' ops in all sends, including those to conflated sessions.
+    /// Frames with other clients' ops in all sends, including those to conflated sessions.
     frames_sent,
-    /// The number of times that a session fell behind.
+    /// Times that a session fell behind.
     conflations,
-    /// Ops that were sent to conflated sessions, each the latest of its key.
+    /// Ops sent to conflated sessions, each the latest for its key.
     conflated_keys,
-    /// Bytes that were written to the log.
+    /// Bytes written to the log.
     log_bytes_written,
     /// Failures that made the shard stop serving.
     failures,
@@ -207,11 +207,12 @@ counters! {
     closed_by_peer,
     /// Connections shed to make room for others.
     shed,
-    /// The time, in microseconds, for which the shard was absent: stopped, or without CPU time.
+    /// The time during which the shard was absent, that is, stopped or without CPU time, in
+    /// microseconds.
     absent_us,
     /// Clients that are members of a workspace.
     connections,
-    /// Connections whose request has not been answered yet.
+    /// Connections whose requests have not been answered yet.
     sessions_handshake,
     /// Connections that are being closed.
     sessions_closing,
@@ -231,8 +232,8 @@ counters! {
     log_live_bytes,
     /// The length of the open segment.
     log_open_bytes,
-    /// The length of the log in the shard's folder. The open segment counts with its usual length
-    /// at most.
+    /// The length of the log in the shard's folder. For the open segment, at most the usual length
+    /// is counted.
     log_bytes,
     /// The length of the log at which all writers wait for compaction.
     log_bytes_max,

@@ -35,8 +35,7 @@ impl Shard {
             State::Waiting if past(session.deadline_us) => self.give_up_waiting(id, clock),
             State::Closing if past(session.deadline_us) => {
                 let stalled_us = session.last_progress_us + STALL_TIMEOUT_US;
-                // A long last answer may take longer than the deadline as long as its receiver
-                // keeps reading.
+                // A long last answer may exceed the deadline as long as its receiver keeps reading.
                 if session.ends_long && session.sending && !past(stalled_us) {
                     session.deadline_us = stalled_us;
                     self.reschedule(id, clock);
@@ -52,8 +51,8 @@ impl Shard {
                     self.close(id, GOING_AWAY, "the server is stopping", clock);
                 } else if session.sending && past(session.last_progress_us + STALL_TIMEOUT_US) {
                     self.close(id, TRY_AGAIN_LATER, "the client reads too slowly", clock);
-                    // This is longer than for other closings, because the close frame follows bytes
-                    // that the slow client has not read yet.
+                    // This wait is longer than for other closings, because the close frame follows
+                    // bytes that the slow client has not read yet.
                     self.sessions[id].deadline_us = clock.now_us + STALL_LINGER_US;
                     self.reschedule(id, clock);
                 } else if past(session.message_deadline_us()) {
@@ -80,7 +79,7 @@ impl Shard {
 }
 
 impl Session {
-    /// Returns whether the socket is being read; only then does silence mean anything.
+    /// Returns whether the socket is being read. Only then does silence mean anything.
     fn is_read(&self) -> bool {
         self.receiving
     }

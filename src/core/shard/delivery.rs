@@ -1,10 +1,10 @@
-//! Sending: which session is sent what, and when.
+//! Sending: decides what each session receives, and when.
 //!
-//! Sessions that are owed bytes are in a queue. Each turn serves a slice of it, and each session is
-//! sent everything that it is owed at that moment: the busier the shard, the larger the batches.
-//! When the queue is empty, the round is complete, and the windows drop the frames that all members
-//! have been sent. Sessions with a large backlog of their own, usually a large state, move to a
-//! separate queue.
+//! Sessions with pending bytes are in a queue. Each turn serves a slice of it, and each session
+//! receives everything that is pending for it at that moment, so the busier the shard, the larger
+//! the batches. Once the queue is empty, the round is complete, and the windows drop the frames
+//! that have been sent to all members. Sessions with a large backlog of their own, usually a large
+//! state, move to a separate queue.
 
 use std::io;
 
@@ -20,7 +20,7 @@ use crate::limits::{
 use crate::log::commit::Durability;
 
 impl Shard {
-    /// Queues a session so that it is sent what it is owed.
+    /// Queues a session so that its pending bytes are sent.
     pub(super) fn enqueue(&mut self, id: SessionId) {
         if let Some(session) = self.sessions.get_mut(id) {
             self.sends.queue(id, session);
@@ -41,7 +41,8 @@ impl Shard {
             .announce(self.log.visible_position(), |slot, visible_end| {
                 let (id, session) = self.sessions.at(slot);
                 let outbox = &session.outbox;
-                // The sender of an op is not owed it: the sender's cursor is past it already.
+                // The sender of an op does not receive it, because the sender's cursor is already
+                // past it.
                 if outbox.cursor() < visible_end || outbox.behind().is_some() {
                     self.sends.queue(id, session);
                 }
@@ -51,7 +52,7 @@ impl Shard {
     /// Serves a slice of the queue, unless a commit is in flight or the shard pauses.
     ///
     /// A slice is bounded so that receives and log completions never wait for a thousand sends. In
-    /// `always` mode the commits already separate the slices, so the shard does not pause as well.
+    /// `always` mode the commits already separate the slices, so the shard adds no pauses.
     pub(super) fn send_slice(&mut self, clock: Clock) {
         let has_commits = self.config.durability == Durability::Always;
         if self.log.holds_sends() || !has_commits && self.sends.is_pausing(clock.now_us) {
@@ -76,14 +77,14 @@ impl Shard {
         }
     }
 
-    /// Returns whether a session is owed more than a send of frames may carry.
+    /// Returns whether a session has more pending bytes than one send of frames may carry.
     fn is_owed_bulk(&mut self, id: SessionId) -> bool {
         let session = self.sessions.get_mut(id);
         session.is_some_and(|session| session.outbox.waiting_bytes() > SEND_BYTES_MAX)
     }
 
-    /// Serves some of the sessions with a large backlog: only a few per turn, since each of them
-    /// may take as long as a whole slice.
+    /// Serves some of the sessions with a large backlog, but only a few per turn, since each of
+    /// them may take as long as a whole slice.
     fn send_bulk(&mut self, clock: Clock) {
         let mut bytes = 0;
         for _ in 0..BULK_SENDS_PER_TURN_MAX {
@@ -98,8 +99,8 @@ impl Shard {
         }
     }
 
-    /// Starts to measure how long the ops that became visible in this turn take to be sent to all
-    /// sessions that are owed them now. Only the ops of one commit are measured at a time.
+    /// Starts measuring how long it takes to send the ops that became visible in this turn to all
+    /// sessions that must now receive them. Only the ops of one commit are measured at a time.
     pub(super) fn watch_sends(&mut self, clock: Clock) {
         let since_us = if self.config.durability == Durability::Always {
             self.sends.take_shown_since_us()
@@ -112,12 +113,13 @@ impl Shard {
         }
     }
 
-    /// Sends a session what it is owed, and returns the length of the send.
+    /// Sends a session its pending bytes, and returns the length of the send.
     ///
-    /// A session has at most one send in flight, so what it is owed in the meantime accumulates for
-    /// the next send. A session with nothing to send leaves the queue for one of three reasons: its
-    /// first answer is not visible yet, and the next commit queues it again; it is closing and has
-    /// been sent its last byte; or it is up to date, and the next op queues it.
+    /// A session has at most one send in flight, so whatever becomes pending in the meantime
+    /// accumulates for the next send. A session with nothing to send leaves the queue for one of
+    /// three reasons: its first answer is not visible yet, and the next commit will queue it again;
+    /// it is closing and its last byte has been sent; or it is up to date, and the next op will
+    /// queue it.
     fn serve(&mut self, id: SessionId, clock: Clock) -> usize {
         let Some(session) = self.sessions.get_mut(id) else {
             return 0;
@@ -181,7 +183,7 @@ impl Shard {
         }
         let session = &mut self.sessions[id];
         if clock.now_us - session.last_progress_us > SECOND_US {
-            // The socket was full and no longer is: the peer has read.
+            // The socket was full and no longer is, so the peer has read something.
             session.last_received_us = clock.now_us;
         }
         if let Some(transfer) = &mut session.transfer {
@@ -220,8 +222,8 @@ impl Shard {
         self.unpause(id, clock);
     }
 
-    /// Records the completion of a send. Unless its remaining bytes are sent next, frees its
-    /// memory.
+    /// Records the completion of a send, and frees its memory unless its remaining bytes are sent
+    /// next.
     fn end_send(&mut self, id: SessionId, is_ended: bool) {
         let session = self
             .sessions
@@ -241,13 +243,13 @@ impl Shard {
         let session = &mut self.sessions[id];
         if session.intake == Intake::Paused && session.outbox.answer_bytes() <= most_bytes / 2 {
             session.intake = Intake::Unread;
-            // A paused session is not read from, so its silence so far does not count.
+            // The server does not read from a paused session, so its silence so far does not count.
             session.last_received_us = clock.now_us;
             self.reads.queue(id, Intake::Unread);
         }
     }
 
-    /// Drops the frames that all members have been sent when a round of sends is complete. Until
+    /// Drops the frames that have been sent to all members if a round of sends is complete. Until
     /// then, drops frames only from windows that exceed their limit.
     pub(super) fn trim_windows(&mut self) {
         let is_round_done = self.sends.is_round_done();
@@ -258,8 +260,8 @@ impl Shard {
                 window, members, ..
             } = room;
             if is_round_done || window.capacity_bytes() > window_bytes_max {
-                // Members so far behind that the window would be too long fall out of it. For the
-                // others, the window is kept from the slowest of their cursors.
+                // Members that are too far behind for the window's limit fall out of it. The window
+                // then begins at the slowest cursor of the others.
                 let visible_end = window.visible_end(visible_position);
                 let overflow_end = window.overflow_end(window_bytes_max, visible_end);
                 let mut start = window.end();
@@ -283,7 +285,7 @@ impl Shard {
         });
     }
 
-    /// Arms the receives of this turn.
+    /// Arms the receives that were queued in this turn.
     pub(super) fn arm_receives(&mut self) {
         for id in self.reads.drain_receives() {
             let Some(session) = self.sessions.get_mut(id) else {

@@ -1,5 +1,5 @@
-//! States for sessions that join or read, and the encodings in progress, which advance by one step
-//! per turn.
+//! States for sessions that join or read, and encodings in progress, which advance by one step per
+//! turn.
 
 use crate::core::fanout::room::RoomId;
 use crate::core::shard::Shard;
@@ -9,12 +9,12 @@ use crate::limits::RETRY_AFTER_S;
 use crate::wire::upgrade::Answer;
 
 impl Shard {
-    /// Returns the state of a room for a session that joins or reads. A large state may still be in
-    /// the process of being encoded.
+    /// Returns the state of a room for a session that joins or reads. A large state may still be
+    /// being encoded.
     ///
     /// # Errors
-    /// 503 if the budget has no room for the state, even after states of slow receivers were
-    /// evicted.
+    /// Returns a 503 if the budget has no room for the state, even after states of slow receivers
+    /// were evicted.
     pub(super) fn snapshot(
         &mut self,
         room_id: RoomId,
@@ -31,7 +31,7 @@ impl Shard {
         let outcome = self.snapshots.request_again(room_id, room, kind);
         outcome.map_err(|_| {
             self.counters.refused_snapshot_bytes += 1;
-            let why = "the states being sent use all the memory reserved for them, try again later";
+            let why = "the memory reserved for sending states is used up, try again later";
             Answer::unavailable(why, RETRY_AFTER_S)
         })
     }

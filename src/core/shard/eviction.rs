@@ -1,10 +1,10 @@
-//! Eviction when a budget is exceeded: of the session that holds the most, or of states whose
-//! receivers are all slow.
+//! Eviction when a budget is exceeded: evicts the session that holds the most memory, or states
+//! whose receivers are all slow.
 //!
 //! The memory must be freed immediately. Queued bytes are dropped. Bytes in flight belong to the
 //! kernel until the send ends, so the connection is shut down, which ends the send. A client that
-//! has received part of a frame could not parse a close frame after it; all others are closed with
-//! 1013.
+//! has received part of a frame could not parse a close frame after it, so it gets none; all others
+//! are closed with 1013.
 
 use std::rc::Rc;
 
@@ -50,13 +50,14 @@ impl Shard {
         let before_bytes = std::mem::replace(&mut session.unfinished_bytes, unfinished_bytes);
         self.budget
             .update_unfinished(before_bytes as usize, unfinished_bytes as usize);
-        // Nearly every session is exempt before and after, and needs no look-up in the budget.
+        // Nearly every session is exempt both before and after the change, and needs no lookup in
+        // the budget.
         if session.is_tracked || !memory.is_exempt() {
             session.is_tracked = self.budget.update(id.slot, memory);
         }
     }
 
-    /// Returns the number of bytes that may be queued for a session or in flight to it before its
+    /// Returns the number of bytes that may be queued for or in flight to a session before its
     /// messages are left unread.
     pub(super) fn answer_bytes_max(&self) -> usize {
         if self.budget.is_tight() {
@@ -67,7 +68,7 @@ impl Shard {
     }
 
     /// Evicts sessions if the budget is exceeded. The caller must not be in the middle of handling
-    /// a session, since that session could be evicted.
+    /// a session, because that session might be evicted.
     pub(super) fn evict_over_budget(&mut self, clock: Clock) {
         if !self.budget.is_over() {
             return;
@@ -79,7 +80,7 @@ impl Shard {
         }
         while !self.budget.is_relieved() {
             let next = self.budget.next_to_evict();
-            let slot = next.expect("what is charged belongs to a session that may be evicted");
+            let slot = next.expect("only sessions that can be evicted are charged");
             let (id, _) = self.sessions.at(slot);
             self.evict(id, clock);
             self.budget.sweep_all();
@@ -110,7 +111,7 @@ impl Shard {
     // ---- states ----
 
     /// Makes room for a state by evicting states whose receivers are all slow, the slowest first,
-    /// and no more than necessary. Evicts none if even all of them together would not be enough.
+    /// and no more than necessary. Evicts none if evicting all of them would not be enough.
     pub(super) fn evict_slow_states(&mut self, shortage: SnapshotShortage, clock: Clock) {
         if !self.snapshots.may_search(clock.now_us) {
             return;
@@ -171,7 +172,7 @@ impl Shard {
 
     // ---- checks ----
 
-    /// Checks the sums of the memory held against the sessions, and the budget against its limit.
+    /// Checks the totals of the memory held against the sessions, and the budget against its limit.
     ///
     /// # Panics
     /// If a sum is wrong or a budget is exceeded.

@@ -1,7 +1,8 @@
-//! Failures: a log that cannot be written, or a panic. The shard closes its members, discards
-//! everything that is not on disk, and starts over from what is, without a restart of the server.
+//! Handling of failures: a log that cannot be written, or a panic. The shard closes its members,
+//! discards everything that is not on disk, and starts over from what is on disk, without
+//! restarting the server.
 //!
-//! In `always` mode, none of the discarded ops was sent to another client, and their senders
+//! In `always` mode, none of the discarded ops have been sent to other clients, and their senders
 //! receive error 500.
 
 use std::io;
@@ -25,8 +26,8 @@ const INTERNAL_SERVER_ERROR: &str = "Internal Server Error";
 
 impl Shard {
     /// Stops serving. Everything that is not on disk is discarded, and the state is rebuilt after a
-    /// wait that grows with each failure. The senders of lost ops and the culprit (the session
-    /// whose input caused a panic) are answered with 500; all members are closed with 1011.
+    /// delay that grows with each failure. The senders of lost ops and the culprit (the session
+    /// whose input caused a panic) receive error 500; all members are closed with 1011.
     pub(super) fn fail(&mut self, culprit: Option<SessionId>, clock: Clock) {
         let was_serving = self.log.is_serving();
         let mut losers = self.log.reset(clock.now_us);
@@ -46,9 +47,9 @@ impl Shard {
         }
     }
 
-    /// Resets all parts except the log. A panic may have interrupted any of them in the middle of a
-    /// change, so only the sessions themselves are trusted: all counts and queues are made
-    /// consistent with them again. The rooms are read back from the log.
+    /// Resets all parts except the log. A panic may have interrupted a change to any of them, so
+    /// only the sessions themselves are trusted. All counts and queues are made consistent with
+    /// them again. The rooms are read back from the log.
     fn reset(&mut self) {
         self.rooms.reset();
         self.sessions.reset();
@@ -72,7 +73,7 @@ impl Shard {
         }
     }
 
-    /// Closes a session if the failure requires it, and otherwise lets it continue.
+    /// Closes a session if the failure requires it; otherwise, lets it continue.
     fn end_after_failure(&mut self, id: SessionId, is_loser: bool, is_culprit: bool, clock: Clock) {
         let session = &self.sessions[id];
         match session.state() {
@@ -81,7 +82,7 @@ impl Shard {
                 self.answer(id, &Answer::internal_server_error(), clock);
             }
             State::Closing if is_culprit => self.abort(id),
-            // The answer shows an op that was lost.
+            // The answer contains an op that was lost.
             State::Closing
                 if session
                     .outbox
@@ -93,12 +94,11 @@ impl Shard {
                 let chunk = self.pool.fill(512, |out| answer.encode(clock.unix_us, out));
                 self.queue_last(id, chunk, LogPosition::NONE, clock);
             }
-            // A panic may have occurred between the expiry of one timer and the setting of the
-            // next.
+            // A panic may have occurred after one timer expired and before the next was set.
             State::Handshake | State::Waiting => self.reschedule(id, clock),
             State::Closing => {
                 self.reschedule(id, clock);
-                // It may also have occurred between dequeuing the session and sending.
+                // It may also have occurred after the session was dequeued and before the send.
                 self.enqueue(id);
             }
         }
@@ -116,7 +116,7 @@ impl Shard {
         self.queue_last(id, last, LogPosition::NONE, clock);
     }
 
-    /// Reopens a failed log when the retry is due and no operation on the old one is in flight.
+    /// Reopens a failed log once the retry is due and no operation on the old one is in flight.
     pub(super) fn retry_log(&mut self, clock: Clock) {
         let due_us = self.log.retry_due_us();
         if due_us.is_some_and(|due_us| due_us <= clock.now_us) && self.drain == Drain::No {

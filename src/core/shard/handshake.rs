@@ -22,7 +22,7 @@ use crate::wire::auth::{self, Grant, Verifier};
 use crate::wire::frame;
 use crate::wire::upgrade::{self, Answer, Request, SyncRequest};
 
-/// The room that a client joins, and the state that it receives.
+/// The room that a client joins, and the state to send to it.
 struct RoomEntry {
     room_id: RoomId,
     snapshot: Snapshot,
@@ -30,7 +30,7 @@ struct RoomEntry {
 
 impl Shard {
     /// Accepts a connection to `--port` and returns its session. With `over_limit`, there are too
-    /// many connections, so its requests to workspaces are refused.
+    /// many connections, so its request to a workspace is refused.
     pub fn accept(&mut self, over_limit: bool, clock: Clock) -> SessionId {
         self.accept_at(ListenerKind::Public, over_limit, clock)
     }
@@ -60,7 +60,8 @@ impl Shard {
         id
     }
 
-    /// Opens a session whose client must be answered within `answer_us`, and returns its id.
+    /// Opens a session whose client must receive an answer within `answer_us`, and returns the
+    /// session's id.
     pub(super) fn open_session(
         &mut self,
         listener: ListenerKind,
@@ -84,8 +85,8 @@ impl Shard {
         session.unparsed.extend_from_slice(bytes);
         let parsed = upgrade::parse_head(&session.unparsed);
         if !matches!(parsed, Ok(None)) {
-            // The head is complete or invalid: the connection is now owed an answer and must not be
-            // shed.
+            // The head is complete or invalid: the connection is now waiting for an answer and must
+            // not be shed.
             self.admission.keep(&self.sessions[id]);
         }
         let session = &mut self.sessions[id];
@@ -124,7 +125,7 @@ impl Shard {
         }
         if self.log.health() == Health::Recovering {
             let percent = self.peer_status.recovered_percent;
-            let text = format!("the log is being read: {percent} %");
+            let text = format!("the log is being read: {percent}%");
             return Answer::health(false, head_only, &text);
         }
         let ready = self.peer_status.ready && self.log.is_serving();
@@ -142,12 +143,12 @@ impl Shard {
     /// Verifies a request to join, and forwards it to the shard that owns the workspace.
     fn admit(&mut self, id: SessionId, request: SyncRequest, clock: Clock) -> Result<(), Answer> {
         let grant = self.verified(request.token.as_deref(), clock)?;
-        // A client that is not a browser usually sends no origin, and can send any origin it likes.
+        // A client that is not a browser usually sends no origin, but can send any it likes.
         if let Some(origin) = &request.origin
             && !self.is_allowed(origin)
         {
             return Err(Answer::forbidden(
-                "pages of this origin may not connect (--allow-origin)",
+                "pages from this origin may not connect (--allow-origin)",
             ));
         }
         let is_noted = self.connection_log.is_some();
@@ -161,7 +162,7 @@ impl Shard {
         self.pass_on(id, request.workspace, intent, clock)
     }
 
-    /// Replaces the secrets that new tokens are verified with. Existing members are not affected.
+    /// Replaces the secrets used to verify new tokens. Existing members are not affected.
     pub fn set_verifier(&mut self, verifier: Arc<Verifier>) {
         self.config.verifier = verifier;
     }
@@ -173,7 +174,7 @@ impl Shard {
             let rate = Rate::share(per_second, self.config.shards);
             if !self.admission.count_handshake(rate, clock.now_us) {
                 self.counters.refused_handshakes += 1;
-                // Not 429, which is about the requests of a single client (RFC 6585 section 4):
+                // Not 429, which concerns the requests of a single client (RFC 6585 section 4):
                 // this may be the client's first.
                 return Err(Answer::unavailable(
                     "too many requests with a token at once, try again later",
@@ -200,7 +201,7 @@ impl Shard {
         let session = &mut self.sessions[id];
         if session.over_limit {
             return Err(Answer::unavailable(
-                "the server is at its limit of connections, try again later",
+                "the server is at its connection limit, try again later",
                 RETRY_AFTER_S,
             ));
         }
@@ -218,8 +219,8 @@ impl Shard {
             if let Some(journal) = &mut self.connection_log {
                 journal.forget(id);
             }
-            // The session has nothing in flight: a request is parsed when a receive ends, and the
-            // new owner arms the next receive.
+            // The session has nothing in flight, because a request is parsed when a receive ends,
+            // and the new owner arms the next receive.
             self.retire(id);
             self.outputs
                 .push_back(Output::Handoff(id, owner, Box::new(handoff)));
@@ -320,7 +321,7 @@ impl Shard {
             return None;
         }
         self.counters.refused_members += 1;
-        let why = "the workspace is at its limit of connections, try again later";
+        let why = "the workspace is at its connection limit, try again later";
         Some(Answer::unavailable(why, RETRY_AFTER_S))
     }
 
@@ -334,7 +335,8 @@ impl Shard {
         Ok(RoomEntry { room_id, snapshot })
     }
 
-    /// Makes a client a member of its workspace. The client is sent a 101, then the init message.
+    /// Makes a client a member of its workspace. The client receives a 101, followed by the init
+    /// message.
     fn join(
         &mut self,
         id: SessionId,
@@ -359,7 +361,7 @@ impl Shard {
         let session = &mut self.sessions[id];
         session.expires_at_us = grant.expires_at_us.unwrap_or(u64::MAX);
         session.deadline_us = u64::MAX;
-        // Spreads the first pings over the second half of the interval, using a Fibonacci hash of
+        // Spread the first pings over the second half of the interval, using a Fibonacci hash of
         // the slot, so that sessions that join together are not pinged together.
         let spread =
             (u64::from(id.slot.wrapping_mul(0x9E37_79B9)) * self.config.ping_interval_us) >> 32;
@@ -400,7 +402,7 @@ impl Shard {
             .outbox
             .push(answer, at, LogPosition::NONE, &mut self.pool);
         let all = 0..init.bytes();
-        // Unlike the 101, the state may show ops that are not durable yet.
+        // Unlike the 101, the state may contain ops that are not durable yet.
         let due = Due {
             at,
             visible_from,

@@ -1,7 +1,7 @@
-//! Clients that wait for compaction: members of workspaces that write a lot while the log is too
+//! Clients that must wait for compaction because their workspaces write a lot while the log is too
 //! long.
 //!
-//! Such a client's bytes are left unread from its next message on. Ops sent to it, the control
+//! From its next message on, such a client's bytes are left unread. The ops sent to it, the control
 //! frames before that message, and all other clients are not affected.
 
 use crate::core::shard::Shard;
@@ -29,7 +29,7 @@ impl Shard {
     }
 
     /// Resumes reading from clients that no longer have to wait. The others keep their place in the
-    /// queue, in front of those that have just written.
+    /// queue, ahead of those that have just written.
     pub(super) fn read_held(&mut self, clock: Clock) {
         if self
             .held_due_us()
@@ -53,8 +53,8 @@ impl Shard {
         self.reads.end_turn(clock.now_us);
     }
 
-    /// Returns when the waiting clients are retried. None if no clients wait or only a new
-    /// measurement of the log can release them.
+    /// Returns the time at which the waiting clients are retried, or `None` if no clients wait or
+    /// only a new measurement of the log can release them.
     pub(super) fn held_due_us(&self) -> Option<u64> {
         let due_us = self.reads.held_due_us(self.log.is_free());
         due_us.filter(|_| !self.log.is_stopped())

@@ -20,8 +20,8 @@ use crate::seq::Seq;
 use crate::wire::state;
 use crate::wire::upgrade::{Answer, ReadTarget, StateRequest, matches_tag};
 
-/// The header field of an answer about presence that contains the total number of users, of which
-/// the body may list only some.
+/// The header field of a presence answer that contains the total number of users; the body may list
+/// only some of them.
 const USER_COUNT: &str = "X-Total-Count";
 
 /// The answer to a read over HTTP, and the log position that must be visible before it may be sent.
@@ -91,8 +91,8 @@ impl Shard {
         }
     }
 
-    /// Returns the answer with the users of a room: a list of limited length, and their total
-    /// number.
+    /// Returns the answer with the users of a room: a list of limited length, and the total number
+    /// of users.
     fn read_presence(&mut self, room_id: Option<RoomId>) -> ReadAnswer {
         let room = room_id.map(|id| &mut self.rooms[id]);
         let presence = room.and_then(|room| room.presence.as_mut());
@@ -104,7 +104,8 @@ impl Shard {
                     self.budget.add_shared(&text);
                     text
                 });
-                // Kept so that the next request finds it even after this one has been answered.
+                // Keep the list so that the next request finds it even after this one has been
+                // answered.
                 self.kept_presence = Some(Chunk::clone(&text));
                 (text, presence.count())
             }
@@ -153,10 +154,10 @@ impl Shard {
     /// Returns the entity tag of a workspace's state at `seq`.
     ///
     /// A seq is reused for another op when the server starts on a restored copy of its log, and
-    /// when a shard rebuilds its state from a log that has lost ops that were already sent in
-    /// `interval` or `none` mode. The tag therefore also contains the random id of this start of
-    /// the server, and the number of rebuilds since then. It is weak, because the number of
-    /// connections may change while the state does not.
+    /// when a shard rebuilds its state from a log that has lost ops already sent in `interval` or
+    /// `none` mode. So the tag also contains the random id of this start of the server, and the
+    /// number of rebuilds since then. It is weak, because the number of connections may change
+    /// while the state does not.
     fn entity_tag(&self, seq: Seq) -> String {
         let (start_id, rebuilds_count) = (self.config.start_id, self.log.rebuilds_count());
         format!("W/\"{start_id:016x}.{rebuilds_count}.{seq}\"")
@@ -195,7 +196,7 @@ impl Shard {
         })
     }
 
-    /// Queues the answer to a read over HTTP. Either all of its parts are sent or none.
+    /// Queues the answer to a read over HTTP. Its parts are sent either all together or not at all.
     pub(super) fn answer_read(&mut self, id: SessionId, read_answer: ReadAnswer, clock: Clock) {
         let ReadAnswer {
             answer,
@@ -235,7 +236,7 @@ impl Shard {
             init, timestamps, ..
         } = snapshot;
         let timestamps = timestamps.expect("a snapshot for a read over HTTP has timestamps");
-        // Eviction uses the transfers to find the receivers of a state and how far they lag.
+        // Eviction uses the transfers to find a state's receivers and how far they lag behind.
         let both = smallvec![init.clone(), timestamps.clone()];
         *transfer = Some(Box::new(StateTransfer::new(room_id, both)));
         outbox.push_state(init, fields, due.clone(), pool);

@@ -51,7 +51,7 @@ struct Read {
     has_ended: bool,
 }
 
-/// The frame of the entry that an op lost to, which is sent to the op's sender.
+/// The frame of the entry that an op lost to. It is sent to the op's sender.
 enum Correction {
     Own(Chunk),
     Shared(Chunk),
@@ -97,7 +97,7 @@ impl Shard {
         }
     }
 
-    /// Reads more from the sessions whose bytes were not all read in an earlier turn.
+    /// Continues reading from the sessions whose bytes were not all read in an earlier turn.
     pub(super) fn read_on(&mut self, clock: Clock) {
         for _ in 0..self.reads.unread_count() {
             if self.log.is_full() {
@@ -115,11 +115,11 @@ impl Shard {
     }
 
     pub(super) fn read_bytes(&mut self, id: SessionId, bytes: &mut [u8], clock: Clock) {
-        // The bytes are moved out of the session while they are read: a message may close the
-        // session, which drops its bytes, or cause an eviction, which must not count them.
+        // The bytes are moved out of the session while they are read, because a message may close
+        // the session, which drops its bytes, or cause an eviction, which must not count them.
         let mut unparsed = std::mem::take(&mut self.sessions[id].unparsed);
         // Only an incomplete frame is copied. A long one grows in a buffer of its own; a short one
-        // is joined with the bytes that follow in a buffer that all sessions share.
+        // is joined with the bytes that follow it in a buffer that all sessions share.
         if unparsed.is_empty() {
             let read = self.read_frames(id, bytes, clock);
             unparsed = self.pool.keep_unparsed(&bytes[read.consumed..]);
@@ -161,19 +161,20 @@ impl Shard {
         self.reads.queue(id, session.intake);
         match session.intake {
             Intake::Receiving => self.time_message(id, read.has_ended, clock),
-            // The server is what delays the message here, so the client's time limit is suspended.
+            // It is the server that delays the message here, so the client's time limit is
+            // suspended.
             Intake::Unread | Intake::Held | Intake::Paused => session.message_since_us = u64::MAX,
         }
     }
 
-    /// Records when an incomplete message began. A timer is set only if the session has none that
+    /// Records when an incomplete message began. Sets a timer only if the session has none that
     /// expires in time.
     fn time_message(&mut self, id: SessionId, has_ended: bool, clock: Clock) {
         let session = &mut self.sessions[id];
         if session.unparsed.is_empty() && !session.decoder.is_mid_message() {
             session.message_since_us = u64::MAX;
-        // A message was completed: the incomplete bytes belong to the next one, whose time starts
-        // now.
+        // A message was completed, so the incomplete bytes belong to the next one, whose time
+        // starts now.
         } else if has_ended || session.message_since_us == u64::MAX {
             session.message_since_us = clock.now_us;
             let deadline_us = session.message_deadline_us();
@@ -181,7 +182,7 @@ impl Shard {
         }
     }
 
-    /// Handles complete frames, at most [`MESSAGES_PER_TURN_MAX`] of a session per turn.
+    /// Handles complete frames, at most [`MESSAGES_PER_TURN_MAX`] per session and turn.
     fn read_frames(&mut self, id: SessionId, bytes: &mut [u8], clock: Clock) -> Read {
         let message_bytes_max = self.config.message_bytes_max;
         // The decoder is moved out of the session for the same reason as the bytes, and is dropped
@@ -190,7 +191,7 @@ impl Shard {
         let (mut read, mut frames) = (Read::default(), 0);
         let intake = loop {
             let answer_bytes = self.sessions[id].outbox.answer_bytes();
-            // A client that does not read its answers is no longer read from. Otherwise the answers
+            // Stop reading from a client that does not read its answers. Otherwise, the answers
             // would exhaust the memory.
             if answer_bytes > self.answer_bytes_max() {
                 break Intake::Paused;
@@ -222,7 +223,7 @@ impl Shard {
             }
             if !self.sessions.is_open(id) {
                 // The frame closed the session. The remaining bytes are dropped, and so is this
-                // decoder: closing has already replaced it.
+                // decoder, which closing has already replaced.
                 read.consumed = bytes.len();
                 return read;
             }
@@ -277,8 +278,8 @@ impl Shard {
     /// stream of small frames that are a part of a fragmented message" (section 10.4) among the
     /// attacks that an endpoint must withstand. Frames without content are therefore bounded for
     /// every client. All other frames are bounded by the length of a message, and by the rate limit
-    /// if there is one. Within these bounds, a session takes turns with the others: a turn reads at
-    /// most [`MESSAGES_PER_TURN_MAX`] frames of each session, of any kind.
+    /// if there is one. Within these bounds, a session takes turns with the others, since a turn
+    /// reads at most [`MESSAGES_PER_TURN_MAX`] frames of any kind from each session.
     fn count_frame(&mut self, id: SessionId, is_empty: bool, clock: Clock) {
         let session = &mut self.sessions[id];
         session.empty_frames += u32::from(is_empty);
@@ -295,7 +296,7 @@ impl Shard {
         }
     }
 
-    /// Counts a message of a session against its rate limit.
+    /// Counts a message against the session's rate limit.
     fn pace(&mut self, id: SessionId, clock: Clock) -> Pace {
         match self.config.limits.ops_per_second {
             None => Pace::Within,
@@ -313,8 +314,8 @@ impl Shard {
             journal.op(id);
         }
         match message {
-            // A ping that exceeds the rate is not refused: it has already counted as a sign of
-            // life.
+            // A ping that exceeds the rate is not refused, because it has already counted as a sign
+            // of life.
             Ok(Message::Ping) => {}
             _ if pace == Pace::Over => self.refuse_too_many(id, message.ok()),
             Ok(Message::Op(op)) => self.apply(id, op, clock),
@@ -340,8 +341,9 @@ impl Shard {
 
     /// Applies an op to its workspace, and answers the sender if the op does not win.
     ///
-    /// An op that wins is in the batch before its frame is in the window: the frame carries the log
-    /// position from which it may be sent, and so does each answer that shows the op.
+    /// An op that wins is added to the batch before its frame is added to the window, because the
+    /// frame records the log position from which it may be sent, as does each answer that contains
+    /// the op.
     fn apply(&mut self, id: SessionId, op: Op<'_>, clock: Clock) {
         assert!(
             self.config.fault_panic_key.as_deref() != Some(op.key),
@@ -356,7 +358,7 @@ impl Shard {
         let room = &mut self.rooms[room_id];
         let live_bytes_before = room.workspace.log_bytes();
         let bytes_max = self.config.limits.workspace_bytes.unwrap_or(u64::MAX);
-        // A state being encoded in parts still needs the value that this op may replace.
+        // A state that is being encoded in steps still needs the value that this op may replace.
         self.snapshots
             .preserve(room_id, &room.workspace, op.key, op.timestamp);
         match room
@@ -464,7 +466,7 @@ impl Shard {
         let room_id = self.sessions[id].room();
         let room_id = room_id.expect("only an open session applies");
         let held = self.rooms[room_id].workspace.get(op.key);
-        // An op that loses, or was resent, does not grow the log, so it gets its usual answer.
+        // An op that loses or was resent does not grow the log, so it receives its usual answer.
         if held.is_some_and(|held| op.timestamp <= held.timestamp()) {
             return false;
         }
@@ -493,7 +495,7 @@ impl Shard {
         });
     }
 
-    /// Queues an answer that shows no op, so it need not wait for the log.
+    /// Queues an answer that contains no op and therefore need not wait for the log.
     pub(super) fn reply(&mut self, id: SessionId, bytes: usize, write: impl FnOnce(&mut Vec<u8>)) {
         let chunk = self.pool.fill(bytes, write);
         let session = &mut self.sessions[id];
@@ -508,8 +510,8 @@ impl Shard {
     }
 }
 
-/// Encodes the entry that an op lost to, for the op's sender. A long frame is encoded once for all
-/// clients whose ops lose to the same op.
+/// Encodes the entry that an op lost to, for the op's sender. A long frame is encoded only once for
+/// all clients whose ops lose to the same op.
 fn correction(
     room_id: RoomId,
     entry: &Entry,
@@ -526,7 +528,8 @@ fn correction(
     Correction::Own(chunk)
 }
 
-/// Returns the frame of a key's winning op, encoding it only if no session is being sent it.
+/// Returns the frame of a key's winning op, encoding it only if it is not already being sent to
+/// some session.
 pub(super) fn shared_frame(room_id: RoomId, entry: &Entry, budget: &mut SessionBudget) -> Chunk {
     let key = (room_id, entry.seq());
     budget.frame(key).unwrap_or_else(|| {
@@ -560,7 +563,7 @@ mod tests {
         for (ahead_us, most_us, most, ahead) in [
             (SECOND_US * 86_401, SECOND_US * 86_400, "1day", "1day 1s"),
             (SECOND_US * 7262, SECOND_US * 60, "1m", "2h 1m 2s"),
-            // Less than a second is reported as one.
+            // Less than a second is reported as one second.
             (5, 0, "0s", "1s"),
         ] {
             let text = skew_text(ahead_us, most_us);

@@ -1,20 +1,20 @@
 //! The limits on a shard's log and its disk: which clients wait for compaction, and which ops are
 //! refused.
 //!
-//! A log of overwrites grows as fast as clients write, and shrinks as fast as compaction works.
+//! A log of overwrites grows as fast as clients write, and shrinks as fast as compaction runs.
 //! Between two marks, both relative to the live data, workspaces that write a lot are therefore
-//! slowed down to what compaction sustains; at the second mark, they wait. Workspaces that write
-//! little continue up to a third mark.
+//! slowed down to a rate that compaction can sustain; at the second mark, they must wait.
+//! Workspaces that write little continue up to a third mark.
 //!
 //! ```text
 //!   0 ─── compaction begins ─── slow ═══ rate falls to 0 ═══ full ─── light writers only ─── stop
 //! ```
 //!
-//! A shard that waits always makes progress: the length measured here, minus one segment that is
-//! not closed, is what makes a compaction due ([`crate::limits`] has the assertion), and a complete
-//! compaction leaves hardly more than the live data. If compaction does not work, no client waits
-//! for it ([`LogSize::is_compacted`]): the log grows until the disk is nearly full, and then ops
-//! are refused.
+//! A waiting shard always makes progress: the length measured here, minus one segment that is not
+//! closed, determines when a compaction is due ([`crate::limits`] has the assertion), and a
+//! complete compaction leaves hardly more than the live data. If compaction is not working, no
+//! client waits for it ([`LogSize::is_compacted`]): the log grows until the disk is nearly full,
+//! and then ops are refused.
 
 use std::collections::VecDeque;
 
@@ -34,22 +34,22 @@ pub struct LogSize {
     pub open_index: u64,
     /// The length of the measured segments.
     pub closed_bytes: u64,
-    /// The number of those bytes that a compaction would keep, as far as is known. It may exceed
-    /// the shard's live data: after a start with a different number of shards, its folder also
+    /// The number of those bytes that a compaction would keep, as far as known. It may exceed the
+    /// shard's live data, because after a start with a different number of shards, its folder also
     /// holds ops of other shards.
     pub kept_bytes: u64,
-    /// Whether compaction works. If it does not, clients that waited for it would wait forever.
+    /// Whether compaction is working. If not, clients that waited for it would wait forever.
     pub is_compacted: bool,
-    /// The log position up to which the disk has room for this shard's log.
+    /// The log position up to which the disk has room for the shard's log.
     pub room_end: LogPosition,
 }
 
 impl LogSize {
-    /// The size before anything was measured, which imposes no limit.
+    /// The size before anything has been measured, which imposes no limit.
     pub const UNKNOWN: Self = Self::unmeasured(LogPosition::MAX);
 
-    /// Returns the size before the log was measured, with the position up to which the disk has
-    /// room.
+    /// Returns the size of a log that has not been measured yet, with the position up to which the
+    /// disk has room.
     #[must_use]
     pub const fn unmeasured(room_end: LogPosition) -> Self {
         Self {
@@ -65,17 +65,17 @@ impl LogSize {
 /// The lengths of a log at which writers are limited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Marks {
-    /// The length from which workspaces that write a lot are slowed down.
+    /// The length at which workspaces that write a lot are slowed down.
     pub slow_bytes: u64,
-    /// The length from which those workspaces wait.
+    /// The length at which those workspaces must wait.
     pub full_bytes: u64,
-    /// The length from which all writers wait.
+    /// The length at which all writers must wait.
     pub stop_bytes: u64,
 }
 
 impl Marks {
-    /// Returns the marks of a log with `live_bytes`: each is a percentage of them plus a multiple
-    /// of `spare_bytes`.
+    /// Returns the marks of a log with `live_bytes` of live data. Each mark is a percentage of
+    /// `live_bytes` plus a multiple of `spare_bytes`.
     #[must_use]
     pub fn new(live_bytes: u64, spare_bytes: u64) -> Self {
         let mark = |percent: u64, spares: u64| {
@@ -95,7 +95,7 @@ impl Marks {
             Level::Free
         } else if bytes < self.full_bytes {
             let (left, range) = (self.full_bytes - bytes, self.full_bytes - self.slow_bytes);
-            // In thousandths, so that the square fits an integer.
+            // In thousandths, so that the square fits in an integer.
             let share = u128::from(left) * 1000 / u128::from(range);
             let rate = u128::from(LOG_BYTES_PER_SECOND) * share * share / 1_000_000;
             Level::Slow {
@@ -116,7 +116,7 @@ impl Marks {
 enum Level {
     /// All of them.
     Free,
-    /// Workspaces that write little, and all others at this rate in total.
+    /// Workspaces that write little without a limit, and all others at this rate in total.
     Slow { bytes_per_second: u64 },
     /// None of them.
     Stopped,
@@ -133,15 +133,15 @@ pub struct LogSpace {
     log_bytes: u64,
     marks: Marks,
     level: Level,
-    /// The bytes that workspaces that write a lot may now write in total, times [`SECOND_US`].
-    /// Negative after one of them has written more than that.
+    /// The number of bytes that the workspaces that write a lot may write now, in total, times
+    /// [`SECOND_US`]. Negative after one of them has written more than that.
     tokens: i64,
     at_us: u64,
 }
 
 impl LogSpace {
-    /// Returns the state of a log that has not been measured yet. Each of its marks includes a
-    /// multiple of `spare_bytes`.
+    /// Returns the state of a log that has not been measured yet. Each of the log's marks includes
+    /// a multiple of `spare_bytes`.
     #[must_use]
     pub fn new(spare_bytes: u64) -> Self {
         Self {

@@ -1,9 +1,9 @@
-//! Rate limits: token buckets, and the treatment of clients that exceed them.
+//! Rate limits: token buckets, and the handling of clients that exceed them.
 //!
-//! A bucket is implemented as a meter of the tokens taken: its level falls at the rate, and a
-//! request that does not fit into it is over the limit. This is the continuous-state leaky bucket
-//! of ITU-T I.371, which needs no timer. All numbers are integers, so nothing is lost to rounding,
-//! however often a bucket is used.
+//! A bucket is implemented as a meter of the tokens taken: its level falls at the given rate, and a
+//! request that does not fit into the bucket is over the limit. This is the continuous-state leaky
+//! bucket of ITU-T I.371, which needs no timer. All numbers are integers, so nothing is lost to
+//! rounding, however often a bucket is used.
 
 use crate::limits::{FRAMES_BURST_MIN, FRAMES_PER_MESSAGE, PATIENCE_S, RATE_BURST_S, REFUSALS_MIN};
 
@@ -46,7 +46,7 @@ impl Rate {
     }
 
     /// Returns the rate of refusals above which a client that may send `per_second` messages is
-    /// closed: a tenth of that rate indefinitely, and a burst of [`PATIENCE_S`] seconds' worth.
+    /// closed: a tenth of that rate indefinitely, plus a burst of [`PATIENCE_S`] seconds' worth.
     fn of_refusals(per_second: u32) -> Self {
         let count = u64::from(per_second);
         Self {
@@ -66,9 +66,9 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// Takes a token. Returns false if there is none.
+    /// Takes a token. Returns `false` if none is left.
     pub fn take(&mut self, rate: Rate, now_us: u64) -> bool {
-        // A clock that goes back neither adds nor removes tokens.
+        // A clock that goes backwards neither adds nor removes tokens.
         let passed_us = now_us.saturating_sub(self.at_us);
         self.at_us = self.at_us.max(now_us);
         let leaked = passed_us.saturating_mul(rate.per_minute);
@@ -83,13 +83,13 @@ impl Bucket {
         allowance.is_some()
     }
 
-    /// Accounts for time that the clock did not count.
+    /// Accounts for time during which the clock stood still.
     pub fn has_aged(&mut self, us: u64) {
         self.at_us = self.at_us.saturating_sub(us);
     }
 
-    /// Allows what the rate yields in `us`, in addition to the burst: it was sent during that time
-    /// and arrives now.
+    /// Allows what the rate yields in `us`, in addition to the burst, because that much may have
+    /// been sent during that time and arrives now.
     fn allow_for(&mut self, rate: Rate, us: u64) {
         let leaked = us.saturating_mul(rate.per_minute);
         self.allowance = self.allowance.saturating_add(leaked);
@@ -103,7 +103,7 @@ pub enum Pace {
     Within,
     /// The message is refused.
     Over,
-    /// The message is refused after too many other refusals: the client is closed.
+    /// The message is refused after too many other refusals, so the client is closed.
     Beyond,
 }
 
@@ -132,7 +132,8 @@ impl Meter {
         self.frames.take(Rate::of_frames(per_second), now_us)
     }
 
-    /// Allows what the client may have sent in `us`, during which the shard did not read.
+    /// Allows what the client may have sent during a period of `us` in which the shard did not
+    /// read.
     pub fn allow_for(&mut self, per_second: u32, us: u64) {
         self.sent.allow_for(Rate::per_second(per_second), us);
         self.frames.allow_for(Rate::of_frames(per_second), us);
@@ -146,8 +147,8 @@ mod tests {
     use super::*;
     use crate::limits::SECOND_US;
 
-    /// A naive model: the times at which tokens were taken. A token may be taken if every period
-    /// that ends now contains no more of them than the burst and what the rate yields in it.
+    /// A naive model: the times at which tokens were taken. A token may be taken if no period that
+    /// ends now contains more of them than the burst plus what the rate yields in that period.
     fn model_takes(taken_us: &[u64], rate: Rate, now_us: u64) -> bool {
         (0..=taken_us.len()).all(|first| {
             let begin_us = taken_us.get(first).copied().unwrap_or(now_us);
@@ -209,7 +210,7 @@ mod tests {
 
     #[test]
     fn a_burst_is_two_seconds_worth() {
-        // Nearly at once: the leakage is negligible.
+        // Sent almost at once, so the leakage is negligible.
         for (limit, within) in [(1, 2), (10, 20), (1000, 2000)] {
             assert_eq!(paces(limit, 1 << 40, within + 5), (within, 5, false));
         }
@@ -220,8 +221,8 @@ mod tests {
         for (limit, per_second, count, expected) in [
             // A tenth over the rate: that tenth is refused indefinitely.
             (100, 110, 110_000, (100_200, 9_800, false)),
-            // Twice the rate: once the burst is used up, half is refused, of which a tenth of the
-            // rate is forgiven.
+            // Twice the rate: once the burst is used up, half of the messages are refused, and
+            // refusals up to a tenth of the rate are forgiven.
             (100, 200, 100_000, (1_511, 1_111, true)),
             // A flood: the burst, and then ten seconds' worth of refusals.
             (100, 1 << 40, 100_000, (200, 1_000, true)),

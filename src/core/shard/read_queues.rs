@@ -1,5 +1,5 @@
-//! The queues of sessions to be read from: new bytes, bytes left from earlier turns, and ops that
-//! wait for room in the log.
+//! The queues of sessions to read from: for new bytes, for bytes left from earlier turns, and for
+//! ops that wait for room in the log.
 
 use std::collections::VecDeque;
 
@@ -7,10 +7,10 @@ use crate::core::shard::session::{Intake, SessionId};
 use crate::core::shard::sessions::Sessions;
 use crate::limits::HELD_RETRY_US;
 
-/// The queues of sessions to be read from.
+/// The queues of sessions to read from.
 ///
-/// Invariant: a member whose [`Intake`] is `Unread` or `Held` is in the queue for that, once.
-/// Entries of sessions that have closed are skipped.
+/// Invariant: a member whose [`Intake`] is `Unread` or `Held` is in the corresponding queue exactly
+/// once. Entries of closed sessions are skipped.
 #[derive(Default)]
 pub(super) struct ReadQueues {
     /// Sessions whose receive is to be armed at the end of the turn.
@@ -23,7 +23,7 @@ pub(super) struct ReadQueues {
     still_held: VecDeque<SessionId>,
     /// The time of the last round of retries.
     held_tried_us: u64,
-    /// The end of the previous turn if sessions were waiting then.
+    /// The time at which the previous turn ended, if sessions were waiting then.
     held_since_us: Option<u64>,
 }
 
@@ -42,7 +42,8 @@ impl ReadQueues {
 
     // ---- bytes that were received and not read ----
 
-    /// Queues a session according to its [`Intake`], after its bytes were read as far as possible.
+    /// Queues a session according to its [`Intake`], once its bytes have been read as far as
+    /// possible.
     pub fn queue(&mut self, id: SessionId, intake: Intake) {
         match intake {
             Intake::Receiving => self.receives.push(id),
@@ -76,7 +77,7 @@ impl ReadQueues {
     pub fn pop_held(&mut self) -> SessionId {
         self.held
             .pop_front()
-            .expect("a round tries no more sessions than wait")
+            .expect("a round tries no more sessions than are waiting")
     }
 
     /// Keeps a session waiting that was retried in this round.
@@ -84,13 +85,14 @@ impl ReadQueues {
         self.still_held.push_back(id);
     }
 
-    /// Ends a round of retries. Sessions that could not write come before those that could.
+    /// Ends a round of retries. Sessions that still cannot write are placed before those that
+    /// could.
     pub fn end_tries(&mut self) {
         self.still_held.append(&mut self.held);
         std::mem::swap(&mut self.held, &mut self.still_held);
     }
 
-    /// Returns when the waiting sessions are retried. None if there are none.
+    /// Returns the time at which the waiting sessions are retried, or `None` if there are none.
     pub fn held_due_us(&self, is_log_free: bool) -> Option<u64> {
         if self.held.is_empty() {
             None
@@ -101,7 +103,7 @@ impl ReadQueues {
         }
     }
 
-    /// Records, at the end of a turn, whether sessions wait for the log.
+    /// Records, at the end of a turn, whether any sessions are waiting for the log.
     pub fn end_turn(&mut self, now_us: u64) {
         self.held_since_us = (!self.held.is_empty()).then_some(now_us);
     }
@@ -114,7 +116,7 @@ impl ReadQueues {
 
     // ---- failures and checks ----
 
-    /// Removes all queued sessions: none of them stays a member after a failure.
+    /// Removes all queued sessions, because none of them stays a member after a failure.
     pub fn reset(&mut self) {
         self.unread.clear();
         self.held.clear();

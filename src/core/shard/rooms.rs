@@ -1,4 +1,5 @@
-//! The rooms of a shard: their table, the index by workspace, and the rooms with work to do.
+//! The rooms of a shard: their table, the index by workspace, and the list of rooms with work to
+//! do.
 
 use std::ops::{Index, IndexMut};
 
@@ -15,14 +16,14 @@ use crate::log::position::LogPosition;
 
 /// The rooms of a shard.
 ///
-/// Invariant: the index contains each room once; every member of a room is an open session of that
-/// room, and every open session is a member of its room; a room that is marked as touched is in the
-/// list.
+/// Invariant: the index contains each room exactly once; every member of a room is an open session
+/// of that room, and every open session is a member of its room; each room marked as touched is in
+/// `touched`.
 pub(super) struct Rooms {
     table: Slab<Room>,
     index: HashMap<Box<str>, RoomId, FixedState>,
-    /// Rooms with ops that their members have not been sent, or with frames that could be dropped.
-    /// A room that was removed may still have its entry here.
+    /// Rooms with ops that have not been sent to their members, or with frames that could be
+    /// dropped. A removed room may still have an entry here.
     touched: Vec<RoomId>,
     /// The seed of the hash of every workspace's keys.
     hash_seed: u64,
@@ -80,8 +81,8 @@ impl Rooms {
         members.get(member as usize).copied()
     }
 
-    /// Removes a room that has no members and no state. Returns whether it was removed. Another
-    /// room may then get its id.
+    /// Removes a room that has no members and no state. Returns whether it was removed. Its id may
+    /// then be reused for another room.
     pub fn remove_if_unused(&mut self, id: RoomId) -> bool {
         let room = &self[id];
         let is_unused = room.members.is_empty() && room.workspace.is_untouched();
@@ -94,7 +95,7 @@ impl Rooms {
 
     // ---- touched rooms ----
 
-    /// Marks a room to be examined in the steps of a turn: it has ops to announce or frames to
+    /// Marks a room for examination during the turn, because it has ops to announce or frames to
     /// drop.
     pub fn touch(&mut self, id: RoomId) {
         let room = &mut self.table[id.slot()];
@@ -140,7 +141,7 @@ impl Rooms {
     // ---- failures and checks ----
 
     /// Removes all rooms. A panic may have left the members and the index inconsistent, so they are
-    /// dropped as a whole instead of session by session.
+    /// dropped as a whole rather than session by session.
     pub fn reset(&mut self) {
         self.table.clear();
         self.index.clear();

@@ -1,7 +1,7 @@
-//! The sessions to be sent to: their order, and the pauses of the shard between slices.
+//! The sessions to send to: their order, and the shard's pauses between slices.
 //!
-//! There are two queues, because a session with a large backlog would delay all others: the slice
-//! of a turn moves such sessions to the bulk queue, of which a turn serves only a few.
+//! There are two queues, because a session with a large backlog would delay all others. A turn's
+//! slice moves such sessions to the bulk queue, from which a turn serves only a few.
 
 use std::collections::VecDeque;
 
@@ -9,10 +9,11 @@ use crate::core::fanout::pacer::Pacer;
 use crate::core::shard::session::{Session, SessionId};
 use crate::core::shard::sessions::Sessions;
 
-/// The sessions to be sent to.
+/// The sessions to send to.
 ///
-/// Invariant: a session that is marked as queued is in exactly one of the queues, once, and has no
-/// send in flight; a session that is marked as waiting for the log is in the list of those, once.
+/// Invariant: a session marked as queued appears exactly once in exactly one of the queues, and has
+/// no send in flight; a session marked as waiting for the log appears exactly once in
+/// `waiting_for_log`.
 #[derive(Default)]
 pub(super) struct SendQueues {
     short: VecDeque<SessionId>,
@@ -27,20 +28,20 @@ pub(super) struct SendQueues {
     watch: Option<Watch>,
 }
 
-/// Sends that are watched to measure how long ops take to be sent.
+/// Ops that are watched to measure how long it takes to send them.
 #[derive(Debug, Clone, Copy)]
 struct Watch {
-    /// The arrival time of the oldest of their ops.
+    /// The arrival time of the oldest of these ops.
     since_us: u64,
-    /// The value of `served_count` at which all of them have been handed to the caller.
+    /// The value of `served_count` at which all sends of these ops have been handed to the caller.
     end: u64,
 }
 
 impl SendQueues {
     // ---- the queues ----
 
-    /// Queues a session to be sent what it is owed, if it can be sent to and is not queued yet. A
-    /// session with a send in flight is queued when that send ends.
+    /// Queues a session so that its pending bytes are sent, provided that it can be sent to and is
+    /// not queued yet. A session with a send in flight is queued when that send ends.
     pub fn queue(&mut self, id: SessionId, session: &mut Session) {
         push(&mut self.short, id, session);
     }
@@ -52,7 +53,7 @@ impl SendQueues {
         Some(id)
     }
 
-    /// Moves a session that was popped to the queue for large backlogs. It stays marked as queued.
+    /// Moves a popped session to the queue for large backlogs. It stays marked as queued.
     pub fn defer(&mut self, id: SessionId) {
         self.bulk.push_back(id);
     }
@@ -73,7 +74,7 @@ impl SendQueues {
 
     // ---- answers that wait for the log ----
 
-    /// Makes a session wait for progress of the log or of a state that is being encoded.
+    /// Makes a session wait for progress on the log or on a state that is being encoded.
     pub fn wait_for_log(&mut self, id: SessionId, session: &mut Session) {
         if !session.is_waiting_for_log {
             session.is_waiting_for_log = true;
@@ -98,7 +99,7 @@ impl SendQueues {
         self.pacer.must_pause(now_us)
     }
 
-    /// Returns when the current pause ends, if there is one.
+    /// Returns the time at which the current pause ends, if there is one.
     pub fn pause_until_us(&self) -> Option<u64> {
         self.pacer.paused_until_us()
     }
@@ -120,7 +121,7 @@ impl SendQueues {
         self.shown_since_us = Some(since_us);
     }
 
-    /// Returns, once, when the oldest of the ops that became visible with the last commit arrived.
+    /// Returns, once, the arrival time of the oldest op that became visible with the last commit.
     pub fn take_shown_since_us(&mut self) -> Option<u64> {
         self.shown_since_us.take()
     }
@@ -134,14 +135,14 @@ impl SendQueues {
         }
     }
 
-    /// Returns, once, when the oldest of the watched ops arrived, if all of them have been handed
-    /// to the caller to be sent.
+    /// Returns, once, the arrival time of the oldest watched op, if all watched ops have been
+    /// handed to the caller to be sent.
     pub fn take_watched_since_us(&mut self) -> Option<u64> {
         let watch = self.watch.take_if(|watch| watch.end <= self.served_count)?;
         Some(watch.since_us)
     }
 
-    /// Accounts for time that the clock did not count: everything that waits is older by `us`.
+    /// Adds `us`, during which the clock stood still, to the age of everything that waits.
     pub fn has_aged(&mut self, us: u64) {
         let aged = |since_us: u64| since_us.saturating_sub(us);
         self.shown_since_us = self.shown_since_us.map(aged);
@@ -152,8 +153,8 @@ impl SendQueues {
 
     // ---- failures and checks ----
 
-    /// Makes queues and sessions consistent again, since a panic may have interrupted a change, and
-    /// stops watching ops, since they may be lost.
+    /// Makes queues and sessions consistent again, because a panic may have interrupted a change,
+    /// and stops watching ops, because they may be lost.
     pub fn reset(&mut self, sessions: &mut Sessions) {
         for slot in sessions.slots() {
             if sessions.id_at(slot).is_some() {
@@ -249,8 +250,8 @@ mod tests {
             sends.wait_for_log(id, &mut sessions[id]);
         }
         sends.invariants(&sessions);
-        // The state that a panic may leave: a session that was taken but is still marked, one with
-        // a send in flight, one that is in both queues, and one whose slot is free.
+        // The state that a panic may leave behind: a session that was taken but is still marked,
+        // one with a send in flight, one that is in both queues, and one whose slot is free.
         assert_eq!(sends.pop(), Some(ids[0]));
         sessions[ids[1]].sending = true;
         sends.defer(ids[2]);

@@ -7,8 +7,8 @@
 //!               └───── another answer ────────────────┘
 //! ```
 //!
-//! A session knows what is in flight for it. Its slot is reused only when nothing is, and a
-//! [`SessionId`] carries a generation, so that a late completion never reaches another session.
+//! A session records what is in flight for it. Its slot is reused only when nothing is in flight,
+//! and a [`SessionId`] carries a generation, so a late completion never reaches another session.
 
 use smallvec::SmallVec;
 
@@ -26,7 +26,7 @@ use crate::wire::frame::Decoder;
 pub struct SessionId {
     /// The slot in the session table.
     pub slot: u32,
-    /// The slot's session counter, which wraps. By the time a value repeats, no handle of the
+    /// The slot's session counter, which wraps. By the time a value repeats, no handle to the
     /// earlier session is left.
     pub generation: u32,
 }
@@ -58,7 +58,7 @@ pub enum State {
     Closing,
 }
 
-/// How far a connection is closed, by direction. The value only moves forward.
+/// How far the closing of a connection has progressed. The value only moves forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Close {
     /// Neither direction is closed.
@@ -70,7 +70,7 @@ enum Close {
     /// Both directions are closed. Nothing more is sent or read, but an operation may still be in
     /// flight.
     Aborted,
-    /// Both directions are closed and nothing is in flight. Only the session's last output is still
+    /// Both directions are closed and nothing is in flight. Only the session's last output remains
     /// to be delivered.
     Gone,
 }
@@ -82,7 +82,7 @@ pub(super) struct SessionCounts {
     pub unanswered: u64,
     /// Sessions that are members of a workspace.
     pub members: u64,
-    /// Sessions that have ended and keep their slot until their output is delivered.
+    /// Sessions that have ended but keep their slots until their last output is delivered.
     pub gone: u64,
 }
 
@@ -111,10 +111,10 @@ pub(crate) enum Intake {
     Receiving,
     /// Bytes that were received but not read in their turn. The session is queued to read them.
     Unread,
-    /// Bytes that were received, once the log has room for the session's ops. The session is queued
-    /// to read them.
+    /// Bytes that were received but wait until the log has room for the session's ops. The session
+    /// is queued to read them.
     Held,
-    /// No source: the session is not read until its outbox drains.
+    /// No source, because the session is not read until its outbox drains.
     Paused,
 }
 
@@ -125,7 +125,7 @@ pub(crate) enum Intake {
 )]
 pub(crate) struct Session {
     /// The session's number among all sessions of the shard, from 1. It marks the entries that the
-    /// session wrote, which may exist for years, so it never wraps.
+    /// session wrote. These may exist for years, so the number never wraps.
     pub number: u64,
     state: State,
     close: Close,
@@ -134,26 +134,27 @@ pub(crate) struct Session {
     pub receiving: bool,
     /// Whether a send is in flight.
     pub sending: bool,
-    /// Whether it is in the queue of sessions to be sent to.
+    /// Whether the session is in a queue of sessions to send to.
     pub queued: bool,
     pub intake: Intake,
     /// Whether the first answer waits for the log, or for a state that is being encoded.
     pub is_waiting_for_log: bool,
     /// Whether the session requested a page with HEAD, so that the body is not sent.
     pub head_only: bool,
-    /// Whether the last answer may be long: then the session is not closed while it keeps reading.
+    /// Whether the last answer may be long; if so, the session is not closed while it keeps
+    /// reading.
     pub ends_long: bool,
     /// Whether the connection was accepted over the connection limit, so that requests to
     /// workspaces are refused.
     pub over_limit: bool,
     /// Whether the session has not yet answered its last ping.
     pub owes_pong: bool,
-    /// Whether the session holds so much memory that the budget tracks it.
+    /// Whether the session holds enough memory to be tracked by the budget.
     pub is_tracked: bool,
     /// The memory of the session's incomplete message or head, as last counted.
     pub unfinished_bytes: u32,
     pub decoder: Decoder,
-    /// Frames without content since the last ping, at most
+    /// The number of frames without content since the last ping, at most
     /// [`EMPTY_FRAMES_MAX`](crate::limits::EMPTY_FRAMES_MAX).
     pub empty_frames: u32,
     /// Bytes that were received but not decoded yet.
@@ -167,15 +168,15 @@ pub(crate) struct Session {
     /// stale.
     pub timer_tick: u64,
     pub last_received_us: u64,
-    /// The time at which the socket last accepted bytes, or at which a send started on an idle
-    /// socket.
+    /// The last time that the socket accepted bytes or a send started on an idle socket.
     pub last_progress_us: u64,
-    /// The busy period of the shard in which the session was last sent anything.
+    /// The shard's busy period in which something was last sent to the session.
     pub last_busy_period: BusyPeriod,
     pub next_ping_us: u64,
     /// The Unix time at which the token expires, or [`u64::MAX`] for never.
     pub expires_at_us: u64,
-    /// The deadline of the current state: for the head or the answer, the drain, or the last bytes.
+    /// The deadline of the current state, that is, for the head or the answer, for the drain, or
+    /// for the last bytes.
     pub deadline_us: u64,
 }
 
@@ -213,14 +214,14 @@ impl Session {
         }
     }
 
-    /// Returns the part of the session's number that its handles carry.
+    /// Returns the part of the session's number that appears in its handles.
     pub fn generation(&self) -> u32 {
         u32::try_from(self.number & u64::from(u32::MAX)).expect("masked")
     }
 
     /// Returns the memory of the session's incomplete message or head, and how much of that is
-    /// unused capacity. A short buffer counts only its content: its unused capacity is at most what
-    /// every session may hold uncounted.
+    /// unused capacity. For a short buffer, only its content counts: its unused capacity is no more
+    /// than every session may hold uncounted.
     pub fn unfinished(&self) -> (usize, usize) {
         let (bytes, capacity) = self.decoder.held_bytes();
         let lists = [
@@ -260,14 +261,15 @@ impl Session {
         self.close = self.close.max(Close::ByPeer);
     }
 
-    /// Records that the last byte was sent. Returns whether the peer still has to close its side.
+    /// Records that the last byte has been sent. Returns whether the peer still has to close its
+    /// side.
     pub fn finish(&mut self) -> bool {
         let awaits_peer = self.close == Close::No;
         self.close = self.close.max(Close::Finished);
         awaits_peer
     }
 
-    /// Shuts both directions down. Returns whether the connection was not shut down before.
+    /// Shuts down both directions. Returns whether the connection had not been shut down before.
     pub fn abort(&mut self) -> bool {
         let was_open = self.close < Close::Aborted;
         self.close = self.close.max(Close::Aborted);
@@ -308,7 +310,7 @@ impl Session {
         self.close == Close::Gone
     }
 
-    /// Checks that the state, the close state and the operations in flight agree.
+    /// Checks that the state, the close state and the operations in flight are consistent.
     pub fn invariants(&self) {
         let is_closing = self.state == State::Closing;
         assert!(
@@ -319,7 +321,7 @@ impl Session {
         let is_in_flight = self.sending || self.receiving;
         assert!(
             !self.is_gone() || !is_in_flight,
-            "what is over has nothing in flight"
+            "an ended session has nothing in flight"
         );
     }
 
@@ -363,15 +365,16 @@ impl StateTransfer {
         }
     }
 
-    /// Records that a send of `bytes` took `took_us`. Time saved on one part is not credited to the
-    /// next.
+    /// Records that a send of `bytes` took `took_us`. Time saved on one part does not carry over to
+    /// the next.
     pub fn took(&mut self, took_us: u64, bytes: usize) {
         let worth_us = u128::from(SNAPSHOT_TRANSFER_US) * bytes as u128 / self.bytes as u128;
         let worth_us = u64::try_from(worth_us).unwrap_or(u64::MAX);
         self.lag_us = (self.lag_us + took_us).saturating_sub(worth_us);
     }
 
-    /// Returns the lag `in_flight_us` after a send began or the socket last accepted bytes.
+    /// Returns the lag when `in_flight_us` have passed since a send began or the socket last
+    /// accepted bytes.
     pub fn lag_us(&self, in_flight_us: u64) -> u64 {
         self.lag_us + in_flight_us
     }

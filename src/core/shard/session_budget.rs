@@ -1,17 +1,18 @@
 //! The memory that a shard holds for individual sessions: incomplete messages and request heads,
 //! and answers until their last byte is sent.
 //!
-//! One budget covers all of it, so no client can use memory that is not counted. Bytes that are
-//! sent to several sessions, such as a correction or a list of users, count once while they are
-//! alive. Each session is exempt up to [`SESSION_BYTES_SPARED`], and a session that holds no more
-//! than that is never evicted: a client with small messages is not affected by what others do.
+//! One budget covers all of this memory, so no client can use memory that is not counted. Bytes
+//! that are sent to several sessions, such as a correction or a list of users, count once while
+//! they are alive. Each session is exempt up to [`SESSION_BYTES_SPARED`], and a session that holds
+//! no more than that is never evicted, so other clients cannot affect a client that sends only
+//! small messages.
 //!
 //! When the budget is exceeded, [`SessionBudget::next_to_evict`] returns the session to evict.
-//! Sessions are grouped into size classes, each of twice the size of the one below. The largest
-//! class comes first, and within it the session that has been in the class longest. The choice
-//! therefore depends only on the past, and costs the same for ten sessions as for ten thousand.
+//! Sessions are grouped into size classes, each twice the size of the one below. The largest class
+//! comes first, and within it the session that has been in the class longest. The choice is
+//! therefore deterministic, and costs the same for ten sessions as for ten thousand.
 //!
-//! The memory of a connection that was shut down is freed when the kernel has ended its send. Until
+//! The memory of a connection that was shut down is freed once the kernel has ended its send. Until
 //! then it is *being freed*: it does not count, and no other session is evicted because of it.
 
 use std::rc::{Rc, Weak};
@@ -27,7 +28,7 @@ use crate::seq::Seq;
 
 /// The link that marks the end of a list.
 const NONE: u32 = u32::MAX;
-/// The number of size classes: one for each bit length of a size.
+/// The number of size classes, one for each bit length of a size.
 const SIZE_CLASSES: usize = usize::BITS as usize + 1;
 
 /// The memory that a session holds.
@@ -37,9 +38,9 @@ pub(super) struct SessionMemory {
     pub own_bytes: usize,
     /// Memory that other sessions may also hold.
     pub shared_bytes: usize,
-    /// The part of the memory that is unused capacity. It counts, but does not put the session into
-    /// a larger class. Otherwise, a growing message, whose buffer doubles, would be evicted before
-    /// one of the same length that has stopped growing.
+    /// The part of the memory that is unused capacity. It counts, but does not move the session to
+    /// a larger class. Otherwise, the session of a growing message, whose buffer doubles, would be
+    /// evicted before that of a message of the same length that has stopped growing.
     pub spare_bytes: usize,
     /// Whether the connection was shut down.
     pub is_being_freed: bool,
@@ -82,8 +83,8 @@ impl SessionMemory {
     }
 }
 
-/// A session that holds more than the exempt amount, and its neighbours in the list of its size
-/// class.
+/// A session that holds more than the exempt amount, with links to its neighbours in the list of
+/// its size class.
 #[derive(Debug, Clone, Copy)]
 struct TrackedSession {
     memory: SessionMemory,
@@ -134,7 +135,7 @@ pub(super) struct SessionBudget {
     charged_bytes: usize,
     /// The memory of the incomplete messages and heads of all sessions.
     unfinished_bytes: usize,
-    /// An upper bound on the shared bytes that are being freed: several sessions may hold the same
+    /// An upper bound on the shared bytes that are being freed. Several sessions may hold the same
     /// bytes.
     freed_shared_bytes: usize,
     shared: SharedChunks,
@@ -159,8 +160,8 @@ impl SessionBudget {
 
     // ---- sessions ----
 
-    /// Updates the memory of the session in a slot. Returns whether the session is now tracked: if
-    /// so, its next change must be passed in as well, even if it holds little afterwards.
+    /// Updates the memory of the session in a slot. Returns whether the session is now tracked. If
+    /// so, its next change must be passed in as well, even if it then holds little.
     pub fn update(&mut self, slot: u32, memory: SessionMemory) -> bool {
         let index = slot as usize;
         if index >= self.tracked.len() {
@@ -174,7 +175,7 @@ impl SessionBudget {
         self.charged_bytes -= before.charged_bytes();
         self.freed_shared_bytes += memory.freed_shared_bytes();
         self.freed_shared_bytes -= before.freed_shared_bytes();
-        // A session keeps its position within its class, so that growing does not make it newer.
+        // A session keeps its position within its class, so that growth does not make it newer.
         let is_moved = before.size_class() != memory.size_class()
             || before.may_be_evicted() != memory.may_be_evicted();
         if before.may_be_evicted() && is_moved {
@@ -205,7 +206,7 @@ impl SessionBudget {
         oldest.find(|oldest| *oldest != NONE)
     }
 
-    /// Forgets all sessions: the memory of each must be passed in again. Shared bytes still count.
+    /// Forgets all sessions. The memory of each must be passed in again. Shared bytes still count.
     fn forget_sessions(&mut self) {
         self.tracked.clear();
         self.size_classes = [SizeClass::EMPTY; SIZE_CLASSES];
@@ -259,8 +260,8 @@ impl SessionBudget {
     /// Adds the frame with this key, which has just been encoded.
     pub fn add_frame(&mut self, key: SharedFrameKey, frame: &Chunk) {
         self.add_shared(frame);
-        // There are at most twice as many keys as live chunks: a key costs far less than its frame,
-        // and the cost of removing the dead ones is amortized over the insertions.
+        // There are at most twice as many keys as live chunks. A key costs far less than its frame,
+        // and the cost of removing dead keys is amortized over the insertions.
         if self.frames.len() >= 2 * self.shared.len() {
             self.frames.retain(|_, frame| frame.strong_count() > 0);
         }
@@ -284,7 +285,7 @@ impl SessionBudget {
 
     // ---- totals ----
 
-    /// Returns the memory that sessions hold for themselves beyond what is exempt.
+    /// Returns the memory that individual sessions hold beyond the exempt amount.
     pub fn charged_bytes(&self) -> usize {
         self.charged_bytes
     }
@@ -307,7 +308,7 @@ impl SessionBudget {
     }
 
     /// Returns whether enough sessions were evicted. The memory must be a sixteenth below the
-    /// budget, so that the next eviction comes only after that amount has been added.
+    /// budget, so that the next eviction comes only after that much has been added.
     pub fn is_relieved(&self) -> bool {
         self.bytes() <= self.bytes_max - self.bytes_max / 16
     }
@@ -399,8 +400,8 @@ mod tests {
     }
 
     proptest! {
-        /// Compares the budget with a plain list of what each session holds and since when it has
-        /// been in its class.
+        /// Compares the budget with a plain list of what each session holds and when it entered its
+        /// class.
         #[test]
         fn it_agrees_with_a_plain_list(
             steps in prop::collection::vec(

@@ -1,8 +1,9 @@
 //! The connections of a shard: their table, user names, rate meters and timers.
 //!
-//! A slot of the table is reused only when nothing in flight refers to it: a session that has ended
-//! keeps its slot until the caller has taken the output that says so ([`Sessions::remove`]). A
-//! [`SessionId`] also carries a generation, so that a handle that is kept longer finds nothing.
+//! A slot of the table is reused only when nothing in flight refers to it, so a session that has
+//! ended keeps its slot until the caller has received the output that reports its end
+//! ([`Sessions::remove`]). A [`SessionId`] also carries a generation, so that a handle kept beyond
+//! that finds nothing.
 
 use std::ops::{Index, IndexMut, Range};
 use std::rc::Rc;
@@ -18,14 +19,14 @@ use crate::core::shard::timers::{Wheel, tick_of};
 
 /// The connections of a shard.
 ///
-/// Invariant: the counts agree with the table; a session that has ended has nothing in flight; only
-/// members have a user name.
+/// Invariant: the counts match the table; a session that has ended has nothing in flight; only
+/// members have user names.
 pub(super) struct Sessions {
     table: Slab<Session>,
     counts: SessionCounts,
-    /// The number of the last session.
+    /// The number of the newest session.
     last_number: u64,
-    /// The user names of the clients that gave one, by slot.
+    /// The user names of the clients that chose one, by slot.
     users: HashMap<u32, Rc<str>, FixedState>,
     /// The recent rate of each member, by slot. Empty if rates are not limited.
     meters: Vec<Meter>,
@@ -53,7 +54,8 @@ impl Sessions {
 
     // ---- the table ----
 
-    /// Adds a session that must have its request head or its answer by `deadline_us`.
+    /// Adds a session whose request head must arrive, or whose answer must be sent, by
+    /// `deadline_us`.
     pub fn open(
         &mut self,
         listener: ListenerKind,
@@ -147,7 +149,8 @@ impl Sessions {
         session.retire(&mut self.counts);
     }
 
-    /// Returns the number of sessions, including those that have ended and still have their slot.
+    /// Returns the number of sessions, including those that have ended but still occupy their
+    /// slots.
     pub fn len(&self) -> usize {
         self.table.len()
     }
@@ -163,7 +166,7 @@ impl Sessions {
 
     // ---- names and meters ----
 
-    /// Sets the user name that a session's client asked for.
+    /// Sets the user name that a session's client chose.
     pub fn set_user(&mut self, id: SessionId, user: Rc<str>) {
         self.users.insert(id.slot, user);
     }
@@ -172,7 +175,7 @@ impl Sessions {
         self.users.remove(&id.slot)
     }
 
-    /// Resets the rate meter of a session, which has sent nothing yet.
+    /// Resets the rate meter of a session that has sent nothing yet.
     pub fn reset_meter(&mut self, id: SessionId) {
         let slot = id.slot as usize;
         if slot >= self.meters.len() {
@@ -186,8 +189,8 @@ impl Sessions {
         &mut self.meters[id.slot as usize]
     }
 
-    /// Allows each client the messages and frames that it may have sent in `us`, during which no
-    /// bytes were read.
+    /// Allows each client the messages and frames that it may have sent during a period of `us` in
+    /// which no bytes were read.
     pub fn allow_for(&mut self, per_second: u32, us: u64) {
         for meter in &mut self.meters {
             meter.allow_for(per_second, us);
@@ -196,8 +199,8 @@ impl Sessions {
 
     // ---- timers ----
 
-    /// Schedules a session for `at_us`, or earlier if that is too far away. Any entry it already
-    /// had becomes stale.
+    /// Schedules a session for `at_us`, or earlier if that is too far in the future. Any existing
+    /// entry of the session becomes stale.
     pub fn schedule(&mut self, id: SessionId, at_us: u64) {
         let tick = self.wheel.insert(at_us, id);
         if let Some(session) = self.get_mut(id) {
@@ -236,16 +239,16 @@ impl Sessions {
         }
     }
 
-    /// Returns when the next session is due.
+    /// Returns the time at which the next session is due.
     pub fn next_due_us(&self) -> Option<u64> {
         self.wheel.next_us()
     }
 
     // ---- failures and checks ----
 
-    /// Recounts the sessions, since a panic may have left the counts inconsistent, and removes all
-    /// user names, since no session stays a member. The memory of each session must be counted
-    /// again.
+    /// Recounts the sessions, because a panic may have left the counts inconsistent, and removes
+    /// all user names, because no session stays a member. The memory of each session must be
+    /// counted again.
     pub fn reset(&mut self) {
         self.users.clear();
         for (_, session) in &mut self.table {

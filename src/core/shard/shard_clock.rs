@@ -1,36 +1,35 @@
 //! The clock of a shard, which advances only while the shard is running.
 //!
-//! A process that is stopped (SIGSTOP, a paused virtual machine) or that gets no CPU time receives
-//! nothing, and no client may be closed for bytes that the server could not receive. The deadlines
-//! of a shard are therefore not times of its caller's clock, but of a separate clock that stops
-//! while the shard is absent. All deadlines move with that clock, including any added to the code
-//! later, without having to be adjusted individually.
+//! A process that is stopped (SIGSTOP, a paused virtual machine) or gets no CPU time receives
+//! nothing, and no client may be closed for bytes that the server could not receive. A shard's
+//! deadlines are therefore not times on its caller's clock, but on a separate clock that stops
+//! while the shard is absent. All deadlines, including any added to the code later, move with that
+//! clock without having to be adjusted individually.
 //!
-//! After each turn, a shard reports when the next one must begin. If it begins more than
-//! [`LATENESS_US_MAX`] later than that, the shard was absent. A shorter delay is not an absence:
-//! timers are accurate to a tick, and a busy machine is often late by some milliseconds. Three
-//! rules determine the shard's time after an absence:
+//! After each turn, a shard reports when the next one must begin. If that turn begins more than
+//! [`LATENESS_US_MAX`] late, the shard was absent. A shorter delay is not an absence: timers are
+//! accurate to a tick, and a busy machine is often a few milliseconds late. Three rules determine
+//! the shard's time after an absence:
 //!
 //! - The time after the due time does not count.
-//! - Nor does the time just before it, over a period as long as the time missed but at most
+//! - Neither does a period just before the due time that is as long as the time missed, but at most
 //!   [`GRACE_US`]. It is unknown when during its sleep the shard was stopped, and reading what it
-//!   would have received by then may take a turn or two. The shard therefore reads before it
-//!   enforces deadlines.
-//! - [`LATENESS_US_MAX`] always counts, so that time advances for a shard that is late in every
-//!   turn: a server that is always overloaded still closes dead connections.
+//!   would have received by then may take a turn or two. So the shard reads before it enforces
+//!   deadlines.
+//! - [`LATENESS_US_MAX`] always counts, so that time advances even for a shard that is late in
+//!   every turn. So a server that is always overloaded still closes dead connections.
 //!
-//! A long turn is also an absence if something became due in the meantime. A deadline that has
-//! passed while it waits for an operation in flight is not an absence, since the shard keeps having
-//! turns.
+//! A long turn is also an absence if something became due in the meantime. A deadline that passes
+//! while it waits for an operation in flight is not an absence, since the shard keeps having turns.
 
 use crate::core::shard::contract::Clock;
 use crate::limits::{GRACE_US, LATENESS_US_MAX};
 
-/// The difference between the clock of a shard and the clock of its caller.
+/// The difference between a shard's clock and its caller's clock.
 #[derive(Debug, Default)]
 pub struct Absence {
     total_us: u64,
-    /// None if the shard has no deadline and waits only for inputs.
+    /// `None` if the shard has no deadline and waits only for inputs.
     sleep: Option<Sleep>,
 }
 
@@ -40,16 +39,16 @@ pub struct Absence {
 struct Sleep {
     from_us: u64,
     due_us: u64,
-    /// The last time at which the shard was running.
+    /// The last time that the shard was known to be running.
     seen_us: u64,
 }
 
 /// The durations of an absence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Missed {
-    /// The time for which the shard's clock stopped.
+    /// The time during which the shard's clock stood still.
     pub us: u64,
-    /// The time for which the shard received nothing, that is, since its last turn.
+    /// The time during which the shard received nothing, that is, the time since its last turn.
     pub deaf_us: u64,
 }
 
@@ -64,8 +63,8 @@ impl Absence {
         });
     }
 
-    /// Records that the shard is running at the caller's `now_us`. Returns the time it missed,
-    /// once.
+    /// Records that the shard is running at the caller's `now_us`. Returns the time it missed; each
+    /// absence is returned only once.
     pub fn woke(&mut self, now_us: u64) -> Option<Missed> {
         let sleep = self.sleep.as_mut()?;
         let now_us = now_us.saturating_sub(self.total_us);
@@ -171,8 +170,8 @@ mod tests {
     }
 
     proptest! {
-        /// The shard's time never goes back, advances in turns that are late, and is never faster
-        /// than the caller's.
+        /// The shard's time never goes back, advances in late turns, and never runs faster than the
+        /// caller's.
         #[test]
         fn time_advances(
             turns in prop::collection::vec(

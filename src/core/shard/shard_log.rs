@@ -1,5 +1,5 @@
 //! The log of a shard: the commit in progress, the visible position, the senders of ops that are
-//! lost if the log fails, the space left, and whether the log can be written at all.
+//! lost if the log fails, the remaining space, and whether the log can be written to at all.
 
 use std::io;
 
@@ -13,13 +13,13 @@ use crate::log::commit::{Commit, End, LogBroken, LogStep, OpenSegment};
 use crate::log::position::LogPosition;
 use crate::log::record;
 
-/// The ability of a shard to serve.
+/// Whether a shard can serve and, if not, why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Health {
     Serving,
     /// The server is starting: the log is being read.
     Recovering,
-    /// The log has failed and will be reopened at this time.
+    /// The log has failed and will be reopened at `next_try_us`.
     Failed {
         next_try_us: u64,
     },
@@ -40,8 +40,8 @@ pub(super) struct Append<'a> {
 /// The log of a shard.
 ///
 /// Invariant: `durable ≤ written ≤ handed over`, which [`Commit`] guarantees. In `always` mode, no
-/// op is visible before it is durable. Each op that is not visible yet has its sender in `senders`.
-/// The log is open if and only if the shard serves.
+/// op is visible before it is durable. The sender of each op that is not visible yet is in
+/// `senders`. The log is open if and only if the shard serves.
 pub(super) struct ShardLog {
     commit: Commit,
     usage: SegmentUsage,
@@ -57,9 +57,9 @@ pub(super) struct ShardLog {
     live_bytes: u64,
     segment_bytes_min: u64,
     segment_bytes_max: u64,
-    /// The wait before the next attempt to open a failed log.
+    /// The delay before the next attempt to open a failed log.
     reopen_wait_us: u64,
-    /// The number of times that the state was read back from the log since the start.
+    /// The number of times that the state has been read back from the log since the start.
     rebuilds_count: u64,
 }
 
@@ -94,7 +94,7 @@ impl ShardLog {
         self.health == Health::Serving
     }
 
-    /// Starts appending to `segment`. The live data in the earlier segments takes `live_bytes`.
+    /// Starts appending to `segment`. The live data in the earlier segments takes up `live_bytes`.
     pub fn open(&mut self, segment: OpenSegment, live_bytes: u64, now_us: u64) {
         self.usage = SegmentUsage::new(segment.index);
         if self.health != Health::Recovering {
@@ -106,8 +106,9 @@ impl ShardLog {
         self.live_bytes = live_bytes;
     }
 
-    /// Abandons the log: all ops that are not visible are lost. Returns their senders, some of them
-    /// more than once. The log is retried after a wait that grows with each failure.
+    /// Abandons the log. All ops that are not visible are lost. Returns their senders, some of
+    /// which may appear more than once. The log is retried after a delay that grows with each
+    /// failure.
     pub fn reset(&mut self, now_us: u64) -> Vec<SessionId> {
         self.written_senders = 0;
         if !self.commit.is_failed() {
@@ -125,7 +126,7 @@ impl ShardLog {
         };
     }
 
-    /// Returns when a failed log is retried, if no operation on it is in flight.
+    /// Returns the time at which a failed log is retried, if no operation on it is in flight.
     pub fn retry_due_us(&self) -> Option<u64> {
         match self.health {
             Health::Failed { next_try_us } if self.commit.is_quiet() => Some(next_try_us),
@@ -135,7 +136,7 @@ impl ShardLog {
         }
     }
 
-    /// Starts reading the state back from a failed log. Returns the end of that log.
+    /// Begins reading the state back from a failed log. Returns the end of that log.
     pub fn rebuild(&mut self) -> End {
         self.health = Health::Rebuilding;
         self.commit.end()
@@ -158,7 +159,7 @@ impl ShardLog {
         is_rebuild
     }
 
-    /// Records that the log could not be read, so that it is retried.
+    /// Records that the log could not be read, and schedules another attempt.
     pub fn rebuild_failed(&mut self, now_us: u64) {
         self.fail_until(now_us);
     }
@@ -169,7 +170,7 @@ impl ShardLog {
 
     // ---- ops ----
 
-    /// Returns the mark for an op that is applied now.
+    /// Returns the mark for an op applied now.
     pub fn mark(&self) -> Mark {
         self.usage.mark()
     }
@@ -188,15 +189,15 @@ impl ShardLog {
         self.live_bytes += after;
         let position = self.commit.push(&op.record, now_us);
         self.space.wrote(allowance, &op.record, now_us);
-        // The senders in the batch that is being written do not count: they are removed with that
-        // batch, and this op is in the next one.
+        // The senders in the batch that is being written do not count, because they are removed
+        // with that batch and this op is in the next one.
         if self.senders[self.written_senders..].last() != Some(&op.sender) {
             self.senders.push(op.sender);
         }
         position
     }
 
-    /// Returns whether the batch is full, so that no more messages are read until it is written.
+    /// Returns whether the batch is full; if so, no more messages are read until it is written.
     pub fn is_full(&self) -> bool {
         self.commit.is_full()
     }
@@ -208,29 +209,28 @@ impl ShardLog {
 
     // ---- steps of a commit ----
 
-    /// Starts the log step that is due, if none is in flight; the batch only if it is due: see
-    /// [`Commit::start`].
+    /// Starts the log step that is due, if none is in flight; see [`Commit::start`].
     pub fn start(&mut self, now_us: u64) -> Option<LogStep> {
         self.commit.set_segment_bytes(self.segment_bytes());
         self.commit.start(now_us)
     }
 
-    /// Returns when the batch is written even if the round of sends is not complete by then.
+    /// Returns the time at which the batch is written even if the round of sends is not complete.
     pub fn batch_due_us(&self) -> Option<u64> {
         self.commit.batch_due_us()
     }
 
-    /// Returns when the oldest op in the batch that is being filled arrived.
+    /// Returns the arrival time of the oldest op in the batch that is being filled.
     pub fn oldest_us(&self) -> Option<u64> {
         self.commit.oldest_us()
     }
 
-    /// Returns whether a batch could be written now.
+    /// Returns whether a batch can be written now.
     pub fn is_ready(&self) -> bool {
         self.commit.is_ready()
     }
 
-    /// Returns whether a commit is in flight during which no send may start.
+    /// Returns whether the commit in flight prevents sends from starting.
     pub fn holds_sends(&self) -> bool {
         self.commit.holds_sends()
     }
@@ -242,7 +242,7 @@ impl ShardLog {
         self.commit.take_group()
     }
 
-    /// Records the outcome of a write: see [`Commit::written`].
+    /// Records the outcome of a write; see [`Commit::written`].
     pub fn written(
         &mut self,
         bytes: Vec<u8>,
@@ -266,13 +266,13 @@ impl ShardLog {
         self.commit.opened(segment)
     }
 
-    /// Returns, once, when the oldest of the ops that most recently became durable was pushed.
+    /// Returns, once, the push time of the oldest op among those that most recently became durable.
     pub fn take_synced_since_us(&mut self) -> Option<u64> {
         self.commit.take_synced_since_us()
     }
 
-    /// Makes all ops visible that the mode allows to be visible. Returns false if the log has
-    /// failed, after which nothing more becomes visible.
+    /// Makes visible all ops that the durability mode allows. Returns `false` if the log has
+    /// failed, in which case nothing more becomes visible.
     pub fn show(&mut self) -> bool {
         if self.commit.is_failed() {
             return false;
@@ -284,7 +284,8 @@ impl ShardLog {
         true
     }
 
-    /// Returns when an fdatasync of the timer is due, if no operation on the log is in flight.
+    /// Returns the time at which the timer's next fdatasync is due, if no operation on the log is
+    /// in flight.
     pub fn sync_due_us(&self) -> Option<u64> {
         let sync_us = self.commit.sync_due_us();
         sync_us.filter(|_| self.commit.is_quiet())
@@ -312,7 +313,7 @@ impl ShardLog {
         self.commit.settle(now_us)
     }
 
-    /// Starts the last step of a clean shutdown: see [`Commit::seal`].
+    /// Starts the last step of a clean shutdown; see [`Commit::seal`].
     pub fn seal(&mut self, now_us: u64) -> LogStep {
         self.commit.seal(now_us)
     }
@@ -346,7 +347,7 @@ impl ShardLog {
         self.space.may_write(allowance, now_us)
     }
 
-    /// Returns whether the disk has no space for more ops.
+    /// Returns whether the disk has no space left for ops.
     pub fn is_disk_full(&self) -> bool {
         self.space.is_disk_full(self.commit.end_position())
     }
@@ -377,7 +378,7 @@ impl ShardLog {
         self.commit.segment_bytes_written()
     }
 
-    /// Returns the length of the log that its limits apply to.
+    /// Returns the log length to which the limits apply.
     pub fn bytes(&self) -> u64 {
         self.space.log_bytes()
     }
@@ -387,7 +388,7 @@ impl ShardLog {
         self.space.stop_bytes()
     }
 
-    /// Accounts for time that the clock did not count: everything that waits is older by `us`.
+    /// Adds `us`, during which the clock stood still, to the age of everything that waits.
     pub fn has_aged(&mut self, us: u64) {
         self.commit.has_aged(us);
     }
@@ -404,10 +405,13 @@ impl ShardLog {
             let visible = self.commit.visible_position();
             assert!(
                 self.visible_position <= visible,
-                "no op is shown before its time"
+                "no op is visible before the commit allows it"
             );
         } else {
-            assert!(self.senders.is_empty(), "no sender is kept of what is lost");
+            assert!(
+                self.senders.is_empty(),
+                "the senders of lost ops are dropped"
+            );
         }
     }
 

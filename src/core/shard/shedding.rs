@@ -1,22 +1,22 @@
 //! Shedding of connections when the connection limit is reached.
 //!
 //! A connection counts from the moment it is accepted, before its purpose is known. A client that
-//! opens connections and sends nothing could therefore keep all others out, including health
-//! checks. Instead of refusing a new connection, the shard closes the oldest connection that has
-//! the least to lose:
+//! opens connections and sends nothing could therefore keep out all others, including health
+//! checks. Instead of refusing a new connection, the shard closes the oldest of the connections
+//! that have the least to lose:
 //!
-//! - A connection that has not sent a complete request head. It is answered with 408, which says
-//!   that the server was not prepared to wait any longer (RFC 9110 section 15.5.9), if its socket
-//!   accepts that immediately, and is closed.
+//! - A connection that has not sent a complete request head. If its socket accepts an answer
+//!   immediately, the client receives a 408, which says that the server was not prepared to wait
+//!   any longer (RFC 9110 section 15.5.9). Then the connection is closed.
 //! - If there is none, a connection that has received its complete answer and only has to close its
-//!   side.
+//!   own side.
 //!
-//! A client with a token is never shed: neither a member of a workspace, nor a client whose request
-//! waits or whose answer is being sent. A connection to `--admin-port` is shed only for another one
-//! to that port, and the same applies to `--port`.
+//! A client with a token is never shed, whether it is a member of a workspace, its request is
+//! waiting, or its answer is being sent. A connection to `--admin-port` is shed only to make room
+//! for another connection to that port, and the same applies to `--port`.
 //!
-//! The time limit for a head is not shortened while there is room for more connections: a slow
-//! client that does not keep others out may use all of it.
+//! The time limit for a head is not shortened while there is room for more connections, so a slow
+//! client that does not keep others out may use its full time.
 
 use crate::core::shard::Shard;
 use crate::core::shard::admission::SheddingChoice;
@@ -28,7 +28,7 @@ use crate::core::shard::session::SessionId;
 pub struct Shed {
     /// The session of the connection, which is being aborted.
     pub id: SessionId,
-    /// Whether the client had not sent a complete head, and so has no answer yet.
+    /// Whether the client had not sent a complete head, and therefore has not received an answer.
     pub is_silent: bool,
 }
 

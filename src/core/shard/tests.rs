@@ -1,5 +1,5 @@
-//! A whole shard in miniature: clients, sockets and a disk that delay, cut and fail by the seed,
-//! checked against a naive model.
+//! A simulation of one shard. Clients, sockets and a disk delay, split and fail operations as the
+//! seed dictates, and the outcome is checked against a naive model.
 
 use std::collections::BTreeSet;
 
@@ -35,15 +35,15 @@ const SEEDS: u64 = 200;
 const STEPS: usize = 500;
 const WORKSPACES: [&str; 2] = ["one", "two"];
 
-/// A shard on its rig, with clients that act by chance, and what the model expects of them.
+/// A shard on its rig, with clients that act at random, and the model of each workspace.
 struct World {
     dice: Dice,
     rig: Rig,
     token: String,
-    /// The clients of the rig's peers, in the same order.
+    /// The expectations for each of the rig's peers, in the same order.
     members: Vec<Member>,
     models: [Model; 2],
-    /// The values of all ops that were handed to a send.
+    /// The values of all ops that were part of a send.
     shown: BTreeSet<String>,
     count: u64,
     may_fail: bool,
@@ -95,7 +95,7 @@ impl World {
         self.turn();
     }
 
-    /// Ends the turn and lets some time pass.
+    /// Ends the turn, checks the sends that it started, and lets some time pass.
     fn turn(&mut self) {
         let sending = |peer: &Peer| peer.client.sending.is_some();
         let before: Vec<bool> = self.rig.peers.iter().map(sending).collect();
@@ -113,14 +113,14 @@ impl World {
         assert!(!has_other_outputs, "there is no page and no journal");
         let pass_us = if self.dice.one_in(30) { 40_000 } else { 500 };
         self.rig.clock.now_us += self.dice.below(pass_us) as u64;
-        // The wall clock is set now and then.
+        // Occasionally, the wall clock is set to another time.
         if self.dice.one_in(40) {
             let jump_us = self.dice.below_u64(3_600_000_000);
             self.rig.clock.unix_us = START_UNIX_S * SECOND_US + jump_us;
         }
     }
 
-    /// Checks that every op in the send that was just handed out is durable.
+    /// Checks that every op in the send that was just started is durable.
     fn check_send(&mut self, place: usize) {
         let Some(spans) = &self.rig.peers[place].client.sending else {
             return;
@@ -153,9 +153,9 @@ impl World {
         self.rig.ready != Some(false)
     }
 
-    // ---- what happens ----
+    // ---- events ----
 
-    /// Picks one of the connected clients that fit.
+    /// Returns a random connected client that satisfies `fits`, or `None` if there is none.
     fn any_client(&mut self, fits: impl Fn(&Client, &Member) -> bool) -> Option<usize> {
         let all = self.rig.peers.iter().zip(&self.members).enumerate();
         let fitting: Vec<usize> = all
@@ -185,7 +185,7 @@ impl World {
         for _ in 0..=self.dice.below(3) {
             self.count += 1;
             let key = format!("k{}", self.dice.below(6));
-            // Ties are common, and the latest timestamps grow slowly.
+            // The timestamps grow slowly, so that ties are common.
             let timestamp = self.count / 8 + self.dice.below(4) as u64;
             let value = format!("\"<{:0width$}>\"", self.count, width = self.dice.below(60));
             self.members[place].send_op(Write {
@@ -196,7 +196,7 @@ impl World {
         }
     }
 
-    /// Brings bytes of a client to the shard, cut anywhere.
+    /// Delivers bytes from a random client to the shard. The last message may be cut off anywhere.
     fn deliver(&mut self) {
         let wants = |client: &Client, member: &Member| {
             client.receiving && (client.broken || client.finished || !member.outgoing.is_empty())
@@ -235,7 +235,7 @@ impl World {
         }
     }
 
-    /// The head of a client is with the shard.
+    /// Updates the expectations for a client whose request head has reached the shard.
     fn join(&mut self, place: usize) {
         let is_reading = self.rig.shard.is_reading_state();
         let is_ready = self.is_ready();
@@ -243,7 +243,7 @@ impl World {
         member.status_expected = match (self.is_draining, is_ready) {
             (true, _) => Some(503),
             (false, true) => Some(101),
-            // That is known when the state has been read back.
+            // The status depends on whether the state can be read back.
             (false, false) if is_reading => None,
             (false, false) => Some(500),
         };
@@ -252,7 +252,7 @@ impl World {
         member.joined_at = self.models[member.workspace].wins.len();
     }
 
-    /// An op is with the shard: the model applies it, too.
+    /// Applies an op that has reached the shard to the model, and updates the expectations.
     fn apply(&mut self, place: usize, write: &Write) {
         if !self.members[place].joined {
             return;
@@ -308,7 +308,8 @@ impl World {
         }
     }
 
-    /// True where the turn must end: the log has failed, or is there again.
+    /// Ends the log operation in flight. Returns true if the turn must end, because the log has
+    /// failed or an attempt to rebuild has ended.
     fn finish_log(&mut self) -> bool {
         let fails = self.may_fail && self.dice.one_in(15);
         let dice = &mut self.dice;
@@ -336,7 +337,8 @@ impl World {
         }
     }
 
-    /// The state was read back, or could not be: all that waited for it are answered in this turn.
+    /// Updates the expectations for the clients that waited for the state. They are answered in
+    /// this turn, whether or not the state could be read back.
     fn answer_waiting(&mut self, is_read: bool) {
         for (peer, member) in self.rig.peers.iter().zip(&mut self.members) {
             if member.waits {
@@ -349,12 +351,12 @@ impl World {
         }
     }
 
-    /// The log has failed: all members are closed.
+    /// Updates the expectations after the log has failed: all members are closed.
     fn dismiss_all(&mut self) {
         for (place, member) in self.members.iter_mut().enumerate() {
             if member.joined {
                 member.joined = false;
-                // Answers are still sent then, broadcasts are not.
+                // Answers are still sent to them, but broadcasts are not.
                 member.was_behind = true;
                 member.close_expected = Some(1011);
                 let synced = &self.rig.disk.synced;
@@ -376,9 +378,9 @@ impl World {
         }
     }
 
-    // ---- the end ----
+    // ---- the end of a run ----
 
-    /// Lets all that is in flight end well, until nothing happens any more.
+    /// Lets everything in flight succeed, until nothing more happens.
     fn settle(&mut self) {
         self.may_fail = false;
         for member in &mut self.members {
@@ -435,7 +437,7 @@ impl World {
     }
 }
 
-/// Prints the seed of a run that panics.
+/// A guard that prints the seed if the run panics.
 struct Seed(u64);
 
 impl Drop for Seed {

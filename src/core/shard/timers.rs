@@ -1,8 +1,8 @@
-//! A timer wheel: one current entry for each session, in slots of one tick each.
+//! A timer wheel with one current entry per session, in slots of one tick each.
 //!
-//! A session is woken at the earliest of its deadlines and then sets its next one, so activity
-//! costs nothing: it moves no timer. A stale entry, which expires earlier or later than its session
-//! needs, is recognized because its tick differs from the one that the session remembers.
+//! A session is woken at the earliest of its deadlines and then sets the next one, so activity
+//! costs nothing, because it moves no timers. A stale entry, which expires earlier or later than
+//! its session needs, is recognized because its tick differs from the one stored in the session.
 //!
 //! Varghese and Lauck, "Hashed and Hierarchical Timing Wheels" (1987), scheme 4.
 
@@ -36,8 +36,8 @@ impl<T: Copy> Wheel<T> {
         }
     }
 
-    /// Adds an entry and returns the tick at which it expires: at `at_us` or up to a tick later. An
-    /// entry that is further away than one round of the wheel expires early.
+    /// Adds an entry and returns the tick at which it expires. That is at `at_us` or up to one tick
+    /// later. An entry that lies more than one round of the wheel ahead expires early.
     pub fn insert(&mut self, at_us: u64, entry: T) -> u64 {
         let last = self.next_tick + TIMER_SLOTS as u64 - 1;
         let tick = tick_of(at_us).clamp(self.next_tick, last);
@@ -50,7 +50,7 @@ impl<T: Copy> Wheel<T> {
         tick
     }
 
-    /// Removes and returns the entries of the first tick that has expired, with that tick. Returns
+    /// Removes and returns the entries of the first expired tick, together with that tick. Returns
     /// `None` if there are no more.
     pub fn expire(&mut self, now_us: u64) -> Option<(u64, Vec<T>)> {
         if self.occupied == 0 {
@@ -68,14 +68,14 @@ impl<T: Copy> Wheel<T> {
         None
     }
 
-    /// Returns to the wheel, for reuse, a list that came from [`Wheel::expire`].
+    /// Gives a list obtained from [`Wheel::expire`] back to the wheel for reuse.
     pub fn give_back(&mut self, mut entries: Vec<T>) {
         entries.clear();
         let bytes = entries.capacity() * size_of::<T>();
         self.spare.give(entries, bytes);
     }
 
-    /// Returns when the next entry expires.
+    /// Returns the time at which the next entry expires.
     #[must_use]
     pub fn next_us(&self) -> Option<u64> {
         if self.occupied == 0 {

@@ -1,31 +1,33 @@
-//! Requests that wait for the state of a shard, and the reasons why others are answered with 500 or
-//! 503.
+//! Requests that wait for the state of a shard, and the reasons why other requests are answered
+//! with 500 or 503.
 //!
-//! The server does not refuse a request that it could serve a moment later. A request that needs a
-//! state that is still being read, at startup or after a failure, waits in its session until the
-//! state is available, for at most as long as a handshake may take, counted from the accept
-//! ([`HEAD_TIMEOUT_US`](crate::limits::HEAD_TIMEOUT_US)). If the connection ends, its request is
-//! dropped. At most one request waits per session, and a turn answers at most
-//! [`WAITING_PER_TURN_MAX`] of them, so that thousands of them do not delay the turn.
+//! The server does not refuse a request that it may be able to serve a moment later. A request that
+//! needs a state that is still being read, at startup or after a failure, waits in its session
+//! until the state is available, but no longer than a handshake may take, counted from when the
+//! connection was accepted ([`HEAD_TIMEOUT_US`](crate::limits::HEAD_TIMEOUT_US)). If the connection
+//! ends, its request is dropped. At most one request waits per session, and a turn answers at most
+//! [`WAITING_PER_TURN_MAX`] of them, so that thousands of waiting requests do not delay the turn.
 //!
 //! The reasons and their answers:
 //!
-//! - The log is being read at startup: the request waits, then 503. Reading ends without
-//!   intervention, usually soon.
-//! - The state is being read after a failure: the request waits for the same reason, then 500. If
-//!   the disk fails again, the answer is 500 immediately.
+//! - The log is being read at startup: the request waits, and is answered with 503 if it waits too
+//!   long. Reading ends without intervention, usually soon.
+//! - The state is being read after a failure: the request waits for the same reason, and is
+//!   answered with 500 if it waits too long. If the disk fails again, the answer is 500
+//!   immediately.
 //! - The log has failed and is not being retried yet: 500, since nothing indicates that the next
 //!   attempt will succeed.
 //! - The server is stopping: 503 immediately, since this process will not serve the request.
-//! - The limit of connections or members is reached: 503 immediately, since it is unknown when a
+//! - The limit on connections or members is reached: 503 immediately, since it is unknown when a
 //!   connection will end. Any silent connection has already been shed.
 //! - Too many handshakes per second: 503 immediately. The limit exists to shed load, and a waiting
 //!   request is load.
 //! - Too many encoded states are being sent: 503 immediately. They have a budget with its own rules
 //!   ([`encoding`](crate::core::shard::encoding)).
-//! - A read over HTTP shows an op that was lost with the log, or a request caused a panic: 500
-//!   immediately, since the queued answer has become wrong.
-//! - `/readyz` on a server that is not ready: 503 immediately, which is the answer.
+//! - The answer to an HTTP read contains an op that was lost with the log, or a request caused a
+//!   panic: 500 immediately, since the queued answer is no longer correct.
+//! - `/readyz` on a server that is not ready: 503 immediately, since reporting that is the purpose
+//!   of the request.
 
 use crate::core::shard::contract::{Clock, Handoff, Intent};
 use crate::core::shard::session::{SessionId, State};
@@ -34,7 +36,7 @@ use crate::core::shard::{Drain, Shard};
 use crate::limits::{HEAD_BYTES_MAX, WAITING_PER_TURN_MAX};
 
 impl Shard {
-    /// Returns whether the state that requests need is being read.
+    /// Returns whether the state that requests need is still being read.
     pub(super) fn is_reading_state(&self) -> bool {
         let is_reading = matches!(self.log.health(), Health::Recovering | Health::Rebuilding);
         is_reading && self.drain == Drain::No
@@ -49,11 +51,11 @@ impl Shard {
     pub(super) fn let_wait(&mut self, id: SessionId, handoff: Handoff) {
         self.sessions.enter(id, State::Waiting);
         self.admission.wait(id, &self.sessions[id], handoff);
-        // A receive is armed so that the end of the connection is noticed while the request waits.
+        // Arm a receive so that the end of the connection is noticed while the request waits.
         self.reads.receive(id);
     }
 
-    /// Answers some of the waiting requests, in the order of their arrival.
+    /// Answers some of the waiting requests, in order of arrival.
     pub(super) fn answer_waiting(&mut self, clock: Clock) {
         for _ in 0..WAITING_PER_TURN_MAX {
             if !self.may_answer_waiting() {
@@ -66,7 +68,7 @@ impl Shard {
         }
     }
 
-    /// Answers a request that has waited for the maximum time.
+    /// Answers a request that has waited for as long as it may.
     pub(super) fn give_up_waiting(&mut self, id: SessionId, clock: Clock) {
         let handoff = self.admission.take_waiting(&self.sessions[id]);
         let handoff = handoff.expect("a session waits with its request");
@@ -74,8 +76,8 @@ impl Shard {
         self.fulfil(id, handoff, refusal, clock);
     }
 
-    /// Keeps the bytes that a client sends after a waiting request. If `bytes` is empty, the client
-    /// has closed its sending side.
+    /// Stores the bytes that a client sends after a waiting request. If `bytes` is empty, the
+    /// client has closed its sending side.
     pub(super) fn received_waiting(&mut self, id: SessionId, bytes: &[u8]) {
         let handoff = self.admission.waiting(&self.sessions[id]);
         let handoff = handoff.expect("a session waits with its request");

@@ -1,7 +1,7 @@
 //! The encoded state of a workspace, shared by all sessions that receive it.
 //!
 //! `snapshots` decides what a shard encodes and what it may hold. A small state is encoded
-//! immediately, a large one over several turns by a `state_encoder`. Both are shared as a
+//! immediately, and a large one over several turns by a `state_encoder`. Both are shared as a
 //! `shared_snapshot`, and `snapshot_budget` accounts for their memory.
 
 pub(in crate::core) mod shared_snapshot;

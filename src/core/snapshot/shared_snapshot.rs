@@ -1,4 +1,5 @@
-//! A state at one point in the order of its workspace's ops, encoded and shared by many sessions.
+//! A state at one point in the sequence of its workspace's ops, encoded and shared by many
+//! sessions.
 
 use std::rc::{Rc, Weak};
 
@@ -13,7 +14,7 @@ pub(crate) enum SnapshotKind {
     /// The init message, for a session that then follows the window. The state may be slightly old,
     /// as long as the frames after it are still in the window.
     Init,
-    /// The newest state with its timestamps, for a read over HTTP, after which no frames are sent.
+    /// The newest state with its timestamps, for an HTTP read, which is not followed by frames.
     HttpRead,
 }
 
@@ -26,7 +27,7 @@ pub(crate) enum SnapshotPart {
     Timestamps,
 }
 
-/// A point in the order of a workspace's ops.
+/// A point in the sequence of a workspace's ops.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct SnapshotPoint {
     /// The last op before the point.
@@ -47,9 +48,10 @@ pub(crate) struct Snapshot {
     pub timestamps: Option<EncodedState>,
 }
 
-/// The most recently encoded snapshot of a workspace, for as long as a session holds it.
+/// The most recently encoded snapshot of a workspace, available for as long as any session holds
+/// it.
 ///
-/// The references are weak: a snapshot is freed as soon as all its receivers have it, and a
+/// The references are weak: a snapshot is freed as soon as all receivers have received it, and a
 /// workspace that no client joins costs nothing.
 #[derive(Default)]
 pub(in crate::core) struct SharedSnapshot {
@@ -73,12 +75,13 @@ impl SharedSnapshot {
         self.timestamps.upgrade()
     }
 
-    /// Returns whether any session still holds a part of it, so that it could be sent again.
+    /// Returns whether any session still holds a part of the snapshot, so that it can be sent
+    /// again.
     pub fn is_held(&self) -> bool {
         self.init.strong_count() > 0 || self.timestamps.strong_count() > 0
     }
 
-    /// Forgets a part, so that it is not sent to any further session.
+    /// Forgets a part, so that it is not sent to any other session.
     pub fn forget(&mut self, chunk: &Chunk) {
         for part in [&mut self.init, &mut self.timestamps] {
             if std::ptr::eq(part.as_ptr(), Rc::as_ptr(chunk)) {
@@ -97,7 +100,8 @@ impl SharedSnapshot {
                     timestamps: Weak::new(),
                 };
             }
-            // Timestamps are useless without the init message of the same point: a read needs both.
+            // Timestamps are useless without the init message of the same point, since a read needs
+            // both.
             SnapshotPart::Timestamps if self.point.seq == point.seq => {
                 self.timestamps = Rc::downgrade(chunk);
             }

@@ -1,4 +1,4 @@
-//! The limit on the memory of a shard's encoded states, and the accounting for it.
+//! The limit on the memory of a shard's encoded states, and the accounting of that memory.
 
 use crate::core::fanout::encoded_state::Chunk;
 use crate::core::fanout::shared_chunks::SharedChunks;
@@ -8,7 +8,7 @@ use crate::limits::{SNAPSHOT_RESERVE_SHARE, SNAPSHOT_SMALL_BYTES};
 /// still being encoded.
 ///
 /// Invariant: bytes held ≤ `bytes_max`, unless [`SnapshotBudget::admit_over`] has admitted a state
-/// beyond it. In that case, bytes held ≤ the total right after that admission.
+/// beyond it. In that case, the bytes held never exceed the total right after that admission.
 pub(in crate::core) struct SnapshotBudget {
     bytes_max: usize,
     chunks: SharedChunks,
@@ -31,8 +31,8 @@ impl SnapshotBudget {
 
     // ---- accounting ----
 
-    /// Returns the number of bytes that are held or promised, including those that were released
-    /// but not swept yet.
+    /// Returns the number of bytes that are held or promised, including those that have been
+    /// released but not swept yet.
     pub fn bytes(&self) -> usize {
         self.chunks.bytes() + self.pending_bytes
     }
@@ -42,12 +42,13 @@ impl SnapshotBudget {
         self.chunks.len()
     }
 
-    /// Counts bytes that are going to be encoded.
+    /// Counts bytes that will be encoded.
     pub fn promise(&mut self, bytes: usize) {
         self.pending_bytes += bytes;
     }
 
-    /// Withdraws a promise: the bytes were encoded and added, or no session wants them any more.
+    /// Withdraws a promise, either because the bytes were encoded and added, or because no session
+    /// wants them anymore.
     pub fn release(&mut self, bytes: usize) {
         self.pending_bytes -= bytes;
     }
@@ -87,7 +88,7 @@ impl SnapshotBudget {
 
     // ---- limits ----
 
-    /// Returns the limit on the memory of all states including another one of `bytes` bytes. Large
+    /// Returns the limit on the memory of all states, including a new one of `bytes` bytes. Large
     /// states leave a reserve, so that a few of them cannot keep clients out of small workspaces.
     pub fn limit_with(&self, bytes: usize) -> usize {
         if bytes <= SNAPSHOT_SMALL_BYTES {
@@ -115,7 +116,7 @@ impl SnapshotBudget {
         self.chunks.invariants();
         assert_eq!(
             self.pending_bytes, pending_bytes,
-            "the sum over what is being encoded"
+            "the sum over the states being encoded"
         );
         let most = self.bytes_max.max(self.excepted_bytes);
         assert!(

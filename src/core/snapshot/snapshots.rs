@@ -1,8 +1,10 @@
-//! The encoded states of a shard: those that are held, those in progress, and the budget for both.
+//! The encoded states of a shard: those that are held, those being encoded, and the budget for
+//! both.
 //!
-//! One encoding serves all sessions that want the same state. So memory is used up only by clients
-//! that request the states of many workspaces, or of one workspace at many points in time, without
-//! reading them. They share a budget; once it is exhausted, requests are answered with 503.
+//! One encoding serves all sessions that want the same state. So clients can use up memory only by
+//! requesting the states of many workspaces, or of one workspace at many points in time, without
+//! reading them. All encodings share a budget; once it is exhausted, requests are answered with
+//! 503.
 //!
 //! A state of at most `step_bytes` (see [`Snapshots::new`]) is encoded immediately. A larger one
 //! would hold up all sessions of the shard, so it is encoded one step per turn while its receivers
@@ -26,20 +28,20 @@ use crate::limits::{
     ANSWER_BYTES_MAX, INIT_BYTES_KEPT_MAX, SNAPSHOT_SEARCH_INTERVAL_US, SNAPSHOTS_SWEPT_PER_TURN,
 };
 
-/// The encoded states of a shard. Rooms are identified by slot.
+/// The encoded states of a shard. Rooms are identified by their slots.
 ///
-/// Invariant: bytes held ≤ budget (for exceptions see [`SnapshotBudget`]), and a room is in `queue`
-/// once for each of its encodings in progress.
+/// Invariant: bytes held ≤ budget (for exceptions see [`SnapshotBudget`]), and a room appears in
+/// `queue` once for each of its encodings in progress.
 pub(in crate::core) struct Snapshots {
     budget: SnapshotBudget,
-    /// The number of bytes that all encodings in progress together may write per turn.
+    /// The total number of bytes that all encodings in progress may write per turn.
     step_bytes: usize,
-    /// The rooms with a snapshot that is held or being encoded, and some that used to have one.
+    /// The rooms that have a snapshot, held or being encoded, and some that used to have one.
     rooms: HashMap<RoomId, RoomSnapshots, FixedState>,
     /// The rooms with encodings in progress, in the order of their turns.
     queue: VecDeque<RoomId>,
     /// The init message that was sent or finished most recently. It is kept so that a session that
-    /// joins shortly after the last receiver is done can reuse it.
+    /// joins shortly after its last receiver has finished can reuse it.
     kept_init: Option<Chunk>,
     /// The earliest time of the next search for slow receivers.
     next_search_us: u64,
@@ -49,11 +51,11 @@ pub(in crate::core) struct Snapshots {
 #[derive(Default)]
 struct RoomSnapshots {
     shared: SharedSnapshot,
-    /// The encodings in progress, the oldest first.
+    /// The encodings in progress, oldest first.
     encoders: VecDeque<StateEncoder>,
 }
 
-/// The reason why a state cannot be encoded: the budget has no room for it.
+/// The error returned when the budget has no room for a state.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::core) struct SnapshotShortage {
     /// The number of bytes to encode.
@@ -97,8 +99,8 @@ impl Snapshots {
 
     // ---- requests ----
 
-    /// Returns a snapshot of a room, and starts encoding one if there is no usable one. If the
-    /// budget has no room for it, only states that no session holds are evicted.
+    /// Returns a snapshot of a room, and starts encoding one if none is usable. If the budget has
+    /// no room for it, only states that no session holds are evicted.
     pub fn request(
         &mut self,
         slot: RoomId,
@@ -113,7 +115,7 @@ impl Snapshots {
             self.kept_init = None;
             self.budget.sweep_all();
             let need = self.need(slot, room, kind);
-            // A state of any size is served if it is the only one.
+            // A state of any size is served if there is no other.
             let is_alone = self.budget.bytes() <= need.shared_bytes;
             if !self.budget.has_room_for(need.bytes) {
                 if !is_alone {
@@ -128,7 +130,7 @@ impl Snapshots {
         Ok(self.encode(slot, room, kind))
     }
 
-    /// Returns a snapshot of a room after a shortage, once slow receivers have been dropped. A
+    /// Returns a snapshot of a room after a shortage, when slow receivers have been dropped. A
     /// state no larger than the answers that any session may have queued is encoded even if it
     /// exceeds the budget, so that clients of large workspaces do not keep out those of small ones.
     pub fn request_again(
@@ -185,13 +187,14 @@ impl Snapshots {
         }
     }
 
-    /// Encodes a snapshot that is not available yet, or begins to.
+    /// Encodes a snapshot that is not available yet, or starts encoding it.
     fn encode(&mut self, slot: RoomId, room: &Room, kind: SnapshotKind) -> Snapshot {
         let need = self.need(slot, room, kind);
         let is_small = need.bytes <= self.step_bytes;
-        // A room without a state may be removed when its last member leaves, so it must not have an
+        // A room without state may be removed when its last member leaves, so it must not have an
         // encoding in progress. If the init message is pending, the rest is not encoded
-        // immediately, however small it is: timestamps must not be ready before their init message.
+        // immediately, however small it is, because timestamps must not be ready before their init
+        // message.
         let snapshot = if room.workspace.is_untouched() || is_small && !need.is_pending {
             self.encode_at_once(slot, room, kind)
         } else {
@@ -256,7 +259,7 @@ impl Snapshots {
     /// Preserves the states that are being encoded. Must be called before an op with this key and
     /// timestamp is applied.
     pub fn preserve(&mut self, slot: RoomId, workspace: &Workspace, key: &str, timestamp: u64) {
-        // In nearly all cases nothing is being encoded, and this costs an op one comparison.
+        // In nearly all cases nothing is being encoded, and an op costs only this comparison.
         if self.queue.is_empty() {
             return;
         }
@@ -264,7 +267,7 @@ impl Snapshots {
         let Some(held) = held.filter(|held| !held.encoders.is_empty()) else {
             return;
         };
-        // A new key gets a slot that no encoding reads.
+        // A new key is given a slot that no encoding in progress reads.
         if let Some(slot) = workspace.slot_of(key) {
             let entry = workspace.entry(slot);
             if timestamp <= entry.timestamp() {
@@ -286,8 +289,8 @@ impl Snapshots {
     }
 
     fn room_mut(&mut self, slot: RoomId) -> &mut RoomSnapshots {
-        // Each live room has a state that is held or in progress. So at least half of the rooms in
-        // the map are dead when they are removed, which pays for the scan.
+        // Each live room has a state that is held or in progress. So the scan is worth its cost: it
+        // removes at least half of the rooms in the map.
         let alive_max = self.budget.len() + self.queue.len();
         if !self.rooms.contains_key(&slot) && self.rooms.len() >= 2 * alive_max {
             self.rooms.retain(|_, held| held.is_alive());
@@ -302,8 +305,8 @@ impl Snapshots {
         !self.queue.is_empty()
     }
 
-    /// Continues the encodings in progress, up to the number of bytes that a turn may encode.
-    /// Returns whether a part was finished, so that waiting sessions must be checked.
+    /// Continues the encodings in progress until this turn's byte limit is reached. Returns whether
+    /// a part was finished, in which case the waiting sessions must be checked.
     pub fn step<'a>(&mut self, workspace_of: impl Fn(RoomId) -> &'a Workspace) -> bool {
         let mut left_bytes = self.step_bytes;
         let mut is_any_finished = false;
@@ -354,8 +357,8 @@ impl Snapshots {
         self.budget.bytes()
     }
 
-    /// Removes some of the released states from the budget. Returns the number of bytes that are
-    /// being encoded or sent.
+    /// Stops counting some of the released states. Returns the number of bytes that are being
+    /// encoded or sent.
     pub fn sweep(&mut self) -> usize {
         self.budget.sweep(SNAPSHOTS_SWEPT_PER_TURN);
         let kept = self.kept_init.as_ref();
@@ -363,19 +366,19 @@ impl Snapshots {
         self.budget.bytes() - idle.map_or(0, |init| init.len())
     }
 
-    /// Returns whether slow receivers may be searched for. A search visits every session, so one
-    /// that found too little is not repeated for a while.
+    /// Returns whether slow receivers may be searched for. A search visits every session, so after
+    /// one that freed too little, the next must wait a while.
     pub fn may_search(&self, now_us: u64) -> bool {
         now_us >= self.next_search_us
     }
 
-    /// Records that a search found too little.
+    /// Records that a search freed too little.
     pub fn searched_in_vain(&mut self, now_us: u64) {
         self.next_search_us = now_us + SNAPSHOT_SEARCH_INTERVAL_US;
     }
 
-    /// Abandons a state of a room whose receivers were all aborted. It is not sent to any further
-    /// session, because it no longer counts.
+    /// Abandons a room's state whose receivers were all aborted. It no longer counts, so it must
+    /// not be sent to any other session.
     pub fn give_up(&mut self, slot: RoomId, chunk: &Chunk) {
         self.budget.write_off(chunk);
         if let Some(held) = self.rooms.get_mut(&slot) {
@@ -407,7 +410,7 @@ impl Snapshots {
                 "a room is queued once for each of its encodings"
             );
             for encoder in &held.encoders {
-                assert!(!encoder.is_done(), "what is encoded is taken out");
+                assert!(!encoder.is_done(), "a finished encoder is removed");
                 pending_bytes += encoder.pending_bytes();
             }
         }
@@ -445,8 +448,8 @@ impl RoomSnapshots {
             let pending = || self.newest_encoder(room, part)?.pending(part);
             (EncodedState::Ready(init), shared.or_else(pending)?)
         } else {
-            // Both must come from the same encoder: the timestamps of another might be ready before
-            // this one's init message.
+            // Both must come from the same encoder: another encoder's timestamps might be ready
+            // before this one's init message.
             let encoder = self.newest_encoder(room, SnapshotPart::Init)?;
             let timestamps = encoder.pending(SnapshotPart::Timestamps)?;
             (encoder.pending(SnapshotPart::Init)?, timestamps)
@@ -464,7 +467,7 @@ impl RoomSnapshots {
         self.shared.init().filter(|_| is_newest)
     }
 
-    /// Returns the encoder that is going to produce this part of the newest state.
+    /// Returns the encoder that will produce this part of the newest state.
     fn newest_encoder(&self, room: &Room, part: SnapshotPart) -> Option<&StateEncoder> {
         let mut newest_first = self.encoders.iter().rev();
         newest_first
@@ -505,8 +508,8 @@ fn is_newest(room: &Room, point: SnapshotPoint) -> bool {
 }
 
 /// Returns whether an init message of `bytes` bytes, of the state at `point`, is usable for a
-/// session that joins now. The newest always is. An older one is usable as long as all later frames
-/// are still in the window and are at most half as long as the message.
+/// session that joins now. The newest message always is. An older one is usable as long as all
+/// later frames are still in the window and their total length is at most half that of the message.
 fn is_init_usable(room: &Room, point: SnapshotPoint, bytes: usize) -> bool {
     let frames_bytes = room.window.end().bytes_since(point.at);
     let is_cheap = point.at >= room.window.start() && frames_bytes <= bytes / 2;

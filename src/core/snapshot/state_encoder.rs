@@ -1,5 +1,5 @@
-//! Encoding of states: small ones immediately, large ones in steps while ops continue to be
-//! applied.
+//! Encoding of states. Small ones are encoded immediately, large ones in steps while ops continue
+//! to be applied.
 //!
 //! # A large state
 //!
@@ -14,8 +14,8 @@
 //!
 //! An entry never leaves its slot, and a new key gets a slot after all others. So the state at one
 //! moment consists of the slots that existed then, with their entries at that time. Before an op
-//! overwrites an entry that is still to be read, [`StateEncoder::preserve`] saves a copy of it. The
-//! cost is a copy of the entries that change in the meantime, not of the whole state.
+//! overwrites an entry that still has to be read, [`StateEncoder::preserve`] saves a copy of it. So
+//! only the entries that change in the meantime are copied, not the whole state.
 
 use std::rc::Rc;
 
@@ -35,7 +35,7 @@ pub(in crate::core) fn part_bytes(workspace: &Workspace, part: SnapshotPart) -> 
     }
 }
 
-/// Encodes a part of the current state in one go.
+/// Encodes a part of the current state in a single step.
 pub(in crate::core) fn encode(workspace: &Workspace, part: SnapshotPart) -> Chunk {
     let bytes = part_bytes(workspace, part);
     let mut out = Vec::with_capacity(bytes);
@@ -47,7 +47,7 @@ pub(in crate::core) fn encode(workspace: &Workspace, part: SnapshotPart) -> Chun
     Rc::new(out)
 }
 
-/// An encoder of the state at one moment, which works in steps.
+/// A stepwise encoder of the state at one moment.
 pub(in crate::core) struct StateEncoder {
     point: SnapshotPoint,
     /// The length of the fields of the init message, which determines the length in its header.
@@ -58,7 +58,7 @@ pub(in crate::core) struct StateEncoder {
     next: Option<PartWriter>,
 }
 
-/// The outcome of a step of an encoding.
+/// The outcome of one encoding step.
 #[derive(Default)]
 pub(in crate::core) struct EncodingStep {
     /// The bytes that were written.
@@ -68,7 +68,7 @@ pub(in crate::core) struct EncodingStep {
 }
 
 impl StateEncoder {
-    /// Begins to encode a part of the current state, which is the one at `point`.
+    /// Begins to encode a part of the current state, which is the state at `point`.
     pub fn begin(workspace: &Workspace, point: SnapshotPoint, part: SnapshotPart) -> Self {
         Self {
             point,
@@ -83,7 +83,7 @@ impl StateEncoder {
         self.point
     }
 
-    /// Returns a part that is not finished yet, for one more receiver.
+    /// Returns an unfinished part, for one more receiver.
     pub fn pending(&self, part: SnapshotPart) -> Option<EncodedState> {
         let writer = self.writers().find(|writer| writer.part == part)?;
         Some(EncodedState::Pending(Rc::clone(&writer.pending)))
@@ -92,8 +92,8 @@ impl StateEncoder {
     /// Schedules the timestamps for encoding after the init message.
     ///
     /// # Panics
-    /// If an op has won since the encoding began, because entries read before that op are not kept
-    /// for a second pass, or if the timestamps are already being encoded.
+    /// If an op has won since the encoding began, because entries read before that op have not been
+    /// kept for a second pass, or if the timestamps are already being encoded.
     pub fn add_timestamps(&mut self, workspace: &Workspace) {
         assert_eq!(
             workspace.seq(),
@@ -109,7 +109,7 @@ impl StateEncoder {
         self.next = Some(PartWriter::new(workspace, SnapshotPart::Timestamps));
     }
 
-    /// Saves a copy of an entry that an op may overwrite, if it is still to be read.
+    /// Saves a copy of an entry that an op may overwrite, if the entry still has to be read.
     pub fn preserve(&mut self, slot: u32, entry: &Entry) {
         self.frozen.preserve(slot, entry);
     }
@@ -130,8 +130,9 @@ impl StateEncoder {
         self.current.is_none()
     }
 
-    /// Writes about `bytes_max` bytes of the current part: up to the end of the part, or of the
-    /// field that reaches that length. `workspace` is the current state of the encoded workspace.
+    /// Writes about `bytes_max` bytes of the current part. It stops at the end of the part, or
+    /// after the field that reaches that length. `workspace` is the current state of the encoded
+    /// workspace.
     pub fn step(&mut self, workspace: &Workspace, bytes_max: usize) -> EncodingStep {
         let Some(PartWriter { part, out, pending }) = &mut self.current else {
             return EncodingStep::default();
@@ -139,8 +140,8 @@ impl StateEncoder {
         let part = *part;
         let start = out.len();
         if start == 0 {
-            // Reserve exactly the announced length up front: growing would copy what is already
-            // written, and might round the capacity up.
+            // Reserve exactly the announced length up front: growing would copy everything written
+            // so far, and might round up the capacity.
             out.reserve_exact(pending.bytes());
             match part {
                 SnapshotPart::Init => state::put_init_start(out, self.init_fields_bytes),
@@ -187,7 +188,7 @@ impl StateEncoder {
 /// A part that is being written.
 struct PartWriter {
     part: SnapshotPart,
-    /// Empty, and without memory, until the first step.
+    /// Empty and unallocated until the first step.
     out: Vec<u8>,
     pending: Rc<PendingState>,
 }
@@ -202,9 +203,10 @@ impl PartWriter {
     }
 }
 
-/// The state at one moment, read entry by entry while ops overwrite it, by copy on write.
+/// The state at one moment, read entry by entry while ops overwrite it (copy-on-write).
 struct FrozenState {
-    /// The number of slots at that moment. Slots from here on belong to keys that were added later.
+    /// The number of slots at that moment. Slots from this index on belong to keys that were added
+    /// later.
     slots: u32,
     /// The next slot to be read.
     next: u32,
@@ -238,7 +240,7 @@ impl FrozenState {
     fn preserve(&mut self, slot: u32, entry: &Entry) {
         let is_still_read = slot >= self.next || self.has_second_pass;
         if slot < self.slots && is_still_read {
-            // Only the first time: after that, the slot holds an entry from a later moment.
+            // Save only the first one: after that, the slot holds an entry from a later moment.
             self.overwritten
                 .entry(slot)
                 .or_insert_with(|| OverwrittenEntry {

@@ -1,8 +1,8 @@
-//! An index of the items of a slab or a list: maps the hash of an item to the number of its slot.
+//! An index of the items of a slab or a list, which maps the hash of an item to its slot number.
 //!
-//! The table stores a part of the hash next to the slot number. The items themselves, which are
-//! elsewhere in memory, are therefore read only for the final comparison: not for wrong candidates
-//! during the probe, and not when the table grows.
+//! The table stores a part of the hash next to the slot number. So the items themselves, which are
+//! elsewhere in memory, are read only for the final comparison, and neither for wrong candidates
+//! during a probe nor when the table grows.
 
 use hashbrown::HashTable;
 
@@ -11,28 +11,29 @@ use hashbrown::HashTable;
 pub struct Tag(u32);
 
 impl Tag {
-    /// Returns the upper half of a hash, which must be as well distributed as the whole.
+    /// Returns the tag for the upper half of a hash, which must be as well distributed as the
+    /// whole.
     #[must_use]
     pub fn of(hash: u64) -> Self {
         let upper = hash >> 32;
         Self(u32::try_from(upper).expect("32 bits are left"))
     }
 
-    /// Returns a hash of the tag for the table, which derives the position from the lowest bits and
-    /// its markers from the highest ones: both must depend on the tag.
+    /// Returns a hash of the tag for the table, which derives positions from the lowest bits and
+    /// its markers from the highest ones, so both must depend on the tag.
     fn spread(self) -> u64 {
         u64::from(self.0).wrapping_mul(0x9E37_79B9_7F4A_7C15)
     }
 }
 
-/// A map from the tags of items to the numbers of their slots.
+/// A map from the tags of items to their slot numbers.
 #[derive(Debug, Default)]
 pub struct Index {
     places: HashTable<(Tag, u32)>,
 }
 
 impl Index {
-    /// Returns the slot with this tag for which `is_it` returns true.
+    /// Returns the slot with this tag for which `is_it` returns `true`.
     pub fn find(&self, tag: Tag, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {
         let found = self
             .places

@@ -1,11 +1,12 @@
 //! The assignment of workspaces to shards.
 
-/// Returns the shard that owns a workspace. It is the same on every start with the same number of
-/// shards, and workspaces are spread evenly.
+/// Returns the shard that owns a workspace. The result is the same on every start with the same
+/// number of shards, and workspaces are spread evenly.
 #[must_use]
 pub fn shard_of(workspace: &str, shards: u32) -> u32 {
     let hash = crc32c::crc32c(workspace.as_bytes());
-    // Multiply and shift instead of a remainder: all bits of the hash count (Lemire, 2016).
+    // Multiply and shift rather than take a remainder, so that all bits of the hash count (Lemire,
+    // 2016).
     u32::try_from((u64::from(hash) * u64::from(shards)) >> 32)
         .expect("less than the count of shards")
 }

@@ -1,5 +1,4 @@
-//! Restoring workspaces from the ops of a log, and partitioning them by the shards that now own
-//! them.
+//! Restores workspaces from the ops of a log, and partitions them by the shards that now own them.
 
 use std::hash::BuildHasher;
 use std::hint::black_box;
@@ -14,14 +13,14 @@ use crate::seq::Seq;
 
 /// The maximum number of ops in a group.
 const GROUP_OPS: usize = 32;
-/// The number of bytes of text above which a group is complete.
+/// The amount of text, in bytes, at which a group is complete.
 const GROUP_BYTES: usize = 64 * 1024;
 
-/// The workspaces of the ops visited so far, in any order.
+/// The workspaces restored from the ops visited so far, which may come in any order.
 ///
-/// If a state is larger than the processor's caches, an op waits for four or five cache misses,
-/// each at an address that depends on the previous one. Ops are therefore restored in groups: each
-/// step is done for all ops of a group before the next step, so that their cache misses overlap.
+/// If a state is larger than the processor's caches, an op incurs four or five cache misses, each
+/// at an address that depends on the previous one. Ops are therefore restored in groups: each step
+/// is performed for all ops of a group before the next step, so that their cache misses overlap.
 pub struct Replay {
     hash_seed: u64,
     hasher: FixedState,
@@ -31,7 +30,7 @@ pub struct Replay {
     texts: String,
 }
 
-/// An op of the group. Its id, key and value are adjacent in `texts`.
+/// An op of the group. Its workspace id, key and value are adjacent in `texts`.
 struct Waiting {
     begin: usize,
     key_begin: usize,
@@ -46,7 +45,7 @@ struct Waiting {
 }
 
 impl Replay {
-    /// Returns an empty replay. `hash_seed` keys the hashes of all ids and keys.
+    /// Returns an empty replay. `hash_seed` seeds the hashes of all ids and keys.
     #[must_use]
     pub fn new(hash_seed: u64) -> Self {
         Self {
@@ -59,7 +58,7 @@ impl Replay {
         }
     }
 
-    /// Adds an op, in any order.
+    /// Adds an op. Ops may be added in any order.
     pub fn visit(&mut self, op: &LoggedOp<'_>) {
         let begin = self.texts.len();
         self.texts.push_str(op.workspace);
@@ -89,7 +88,7 @@ impl Replay {
             std::mem::take(&mut self.texts),
         );
         for op in &group {
-            // The results are not used: the accesses load the table's cache lines in parallel.
+            // The results are not used; the accesses only load the table's cache lines in parallel.
             black_box(self.index.find(op.workspace_tag, |_| true));
         }
         for op in &mut group {
@@ -114,12 +113,12 @@ impl Replay {
         }
         group.clear();
         texts.clear();
-        // A single op may have been long.
+        // A single long op may have enlarged the buffer.
         texts.shrink_to(2 * GROUP_BYTES);
         (self.group, self.texts) = (group, texts);
     }
 
-    /// Returns the slot of a workspace, which is created if it does not exist.
+    /// Returns the slot of a workspace, creating the workspace if it does not exist.
     fn slot_of(&mut self, tag: Tag, id: &str) -> u32 {
         let found = self.find(tag, id);
         found.unwrap_or_else(|| self.insert(tag, Workspace::new(id, self.hash_seed)))
@@ -138,7 +137,7 @@ impl Replay {
         slot
     }
 
-    /// Puts the entries of all workspaces in order, after the last visit.
+    /// Puts the entries of all workspaces in order. Must be called after the last visit.
     pub fn finish_restore(&mut self) {
         self.take_group();
         for workspace in &mut self.workspaces {
@@ -146,8 +145,8 @@ impl Replay {
         }
     }
 
-    /// Merges another replay into this one. Both must be finished ([`Replay::finish_restore`]), and
-    /// so is the result.
+    /// Merges another replay into this one. Both must be finished ([`Replay::finish_restore`]); the
+    /// result is then finished, too.
     ///
     /// # Panics
     /// If their hash seeds differ.

@@ -1,17 +1,17 @@
 //! The segment usage table, which shows which segments of the log still hold live ops.
 //!
 //! Each entry of a workspace is marked with the segment that was open when its op was applied. The
-//! op is in that segment, or in the next one if that was opened while the op's batch was still
-//! being filled. So a segment is *dead* (all its ops are superseded) when no entry has its mark or
-//! that of the segment before it. Its file may then be deleted without being read.
+//! op is in that segment, or in the next one if the next one was opened while the op's batch was
+//! still being filled. So a segment is *dead*, that is, all its ops are superseded, when no entry
+//! has its mark or that of the segment before it. Its file may then be deleted without being read.
 //!
-//! The ops that superseded it must be on disk by then. That is certain only for ops in a closed
-//! segment, so segments that were dead when a segment was opened are reported when the next one is
-//! opened.
+//! The ops that superseded its ops must be on disk by then. That is certain only for ops in a
+//! closed segment, so segments that were dead when one segment was opened are reported when the
+//! next one is opened.
 //!
 //! Architecture invariant: this module does not access the log. A table covers only the ops applied
-//! since its shard was opened: ops read from the log have no mark, and earlier segments are never
-//! reported as dead.
+//! since its shard was opened. Ops read from the log have no mark, and the segments that contain
+//! them are never reported as dead.
 //!
 //! The name is from Rosenblum and Ousterhout, "The Design and Implementation of a Log-Structured
 //! File System" (1992), section 3.6.
@@ -31,7 +31,7 @@ pub const UNMARKED: Mark = 0;
 /// The number of entries with each mark, for one shard.
 #[derive(Debug)]
 pub struct SegmentUsage {
-    /// The index of the segment whose mark is 0, which is the one before the first counted segment.
+    /// The index of the segment whose mark is 0, which is the segment before the first counted one.
     origin: u64,
     /// The mark of the first count, minus one. Entries with older marks are no longer counted.
     forgotten: u32,
@@ -50,12 +50,12 @@ pub struct Dead {
     counted_from: u64,
     /// The first index after the range.
     end: u64,
-    /// The indices of segments that are the mark of an entry, in ascending order.
+    /// The indices of the segments that are the mark of some entry, in ascending order.
     live: Vec<u64>,
 }
 
 impl SegmentUsage {
-    /// Returns the table of a shard whose log continues in the segment of this index.
+    /// Returns the table of a shard whose log continues in the segment with this index.
     #[must_use]
     pub fn new(open_index: u64) -> Self {
         Self {
@@ -75,7 +75,7 @@ impl SegmentUsage {
         self.forgotten + count
     }
 
-    /// Counts an applied op that has the current mark and replaced an entry with `mark`.
+    /// Counts an applied op, which has the current mark and replaced an entry with `mark`.
     pub fn replaced(&mut self, mark: Mark) {
         *self.counts.back_mut().expect("the open segment is counted") += 1;
         if let Some(place) = mark.checked_sub(self.forgotten + 1) {
@@ -83,7 +83,7 @@ impl SegmentUsage {
         }
     }
 
-    /// Begins the count of the segment that was just opened.
+    /// Starts a count for the segment that was just opened.
     pub fn rotate(&mut self) {
         let counted_from = self.origin + u64::from(self.forgotten) + 1;
         let end = counted_from + self.counts.len() as u64;
@@ -104,7 +104,8 @@ impl SegmentUsage {
         }
     }
 
-    /// Returns the segments that are dead and superseded by ops on disk. They stay dead.
+    /// Returns the segments that are dead and whose ops are superseded by ops on disk. They stay
+    /// dead.
     #[must_use]
     pub fn dead(&self) -> &Dead {
         &self.dead

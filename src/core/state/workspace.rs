@@ -1,8 +1,8 @@
 //! The state of a workspace: last-write-wins registers in the order of their last change.
 //!
-//! Each op that wins gets the next `seq` of its workspace. The entries are linked in the order of
-//! their last change, so that the changes since seq S are the tail of a list. They are exactly what
-//! a client that has fallen behind must be sent, however long ago it fell behind.
+//! Each op that wins is given the next `seq` of its workspace. The entries are linked in the order
+//! of their last change, so that the changes since seq S are the tail of a list. That tail is
+//! exactly what a client that has fallen behind must be sent, however long ago it fell behind.
 //!
 //! Architecture invariant: this module knows nothing about clients, sockets or the log. A workspace
 //! is plain data that may be built on another thread (during recovery) and moved to its shard.
@@ -26,20 +26,20 @@ mod texts;
 
 pub use entry::{Entry, Source, Writer};
 
-/// The absence of a slot, which marks either end of the list of changes.
+/// The value for "no slot", at either end of the list of changes.
 const NONE: u32 = u32::MAX;
 
 /// The result of applying an op.
 #[derive(Debug)]
 pub enum Verdict<'a> {
-    /// The op is now the state of its key.
+    /// The op won and is now the state of its key.
     Won {
-        /// The position of the op in the order of the workspace's ops.
+        /// The position of the op in the sequence of the workspace's ops.
         seq: Seq,
         /// The mark of the entry that it replaced.
         replaced: Mark,
     },
-    /// The state already holds the same value and timestamp: the op was resent.
+    /// The state already holds the same value and timestamp, because the op was resent.
     Same,
     /// The op lost to this entry.
     Lost(&'a Entry),
@@ -63,7 +63,7 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// Returns an empty workspace. `hash_seed` keys the hash of its keys, so that no client can
+    /// Returns an empty workspace. `hash_seed` seeds the hash of its keys, so that no client can
     /// choose keys that collide.
     #[must_use]
     pub fn new(id: &str, hash_seed: u64) -> Self {
@@ -93,19 +93,20 @@ impl Workspace {
         self.seq
     }
 
-    /// Returns the number of bytes that its entries take up in a log without dead records.
+    /// Returns the number of bytes that its entries occupy in a log without dead records.
     #[must_use]
     pub fn log_bytes(&self) -> u64 {
         self.log_bytes
     }
 
-    /// Returns whether no op was ever applied. Such a workspace may be removed.
+    /// Returns whether no op has ever been applied. Such a workspace may be removed.
     #[must_use]
     pub fn is_untouched(&self) -> bool {
         self.seq == Seq::NONE
     }
 
-    /// Applies an op: the later timestamp wins, and if they are equal, the op applied first stays.
+    /// Applies an op. The later timestamp wins; if they are equal, the op that was applied first
+    /// stays.
     pub fn apply(&mut self, key: &str, value: &str, timestamp: u64, writer: Writer) -> Verdict<'_> {
         let mark = UNMARKED;
         self.apply_within(u64::MAX, key, value, timestamp, Source { writer, mark })
@@ -158,14 +159,14 @@ impl Workspace {
         }
     }
 
-    /// Merges an op read from the log: the later timestamp wins, and if they are equal, the lower
-    /// seq. The order of the calls does not matter; [`Workspace::finish_restore`] must follow the
-    /// last one.
+    /// Merges an op read from the log. The later timestamp wins; if they are equal, the lower seq
+    /// wins. The calls may come in any order; [`Workspace::finish_restore`] must follow the last
+    /// one.
     pub fn restore(&mut self, key: &str, value: &str, timestamp: u64, seq: Seq) {
         self.restore_tagged(self.tag(key), key, value, timestamp, seq);
     }
 
-    /// Does the same as [`Workspace::restore`], for a key whose tag is known.
+    /// Like [`Workspace::restore`], for a key whose tag is already known.
     pub(in crate::core) fn restore_tagged(
         &mut self,
         tag: Tag,
@@ -195,13 +196,13 @@ impl Workspace {
         self.index.find(tag, |_| true)
     }
 
-    /// Returns the first byte of the key in a slot. Reading it brings the entry's text into the
+    /// Returns the first byte of the key in a slot. Reading it pulls the entry's text into the
     /// cache.
     pub(in crate::core) fn first_byte(&self, slot: u32) -> Option<u8> {
         self.entries[slot as usize].texts.bytes().next()
     }
 
-    /// Merges the state of the same workspace as read from another part of the log.
+    /// Merges the state of the same workspace that was read from another part of the log.
     pub fn restore_from(&mut self, other: &Self) {
         self.seq = self.seq.max(other.seq);
         for (_, entry) in &other.entries {
@@ -235,7 +236,7 @@ impl Workspace {
         self.entries_from(self.oldest).map(|(_, entry)| entry)
     }
 
-    /// Iterates over the entries whose last change came after `since`, in the order of that change.
+    /// Iterates over the entries that changed after `since`, in the order of their last change.
     /// `hint`, if known, is the slot of the entry with seq `since`; it avoids walking back from the
     /// newest entry.
     pub fn changed_since(
@@ -274,7 +275,7 @@ impl Workspace {
         self.index.find(tag, is_it)
     }
 
-    /// Returns the number of bytes that an entry takes up in the log.
+    /// Returns the number of bytes that an entry occupies in the log.
     fn record_bytes(&self, key: &str, value: &str) -> u64 {
         (OP_HEADER_BYTES + self.id.len() + key.len() + value.len()) as u64
     }
@@ -511,7 +512,7 @@ mod tests {
                 prop_assert_eq!(changes(&workspace, entry.seq(), hint), expected);
                 prop_assert_eq!(changes(&workspace, since, hint), model.changed_since(since));
             }
-            // The log yields the same state in any order of its records.
+            // The records of the log yield the same state in any order.
             for reversed in [false, true] {
                 if reversed {
                     log.reverse();

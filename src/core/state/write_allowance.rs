@@ -1,9 +1,9 @@
-//! The free allowance for a workspace's writes while its shard's log is long.
+//! The allowance for a workspace's free writes while its shard's log is long.
 
 use crate::limits::{LIGHT_BURST_BYTES, LIGHT_BYTES_PER_SECOND, SECOND_US};
 
 /// A leaky bucket of a workspace's recent writes that are not charged to the rate shared by all
-/// workspaces with heavy writes.
+/// workspaces that write a lot.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct WriteAllowance {
     /// The used part of [`LIGHT_BURST_BYTES`], times [`SECOND_US`]. It leaks at
@@ -13,7 +13,7 @@ pub struct WriteAllowance {
 }
 
 impl WriteAllowance {
-    /// Returns whether the workspace may write now at no charge.
+    /// Returns whether the workspace may now write at no charge.
     pub fn has_room(&mut self, now_us: u64) -> bool {
         let passed_us = now_us.saturating_sub(self.at_us);
         self.at_us = self.at_us.max(now_us);

@@ -20,8 +20,8 @@ pub fn advice(error: &io::Error, shards: u32) -> String {
             io_uring_setup, io_uring_enter and io_uring_register"
             .to_owned(),
         Some(libc::ENOMEM) => memory_advice(shards),
-        Some(libc::EMFILE | libc::ENFILE) => "the process may open no more files: raise the limit \
-            of open files (ulimit -n)"
+        Some(libc::EMFILE | libc::ENFILE) => "the process has reached its limit on open files: \
+            raise the limit (ulimit -n)"
             .to_owned(),
         _ if error.kind() == io::ErrorKind::Unsupported => "the kernel lacks operations that the \
             server needs: use Linux 5.10 or later"
@@ -30,21 +30,21 @@ pub fn advice(error: &io::Error, shards: u32) -> String {
     }
 }
 
-/// Explains which memory is short: what this user may lock, or the system's.
+/// Explains an ENOMEM: this user may lock no more memory, or the system has none left.
 fn memory_advice(shards: u32) -> String {
     let need = locked_bytes(kernel(), shards);
     let limit = getrlimit(Resource::Memlock).current;
     match (need, limit) {
         (Some(need), Some(limit)) => format!(
             "the rings of {shards} shards lock {} KiB of memory, but all processes of this user \
-             together may lock only {} KiB: raise the limit of locked memory (ulimit -l, \
-             LimitMEMLOCK= of systemd, docker run --ulimit memlock=BYTES), or lower --shards",
+             together may lock only {} KiB: raise the limit on locked memory (ulimit -l, \
+             LimitMEMLOCK= in systemd, docker run --ulimit memlock=BYTES), or lower --shards",
             need / 1024,
             limit / 1024
         ),
         _ => format!(
-            "there is no memory for the rings of {shards} shards (ENOMEM): free some, raise the \
-             memory limit of the control group, or lower --shards"
+            "there is not enough memory for the rings of {shards} shards (ENOMEM): free some, \
+             raise the memory limit of the control group, or lower --shards"
         ),
     }
 }

@@ -26,7 +26,7 @@ pub trait Tokens: 'static {
     type Accept: Copy + Debug + Unpin;
     /// Identifies a write of bytes or of blocks.
     type Write: Copy + Debug + Unpin;
-    /// Identifies an operation whose completion carries nothing: an fdatasync, a timer, a wait, a
+    /// Identifies an operation whose completion carries no data: an fdatasync, a timer, a wait, a
     /// cancel or a no-op.
     type Signal: Copy + Debug + Unpin;
 }
@@ -44,13 +44,13 @@ pub enum Completion<T: Tokens> {
     Accepted(T::Accept, io::Result<OwnedFd>),
     /// A write ended, with the number of bytes that were written.
     Written(T::Write, Vec<u8>, io::Result<usize>),
-    /// A write of whole blocks ended, with the number of bytes, which are on disk.
+    /// A write of whole blocks ended, with the number of bytes that are now on disk.
     BlocksWritten(T::Write, Blocks, io::Result<usize>),
-    /// An operation ended that has nothing to return.
+    /// An operation without a result value ended.
     Signalled(T::Signal, io::Result<()>),
 }
 
-/// An operation: its token and what it owns while in flight.
+/// An operation: its token and the resources that it owns while in flight.
 pub(super) enum Operation<T: Tokens> {
     Receive {
         fd: i32,
@@ -72,11 +72,11 @@ pub(super) enum Operation<T: Tokens> {
         #[expect(dead_code, reason = "the kernel writes it")] Box<u64>,
     ),
     Signal(T::Signal),
-    /// Internal to the ring: a buffer is provided.
+    /// Internal to the ring: provides a buffer.
     Provide {
         index: u16,
     },
-    /// Internal to the ring: there are receives to arm.
+    /// Internal to the ring: triggers a turn, because there are receives to arm.
     Arm,
 }
 
@@ -114,7 +114,7 @@ pub(super) struct PendingOperation<T: Tokens> {
     pub entry: squeue::Entry,
 }
 
-/// An operation that the kernel has, or will have after the next submission.
+/// An operation that the kernel has accepted, or will be given with the next submission.
 pub(super) struct Flight<T: Tokens> {
     /// Declared before the operation, since fields are dropped in declaration order.
     pub _pointed: Pointed,

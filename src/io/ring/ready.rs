@@ -7,7 +7,7 @@ thread_local! {
     pub(super) static READY: RefCell<Ready> = const { RefCell::new(Ready::EMPTY) };
 }
 
-/// The operations of this thread that have completed but have not been taken yet.
+/// The operations of this thread that have completed but have not been drained yet.
 pub(super) struct Ready {
     pub indices: Vec<usize>,
     pub waker: Option<Waker>,

@@ -10,7 +10,7 @@ use rustix::process::{Resource, getrlimit};
 use crate::limits::{COMPLETION_ENTRIES, RING_ENTRIES};
 
 /// Kernels before `COUNTED_BEFORE` and from `COUNTED_AGAIN` on count rings as locked memory. Those
-/// in between charge them to the memory of a control group.
+/// in between charge them to the memory of the control group.
 const COUNTED_BEFORE: (u32, u32) = (5, 12);
 const COUNTED_AGAIN: (u32, u32) = (6, 14);
 /// Sizes in bytes: a submission queue entry, its index, a completion queue entry, and the header
@@ -47,7 +47,7 @@ pub fn probe() -> io::Result<()> {
     }
 }
 
-/// Returns the number of bytes that the rings of `shards` shards count against the limit of locked
+/// Returns the number of bytes that the rings of `shards` shards count against the limit on locked
 /// memory (`ulimit -l`) on this kernel version, or `None` if that version does not count them.
 #[must_use]
 pub fn locked_bytes(kernel: (u32, u32), shards: u32) -> Option<u64> {
@@ -66,8 +66,8 @@ pub fn locked_bytes(kernel: (u32, u32), shards: u32) -> Option<u64> {
     Some(ring * u64::from(shards))
 }
 
-/// Sets up one ring per shard, all at the same time, and drops them again. The error is that of the
-/// first ring that failed, with the number of rings set up before it.
+/// Sets up one ring per shard, holding all of them at once, and drops them again. If a ring cannot
+/// be set up, returns its error and the number of rings set up before it.
 pub fn try_all(shards: u32) -> Result<(), (u32, io::Error)> {
     let mut rings = Vec::new();
     for number in 0..shards {
@@ -95,8 +95,8 @@ pub(super) fn runtime(enable: impl Fn(RawFd) -> bool) -> io::Result<(tokio_uring
     Ok((runtime, descriptor.ok_or_else(missing)?))
 }
 
-/// Returns a builder for a shard's ring with the flags that this kernel supports. 5.10, which must
-/// work too, supports none of them.
+/// Returns a builder for a shard's ring with the flags that this kernel supports. Linux 5.10, which
+/// must work too, supports none of them.
 fn known() -> Builder {
     static KNOWN: OnceLock<Builder> = OnceLock::new();
     let known = KNOWN.get_or_init(|| {

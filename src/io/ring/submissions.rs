@@ -3,12 +3,13 @@
 //!
 //! tokio-uring submits when tokio parks, and does not report whether that worked: if the kernel
 //! refuses (`io_uring_enter(2)`: EAGAIN if there is no memory for a request, EBUSY until
-//! completions are taken), the operations stay in the queue while the thread sleeps. So shortly
-//! after operations were queued, the guard wakes the loop once and enters the kernel itself. It
-//! nearly always finds nothing left over. A server without operations arms no guard.
+//! completions are drained), the operations stay in the queue while the thread sleeps. Therefore,
+//! shortly after operations have been queued, the guard wakes the loop once and enters the kernel
+//! itself. It almost always finds nothing left to submit. A server without operations arms no
+//! guard.
 //!
-//! tokio-uring also submits when the queue is full, and panics if that fails. So operations are
-//! handed to it only if they are sure to fit.
+//! tokio-uring also submits when the queue is full, and panics if that fails. Therefore, operations
+//! are handed to it only if they are certain to fit.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -24,14 +25,14 @@ use tokio::io::unix::AsyncFd;
 
 use crate::limits::{LAST_SUBMIT_US, RESUBMIT_US, RING_ENTRIES};
 
-/// A function that submits the queue and returns the number of entries that the kernel took.
+/// A function that submits the queue and returns the number of entries that the kernel accepted.
 pub(super) type Enter = Box<dyn FnMut() -> io::Result<u32>>;
 
 /// The submission queue of a ring.
 pub(super) struct Submissions {
     pub(super) enter: Enter,
-    /// An upper bound on the operations in the queue: the number queued since it was last known to
-    /// be empty.
+    /// An upper bound on the number of operations in the queue: the number queued since it was last
+    /// known to be empty.
     queued: u32,
     retries: u64,
 }
@@ -45,12 +46,12 @@ impl Submissions {
         }
     }
 
-    /// Returns whether one more operation is sure to fit. Submits the queue first if necessary.
+    /// Returns whether one more operation is certain to fit. Submits the queue first if necessary.
     pub fn has_room(&mut self) -> bool {
         self.queued < RING_ENTRIES || self.submit_all().is_ok()
     }
 
-    /// Counts an operation that is put into the queue.
+    /// Records that an operation is being queued.
     ///
     /// # Panics
     /// If there is no room for it.
@@ -64,8 +65,8 @@ impl Submissions {
         self.queued == 0
     }
 
-    /// Submits what the last park left over, and returns whether there was anything. Must be called
-    /// only between a park and the following turn.
+    /// Submits the operations that the last park left unsubmitted, and returns whether there were
+    /// any. Must be called only between a park and the following turn.
     pub fn retry(&mut self) -> bool {
         let first = (self.enter)();
         if let Ok(0) = first {
@@ -80,7 +81,7 @@ impl Submissions {
         true
     }
 
-    /// Returns how many times operations were left over.
+    /// Returns the number of times that operations were left unsubmitted.
     pub fn retries(&self) -> u64 {
         self.retries
     }
@@ -92,8 +93,8 @@ impl Submissions {
     }
 }
 
-/// A runtime wrapper that submits everything before the runtime ends: tokio-uring panics if it
-/// cannot.
+/// A wrapper that submits everything before the runtime ends, because tokio-uring panics if it
+/// cannot do so.
 pub(super) struct EndingRuntime {
     /// `None` once the runtime has ended.
     runtime: Option<tokio_uring::Runtime>,
@@ -123,7 +124,7 @@ impl Drop for EndingRuntime {
             match (self.enter)() {
                 Ok(0) => break,
                 Ok(_) => {}
-                // tokio-uring takes the completions that block the queue.
+                // tokio-uring drains the completions that block the queue.
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => break,
                 Err(_) if Instant::now() > until => break,
                 Err(_) => thread::sleep(Duration::from_micros(RESUBMIT_US)),
@@ -166,13 +167,13 @@ impl Guard {
             it_value: at(RESUBMIT_US.cast_signed() * 1000),
         };
         timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once)
-            .expect("a legal time for a timer");
+            .expect("a valid time for a timer");
         if self.timer.poll_read_ready(context).is_ready() {
             context.waker().wake_by_ref();
         }
     }
 
-    /// Returns whether the delay has passed, once for each [`Self::arm`].
+    /// Returns whether the delay has passed; true only once for each [`Self::arm`].
     pub fn is_due(&mut self, context: &mut Context<'_>) -> bool {
         if !self.is_armed {
             return false;

@@ -1,5 +1,5 @@
-//! The ring with real sockets and files: what goes into an operation comes back out of it, and
-//! nothing is left behind.
+//! The ring with real sockets and files: the data that goes into an operation comes back out of it,
+//! and nothing is left behind.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Seek, Write};
@@ -17,7 +17,7 @@ use crate::core::fanout::window::{Chunk, Span};
 use crate::limits::{COMPLETION_ENTRIES, RECEIVE_BUFFERS};
 use crate::log::blocks::{BLOCK_BYTES, Blocks};
 
-/// Every token of a test is a number.
+/// Tokens that are plain numbers.
 #[derive(Debug)]
 struct Numbers;
 
@@ -31,7 +31,7 @@ impl Tokens for Numbers {
 
 type Turns<'a> = &'a mut dyn FnMut(&mut Ring<Numbers>, Vec<Completion<Numbers>>) -> ControlFlow<()>;
 
-/// The outcome of an operation, as text.
+/// Runs turns that start with all available completions. The first turn has none.
 fn run_turns(waits_before_receive: bool, turn: Turns<'_>) {
     let go = || ControlFlow::Continue(());
     run(waits_before_receive, go, |ring| {
@@ -53,7 +53,7 @@ fn spans(texts: &[&str]) -> Spans {
     texts.iter().map(whole).collect()
 }
 
-/// What came of an operation, as text.
+/// Returns the token and the outcome of a completion, the latter as text.
 fn outcome(ring: &mut Ring<Numbers>, completion: Completion<Numbers>) -> (usize, String) {
     match completion {
         Completion::Received(token, mut filled) => {
@@ -184,7 +184,7 @@ fn more_receives_than_buffers_get_their_own_bytes() {
             }
             let is_received = |completion: &_| matches!(completion, Completion::Received(..));
             pending.extend(completions.into_iter().filter(is_received));
-            // A client that was read sends again at once, as one that was answered does.
+            // Hold on to all buffers at the same time, so that the remaining receives find none.
             if pending.len() + received.len() == COUNT
                 || pending.len() == usize::from(RECEIVE_BUFFERS)
             {
@@ -223,7 +223,8 @@ fn receives_that_lack_a_buffer_get_one_in_their_turn() {
         }
         turns += 1;
         for completion in completions {
-            // Who was read has something to say again at once, as a client that was answered.
+            // Each socket that was read has data again immediately, like a client that reacts to a
+            // response.
             let (token, text) = outcome(ring, completion);
             assert_eq!(text, "x");
             received[token] += 1;
@@ -252,7 +253,7 @@ fn receives_beyond_the_buffers_are_armed_while_nothing_else_happens() {
     const GUARD: usize = usize::MAX - 1;
     let count = 4 * usize::from(RECEIVE_BUFFERS);
     let pairs: Vec<_> = (0..count).map(|_| UnixStream::pair().unwrap()).collect();
-    // A socket whose send buffer is full, and its peer.
+    // All sockets but the last are silent.
     let last = count - 1;
     (&pairs[last].1).write_all(b"x").unwrap();
     let mut outcomes = Vec::new();
@@ -347,8 +348,7 @@ fn where_the_kernel_cannot_cancel_nothing_is_submitted() {
     });
 }
 
-/// Ends a ring in which every kind of operation is in flight, by a panic or in good order. Returns
-/// the chunk that the sends held.
+/// Returns a socket whose send buffer is full, and its peer.
 fn full_socket() -> (UnixStream, UnixStream) {
     let (mut socket, peer) = UnixStream::pair().unwrap();
     socket.set_nonblocking(true).unwrap();
@@ -357,7 +357,8 @@ fn full_socket() -> (UnixStream, UnixStream) {
     (socket, peer)
 }
 
-/// The no-op has to complete, although nothing takes its completion.
+/// Ends a ring in which every kind of operation is in flight, by a panic or normally. Returns a
+/// weak reference to the chunk that the sends hold.
 fn end_with_all_in_flight(by_panic: bool) -> Weak<Vec<u8>> {
     let bell = eventfd(0, EventfdFlags::empty()).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -371,9 +372,7 @@ fn end_with_all_in_flight(by_panic: bool) -> Weak<Vec<u8>> {
         let go = || ControlFlow::Continue(());
         run(false, go, |ring: &mut Ring<Numbers>| {
             let Some(lent) = lent.take() else {
-                // As a kernel accepts buffers: as many of a run as it has memory for. Some return
-                // how many, and newer ones (`io_add_buffers`, 5.18 to 6.18) return 0 if it is at
-                // least one.
+                // Wait for the no-op to complete, although no turn consumes its completion.
                 if READY.with_borrow(|ready| ready.indices.is_empty()) {
                     return ControlFlow::Continue(());
                 }
@@ -425,8 +424,8 @@ fn a_panic_in_a_turn_lets_go_of_all_that_was_in_flight_and_leaves_nothing_to_the
     assert_eq!(outcomes, [(8, "done None".to_owned())]);
 }
 
-/// As a kernel takes buffers: as many of a run as it has memory for. Some say how many, and newer
-/// ones (`io_add_buffers`, 5.18 to 6.18) say 0 if it is at least one.
+/// Accepts buffers as a kernel does: as many of a run as it has memory for. Some kernels return
+/// their number, and newer ones (`io_add_buffers`, 5.18 to 6.18) return 0 if there is at least one.
 fn take_buffers(run: u16, memory: &mut u16, says_count: bool) -> (u16, i32) {
     let taken = run.min(*memory);
     *memory -= taken;
@@ -467,7 +466,8 @@ fn a_turn_with_more_operations_than_the_queue_holds_loses_none_while_the_kernel_
     (&pair.1).write_all(b"x").unwrap();
     let mut seen = vec![0_u32; COUNT];
     let mut is_started = false;
-    // Each waits for the one readable socket, as on old kernels, where a turn may arm any number.
+    // Each receive waits for the one readable socket, as on old kernels, where a turn may arm any
+    // number.
     run_turns(true, &mut |ring, _| {
         if !is_started {
             is_started = true;
@@ -507,7 +507,8 @@ fn a_completion_queue_that_overflows_loses_nothing() {
     run_turns(false, &mut |ring, completions| {
         if !is_started {
             is_started = true;
-            // A no-op completes when it is submitted, and none is taken before the turn ends.
+            // A no-op completes when it is submitted, and no completion is consumed before the turn
+            // ends.
             for token in 0..COUNT {
                 ring.again(token);
             }
@@ -531,7 +532,7 @@ fn a_completion_queue_that_overflows_loses_nothing() {
 #[test]
 fn a_setup_that_the_kernel_refuses_is_passed_over() {
     let plain = tokio_uring::uring_builder();
-    // A core for a kernel thread that was not asked for: EINVAL, as with a flag that is not known.
+    // A CPU for a kernel thread that was not requested: EINVAL, as with an unknown flag.
     let mut refused = plain.clone();
     refused.setup_sqpoll_cpu(0);
     let mut known = plain.clone();

@@ -1,12 +1,13 @@
-//! Accepting connections: when and how many, and which connection is shed when there are too many.
+//! Accepting connections: when to accept, how many at once, and which connection to shed when there
+//! are too many.
 //!
 //! All shards share one connection limit. A shard whose accept exceeds the limit sheds one of its
 //! own connections: the oldest that has not sent its request head, or else one whose answer has
-//! been sent completely ([`shedding`](crate::core::shard::shedding)). If it has neither, it sends a
-//! message to a shard that had one at the end of its last turn. If that shard no longer has one,
-//! the server is one connection over the limit until a connection ends. The total stays bounded:
-//! when [`REFUSALS_IN_FLIGHT_MAX`] more connections than the limit are open, further ones are
-//! closed without an answer.
+//! been sent completely ([`shedding`](crate::core::shard::shedding)). If it has neither, it asks
+//! another shard, which had one at the end of its last turn, to shed that one. If that shard no
+//! longer has one either, the server stays one connection over the limit until some connection
+//! ends. The total stays bounded: when [`REFUSALS_IN_FLIGHT_MAX`] more connections than the limit
+//! are open, further ones are closed without an answer.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -41,8 +42,8 @@ impl Worker {
                     self.next_accept_warning_us = clock.now_us + ACCEPT_WARNING_US;
                     tracing::warn!(
                         shard = self.number,
-                        "accepting is paused: {error}; raise the limit of open files (ulimit -n), \
-                         or lower --max-connections"
+                        "accepting connections is paused: {error}; raise the limit on open files \
+                         (ulimit -n), or lower --max-connections"
                     );
                 }
                 self.accepts_paused_until_us = Some(clock.now_us + ACCEPT_PAUSE_US);
@@ -92,16 +93,15 @@ impl Worker {
         true
     }
 
-    /// Logs that the shard did not run for a while, which would otherwise be visible only to its
-    /// clients.
+    /// Logs that the shard did not run for a while, which only its clients would notice otherwise.
     pub(super) fn log_absence(&mut self) {
         let absent_us = self.shard.counters().absent_us;
         let missed_us = absent_us - std::mem::replace(&mut self.logged_absent_us, absent_us);
         if missed_us >= ABSENCE_WARNING_US {
             tracing::warn!(
                 shard = self.number,
-                "the shard was stopped, or had no core, for {:.1} s: the deadlines of its clients \
-                 are extended by that time",
+                "the shard was suspended or got no CPU time for {:.1} s: the deadlines of its \
+                 clients are extended by that time",
                 Duration::from_micros(missed_us).as_secs_f64()
             );
         }

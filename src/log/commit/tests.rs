@@ -1,4 +1,4 @@
-//! Group commit: tables of what follows what.
+//! Group commit: tables of scripts and their expected outcomes.
 
 use super::*;
 use crate::log::record::{LoggedOp, SegmentHeader};
@@ -42,11 +42,11 @@ fn failure() -> io::Error {
     io::ErrorKind::StorageFull.into()
 }
 
-/// A log under a script of words.
+/// A log that is driven by a script of words.
 struct Script {
     commit: Commit,
     now_us: u64,
-    /// Of the last op.
+    /// The position of the last op.
     position: LogPosition,
     seq: u64,
     batch: Option<(Vec<u8>, usize)>,
@@ -88,8 +88,8 @@ impl Script {
     }
 }
 
-/// Runs a script of words, and gives what each of them brought: `W`rite, `S`ync, `-` for nothing,
-/// `!` for a broken log; a small `v` behind it where all that was pushed is visible.
+/// Runs a script of words and returns the outcome of each word: `W`rite, `S`ync, `O`pen, `-` for
+/// nothing, `!` for a broken log, each followed by `v` if everything pushed so far is visible.
 fn trace(durability: Durability, segment: OpenSegment, script: &str) -> String {
     let mut run = Script {
         commit: Commit::new(durability, INTERVAL_US, segment, 0),
@@ -165,7 +165,8 @@ fn a_batch_is_due_later_where_commits_take_long() {
             let Some(LogStep::Write { bytes, .. }) = commit.start(2000) else {
                 unreachable!("a batch is written");
             };
-            // One that comes meanwhile waits from the end of this commit on.
+            // The wait of an op that is pushed in the meantime is measured from the end of this
+            // commit.
             commit.push(&op("1", 2), 2000);
             let (count, end_us) = (bytes.len(), 2000 + took_us);
             let step = commit.written(bytes, Ok(count), end_us);
@@ -240,7 +241,7 @@ fn failures() {
             "-v Wv -v Sv !v -v -v",
         ),
         (None, "push start unwritten start", "-v Wv !v -v"),
-        // Outcomes that come after the log was given up change nothing.
+        // Outcomes that arrive after the log was given up change nothing.
         (Always, "push fail start", "- - -"),
         (Always, "push start fail written start", "- W - - -"),
         (Always, "push start fail short start", "- W - - -"),
@@ -348,7 +349,7 @@ fn a_segment_that_cannot_be_opened() {
 
 #[test]
 fn an_fdatasync_that_fails_late_is_not_repeated() {
-    // The shard gives its log up for another reason while the fdatasync is in flight.
+    // The shard gives up its log for another reason while the fdatasync is in flight.
     for (ok, keeps_written) in [(true, true), (false, false)] {
         let mut commit = Commit::new(Durability::Interval, INTERVAL_US, segment(0, 0), 0);
         let written = commit.push(&op("1", 1), 0);

@@ -1,4 +1,5 @@
-//! Compaction: the state stays, the dead go, and a stop or an error at any place harms nothing.
+//! Compaction: the state is preserved, dead ops are removed, and a stop or an error at any point
+//! does no harm.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -36,7 +37,7 @@ impl Log {
         }
     }
 
-    /// Writes the next segment of a shard: each op has the next seq and a timestamp that may
+    /// Writes the next segment of a shard. Each op has the next seq and a timestamp that may
     /// repeat.
     fn segment(&mut self, shard: u32, keys: &[u8]) {
         let tail = self.recovered().0.tail(shard);
@@ -99,7 +100,7 @@ impl Log {
         compaction.outcome()
     }
 
-    /// Sweeps, where all of the segments of these indices is known to be dead.
+    /// Runs a sweep in which exactly the segments with these indexes are known to be dead.
     fn sweep(&self, open: &[(u32, u64)], dead: &[(u32, u64)]) -> CompactionOutcome {
         let directory = Arc::clone(&self.directory);
         let sweep = Compaction::sweep(directory, open, SMALL, |shard, segments| {
@@ -141,7 +142,8 @@ fn what_is_dead_goes_and_the_log_goes_on() {
     assert_eq!(after.ops, 3, "one for each key");
     assert_eq!(after.segments, 1);
     assert_eq!(before.bytes - after.bytes, outcome.bytes_freed);
-    // It stands for all that were there: the next segment is the one that would have been next.
+    // It replaces all the others: the shard would continue at the same index and position as
+    // before.
     assert_eq!(after.tails, before.tails);
     assert_eq!(
         log.compact(&[], SMALL).segments_replaced,
@@ -162,7 +164,7 @@ fn what_is_known_to_be_dead_goes_without_being_read() {
     }
     let (before, state) = log.recovered();
     let folder = log.directory.shard_path(0);
-    // Nobody can read it: its first record is broken.
+    // This segment cannot be read: its first record is damaged.
     let path = folder.join(segment::file_name(2));
     let mut bytes = fs::read(&path).unwrap();
     bytes[SEGMENT_HEADER_BYTES + BATCH_HEADER_BYTES + 4] ^= 1;
@@ -282,7 +284,7 @@ fn replaced_segments_that_a_crash_left_are_not_read_and_go_at_the_next_start() {
     log.compact(&[], SMALL);
     let after = log.image();
     assert_eq!(after.len(), 1);
-    // Any of the removals may be undone by a crash; what they hold does not count any more.
+    // A crash may undo any of the removals; the contents of these segments no longer matter.
     for left in 0..1 << 3 {
         for (place, (path, _)) in before.iter().take(3).enumerate() {
             if left >> place & 1 == 1 {
@@ -301,8 +303,8 @@ fn the_last_segment_of_a_running_shard_stays_even_if_the_open_one_is_gone() {
     for _ in 0..4 {
         log.segment(0, &[1, 2, 1, 2]);
     }
-    // Segment 5 was reported as open, and a rebuild that failed has removed it. Segment 4 was
-    // written through, and its zeros could not be trimmed.
+    // Segment 5 was reported as open, but a failed rebuild has removed it. Segment 4 was written
+    // through, and its zeros could not be trimmed.
     let last = log.directory.shard_path(0).join(segment::file_name(4));
     let mut bytes = fs::read(&last).unwrap();
     bytes.resize(bytes.len() + 8192, 0);
@@ -312,7 +314,7 @@ fn the_last_segment_of_a_running_shard_stays_even_if_the_open_one_is_gone() {
         3
     );
     assert_eq!(fs::read(&last).unwrap(), bytes);
-    // A shard that does not run any more has no open segment: all of it is compacted.
+    // A shard that no longer runs has no open segment: all of it is compacted.
     assert_eq!(log.compact(&[], SMALL.thorough()).segments, 2);
 }
 
@@ -340,7 +342,7 @@ fn what_cannot_be_written_is_told_and_changes_nothing() {
     log.segment(0, &[1, 2, 1, 2]);
     let before = log.image();
     let mut compaction = log.compaction(&[], SMALL.thorough());
-    // A folder stands where the new segment is to be written.
+    // A folder occupies the path at which the new segment is to be written.
     let path_new = log.root.path().join("shard-00/0000000001.aof.new");
     fs::create_dir(&path_new).unwrap();
     let mut step = || compaction.step(&mut |_| ControlFlow::Continue(()));
@@ -354,7 +356,8 @@ fn what_cannot_be_written_is_told_and_changes_nothing() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
-    /// Whatever is written and compacted when: the state is that of the log without compaction.
+    /// Whatever is written and whenever it is compacted, the state is that of the log without
+    /// compaction.
     #[test]
     fn the_state_is_that_of_the_log_without_compaction(
         rounds in prop::collection::vec(

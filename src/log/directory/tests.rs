@@ -19,7 +19,7 @@ fn it_is_created_with_its_parents_and_keeps_its_epoch() {
     assert_ne!(epoch, [0; 16]);
     assert_eq!(first.path(), path);
     drop(first);
-    // What a crash in the middle of an open leaves is no obstacle.
+    // Files that a crash in the middle of an open leaves behind are no obstacle.
     fs::write(path.join(META_NEW), "{").unwrap();
     fs::write(path.join(PROBE), "").unwrap();
     assert_eq!(DataDirectory::open(&path).unwrap().epoch(), epoch);
@@ -83,7 +83,7 @@ fn a_deleted_lock_file_does_not_let_another_server_in() {
         Err(DirectoryError::InUse { .. })
     ));
     assert!(!root.path().join(LOCK).exists(), "it is left as it is");
-    // A server of an older version makes a new one.
+    // A server of an older version creates a new one.
     fs::write(root.path().join(LOCK), "").unwrap();
     assert!(!first.is_lock_in_place().unwrap());
     drop(first);
@@ -128,7 +128,7 @@ fn a_meta_file_that_does_not_fit_is_told() {
         ),
         (
             "{\"format_version\":0}",
-            "is damaged (format_version is 0, which does not exist)",
+            "is damaged (format_version is 0, which is not a known version)",
         ),
         (
             "{\"format_version\":1}",
@@ -140,11 +140,11 @@ fn a_meta_file_that_does_not_fit_is_told() {
         ),
         (
             "{\"format_version\":2}",
-            "is from a newer format (2; this server reads 1): start the newer server",
+            "has a newer format (2; this server reads 1): start the newer server",
         ),
         (
             "{\"format_version\":3,\"epoch\":[1]}",
-            "is from a newer format (3; this server reads 1)",
+            "has a newer format (3; this server reads 1)",
         ),
     ];
     let root = tempdir().unwrap();

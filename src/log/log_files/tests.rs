@@ -1,4 +1,4 @@
-//! Where a failed segment ends, over all tries to rebuild, and which thread finds that out.
+//! The end of a failed segment, across all attempts to rebuild, and the thread that determines it.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -11,17 +11,17 @@ use crate::log::disk::{HostDisk, Space};
 use crate::log::record;
 use crate::seq::Seq;
 
-/// This machine's disk, on which the next fdatasyncs of one file end as scripted.
+/// The host's disk, except that the next fdatasyncs of one file end as scripted.
 #[derive(Debug, Clone, Default)]
 struct Scripted {
-    /// The file, and whether each fdatasync of it succeeds, the last one first.
+    /// The path of the file, and whether each of its next fdatasyncs succeeds, in reverse order.
     script: Arc<Mutex<(PathBuf, Vec<bool>)>>,
 }
 
 #[derive(Debug)]
 struct ScriptedFile {
     file: File,
-    /// Of a segment that was created here, its final path: it is created as `….aof.new`.
+    /// For a segment that was created here, its final path: it is created as `….aof.new`.
     path: PathBuf,
     disk: Scripted,
 }
@@ -136,7 +136,7 @@ impl DiskFile for ScriptedFile {
     fn drop_cache(&self) {}
 }
 
-/// A log with one batch that was durable and one more that was shown, after a failure.
+/// Returns a log after a failure, with one batch that was durable and another one that was shown.
 fn failed_log(root: &Path) -> (Scripted, LogFiles<Scripted>, End) {
     let disk = Scripted::default();
     let directory = DataDirectory::open_on(disk.clone(), root.to_owned(), [7; 16]);
@@ -175,8 +175,7 @@ fn failed_log(root: &Path) -> (Scripted, LogFiles<Scripted>, End) {
 #[test]
 fn the_first_try_decides_up_to_where_a_failed_segment_is_kept() {
     for (outcomes, is_shown_kept) in [
-        // A later fdatasync that fails takes nothing back, and one that succeeds has written
-        // nothing.
+        // A later fdatasync that fails revokes nothing, and one that succeeds has written nothing.
         ([true, false, false], true),
         ([true, false, true], true),
         ([false, true, true], false),
@@ -226,10 +225,10 @@ fn a_rebuild_that_never_runs_decides_nothing() {
         let root = tempdir().unwrap();
         let (disk, log, end) = failed_log(root.path());
         disk.set(&log.segment.path.clone(), [is_synced; 3]);
-        // Its thread cannot be started, or a stop comes before it.
+        // The rebuild's thread cannot be started, or the server is stopped before it runs.
         drop(log.rebuild(end).unwrap());
         assert_eq!(disk.syncs_left(), 3);
-        // Two at once still have one fdatasync between them.
+        // Two concurrent rebuilds still share one fdatasync.
         let (first, second) = (log.rebuild(end).unwrap(), log.rebuild(end).unwrap());
         let kept = if is_synced { end.shown } else { end.durable };
         for rebuild in [second, first] {
@@ -255,7 +254,7 @@ fn a_segment_that_was_opened_in_the_moment_of_a_failure_is_read_once() {
         };
         let rebuild = log.rebuild(end).unwrap();
         let segment = rebuild.run(|op| panic!("{op:?}")).unwrap();
-        // A try that gets as far as the segment, and then fails, is not kept.
+        // A segment is not kept if the attempt fails after creating it.
         if is_kept {
             log.replace(segment);
         }

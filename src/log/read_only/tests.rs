@@ -18,8 +18,8 @@ use super::super::segment;
 use super::*;
 use crate::seq::Seq;
 
-/// Writes an op for each of these keys, with the round as timestamp, in a segment of its own; gives
-/// where it ends.
+/// Writes an op for each of three keys, with the round as timestamp, to a segment of its own, and
+/// returns the index and the position of the next segment.
 fn write(
     directory: &DataDirectory,
     shard: u32,
@@ -42,7 +42,7 @@ fn write(
         push_op(&mut batch, &op);
     }
     seal_batch(&mut batch, header.salt(), position, position);
-    // In pieces, as a reader may come upon it.
+    // In pieces, as a concurrent reader may find it.
     for (at, piece) in batch.chunks(50).enumerate() {
         let offset = 64 + 50 * at as u64;
         open.file.write_all_at(piece, offset).unwrap();
@@ -51,7 +51,7 @@ fn write(
     (index + 1, position.advance(batch.len() as u64))
 }
 
-/// The greatest timestamp of each key.
+/// Returns the greatest timestamp of each key.
 fn state(data: &Path) -> BTreeMap<String, u64> {
     let snapshot = ReadOnlyLog::take(&HostDisk, data).unwrap();
     let (mut state, mut buffer) = (BTreeMap::new(), Vec::new());
@@ -75,7 +75,8 @@ fn a_log_that_is_written_and_compacted_meanwhile_is_whole_at_each_moment() {
     let written = AtomicU64::new(0);
     thread::scope(|scope| {
         scope.spawn(|| {
-            // The keys go from folder to folder, so that one has what the other no longer needs.
+            // The keys alternate between the folders, so that each one contains ops that supersede
+            // those in the other.
             let mut tails = [(1, LogPosition::START); 2];
             for round in 1..=ROUNDS {
                 let shard = round % 2;

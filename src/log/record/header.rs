@@ -30,16 +30,17 @@ pub struct SegmentHeader {
     pub index: u64,
     /// The log position of the first batch.
     pub first_position: LogPosition,
-    /// The segments that it replaces, if it is a compacted segment.
+    /// The segments that this segment replaces, if it is a compacted one.
     pub compacted: Option<Compacted>,
 }
 
 /// The segments that a compacted segment replaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Compacted {
-    /// The number of indexes that it covers in addition to its own, all directly before it.
+    /// The number of indexes directly before its own that it also covers.
     pub replaced: u32,
-    /// The log position where the replaced segments ended. The compacted segment itself is shorter.
+    /// The log position where the replaced segments ended, although the compacted segment itself is
+    /// shorter.
     pub end_position: LogPosition,
 }
 
@@ -52,7 +53,7 @@ pub enum HeaderError {
     /// The file does not start with the magic number of a segment.
     #[error("it does not start with the magic number of a segment")]
     Magic,
-    /// The header is intact, but was written by another version of the server.
+    /// The header is intact, but was written in another format version.
     #[error("it has format {0}, but this server reads {FORMAT_VERSION}")]
     Version(u16),
     /// The header was altered.
@@ -64,7 +65,7 @@ pub enum HeaderError {
 }
 
 impl SegmentHeader {
-    /// Returns the header for a segment that a shard writes, as opposed to a compacted one.
+    /// Returns the header of a segment that a shard writes, as opposed to a compacted one.
     #[must_use]
     pub fn new(shard: u32, epoch: [u8; 16], index: u64, first_position: LogPosition) -> Self {
         Self {
@@ -142,8 +143,8 @@ impl SegmentHeader {
         })
     }
 
-    /// Returns the checksum that seeds every batch header, so that a batch of another segment never
-    /// passes as one of this segment.
+    /// Returns the checksum that seeds every batch header, so that a batch of another segment is
+    /// never accepted as one of this segment.
     #[must_use]
     pub fn salt(&self) -> u32 {
         u32_at(&self.encode(), SEGMENT_CRC_AT)

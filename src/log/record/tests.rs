@@ -52,16 +52,16 @@ impl OwnedOp {
     }
 }
 
-/// A segment and what is known of it, from which a test makes the image of a crash.
+/// A segment and its known structure, from which a test makes the image of a crash.
 struct Built {
     bytes: Vec<u8>,
     ops: Vec<OwnedOp>,
-    /// Where a cut may leave the file: behind each header and each record.
+    /// The lengths to which a cut may reduce the file: the end of each header and of each record.
     ends: Vec<usize>,
     batch_starts: Vec<usize>,
 }
 
-/// `batches`: the ops of each, and whether a sync follows it.
+/// Builds a segment. Each of `batches` has its ops, and whether a sync follows it.
 fn build(batches: &[(Vec<OwnedOp>, bool)]) -> Built {
     let mut built = Built {
         bytes: HEADER.encode().to_vec(),
@@ -95,7 +95,7 @@ fn build(batches: &[(Vec<OwnedOp>, bool)]) -> Built {
     built
 }
 
-/// The reader's naive twin: no chain is checked, only the places of the fields are known.
+/// Reads ops naively: checks no checksum chain and relies only on the offsets of the fields.
 fn naive(bytes: &[u8]) -> Vec<OwnedOp> {
     let number = |at: usize, width: usize| {
         usize::try_from(
@@ -149,7 +149,7 @@ fn read(bytes: &[u8]) -> (Vec<OwnedOp>, Option<Fault>, usize) {
     (ops, fault, reader.offset())
 }
 
-/// Whether the first fault is one that an interrupted write leaves.
+/// Returns whether the first fault is one that an interrupted write can leave.
 fn is_torn(bytes: &[u8]) -> bool {
     let mut reader = Reader::new(&HEADER, bytes);
     let fault = reader.by_ref().find_map(Result::err).expect("a fault");
@@ -166,7 +166,7 @@ fn op(seq: u64, value: &str) -> OwnedOp {
     }
 }
 
-/// Three synced batches and, at the end, one that is not.
+/// Returns a segment with three synced batches, followed by one that is not synced.
 fn sample() -> Built {
     build(&[
         (vec![op(1, "\"bar\""), op(2, "null")], true),
@@ -333,7 +333,7 @@ fn every_truncation_leaves_a_prefix_and_a_torn_tail() {
     }
 }
 
-/// Calls `check` with each image of `built` in which one bit, or a whole byte, differs behind the
+/// Calls `check` with each image of `built` in which one bit, or a whole byte, differs after the
 /// segment header.
 fn for_each_flip(built: &Built, mut check: impl FnMut(usize, &[u8])) {
     let mut bytes = built.bytes.clone();
@@ -357,7 +357,8 @@ fn a_flipped_bit_in_synced_bytes_is_proven_by_a_header_and_in_the_last_batch_by_
         let fault = fault.expect("a flip is a fault");
         assert!(!matches!(fault.kind, FaultKind::Content(_)), "byte {at}");
         let proof = (at < unsynced).then_some(unsynced);
-        // The first header behind the flip that is whole and later than the flip.
+        // The first intact header after the flip that was written once the flipped bytes were
+        // durable.
         let found = damage_behind(&HEADER, &bytes[fault.offset..], fault.offset);
         assert_eq!(found.is_some(), proof.is_some(), "byte {at}");
         if at >= unsynced {
@@ -422,7 +423,8 @@ fn a_batch_is_valid_only_in_its_segment_and_at_its_place() {
 
 #[test]
 fn content_that_no_writer_makes_is_told_apart_from_a_torn_tail() {
-    // Each alters a record's field and then seals the batch again, so that all checksums are right.
+    // Each case alters a field of a record and reseals the batch, so that all checksums are
+    // correct.
     let cases: [(usize, u8); 4] = [(28, 2), (24, 200), (27, 1), (29, 0xC0)];
     for (at, value) in cases {
         let mut batch = Vec::new();
@@ -470,8 +472,8 @@ proptest! {
         prop_assert_eq!(offset, built.bytes.len());
     }
 
-    /// After a power cut: the synced bytes are whole, and of the others any sectors hold zeros, at
-    /// any length of the file.
+    /// After a power cut, the synced bytes are intact, any of the other sectors contain zeros, and
+    /// the file may have lost any part of its unsynced end.
     #[test]
     fn a_power_cut_leaves_a_torn_tail(
         batches in any_batches(),
@@ -502,7 +504,7 @@ proptest! {
         }
     }
 
-    /// Synced bytes that a later batch vouches for are altered: damage, and no altered op.
+    /// Altered synced bytes that a later batch vouches for are damage, and no altered op is read.
     #[test]
     fn altered_synced_bytes_are_damage(
         mut batches in any_batches(),

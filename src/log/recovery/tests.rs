@@ -1,4 +1,4 @@
-//! Recovery: torn tails, damage, gaps, against a naive model.
+//! Recovery: torn tails, damage and gaps, against a naive model.
 
 use std::fs;
 use std::io;
@@ -15,15 +15,16 @@ use super::super::record::{
 use super::*;
 use crate::seq::Seq;
 
-/// An op in brief: its workspace is its shard's, and the other fields follow from its number.
+/// A number that represents an op: its workspace is its shard's, and the other fields follow from
+/// the number.
 type Number = u64;
 
-/// A data directory that a test fills in the way of a server that syncs each batch, and the naive
-/// model beside it.
+/// A data directory that a test fills in the way of a server that syncs each batch, and its naive
+/// model.
 struct Log {
     _root: TempDir,
     directory: DataDirectory,
-    /// The model: what every recovery must visit, for each shard that has a folder.
+    /// The model: the ops that every recovery must visit, for each shard that has a folder.
     shards: Vec<Vec<Number>>,
 }
 
@@ -38,7 +39,8 @@ impl Log {
         }
     }
 
-    /// One shard: three segments of two batches each, the last without a seal.
+    /// Creates a log with one shard: three segments of two batches each, the last one without a
+    /// seal.
     fn sample() -> Self {
         let mut log = Self::new();
         let segments = [
@@ -53,8 +55,7 @@ impl Log {
         log
     }
 
-    /// Writes a segment, each batch synced before the next, and returns where the one after it
-    /// begins.
+    /// Writes a segment, with each batch synced before the next, and returns the tail after it.
     fn write(&mut self, tail: Tail, batches: &[Vec<Number>]) -> Tail {
         let epoch = self.directory.epoch();
         let header = SegmentHeader::new(tail.shard, epoch, tail.next_index, tail.next_position);
@@ -119,7 +120,8 @@ impl Log {
         (report, ops)
     }
 
-    /// Recovery stops with the file, the offset and the command, and leaves every file as it is.
+    /// Checks that recovery stops and reports the file, the offset and the command, and that it
+    /// leaves every file unchanged.
     fn assert_damaged(&self, damaged_path: &Path, what_part: &str) {
         let image = self.image();
         let error = self.recover().0.expect_err(what_part);
@@ -138,7 +140,7 @@ impl Log {
         assert_eq!(self.image(), image, "{message}");
     }
 
-    /// What a rebuild of the last shard reads, if it owned everything.
+    /// Returns the ops that a rebuild of the last shard would read if it owned everything.
     fn replayed(&self) -> Result<Vec<(u32, Number)>, RecoveryError> {
         let shards = self.directory.shards().unwrap();
         let Some((&shard, others)) = shards.split_last() else {
@@ -172,7 +174,8 @@ fn with_op(shard: u32, number: Number, take: impl FnOnce(&LoggedOp<'_>)) {
     });
 }
 
-/// The op's shard and number; an op that [`with_op`] would not make is an altered one.
+/// Returns the op's shard and number. Fails if it is not an op that [`with_op`] makes, which means
+/// that it was altered.
 fn checked(op: &LoggedOp<'_>) -> (u32, Number) {
     let shard = op
         .workspace
@@ -188,7 +191,8 @@ fn checked(op: &LoggedOp<'_>) -> (u32, Number) {
 fn an_empty_directory_is_an_empty_log() {
     let log = Log::new();
     assert_eq!(log.recovered(), (RecoveryReport::default(), vec![]));
-    // Killed between the folder and its first segment, and in the middle of that.
+    // Killed between the creation of the folder and that of its first segment, and in the middle of
+    // the latter.
     let folder = log.directory.shard_path(4);
     fs::create_dir(&folder).unwrap();
     fs::write(folder.join("0000000001.aof.new"), "half").unwrap();
@@ -269,11 +273,11 @@ fn a_log_goes_on_behind_a_cut_inside_of_a_batch() {
     assert_eq!((ops, report.torn), (log.model(), vec![]));
     assert_eq!(log.replayed().unwrap(), log.model());
 
-    // The next segment vouches for the end of the cut one, to the byte.
+    // The next segment vouches for the exact end of the truncated one.
     let kept = fs::read(&path).unwrap();
     fs::write(&path, &kept[..kept.len() - 1]).unwrap();
     log.assert_damaged(&path, "all of a closed segment was on disk");
-    // What stands behind that end is dead: a write that failed, and was shown to nobody.
+    // Bytes after that end are dead: they are from a failed write that was never shown.
     fs::write(&path, &whole).unwrap();
     assert_eq!(log.replayed().unwrap(), log.model());
     let (report, ops) = log.recover();
@@ -295,7 +299,7 @@ fn every_flipped_byte_is_damage() {
     }
 }
 
-/// A segment that is written through ends in zeros, which are nothing that was written.
+/// A segment that is written through ends in zeros, which do not count as written data.
 #[test]
 fn any_sector_of_the_last_batch_may_be_missing() {
     let mut log = Log::new();
@@ -451,8 +455,8 @@ fn a_replay_reads_its_own_folder_and_the_past_of_the_others() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
-    /// Any number of starts and crashes: each start finds what was synced, in order, and the log
-    /// goes on.
+    /// After any number of starts and crashes, each start finds the synced ops, in order, and the
+    /// log continues.
     #[test]
     fn recovery_finds_what_the_model_holds(
         rounds in prop::collection::vec(

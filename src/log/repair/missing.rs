@@ -1,7 +1,8 @@
-//! Finds the workspaces that have lost ops, as far as the seqs of the remaining ops show it.
+//! Finds the workspaces that have lost ops, to the extent that the seqs of the remaining ops reveal
+//! it.
 //!
-//! For as long as a workspace's ops go to the same folder, their seqs are consecutive there, until
-//! a compaction drops superseded ops. So a gap is due to the damage if it spans a lost range and
+//! As long as a workspace's ops go to the same folder, their seqs are consecutive there, until a
+//! compaction drops superseded ops. So a gap was caused by the damage if it spans a lost range and
 //! neither of its ends is in a compacted segment. A missing segment may itself have been compacted,
 //! so some of the ops reported as missing may have been superseded.
 
@@ -20,7 +21,7 @@ pub struct MissingOps {
     pub seqs: RangeInclusive<Seq>,
 }
 
-/// Tracks the seqs of all workspaces through one folder.
+/// A tracker of the seqs of all workspaces in one folder.
 #[derive(Default)]
 pub struct SeqTracker {
     last: HashMap<String, Last>,
@@ -37,7 +38,7 @@ struct Last {
 }
 
 impl SeqTracker {
-    /// Adds the next op, which may be one that was already added.
+    /// Adds the next op, which may have been added before.
     pub fn visit(&mut self, op: &LoggedOp<'_>, is_compacted: bool) {
         self.had_compacted |= is_compacted;
         let now = Last {
@@ -69,15 +70,15 @@ impl SeqTracker {
         self.damages += 1;
     }
 
-    /// Returns the missing ops, before other folders are taken into account.
+    /// Returns the missing ops, without taking other folders into account.
     #[must_use]
     pub fn finish(self) -> Vec<MissingOps> {
         self.gaps
     }
 }
 
-/// Removes ops that exist in other folders from the missing ones. A workspace's ops are in several
-/// folders if the server was restarted with a different number of shards.
+/// A filter that removes ops that exist in other folders from the missing ones. A workspace's ops
+/// are in several folders if the server was restarted with a different number of shards.
 #[derive(Default)]
 pub struct MissingFilter {
     missing: BTreeMap<String, WorkspaceMissing>,

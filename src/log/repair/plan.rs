@@ -1,8 +1,9 @@
 //! Plans the repair of one folder: the changes that turn its segments into a chain again.
 //!
-//! A compacted segment covers indexes and positions other than its own, so it can stand in for
+//! A compacted segment covers indexes and positions other than its own, so it can take the place of
 //! anything that is missing: a damaged segment becomes a compacted one with its intact ops, and
-//! missing segments become one compacted segment without ops. Intact segments stay as they are.
+//! missing segments become a single compacted segment without ops. Intact segments stay as they
+//! are.
 
 use std::path::{Path, PathBuf};
 
@@ -28,7 +29,7 @@ pub struct SegmentRewrite {
     pub is_last: bool,
     /// The header of the new file.
     pub header: SegmentHeader,
-    /// The reason why the segment cannot stay as it is.
+    /// The reason why the segment cannot be kept as it is.
     pub what: String,
     /// The intact and the lost parts of the segment.
     pub recovery: SegmentRecovery,
@@ -37,7 +38,7 @@ pub struct SegmentRewrite {
 /// A change to one folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PlannedChange {
-    /// Missing segments are replaced by one without ops.
+    /// Missing segments are replaced with one without ops.
     Fill {
         /// The new file.
         path: PathBuf,
@@ -64,7 +65,7 @@ pub struct FolderPlan {
     pub moves: Vec<SegmentMove>,
     /// The other changes, in order. They are made once all files have their correct names.
     pub changes: Vec<PlannedChange>,
-    /// Files that look like segments but are not needed.
+    /// Files that look like segments but are not part of the chain.
     pub strays: Vec<Stray>,
     /// The segments of the repaired chain, at their current paths.
     pub segments: Vec<PlannedSegment>,
@@ -123,8 +124,8 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
     }
 
     /// Returns the plan. `candidates` must be in order. A shard that has begun a log but has no
-    /// segment left gets one without ops. Calls `progress` with the length of each segment after
-    /// reading it.
+    /// segment left is given one without ops. Calls `progress` with the length of each segment
+    /// after reading it.
     pub fn plan(
         mut self,
         candidates: Vec<FoundSegment>,
@@ -148,9 +149,9 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
         Ok(self.plan)
     }
 
-    /// Selects the segments of the chain, leaving out those that exist twice or that another
-    /// segment covers. A compacted segment covers others only if it is completely intact;
-    /// otherwise, the segments that it was made from are preferable to what is left of it.
+    /// Selects the segments of the chain, leaving out duplicates and segments that another one
+    /// covers. A compacted segment covers others only if it is completely intact; otherwise, the
+    /// segments that it was made from are preferable to what is left of it.
     fn select(
         &mut self,
         candidates: Vec<FoundSegment>,
@@ -159,7 +160,7 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
         for found in candidates {
             let index_before = single.last().map_or(0, |last| last.header.index);
             if found.header.index == index_before {
-                self.set_aside(&found.path, "another file was kept in its place");
+                self.set_aside(&found.path, "another file with the same index was kept");
             } else if found.header.index - index_before > u64::from(u32::MAX) {
                 self.set_aside(&found.path, "its index is far beyond all others");
             } else {
@@ -170,8 +171,8 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
         for found in single.into_iter().rev() {
             let next_index = segments.last().map_or(u64::MAX, |next| next.first_index);
             if found.header.index >= next_index {
-                // If it has its correct name, it is a leftover of a compaction, which the next
-                // start removes.
+                // A segment with the correct name is a leftover of a compaction; the next start
+                // removes it.
                 if found.path != found.home {
                     self.set_aside(&found.path, "it was replaced by a compacted segment");
                 }
@@ -262,7 +263,7 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
         }
     }
 
-    /// Decides whether a segment is kept, moved or rewritten, and adds that to the plan.
+    /// Decides whether a segment is kept, moved or rewritten, and adds the decision to the plan.
     fn settle(
         &mut self,
         segment: &PlannedSegment,
@@ -303,7 +304,7 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
         self.rewrite(&link, segment, next, what)
     }
 
-    /// Returns the reason why an intact segment does not fit its neighbours, if it does not.
+    /// Returns the reason why an intact segment does not fit its neighbours, or `None` if it fits.
     fn unfit(
         &self,
         segment: &PlannedSegment,
@@ -406,8 +407,8 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
     }
 }
 
-/// Separates damage, which is the inner error, from errors that stop a repair. Bytes that the disk
-/// cannot read count as damage.
+/// Separates damage, returned as the inner error, from errors that stop a repair. Bytes that the
+/// disk cannot read count as damage.
 fn judged(outcome: Result<Extent, RecoveryError>) -> Result<Result<Extent, String>, RecoveryError> {
     match outcome {
         Ok(extent) => Ok(Ok(extent)),

@@ -12,7 +12,7 @@ use super::super::record::{
 };
 use super::resync;
 
-/// The size of the blocks in which a file is read if the disk cannot read all of it.
+/// The size, in bytes, of the blocks in which a file is read if the disk cannot read all of it.
 const BLOCK_BYTES: usize = 4096;
 const EIO: i32 = 5;
 
@@ -23,8 +23,8 @@ pub struct LostRange {
     pub bytes: Range<u64>,
     /// A description of what is wrong at the first byte.
     pub what: String,
-    /// Whether this may be the result of an interrupted write: nothing proves that these bytes were
-    /// ever on disk.
+    /// Whether an interrupted write may have caused this. If so, nothing proves that these bytes
+    /// were ever on disk.
     pub is_torn: bool,
 }
 
@@ -47,14 +47,14 @@ pub enum RecoveredItem<'a> {
     Lost(&'a LostRange),
 }
 
-/// The end of a segment, as far as it affects what counts as lost.
+/// The properties of a segment's end that determine which bytes count as lost.
 #[derive(Debug, Clone, Copy)]
 pub struct SegmentEnd {
     /// Whether no segment follows, so that the end may be torn.
     pub is_last: bool,
-    /// Whether zeros at the end may be due to filling the file in advance.
+    /// Whether zeros at the end may come from filling the file in advance.
     pub may_be_filled: bool,
-    /// The end of the last block that the disk cannot read, or 0. Zeros before it may stand for
+    /// The end of the last block that the disk cannot read, or 0. Zeros before it may represent
     /// unreadable bytes, so they do not count as filled in advance.
     pub unreadable_end: usize,
 }
@@ -124,7 +124,7 @@ pub fn recover(
 
 fn what(fault: Fault) -> String {
     match fault.kind {
-        // The usual text describes a file, but this one is for a range.
+        // The usual text describes a whole file, but this one describes a range.
         FaultKind::Cut => "the end of a batch is missing".to_owned(),
         kind => kind.to_string(),
     }
@@ -180,7 +180,7 @@ pub struct HeaderHints {
 
 /// Reconstructs the header of a segment. Of the headers that its place, its bytes and its
 /// neighbours suggest, returns the one for which a batch is valid; the checksum of that batch
-/// proves it.
+/// proves that the header is correct.
 #[must_use]
 pub fn restore_header(bytes: &[u8], place: HeaderHints) -> Option<SegmentHeader> {
     let number = |at: usize| Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
@@ -204,7 +204,7 @@ pub fn restore_header(bytes: &[u8], place: HeaderHints) -> Option<SegmentHeader>
                 ..SegmentHeader::new(place.shard, place.epoch, place.index, first_position)
             })
         })
-        // Only valid headers can be decoded.
+        // Keep only headers that decode as valid.
         .filter(|header| SegmentHeader::decode(&header.encode()) == Ok(*header))
         .find(|header| resync::next_batch(header, bytes, 0).is_some())
 }
@@ -294,7 +294,7 @@ mod tests {
                     assert_eq!(restore_header(&bytes, place), Some(header), "{damage:?}");
                 }
             }
-            // Without a batch that proves a header, there is none.
+            // Without a batch that proves it, no header is returned.
             let stranger = HeaderHints {
                 epoch: [8; 16],
                 ..place

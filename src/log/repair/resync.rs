@@ -1,4 +1,4 @@
-//! Resynchronisation: finds where reading can continue after a fault.
+//! Resynchronization: finds the place where reading can continue after a fault.
 
 use std::ops::Range;
 
@@ -8,13 +8,14 @@ use super::super::record::{
     SegmentHeader, batches,
 };
 
-/// Moves a reader that has met a fault to the next place at which checksums prove what they cover,
-/// and returns the range of bytes that is skipped, or `None` if nothing after the fault can be
-/// proven. The reader must hold all bytes up to the end of the file.
+/// Moves a reader that has encountered a fault to the next place where checksums prove that the
+/// data is intact. Returns the range of bytes that this skips, or `None` if nothing after the fault
+/// can be proven intact. The reader must hold all bytes up to the end of the file.
 ///
 /// Each batch header starts its own checksum chain, so the next valid one is such a place. Often
-/// reading can continue earlier, at the record after the bad one: its checksum proves it when
-/// seeded with the checksum of the bad record, either as stored or as computed, whichever is right.
+/// reading can continue earlier, at the record after the bad one: that record's checksum proves it
+/// intact if seeded with the bad record's checksum, either as stored or as computed, whichever is
+/// correct.
 pub fn skip_damage(reader: &mut Reader<'_>) -> Option<Range<usize>> {
     let fault = reader.cursor();
     let near = if fault.offset() < fault.batch_end {
@@ -30,7 +31,7 @@ pub fn skip_damage(reader: &mut Reader<'_>) -> Option<Range<usize>> {
     Some(fault.offset()..next.offset())
 }
 
-/// Tries the record after the bad one, assuming that the length of the bad record is right.
+/// Tries the record after the bad one, assuming that the length of the bad record is correct.
 fn after_record(reader: &Reader<'_>) -> Option<ReadCursor> {
     let fault = reader.cursor();
     let unread = reader.unread();
@@ -52,7 +53,7 @@ fn after_record(reader: &Reader<'_>) -> Option<ReadCursor> {
 fn after_batch_header(reader: &Reader<'_>) -> Option<ReadCursor> {
     let header: &[u8; BATCH_HEADER_BYTES] = reader.unread().first_chunk()?;
     let offset = reader.offset() + BATCH_HEADER_BYTES;
-    // The length in the header may be what was altered, so the batch may extend to the next header.
+    // The damage may be in the header's length field, so the batch may extend to the next header.
     let end = reader.base + reader.bytes.len();
     let batch_end = next_batch_of(reader, offset).unwrap_or(end);
     let stored = header[BATCH_CRC_AT..]
@@ -82,16 +83,15 @@ fn next_batch_of(reader: &Reader<'_>, from: usize) -> Option<usize> {
     )
 }
 
-/// Returns the offset of the first batch header that is valid at its place. `bytes` are the bytes
-/// of the file from the offset `base` on.
+/// Returns the offset of the first batch header that is valid at its place. `bytes` is the file's
+/// content from the offset `base`.
 #[must_use]
 pub fn next_batch(header: &SegmentHeader, bytes: &[u8], base: usize) -> Option<usize> {
     let mut batches = batches(header, bytes, base);
     batches.next().map(|(offset, _)| offset)
 }
 
-/// Returns the log position up to which everything was on disk, as far as the batches of a segment
-/// prove it.
+/// Returns the log position up to which the batches of a segment prove that everything was on disk.
 #[must_use]
 pub fn durable_position(header: &SegmentHeader, bytes: &[u8]) -> LogPosition {
     batches(header, bytes, 0)

@@ -1,4 +1,4 @@
-//! Finds the files in a damaged log, and determines which of them are its segments.
+//! Finds the files of a damaged log, and determines which of them are its segments.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ pub struct FoundSegment {
     /// The segment's header.
     pub header: SegmentHeader,
     /// Whether the header in the file is damaged. If so, `header` was reconstructed, and the
-    /// batches after it prove it.
+    /// batches after it prove that it is correct.
     pub is_header_lost: bool,
     /// The length of the file.
     pub file_bytes: u64,
@@ -39,7 +39,7 @@ pub struct Stray {
 #[derive(Debug, Default)]
 pub struct DirectoryScan {
     /// The segments of each shard, in order of their indexes. If several files claim the same
-    /// index, the one with the correct name comes first.
+    /// index, the correctly named one comes first.
     pub folders: BTreeMap<u32, Vec<FoundSegment>>,
     /// The files that are not segments of this log.
     pub strays: Vec<Stray>,
@@ -57,8 +57,8 @@ struct ScannedFile {
 
 impl DirectoryScan {
     /// Reads the headers of all files that have a segment's extension. If the epoch is not known,
-    /// it is the one in the headers of the segments that have the most bytes in total, or
-    /// `new_epoch` if no header is intact.
+    /// the one whose segments have the most bytes in total is chosen, or `new_epoch` if no header
+    /// is intact.
     pub fn of<D: Disk>(
         disk: &D,
         data: &Path,
@@ -112,7 +112,7 @@ impl DirectoryScan {
                     self.set_aside(&entry.path, "it belongs to another data directory");
                 }
                 Ok(header) if !(1..u64::MAX).contains(&header.index) => {
-                    let what = format!("its index {} is not a valid one", header.index);
+                    let what = format!("its index {} is invalid", header.index);
                     self.set_aside(&entry.path, what);
                 }
                 Ok(header) => self.add(data, entry.path, header, entry.file_bytes, false),
@@ -126,7 +126,7 @@ impl DirectoryScan {
             if let Some(header) = place.and_then(|place| recover::restore_header(&bytes, place)) {
                 self.add(data, entry.path, header, entry.file_bytes, true);
             } else {
-                let what = format!("{error}, and no batch in it says which segment it was");
+                let what = format!("{error}, and no batch in it identifies the segment");
                 self.set_aside(&entry.path, what);
             }
         }

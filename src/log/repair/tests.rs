@@ -20,13 +20,13 @@ use crate::seq::Seq;
 mod crash;
 mod random;
 
-/// Files that come and go, and hold nothing.
+/// Temporary files, whose contents are irrelevant.
 const PASSING: [&str; 3] = ["LOCK", "LOCK.probe", "meta.json.new"];
 
 /// Workspace, seq, key, value, timestamp.
 type Written = (String, u64, String, String, u64);
 
-/// A batch as it stands in a file.
+/// A batch as stored in a file.
 #[derive(Debug, Clone)]
 struct Batch {
     path: PathBuf,
@@ -35,14 +35,14 @@ struct Batch {
     ops: Vec<Written>,
 }
 
-/// A log as a server leaves it that syncs each batch, and what stands where in it.
+/// A log as left by a server that syncs each batch, with the location of each batch.
 struct Log {
     root: TempDir,
     /// The next index and position of each shard.
     tails: BTreeMap<u32, (u64, LogPosition)>,
     seqs: BTreeMap<String, u64>,
     batches: Vec<Batch>,
-    /// Of all ops that were ever written.
+    /// The timestamp of the newest op that was ever written.
     clock: u64,
 }
 
@@ -59,7 +59,8 @@ impl Log {
         }
     }
 
-    /// One shard, three segments of two batches each; `demo` has all even ops.
+    /// Creates a log with one shard: three segments of two batches each, in which the ops alternate
+    /// between `demo` and `other`.
     fn sample() -> Self {
         let mut log = Self::new();
         for _ in 0..3 {
@@ -78,7 +79,7 @@ impl Log {
             .join(segment::file_name(index))
     }
 
-    /// Appends a segment; each batch is a list of the workspaces of its ops.
+    /// Appends a segment. Each batch is a list of its ops' workspaces.
     fn segment(&mut self, shard: u32, batches: &[Vec<&str>]) {
         let epoch = directory::epoch(&HostDisk, self.data()).unwrap();
         let (index, position) = self
@@ -118,7 +119,8 @@ impl Log {
         self.tails.insert(shard, (index + 1, end));
     }
 
-    /// Compacts all there is into small segments. What is then in a file is one batch of the model.
+    /// Compacts everything into small segments. In the model, the content of each new file is one
+    /// batch.
     fn compact(&mut self) {
         let directory = DataDirectory::open(self.data()).unwrap();
         let settings = Settings {
@@ -167,7 +169,8 @@ impl Log {
         paths
     }
 
-    /// The ops of the batches that stand where they stood, under a header that is as it was.
+    /// Returns the ops of the batches that are unchanged and in place, under an unchanged segment
+    /// header.
     fn undamaged(&self, headers: &BTreeMap<PathBuf, Vec<u8>>) -> BTreeSet<Written> {
         let is_whole = |batch: &&Batch| {
             let bytes = fs::read(&batch.path).unwrap_or_default();
@@ -190,8 +193,8 @@ impl Log {
         RepairPlan::new(HostDisk, self.data().to_path_buf(), [9; 16], |_, _| {}).unwrap()
     }
 
-    /// Repairs, and checks what holds after every repair. Gives the ops that are left, and those
-    /// that are told to be missing.
+    /// Repairs the log and checks the properties that hold after every repair. Returns the
+    /// remaining ops, and those reported as missing.
     fn repair(&self) -> (BTreeSet<Written>, Vec<MissingOps>) {
         let before = self.contents();
         let repair = self.plan();
@@ -217,7 +220,7 @@ impl Log {
         kept
     }
 
-    /// What stands in all files.
+    /// Returns the contents of all files.
     fn contents(&self) -> BTreeSet<Vec<u8>> {
         let mut contents = BTreeSet::new();
         let mut folders = vec![self.data().to_path_buf()];
@@ -264,7 +267,7 @@ fn ops_of(link: &Link) -> Vec<Written> {
     ops
 }
 
-/// All ops of a log that is whole.
+/// Returns all ops of an undamaged log.
 fn read(data: &Path) -> Result<BTreeSet<Written>, String> {
     let snapshot = ReadOnlyLog::take(&HostDisk, data).map_err(|error| error.to_string())?;
     let (mut ops, mut buffer) = (BTreeSet::new(), Vec::new());
@@ -342,7 +345,8 @@ fn a_damaged_last_batch_is_rewritten_and_its_loss_is_told_as_one() {
 fn one_bad_byte_costs_one_op() {
     for index in 1..=3 {
         let log = Log::sample();
-        // The value of the first op of the first batch: its record's length is right.
+        // Alters the value of the first op of the first batch, so the length of its record is still
+        // correct.
         let batch = log.batches[usize::try_from(index).unwrap() * 2 - 2].clone();
         flip(&batch.path, batch.begin + 28 + 29 + 5);
         let (kept, missing) = log.repair();
@@ -368,12 +372,12 @@ fn a_flipped_byte_costs_one_op_or_the_rest_of_its_batch() {
         let log = Log::sample();
         flip(&log.path(0, 1), at);
         let (kept, _) = log.repair();
-        // The segment header and the batch's header are found again by what stands behind them. The
-        // length of the first record is not, and the second one with it.
+        // The segment header and the batch header are restored from the data that follows them. The
+        // length of the first record is not, and the second record is lost with it.
         let lost = match at.checked_sub(first.begin) {
             None | Some(0..28) => 0,
             Some(32..36) => 2,
-            // A checksum that is altered proves itself by the one behind it, but not its op.
+            // The checksum of the next record still holds, so only the op of this record is lost.
             Some(_) => 1,
         };
         assert!(kept.is_subset(&log.ops()), "byte {at}");
@@ -486,10 +490,10 @@ fn what_is_no_segment_of_this_log_is_set_aside() {
         .map(|stray| stray.what.as_str())
         .collect();
     let expected = [
-        "another file was kept in its place",
+        "another file with the same index was kept",
         "it belongs to another data directory",
         "it is a folder",
-        "it is too short to hold a segment header, and no batch in it says which segment it was",
+        "it is too short to hold a segment header, and no batch in it identifies the segment",
     ];
     assert_eq!(told, BTreeSet::from(expected));
     drop(plan);

@@ -1,4 +1,4 @@
-//! What is due when, how much room there is, and what is kept in reserve.
+//! The compactions that are due, the room on the disk, and the reserve.
 
 use proptest::prelude::*;
 
@@ -44,7 +44,7 @@ fn compaction_begins_when_enough_is_dead() {
 fn one_shard_is_due_beside_a_large_one_that_is_idle() {
     let all = [folder(0, 1000, 1000), folder(1, 40, 1), folder(2, 3, 1)];
     let mut schedule = schedule();
-    // Before the first compaction its folder may hold anybody's ops.
+    // Before its first compaction, the folder may contain ops of any shard.
     assert_eq!(schedule.due(&all, false, NOW_US), Vec::<u32>::new());
     schedule.compacted(&folder(1, 40, 1), MIB, MIB);
     assert_eq!(schedule.due(&all, false, NOW_US), [1]);
@@ -63,7 +63,7 @@ fn what_a_folder_keeps_of_others_is_no_reason_to_compact_it_again() {
     let all = [folder(0, 110, 10), folder(1, 100, 200)];
     assert_eq!(schedule.kept_bytes(&all[0], &all), 110 * MIB);
     assert_eq!(schedule.due(&all, false, NOW_US), Vec::<u32>::new());
-    // It was half of that, and not of its own shard.
+    // In fact the folder kept less than half of that, mostly ops of other shards.
     schedule.compacted(&all[0], 50 * MIB, 55 * MIB);
     assert_eq!(schedule.kept_bytes(&all[0], &all), 50 * MIB);
     assert_eq!(schedule.due(&all, false, NOW_US), [0]);
@@ -74,7 +74,7 @@ fn what_a_folder_keeps_of_others_is_no_reason_to_compact_it_again() {
 #[test]
 fn what_the_open_segment_has_overwritten_is_compacted_when_that_is_closed() {
     let mut schedule = schedule();
-    // All of it was live when the open segment was opened.
+    // All of it was live when the open segment was created.
     let large = folder(0, 100, 100);
     schedule.compacted(&large, 100 * MIB, 106 * MIB);
     assert_eq!(
@@ -82,7 +82,7 @@ fn what_the_open_segment_has_overwritten_is_compacted_when_that_is_closed() {
         Vec::<u32>::new()
     );
     assert_eq!(schedule.due(&[folder(0, 108, 2)], false, NOW_US), [0]);
-    // And again only when it has grown.
+    // It is due again only once it has grown.
     schedule.compacted(&folder(0, 108, 2), 90 * MIB, 95 * MIB);
     let all = [folder(0, 95, 2)];
     assert_eq!(schedule.due(&all, false, NOW_US), Vec::<u32>::new());
@@ -97,7 +97,7 @@ fn it_works_in_a_part_of_its_time_and_hurries_as_a_log_grows() {
         assert_eq!(pause.as_millis(), pause_ms, "{closed}");
         assert!(schedule().pause(&all, true, worked).is_zero());
     }
-    // One that is long is enough.
+    // A single log that is too long is enough.
     let mut schedule = schedule();
     schedule.compacted(&folder(1, 40, 1), MIB, MIB);
     let all = [folder(0, 1000, 1000), folder(1, 40, 1)];
@@ -148,7 +148,7 @@ fn where_room_is_short_a_little_that_is_dead_is_enough_and_what_is_not_is_not_lo
     let all = [folder(0, 107, 100), folder(1, 106, 100)];
     assert!(schedule.due(&all, false, NOW_US).is_empty());
     assert_eq!(schedule.due(&all, true, NOW_US), [0]);
-    // Nothing of it could be freed.
+    // None of it could be freed.
     schedule.compacted(&all[0], 100 * MIB, 107 * MIB);
     assert!(schedule.due(&all, true, NOW_US).is_empty());
     let all = [folder(0, 115, 100)];
@@ -169,7 +169,7 @@ fn space(free_mib: u64, total_mib: u64) -> Space {
 #[test]
 fn a_disk_is_short_before_it_is_full_and_has_room_again_a_little_later() {
     let mut room = room(4);
-    // 16 MiB, and one for each shard.
+    // The low mark is 16 MiB plus 1 MiB for each shard.
     for (free_mib, is_short) in [
         (1000, false),
         (25, false),
@@ -184,7 +184,7 @@ fn a_disk_is_short_before_it_is_full_and_has_room_again_a_little_later() {
     room.looked(None, false, &[]);
     assert!(!room.is_short(), "one that does not say limits nobody");
     assert_eq!(room.end(LogPosition::new(5)), LogPosition::MAX);
-    // A small disk is not kept free for nothing.
+    // On a small disk, less space is kept free.
     room.looked(Some(space(8, 64)), false, &[]);
     assert!(!room.is_short());
 }
@@ -210,7 +210,7 @@ fn the_reserve_grows_with_the_log_and_is_made_where_there_is_room_for_it() {
         (1000, 10_000, 500, 256, Some(16)),
         (1000, 10_000, 9000, 9000, Some(32)),
         (41, 10_000, 500, 256, None),
-        // One part in 32 of a small disk.
+        // One 32nd of a small disk.
         (100, 160, 60, 40, Some(5)),
     ] {
         room.looked(Some(space(free_mib, total_mib)), false, &[]);
@@ -224,29 +224,29 @@ fn the_reserve_grows_with_the_log_and_is_made_where_there_is_room_for_it() {
 fn what_the_reserve_held_is_for_the_next_compaction_and_not_for_ops() {
     let mut room = room(1);
     let all = [folder(0, 500, 256)];
-    // 16 MiB are the reserve's, 17 are kept free, and 8 are left for ops.
+    // The reserve holds 16 MiB. Of the free space, 17 MiB are kept free and 8 MiB are left for ops.
     room.looked(Some(space(25, 10_000)), false, &all);
     assert_eq!(room.end(LogPosition::START).get(), 8 * MIB);
-    // The reserve is given up.
+    // The reserve is released.
     room.looked(Some(space(25 + 16, 10_000)), true, &all);
     assert_eq!(
         (room.is_short(), room.end(LogPosition::START).get()),
         (false, 8 * MIB)
     );
     assert_eq!(room.free_bytes(), Some((25 + 16) * MIB));
-    // Compaction has taken a part of it.
+    // Compaction has used a part of it.
     room.looked(Some(space(25 + 10, 10_000)), true, &all);
     assert_eq!(
         (room.is_short(), room.end(LogPosition::START).get()),
         (true, 0)
     );
-    // It went well: as before, with half as much again for a disk that was short.
+    // The compaction succeeded, and freed enough for a disk that was short to have room again.
     room.looked(Some(space(50, 10_000)), false, &all);
     assert_eq!(
         (room.is_short(), room.end(LogPosition::START).get()),
         (false, 33 * MIB)
     );
-    // What the reserve takes is not promised to anyone until the disk is looked at again.
+    // The reserve's space is no longer available to ops, even before the disk is checked again.
     room.reserved(16 * MIB);
     assert_eq!(
         (room.is_short(), room.end(LogPosition::START).get()),
@@ -255,8 +255,8 @@ fn what_the_reserve_held_is_for_the_next_compaction_and_not_for_ops() {
 }
 
 proptest! {
-    /// Whatever others do to the disk: shards that write no more than they may never use what is
-    /// kept free.
+    /// Whatever else happens on the disk, shards that write no more than they may never use the
+    /// space that is kept free.
     #[test]
     fn what_is_kept_free_is_never_used(
         shards in 1_u64..5,

@@ -1,4 +1,4 @@
-//! Segment files: creating, listing, cutting.
+//! Segment files: creating, listing, truncating.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -55,7 +55,7 @@ fn disk_is_reserved_without_a_length_and_given_back_by_a_cut() {
 fn a_failed_create_leaves_nothing_and_replaces_nothing() {
     let data = tempdir().unwrap();
     let folder = data.path().join("shard-00");
-    // No disk holds this, and no file system allows it.
+    // No disk is this large, and no file system allows such a file.
     create(&HostDisk, &folder, header(1), u64::MAX / 2).unwrap_err();
     assert_eq!(names(&folder), [""; 0]);
 
@@ -69,7 +69,7 @@ fn a_failed_create_leaves_nothing_and_replaces_nothing() {
     assert!(fs::read(&segment.path).unwrap().ends_with(b"ops"));
     assert_eq!(names(&folder), ["0000000001.aof"]);
 
-    // What a crash left under the new name is no obstacle.
+    // A file that a crash left under the new name is no obstacle.
     fs::write(folder.join("0000000002.aof.new"), [1; 1000]).unwrap();
     let segment = create(&HostDisk, &folder, header(2), 0).unwrap();
     assert_eq!(fs::read(&segment.path).unwrap(), header(2).encode());

@@ -1,7 +1,7 @@
 //! HS256 for jsonwebtoken: HMAC with SHA-256 (RFC 7518 section 3.2).
 //!
-//! The providers that come with jsonwebtoken include RSA and elliptic curves. This server signs and
-//! accepts only HS256, so no other algorithm is implemented here.
+//! The providers that ship with jsonwebtoken include RSA and elliptic curves. This server signs and
+//! accepts only HS256, so this module implements no other algorithm.
 
 use hmac::{Hmac, KeyInit, Mac};
 use jsonwebtoken::crypto::{CryptoProvider, JwtSigner, JwtVerifier, KeyUtils};
@@ -23,7 +23,7 @@ pub(super) fn install() {
     let _ = PROVIDER.install_default();
 }
 
-/// An HMAC instance that is initialized with the key and has not read a message yet.
+/// An HMAC instance that is initialized with the key and has not yet been fed a message.
 struct Hs256(Hmac<Sha256>);
 
 impl Hs256 {
@@ -65,7 +65,7 @@ impl JwtSigner for Hs256 {
 
 impl Verifier<Vec<u8>> for Hs256 {
     fn verify(&self, message: &[u8], signature: &Vec<u8>) -> Result<(), signature::Error> {
-        // The comparison takes constant time, regardless of where the first difference is.
+        // The comparison runs in constant time, regardless of where the first difference is.
         let outcome = self.read(message).verify_slice(signature);
         outcome.map_err(|_| signature::Error::new())
     }

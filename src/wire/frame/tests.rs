@@ -33,7 +33,8 @@ impl From<FrameEvent<'_>> for Said {
     }
 }
 
-/// The events of a whole stream, the error that ended it, and the bytes consumed before that.
+/// The events of a whole stream, the error that ended it, and the number of bytes consumed before
+/// that.
 type StreamOutcome = (Vec<Said>, Option<FrameError>, usize);
 
 /// Decodes `stream` in pieces that end at `cuts` and at its end, as a connection does.
@@ -67,7 +68,7 @@ fn run(stream: &[u8], cuts: &[usize], bytes_max: usize) -> StreamOutcome {
     (said, None, taken)
 }
 
-/// Decodes `stream` whole, cut at every byte, and byte by byte.
+/// Decodes `stream` in one piece, cut at every byte, and byte by byte, and checks the outcome.
 fn check(stream: &[u8], expected: &[Said], error: Option<FrameError>) {
     let whole = run(stream, &[], BYTES_MAX);
     assert_eq!((&whole.0[..], whole.1), (expected, error), "{stream:02x?}");
@@ -90,7 +91,7 @@ fn check(stream: &[u8], expected: &[Said], error: Option<FrameError>) {
     );
 }
 
-/// A masked frame as tungstenite writes it. `first` is the first byte: FIN, RSV, opcode.
+/// Returns a masked frame as tungstenite writes it. `first` is the first byte: FIN, RSV, opcode.
 fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let header = FrameHeader {
         opcode: OpCode::Data(Data::Text),
@@ -170,7 +171,7 @@ fn fragments() {
             vec![frame(2, b"\xff"), frame(0x80, b"\xfe")],
             vec![Said::Binary(vec![0xff, 0xfe])],
         ),
-        // A character over three fragments, one of them empty, with a ping in its middle.
+        // A character split across three fragments, one of them empty, with a ping in the middle.
         (
             vec![
                 frame(1, b"\xe2"),

@@ -1,11 +1,12 @@
-//! A search for the field of a message that is nested too deep. The parser reports only that there
-//! is one.
+//! A search for the field of a message that is nested too deep. The parser reports only that such a
+//! field exists.
 
 use std::fmt;
 
 use crate::limits::VALUE_DEPTH_MAX;
 
-/// The maximum depth of a message: the message and its payload add one level each around the value.
+/// The maximum depth of a message: the message itself and its payload each add one level around the
+/// value.
 pub(super) const DEPTH_MAX: usize = VALUE_DEPTH_MAX + 2;
 /// The maximum length of a reported name. Longer names are truncated.
 const NAME_BYTES_MAX: usize = 48;
@@ -49,7 +50,7 @@ impl fmt::Display for DeepField {
 /// object.
 ///
 /// The text must be valid JSON up to that depth. This second pass runs only for refused messages,
-/// so that it costs other messages nothing.
+/// so it costs other messages nothing.
 pub(super) fn deep_field(text: &str) -> Option<DeepField> {
     // The names of the fields that are being read at the first two levels.
     let mut names: [Option<&str>; 2] = [None, None];

@@ -1,4 +1,4 @@
-//! The HTTP answers that end a connection (P2, P3).
+//! The HTTP responses that end a connection (P2, P3).
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -13,7 +13,7 @@ use tungstenite::http::StatusCode;
 pub struct Answer {
     status: StatusCode,
     fields: Vec<(&'static str, String)>,
-    /// Empty if the answer has no content at all.
+    /// Empty if the answer has no content.
     content_type: &'static str,
     body: Cow<'static, [u8]>,
     /// The length of the part of the body that the caller sends after this answer.
@@ -56,7 +56,7 @@ impl Answer {
         )
     }
 
-    /// Creates the answer of `/healthz` and `/readyz`: 200 or 503 with `{"status":state}`.
+    /// Creates the answer to `/healthz` or `/readyz`: 200 or 503 with `{"status":state}`.
     #[must_use]
     pub fn health(ok: bool, head_only: bool, state: &str) -> Self {
         let status = if ok {
@@ -93,7 +93,7 @@ impl Answer {
 
     /// Creates a 200 with JSON that begins with `start`.
     ///
-    /// The caller sends the remaining `further_bytes` of it, except in answer to HEAD.
+    /// The caller sends the remaining `further_bytes` of the JSON, except in response to HEAD.
     #[must_use]
     pub fn json_start(start: Vec<u8>, further_bytes: usize) -> Self {
         Self {
@@ -158,8 +158,8 @@ impl Answer {
         self
     }
 
-    /// Drops the body if the answer is to a HEAD request. The fields remain, including
-    /// `Content-Length` (RFC 9110 section 9.3.2).
+    /// Drops the body if the request was a HEAD. The fields remain, including `Content-Length` (RFC
+    /// 9110 section 9.3.2).
     #[must_use]
     pub fn for_method(self, head_only: bool) -> Self {
         Self {
@@ -204,7 +204,7 @@ impl Answer {
         self.status.as_u16()
     }
 
-    /// Returns the message of an error, for the log. Empty if the request succeeded.
+    /// Returns the error message for the log, or an empty string if the request succeeded.
     #[must_use]
     pub fn message(&self) -> String {
         if self.status.is_success() || self.content_type != JSON {
@@ -220,7 +220,7 @@ impl Answer {
     ///
     /// `unix_us` is the current time, for the `Date` field (RFC 9110 section 6.6.1).
     pub fn encode(&self, unix_us: u64, out: &mut Vec<u8>) {
-        // RFC 9110 section 7.8: a sender of Upgrade names it in Connection too.
+        // RFC 9110 section 7.8: a sender of Upgrade must list it in Connection, too.
         let has_upgrade = self.fields.iter().any(|(name, _)| *name == "Upgrade");
         let connection = if has_upgrade {
             "close, Upgrade"

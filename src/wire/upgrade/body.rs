@@ -5,7 +5,7 @@ use super::head::Head;
 
 /// Returns whether a body follows the head.
 ///
-/// A head that leaves the end of its body ambiguous is an error: a server and a proxy that
+/// A head that leaves the end of its body ambiguous is an error, because a server and a proxy that
 /// interpret it differently would disagree about where the next request begins ("request
 /// smuggling", section 11.2).
 pub(super) fn has_body(head: &Head<'_>) -> Result<bool, Answer> {
@@ -22,7 +22,7 @@ pub(super) fn has_body(head: &Head<'_>) -> Result<bool, Answer> {
             "Transfer-Encoding must be chunked and nothing else",
         ));
     }
-    // Section 6.1: an HTTP/1.0 intermediary would not have understood the field.
+    // Section 6.1: an HTTP/1.0 intermediary would not understand the field.
     if length.is_some() || !head.is_http_1_1 {
         return Err(Answer::bad_request(
             "Transfer-Encoding needs HTTP/1.1, and no Content-Length beside it",

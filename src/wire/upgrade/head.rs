@@ -1,4 +1,4 @@
-//! The parts of a request head, and access to its fields.
+//! The parts of a request head, and accessors for its fields.
 
 use super::answer::Answer;
 
@@ -33,7 +33,7 @@ impl<'a> Head<'a> {
     }
 
     /// Returns the origin of the requesting page (RFC 6454 section 7). Bytes that are not UTF-8 are
-    /// replaced, because no allowed origin contains any.
+    /// replaced; no allowed origin contains any.
     pub fn origin(&self) -> Option<String> {
         let value = self.values("origin").next()?;
         Some(String::from_utf8_lossy(value).into_owned())

@@ -1,6 +1,6 @@
 //! The host of a request (P5, RFC 9112 section 3.2, RFC 3986 section 3.2.2).
 
-// From `core` rather than `std::net`, which also has sockets.
+// Imported from `core` rather than from `std::net`, which also has sockets.
 use core::net::{Ipv4Addr, Ipv6Addr};
 
 /// The `uri-host` of a request, without its port.
@@ -16,7 +16,7 @@ pub(super) enum UriHost<'a> {
 
 impl<'a> UriHost<'a> {
     /// Parses `uri-host [ ":" port ]`: the value of `Host`, or the authority of a target. Returns
-    /// `None` if it does not have that form. User information is not allowed.
+    /// `None` if the value does not have that form. User information is not allowed.
     pub fn parse(value: &'a [u8]) -> Option<Self> {
         let value = str::from_utf8(value).ok()?;
         let (host, rest) = if let Some(literal) = value.strip_prefix('[') {
@@ -54,8 +54,8 @@ impl<'a> UriHost<'a> {
 
     /// Returns whether the host is a name or address that can only refer to this machine.
     ///
-    /// This check detects DNS rebinding: a page whose own domain name was pointed at this machine
-    /// sends requests with the page's host.
+    /// This check detects DNS rebinding: if a page's own domain name is made to point to this
+    /// machine, the page's requests still name its own host.
     pub fn is_loopback(self) -> bool {
         match self {
             Self::Name(name) => {

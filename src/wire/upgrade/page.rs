@@ -51,7 +51,7 @@ pub(super) const PAGES: [(&str, WebPage); 7] = [
 pub struct Provenance {
     /// Whether a proxy has forwarded the request.
     pub is_forwarded: bool,
-    /// Whether the request is for a host that can only be this machine.
+    /// Whether the requested host can only be this machine.
     pub is_host_loopback: bool,
 }
 
@@ -71,7 +71,7 @@ impl Provenance {
 }
 
 /// Header fields that proxies add: those of RFC 7239 and RFC 9110, and vendor-specific ones. All
-/// names that begin with `X-Forwarded` count as well.
+/// names that begin with `X-Forwarded` count, too.
 const PROXY_FIELDS: [&str; 12] = [
     "cf-connecting-ip",
     "cf-ray",

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// The resource that is read: the state of a workspace, or its members.
+/// The resource to read: the state of a workspace, or its members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadTarget {
     /// The state: `/v1/workspaces/{id}` (P80).

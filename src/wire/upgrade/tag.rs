@@ -1,6 +1,7 @@
-//! Entity tags (RFC 9110 section 8.8.3) and `If-None-Match`, which lists those that a client has.
+//! Entity tags (RFC 9110 section 8.8.3) and `If-None-Match`, which lists the tags that a client
+//! has.
 
-/// Returns whether `If-None-Match` contains this entity tag, by the weak comparison (P81, RFC 9110
+/// Returns whether `If-None-Match` contains this entity tag, using weak comparison (P81, RFC 9110
 /// section 13.1.2).
 ///
 /// `*` matches every tag. A malformed list matches none, so that the client receives the full

@@ -5,7 +5,7 @@ use percent_encoding::percent_decode_str;
 use super::host::UriHost;
 use crate::limits::{USER_ID_BYTES_MAX, WORKSPACE_ID_BYTES_MAX};
 
-/// A request target, split but not decoded yet: an encoded slash is not a separator.
+/// A request target, split but not decoded yet, since an encoded slash is not a separator.
 pub(super) struct Target<'a> {
     /// The path, which starts with a slash.
     pub path: &'a str,
@@ -17,9 +17,9 @@ pub(super) struct Target<'a> {
 
 impl<'a> Target<'a> {
     /// Splits a target in origin form or in absolute form, which a server must accept too (section
-    /// 3.2.2). Returns `None` if it has neither form.
+    /// 3.2.2). Returns `None` for any other form.
     pub fn split(target: &'a str) -> Option<Self> {
-        // Clients never send a fragment, so this is a character of the id that should have been
+        // Clients never send a fragment, so a `#` is a character of the id that should have been
         // encoded.
         if target.contains('#') {
             return None;
@@ -74,7 +74,8 @@ pub(super) fn workspace_id(segment: &str) -> Result<String, &'static str> {
 /// Returns the first `token` parameter that is not empty (P11, P21).
 ///
 /// Queries are form-encoded, as in browsers (WHATWG URL section 5.1), so `+` is a space, unlike in
-/// a path. A token that cannot be decoded is not an error here: it is answered with 401, not 400.
+/// a path. A token that cannot be decoded is not an error here, because it must be answered with
+/// 401, not 400.
 pub(super) fn query_token(query: &str) -> Option<String> {
     form_urlencoded::parse(query.as_bytes())
         .find(|(name, value)| name == "token" && !value.is_empty())
@@ -83,13 +84,13 @@ pub(super) fn query_token(query: &str) -> Option<String> {
 
 /// Returns the first `userId` parameter.
 ///
-/// A value that is empty, too long, not UTF-8, or contains control characters is ignored (P83): no
-/// client is refused because of it.
+/// A value that is empty, too long, not UTF-8, or contains control characters is ignored (P83); it
+/// is no reason to refuse the client.
 pub(super) fn query_user(query: &str) -> Option<String> {
     let (_, user) = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "userId")?;
     let is_good = !user.is_empty()
         && user.len() <= USER_ID_BYTES_MAX
-        // Bytes that cannot be decoded have become U+FFFD.
+        // Bytes that cannot be decoded appear as U+FFFD.
         && !user.contains(|char: char| char.is_control() || char == char::REPLACEMENT_CHARACTER);
     is_good.then(|| user.into_owned())
 }

@@ -77,7 +77,7 @@ fn page(page: WebPage) -> Request {
     })
 }
 
-/// Parses `bytes` whole, followed by frames, and cut at every byte.
+/// Parses `bytes` as a whole, followed by frames, and cut at every byte, and checks the outcome.
 fn check(bytes: &[u8], expected: Result<&Request, u16>) {
     let shown = String::from_utf8_lossy(bytes);
     let outcome = parse_head(bytes);
@@ -365,7 +365,7 @@ fn sizes() {
     }
 }
 
-/// Checks that heads with as many of the shortest fields as possible hit the size limit (P9).
+/// Checks that heads with as many of the shortest fields as possible reach the size limit (P9).
 #[test]
 fn a_head_is_too_long_before_it_has_too_many_fields() {
     let shortest = |count: usize| format!("G / HTTP/1.0\n{}\n", "a:\n".repeat(count));

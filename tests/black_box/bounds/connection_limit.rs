@@ -7,7 +7,7 @@ use crate::support::{eventually, eventually_in};
 use serde_json::json;
 use std::time::Duration;
 
-/// A bound shorter than the time after which a silent connection is closed anyway (10 s).
+/// A time limit shorter than the time after which a silent connection is closed anyway (10 s).
 const AT_ONCE: Duration = Duration::from_secs(7);
 
 #[tokio::test]
@@ -28,7 +28,7 @@ async fn three_hundred_silent_connections_keep_nobody_out_of_two_hundred_places(
         let op = member.write("k", json!(round)).await;
         reader.expect_op(&op).await;
         members.push(member);
-        // Others take the places of those that went.
+        // Others take the places of those that were closed.
         for _ in 0..5 {
             silent.push(Raw::connect(server.addr()).await);
         }
@@ -48,7 +48,7 @@ async fn the_oldest_that_said_nothing_goes_first_and_is_told() {
         .start()
         .await;
     let mut first = Raw::connect(server.addr()).await;
-    // A part of a head is none.
+    // A partial head does not count as a request.
     first.send(b"GET /healthz HTTP/1.1\r\n").await;
     let mut second = Raw::connect(server.addr()).await;
     assert_eq!(server.get("/healthz").await.status, 200);
@@ -58,7 +58,7 @@ async fn the_oldest_that_said_nothing_goes_first_and_is_told() {
     let answer = second.handshake(&Server::sync_path("room"), "").await;
     assert_eq!(answer.status, 101);
     let _member = Client::connect(&server, "room").await;
-    // Both are members now, and a member does not give way.
+    // Both connections are members now, and members do not give way.
     let answer = server.handshake(&Server::sync_path("room")).await;
     assert_eq!(answer.status, 503, "{answer:?}");
     assert_eq!(server.get("/healthz").await.status, 200);

@@ -1,5 +1,5 @@
 //! A state of many megabytes, requested by many clients that do not read: it is held in memory
-//! once, delays nobody else, and reaches each of them whole in the end.
+//! once, delays no other client, and reaches each of them in full in the end.
 
 use crate::support::client::Client;
 use crate::support::eventually;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 const VALUE_BYTES: usize = 300_000;
 const KEYS: usize = 30;
 const STATE_BYTES: u64 = (VALUE_BYTES * KEYS) as u64;
-/// The number of clients that join, and of those that read over HTTP.
+/// The number of clients that join, and also the number of those that read over HTTP.
 const CLIENTS: usize = 12;
 
 /// Writes a large state and returns the client that wrote it.
@@ -83,7 +83,7 @@ async fn a_large_state_is_held_once_and_holds_nobody_up() {
         grown_bytes / 1_000_000,
         begin.elapsed()
     );
-    // The init message, the timestamps, and the process's other memory for these clients.
+    // The init message, the timestamps, and the remaining memory of the process for these clients.
     assert!(grown_bytes < 3 * STATE_BYTES, "{grown_bytes} bytes");
     let late = writer.write("late", json!(true)).await;
     let mut bodies = Vec::new();

@@ -1,5 +1,5 @@
-//! Memory that clients can make the server hold: unfinished messages, and answers and states that
-//! they do not read. Each has a bound, and clients that read do not notice.
+//! Memory that clients can make the server hold: unfinished messages, and responses and states that
+//! they do not read. Each is bounded, and clients that do read are not affected.
 
 use crate::support::client::{Client, Op};
 use crate::support::eventually;
@@ -10,12 +10,12 @@ use serde_json::{Value, json};
 use tokio::net::{TcpSocket, TcpStream};
 
 const MIB: u64 = 1024 * 1024;
-/// The memory that one shard may hold for single connections, with some for the allocator and the
-/// process.
+/// The memory that one shard may hold for single connections. The slack below is for the allocator
+/// and the process.
 const BUDGET_BYTES: u64 = 64 * MIB;
 const SLACK_BYTES: u64 = 24 * MIB;
 
-/// A figure of `/metrics`, by its name and labels.
+/// Returns a figure from `/metrics`, by its name and labels.
 async fn figure(server: &Server, name: &str, labels: &str) -> u64 {
     let page = server.get("/metrics").await.body;
     let lines = page.lines().filter(|line| line.starts_with(name));
@@ -42,7 +42,7 @@ async fn one_shard() -> Server {
         .await
 }
 
-/// A client with a small receive buffer, so that what it does not read waits in the server.
+/// Connects a client with a small receive buffer, so that unread data queues up in the server.
 async fn narrow(server: &Server, request: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket
@@ -94,14 +94,14 @@ async fn unfinished_messages_are_bounded_and_the_heaviest_is_closed() {
         grown_bytes < BUDGET_BYTES + SLACK_BYTES,
         "{grown_bytes} bytes"
     );
-    // The oldest was closed first, with a reason; the newest is still there.
+    // The oldest was closed first, with a reason; the newest is still connected.
     attackers.remove(0).expect_close(1013).await;
     attackers
         .pop()
         .expect("the last one")
         .send_frame(PONG, b"")
         .await;
-    // A client with a small message did not notice.
+    // A client with a small message is not affected.
     small.send_frame(0x80, br#""nothing"}"#).await;
     let answer = small.frame_but_ping().await;
     let error: Value = serde_json::from_slice(&answer.payload).expect("a message is JSON");
@@ -156,8 +156,8 @@ async fn corrections_and_presence_are_shared_by_all_who_are_sent_them() {
 /// P12.
 #[tokio::test]
 async fn states_that_nobody_reads_do_not_lock_out_another_workspace() {
-    // Five of the large states, or four and the reserve, and some of the small ones fill the
-    // budget.
+    // The budget is filled by five of the large states, or by four of them and the reserve, plus
+    // some of the small ones.
     const KEYS: usize = 53;
     const ROUNDS: usize = 6;
     let server = one_shard().await;
@@ -170,7 +170,7 @@ async fn states_that_nobody_reads_do_not_lock_out_another_workspace() {
     let mut innocent = Client::connect(&server, "innocent").await;
     let mut held = Vec::new();
     for round in 0..ROUNDS {
-        // Each time another text of each state.
+        // Each round encodes a new version of each state.
         writer.write("k0", json!(round)).await;
         writer.expect_no_answer().await;
         for key in ["k", "l"] {
@@ -190,7 +190,7 @@ async fn states_that_nobody_reads_do_not_lock_out_another_workspace() {
         .await;
         held.push(narrow(&server, &join_head("innocent")).await);
     }
-    // It was a minute, which is longer than anything is waited for here.
+    // This used to take a minute, which is longer than anything is waited for here.
     eventually("a client of another workspace is let in", async || {
         let answer = server.handshake(&Server::sync_path("innocent")).await;
         (answer.status == 101).then_some(())

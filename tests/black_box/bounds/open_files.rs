@@ -1,5 +1,5 @@
-//! The limit on open files: a server that starts with a low one refuses connections in time, and
-//! one that reaches it pauses accepting, keeps serving, and resumes.
+//! The limit on open files: a server that starts with a low limit refuses connections in time, and
+//! one that reaches its limit pauses accepting, keeps serving, and resumes.
 
 use crate::support::client::{Client, state_of};
 use crate::support::disk::{limit_file_size, limit_open_files};
@@ -9,9 +9,9 @@ use crate::support::{eventually, stamp};
 use serde_json::{Map, Value, json};
 use std::time::{Duration, Instant};
 
-/// Connections that arrive while none can be accepted.
+/// The number of connections that arrive while none can be accepted.
 const KNOCKING_COUNT: usize = 120;
-/// About as many of them get a descriptor at first.
+/// Approximately the number of them that get a descriptor at first.
 const FREE_COUNT: u64 = 40;
 
 struct Scene {
@@ -23,7 +23,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// Starts a server and lets it reach its limit, with two members from before and connections
+    /// Starts a server and drives it to its limit, with two existing members and with connections
     /// that wait in the kernel's queue.
     async fn new(setup: Setup) -> Scene {
         let server = setup.start().await;
@@ -43,7 +43,11 @@ impl Scene {
             raw.send(head.as_bytes()).await;
             scene.knocking.push(raw);
         }
-        let words = ["accepting is paused", "Too many open files", "ulimit -n"];
+        let words = [
+            "accepting connections is paused",
+            "Too many open files",
+            "ulimit -n",
+        ];
         scene.server.log_line(&words).await;
         scene
     }
@@ -57,7 +61,8 @@ impl Scene {
         }
     }
 
-    /// Closes enough of the first connections that all others get a descriptor, and lets them join.
+    /// Closes enough of the first connections for all others to get a descriptor, and checks that
+    /// they join.
     async fn check_accepting_resumes(&mut self) {
         drop(self.knocking.drain(..100));
         for raw in &mut self.knocking {
@@ -93,7 +98,7 @@ async fn a_pause_that_lasts_is_warned_of_now_and_then_and_not_at_every_try() {
     let begun = Instant::now();
     let mut scene = Scene::new(Setup::new().shards(1)).await;
     let paused = Instant::now();
-    // Ten tries and more, with a pause of 100 ms after each.
+    // Enough for at least ten attempts, with a pause of 100 ms after each.
     for round in 0.. {
         scene
             .check_the_pair_goes_on(&format!("round {round}"))
@@ -102,7 +107,11 @@ async fn a_pause_that_lasts_is_warned_of_now_and_then_and_not_at_every_try() {
             break;
         }
     }
-    let warnings = scene.server.log().matches("accepting is paused").count() as u64;
+    let warnings = scene
+        .server
+        .log()
+        .matches("accepting connections is paused")
+        .count() as u64;
     let most = 1 + begun.elapsed().as_secs() / 10;
     assert!((1..=most).contains(&warnings), "{}", scene.server.log());
 }
@@ -147,7 +156,7 @@ async fn a_server_that_starts_with_a_low_limit_refuses_with_503_before_it_is_rea
         "{open} of 200 files are open, and no more are let in"
     );
     assert!(
-        !server.log().contains("accepting is paused"),
+        !server.log().contains("accepting connections is paused"),
         "{}",
         server.log()
     );

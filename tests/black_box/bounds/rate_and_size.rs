@@ -1,5 +1,5 @@
 //! The limits that protect the server from its clients: each is reached, reported and lifted again,
-//! and no other client notices.
+//! and no other client is affected.
 
 use crate::support::client::{Client, Event, Op, op_text, state_of};
 use crate::support::server::{Server, Setup};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use tokio_tungstenite::tungstenite::Message;
 
-/// Returns the number of refusals by the limits of all shards.
+/// Returns the number of refusals by the limit `name`, summed over all shards.
 async fn refused(server: &Server, name: &str) -> u64 {
     let stats = server.get("/console/stats.json").await.json();
     let shards = stats["shards"].as_array().expect("a list of shards");
@@ -27,10 +27,10 @@ async fn expect_refusal(client: &mut Client, code: u16, op: &Op) -> String {
     payload["message"].as_str().expect("a text").to_owned()
 }
 
-// ---- messages in a second ----
+// ---- messages per second ----
 
-/// Sends a malformed message, whose answer comes after those to everything before it, and returns
-/// the keys of the refused ops.
+/// Sends a malformed message, which is answered after everything before it, and returns the keys of
+/// the ops that were refused.
 async fn refused_keys(client: &mut Client) -> BTreeSet<String> {
     client.send_text("no message").await;
     let mut keys = BTreeSet::new();
@@ -84,7 +84,7 @@ async fn who_goes_on_over_the_rate_is_closed_with_1008_and_may_come_back() {
     let mut flooder = Client::connect(&server, "room").await;
     let op = Op::new("k", json!(1), stamp());
     for _ in 0..2000 {
-        // The server may have closed meanwhile.
+        // The server may have closed the connection in the meantime.
         if !flooder.try_send(Message::text(op_text(&op))).await {
             break;
         }
@@ -106,7 +106,7 @@ async fn who_goes_on_over_the_rate_is_closed_with_1008_and_may_come_back() {
     assert_eq!(reason, "too many messages");
     assert!((256..2000).contains(&told), "{told} were told");
     assert_eq!(refused(&server, "closed_by_policy").await, 1);
-    // Nobody else was disturbed, and a new connection has a rate of its own.
+    // No other client was disturbed, and a new connection has a rate of its own.
     other.expect_op(&op).await;
     let mut back = Client::connect(&server, "room").await;
     let op = back.write("k", json!(2)).await;
@@ -124,7 +124,8 @@ async fn an_op_that_makes_a_workspace_too_large_is_refused_with_what_stays() {
     let mut writer = Client::connect(&server, "room").await;
     let held = writer.write("k", json!("x".repeat(800))).await;
     reader.expect_op(&held).await;
-    // One that grows: what stays comes first, and is older than what was refused.
+    // An op that would grow the value: the retained op is sent first, and is older than the refused
+    // one.
     let grown = writer.write("k", json!("y".repeat(1000))).await;
     writer.expect_op(&held).await;
     let text = expect_refusal(&mut writer, 413, &grown).await;
@@ -132,7 +133,7 @@ async fn an_op_that_makes_a_workspace_too_large_is_refused_with_what_stays() {
         text.contains("1000 bytes") && text.contains("--max-workspace-bytes"),
         "{text}"
     );
-    // A new key, of which nothing stays.
+    // A new key, for which no op is retained.
     let new = writer.write("j", json!("z".repeat(200))).await;
     expect_refusal(&mut writer, 413, &new).await;
     reader.expect_silence(&mut writer).await;
@@ -141,13 +142,13 @@ async fn an_op_that_makes_a_workspace_too_large_is_refused_with_what_stays() {
     reader.expect_op(&small).await;
     let new = writer.write("j", json!("z".repeat(200))).await;
     reader.expect_op(&new).await;
-    // Another workspace has its own.
+    // Another workspace has its own limit.
     let mut elsewhere = Client::connect(&server, "hall").await;
     elsewhere.write("k", json!("x".repeat(800))).await;
     elsewhere.expect_no_answer().await;
     assert_eq!(refused(&server, "ops_by_workspace_bytes").await, 2);
 
-    // Under a lower limit all is still there, and may only shrink.
+    // Under a lower limit the whole state is retained, but it may only shrink.
     server.stop().await;
     let setup = server
         .setup()
@@ -167,7 +168,7 @@ async fn an_op_that_makes_a_workspace_too_large_is_refused_with_what_stays() {
     }
 }
 
-// ---- connections of a workspace ----
+// ---- connections per workspace ----
 
 /// P12.
 #[tokio::test]
@@ -201,7 +202,7 @@ async fn a_full_workspace_takes_nobody_until_one_goes() {
     }
 }
 
-// ---- handshakes in a second ----
+// ---- handshakes per second ----
 
 /// P12.
 #[tokio::test]
@@ -212,7 +213,7 @@ async fn handshakes_over_the_rate_are_put_off() {
     let mut member = Client::connect(&server, "room").await;
     let path = Server::sync_path("room");
     let answer = eventually("a handshake is refused", async || {
-        // Faster than five in a second, so that the burst is used up.
+        // Faster than five per second, so that the burst is used up.
         for _ in 0..20 {
             let answer = server.handshake(&path).await;
             if answer.status != 101 {
@@ -225,7 +226,7 @@ async fn handshakes_over_the_rate_are_put_off() {
     assert_eq!(answer.status, 503, "{answer:?}");
     assert_eq!(answer.header("retry-after"), Some("5"));
     assert_eq!(server.get("/healthz").await.status, 200);
-    // Members do not notice, and later handshakes are within the rate again.
+    // Members are not affected, and later handshakes are within the rate again.
     member.write("k", json!(1)).await;
     member.expect_no_answer().await;
     eventually("a handshake is taken again", async || {

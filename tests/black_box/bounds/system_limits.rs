@@ -1,5 +1,5 @@
 //! Limits that the system sets on the process: locked memory, threads, file sizes, standard
-//! streams. If one is too low, the server names it and the remedy, or does without.
+//! streams. If one is too low, the server names it and the remedy, or works without the resource.
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
@@ -11,9 +11,9 @@ use crate::support::skipped;
 use rustix::process::geteuid;
 use serde_json::{Map, Value, json};
 
-/// A server of an unprivileged user under a limit of prlimit(1). `None`, with a printed reason,
-/// where the test may not change its user. Each test has its own user, since some limits count all
-/// processes of a user.
+/// Returns the setup of a server that runs as an unprivileged user, under a limit set by
+/// prlimit(1). Returns `None`, and prints a reason, if the test may not change its user. Each test
+/// has its own user, because some limits count all processes of a user.
 fn of_user(user: &str, limit: &str) -> Option<Setup> {
     let has = |tool: &str| Command::new(tool).arg("--version").output().is_ok();
     if !geteuid().is_root() || !has("setpriv") || !has("prlimit") {
@@ -39,8 +39,8 @@ fn of_user(user: &str, limit: &str) -> Option<Setup> {
 
 // ---- locked memory ----
 
-/// Returns the locked memory of a shard's ring on this kernel; `None` where it does not count as
-/// such.
+/// Returns the locked memory of a shard's ring on this kernel, or `None` if the kernel does not
+/// count it as locked.
 fn ring_kib() -> Option<u32> {
     let name = rustix::system::uname();
     let release = name.release().to_string_lossy();
@@ -55,7 +55,7 @@ fn ring_kib() -> Option<u32> {
     }
 }
 
-/// Returns the doctor's report on the rings and on locked memory: the verdicts and all the text.
+/// Returns the doctor's report on the rings and on locked memory: the verdicts and all of the text.
 async fn doctor(setup: &Setup, shards: &str) -> (Outcome, Vec<String>, String) {
     let data_dir = setup.data_dir().display().to_string();
     let arguments = ["doctor", "--json", "--port", "0", "--shards", shards];
@@ -85,7 +85,7 @@ async fn where_the_rings_may_lock_too_little_the_start_and_the_doctor_name_the_l
     };
     assert_eq!(verdicts, ["\"fail\"", "\"fail\""], "{text}");
     for word in [
-        "of the rings of 4 shards",
+        "the rings of 4 shards",
         "256.00 KiB",
         "ulimit -l",
         "--shards",
@@ -110,7 +110,7 @@ async fn where_the_rings_may_lock_too_little_the_start_and_the_doctor_name_the_l
 
 #[tokio::test]
 async fn a_server_starts_where_its_rings_may_lock_just_what_they_need() {
-    // And a little for the small rings that are tried before.
+    // Plus a little for the small rings that are tried first.
     let limit = 2 * ring_kib().unwrap_or(0) * 1024 + 48 * 1024;
     let Some(setup) = of_user("64122", &format!("--memlock={limit}:{limit}")) else {
         return;
@@ -131,7 +131,7 @@ async fn a_thread_that_cannot_be_started_ends_the_start_with_the_limit_and_the_r
         };
         let refused = setup.shards(shards).run().await;
         let line = refused.expect_refusal();
-        let limit = format!("may have {limit} processes and threads");
+        let limit = format!("may run {limit} processes and threads");
         for word in [
             "the thread etherply-",
             &limit,
@@ -161,7 +161,7 @@ async fn many_more_shards_than_cores_are_warned_of_with_what_they_cost() {
 
 #[tokio::test]
 async fn a_limit_of_file_sizes_is_as_a_full_disk_and_ends_no_process() {
-    // In blocks of 512 bytes: two and a half of the ops below fit a segment.
+    // The limit is in blocks of 512 bytes: a segment has room for two and a half of the ops below.
     let setup = Setup::new().shards(1).prepared("ulimit -f 2048");
     let mut server = setup.start().await;
     let mut shown = Map::new();
@@ -212,7 +212,7 @@ async fn a_server_whose_stdout_cannot_be_written_says_so_once_and_serves() {
     for setup in [Setup::new().prepared("exec >/dev/full"), closed] {
         let mut server: Server = setup.start_reading().await;
         server.until_ready_is(200).await;
-        server.log_line(&["WARN", "stdout cannot be written"]).await;
+        server.log_line(&["WARN", "cannot write to stdout"]).await;
         let mut writer = Client::connect(&server, "room").await;
         let mut witness = Client::connect(&server, "room").await;
         let op = writer.write("k", json!(1)).await;

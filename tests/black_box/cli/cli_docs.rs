@@ -1,11 +1,11 @@
-//! Shell completions and manual pages: each has every command and flag that the help has.
+//! Shell completions and manual pages: each includes every command and flag in the help.
 
 use crate::support::server::Setup;
 use std::collections::BTreeMap;
 use std::process::Command;
 use tempfile::TempDir;
 
-/// The words of a help text that are its commands, and those that are its flags.
+/// Returns the commands and the flags that a help text lists.
 fn read_help(help: &str) -> (Vec<String>, Vec<String>) {
     let (mut commands, mut flags) = (Vec::new(), Vec::new());
     let mut is_among_commands = false;
@@ -30,7 +30,7 @@ fn read_help(help: &str) -> (Vec<String>, Vec<String>) {
     (commands, flags)
 }
 
-/// The flags of each command, by its words.
+/// Returns the flags of each command, keyed by the words of the command.
 async fn flags_by_command() -> BTreeMap<Vec<String>, Vec<String>> {
     let mut found = BTreeMap::new();
     let mut waiting = vec![Vec::new()];
@@ -63,7 +63,7 @@ async fn each_command_has_a_page_with_each_of_its_flags() {
     for (words, flags) in &by_command {
         let name = [&["etherply".to_owned()], &words[..]].concat().join("-");
         let page = std::fs::read_to_string(folder.path().join(format!("{name}.1")));
-        // A page spells a dash with a backslash before it.
+        // A manual page puts a backslash in front of a dash.
         let page = page.expect("there is a page").replace("\\-", "-");
         for flag in flags {
             assert!(page.contains(flag.as_str()), "{name}(1) has {flag}");
@@ -87,7 +87,7 @@ async fn completions_have_each_command_and_each_flag() {
             assert!(script.stdout.contains(last), "{shell} has {last}");
             for flag in flags {
                 let spelled = match shell {
-                    // fish names a flag without its dashes.
+                    // fish lists a flag without its dashes.
                     "fish" => format!("-l {}", flag.trim_start_matches('-')),
                     _ => flag.clone(),
                 };

@@ -78,9 +78,9 @@ async fn help_of_the_program_names_its_commands() {
     }
 }
 
-// ---- wrong values ----
+// ---- invalid values ----
 
-/// The start is refused in one line that has all these words in it.
+/// Expects that the start is refused in one line that contains all these words.
 fn expect_usage_error(outcome: &Outcome, words: &[&str]) {
     assert!(matches!(outcome.code, Some(1 | 2)), "{outcome:?}");
     let first = outcome.stderr.lines().next().unwrap_or_default();
@@ -182,7 +182,7 @@ async fn a_flag_wins_over_its_variable() {
     other.expect_op(&op).await;
 }
 
-/// Returns a port that nothing listens on now.
+/// Returns a port that nothing is currently listening on.
 fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener
@@ -379,7 +379,7 @@ async fn there_is_no_line_of_the_log_for_each_op() {
 
 // ---- --dev ----
 
-/// A development server, and the URL that it printed.
+/// Starts a development server and returns it with the URL that it printed.
 async fn dev_server(setup: Setup) -> (Server, String) {
     let mut server = setup.args(&["--dev"]).start().await;
     let url = loop {
@@ -394,7 +394,7 @@ async fn dev_server(setup: Setup) -> (Server, String) {
     (server, url)
 }
 
-/// Two clients on the printed URL, as it is, see each other.
+/// Checks that two clients that connect to the printed URL, unchanged, receive each other's ops.
 async fn check_url_works(server: &Server, url: &str) {
     let prefix = format!("ws://{}", server.addr());
     let path = url
@@ -448,14 +448,14 @@ async fn a_token_of_dev_is_good_after_a_restart() {
         );
         assert_eq!(std::fs::read_to_string(&file).expect("it stays"), secret);
     }
-    // A second terminal can make one too.
+    // A token can be created from a second terminal, too.
     let file = file.display().to_string();
     let minted = setup
         .run_only(&["token", "--sub", "me", "--jwt-secret-file", &file])
         .await;
     let path = format!("/v1/sync/demo?token={}", minted.stdout.trim());
     assert_eq!(server.handshake(&path).await.status, 101);
-    // A server that is given a secret does not take those of the file.
+    // A server with a configured secret does not accept the tokens of the file's secret.
     server.stop().await;
     let server = Setup::new().in_data_dir(setup.data_dir()).start().await;
     assert_eq!(server.handshake(&path).await.status, 401);
@@ -532,7 +532,7 @@ async fn the_log_tools_know_the_secret_of_dev() {
             "{arguments:?}"
         );
     }
-    // A directory whose log was removed by hand begins again, with the same secret.
+    // A directory whose log was removed by hand starts afresh, with the same secret.
     for entry in std::fs::read_dir(setup.data_dir()).expect("the folder can be read") {
         let path = entry.expect("the folder can be read").path();
         if path.is_dir() {
@@ -579,7 +579,7 @@ async fn dev_refuses_a_host_that_is_not_loopback() {
 #[tokio::test]
 async fn a_log_that_nobody_can_be_told_stops_nothing() {
     let mut server = Setup::new().prepared("exec 2>/dev/full").start().await;
-    // Each writes a line.
+    // Each of these writes a log line.
     server.signal(Signal::HUP);
     Client::connect(&server, "room").await;
     server.stop().await;

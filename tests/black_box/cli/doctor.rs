@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::net::TcpListener;
 use std::path::Path;
 
-/// Returns the report on this host with these arguments, on a free port unless they name one.
+/// Returns the report on this host with these arguments, on a free port unless they specify one.
 async fn report(setup: &Setup, arguments: &[&str]) -> (Outcome, Value) {
     let data_dir = setup.data_dir().display().to_string();
     let fixed = ["doctor", "--json", "--data-dir", &data_dir];
@@ -20,7 +20,7 @@ async fn report(setup: &Setup, arguments: &[&str]) -> (Outcome, Value) {
     (outcome, report)
 }
 
-/// The verdict on a check, and the text of it with its advice.
+/// Returns the verdict of a check, and its text including the advice.
 fn check(report: &Value, name: &str) -> (String, String) {
     let checks = report["checks"].as_array().expect("checks are a list");
     let found = checks.iter().find(|check| check["check"] == name);
@@ -29,7 +29,7 @@ fn check(report: &Value, name: &str) -> (String, String) {
     (text("verdict"), text("found") + " " + &text("advice"))
 }
 
-/// The host would not work, because of this check.
+/// Expects the report that the server would not work on this host because of this check.
 fn expect_failure(outcome: &Outcome, report: &Value, name: &str, words: &[&str]) {
     assert_eq!(outcome.code, Some(1), "{outcome:?}");
     assert_eq!(report["works"], false);
@@ -144,7 +144,7 @@ async fn a_file_where_the_data_directory_should_be_fails() {
 
 #[tokio::test]
 async fn a_folder_that_cannot_be_written_fails() {
-    // Nobody can make a file there, root neither.
+    // No user can create a file there, not even root.
     let setup = Setup::new().in_data_dir(Path::new("/proc/etherply"));
     let (outcome, report) = report(&setup, &[]).await;
     expect_failure(&outcome, &report, "data directory", &["/proc"]);

@@ -1,4 +1,4 @@
-//! The environment of the process: foreign variables, wrong values, and what an error names.
+//! The environment of the process: foreign variables, invalid values, and what an error names.
 
 use crate::support::disk::{Mount, may_mount};
 use crate::support::raw::Raw;
@@ -6,14 +6,17 @@ use crate::support::server::{Outcome, Server, Setup};
 use crate::support::skipped;
 use crate::support::token::{self, OTHER_SECRET, SECRET};
 
-/// Without a secret a start is refused, but only after all settings were found valid.
+/// Expects the refusal for a missing secret, which comes only after all settings were found valid.
 fn expect_settings_accepted(outcome: &Outcome, what: &str) {
     assert_eq!(outcome.code, Some(1), "{what}: {outcome:?}");
     let line = outcome.expect_refusal();
-    assert!(line.contains("no secret for the tokens"), "{what}: {line}");
+    assert!(
+        line.contains("no secret to sign tokens with"),
+        "{what}: {line}"
+    );
 }
 
-/// The variables that the help of `serve` names for its flags.
+/// Returns the variables that the help of `serve` lists for its flags.
 async fn variables() -> Vec<String> {
     let help = Setup::new().run_only(&["serve", "--help"]).await.stdout;
     let named = help.split("[env: ").skip(1);
@@ -38,7 +41,7 @@ async fn service_links_of_kubernetes_are_not_read() {
         ("ETHERPLY_PORT_8080_TCP_PROTO", "tcp"),
         ("ETHERPLY_PORT_8080_TCP_PORT", "8080"),
         ("ETHERPLY_PORT_8080_TCP_ADDR", "10.96.12.7"),
-        // One named etherply-admin, of which the first is a variable of ours too.
+        // A Service named etherply-admin, whose first variable is also one of ours.
         ("ETHERPLY_ADMIN_PORT", "udp://10.96.12.8:9090"),
         ("ETHERPLY_ADMIN_SERVICE_HOST", "10.96.12.8"),
         ("ETHERPLY_ADMIN_PORT_9090_UDP_ADDR", "10.96.12.8"),
@@ -146,7 +149,11 @@ async fn a_boolean_variable_accepts_what_people_write() {
             is_dev,
             "{value}: {said}"
         );
-        assert_eq!(said.contains("no secret for"), !is_dev, "{value}: {said}");
+        assert_eq!(
+            said.contains("no secret to sign"),
+            !is_dev,
+            "{value}: {said}"
+        );
     }
     for (value, status) in [("yes", 200), ("0", 404)] {
         let server = Setup::new().env("ETHERPLY_CONSOLE", value).start().await;
@@ -156,7 +163,7 @@ async fn a_boolean_variable_accepts_what_people_write() {
     expect_usage_line(&outcome, &["ETHERPLY_CONSOLE", "maybe", "yes", "0"]);
 }
 
-/// Exit code 2, and one line with these words.
+/// Expects exit code 2 and one line with these words, and returns the line.
 fn expect_usage_line<'a>(outcome: &'a Outcome, words: &[&str]) -> &'a str {
     assert_eq!(outcome.code, Some(2), "{outcome:?}");
     let line = outcome.stderr.trim_end_matches('\n');
@@ -194,7 +201,7 @@ async fn a_wrong_value_in_a_variable_is_told_by_the_variable() {
         );
         assert!(!line.contains(flag), "the user set the variable: {line}");
     }
-    // The flag comes first.
+    // The flag takes precedence.
     let setup = Setup::new().env("ETHERPLY_DRAIN_MS", "abc");
     let outcome = setup.args(&["--drain-ms=xyz"]).run().await;
     let line = expect_usage_line(&outcome, &["--drain-ms", "xyz"]);
@@ -316,7 +323,7 @@ async fn a_port_below_1024_without_the_right_says_how_to_get_it() {
         skipped("every user may listen on every port here");
         return;
     }
-    // Without the capability, root may not either.
+    // Without the capability, not even root may bind the port.
     let setup = Setup::new().args(&["--port", "81"]);
     let without = [
         "--bounding-set=-net_bind_service",
@@ -392,8 +399,8 @@ async fn a_new_log_does_not_mix_with_other_files() {
         "what would refuse to start does not work"
     );
 
-    // Files that file systems and tools leave are no obstacle, nor is anything beside an existing
-    // log.
+    // Files that file systems and tools leave behind are no obstacle, nor is any other file next to
+    // an existing log.
     std::fs::remove_file(data.join("holiday.jpg")).expect("the file is there");
     for name in ["lost+found", ".snapshot", "damaged-1"] {
         std::fs::create_dir(data.join(name)).expect("a folder can be made");
@@ -412,11 +419,11 @@ async fn a_disk_that_takes_nothing_is_told_by_what_is_wrong_with_it() {
         return;
     }
     for (options, words) in [
-        // The root of the file system is an inode, and the only one.
+        // The root directory of the file system is an inode, and the only one.
         ("1m,nr_inodes=1", &["(df -h)", "(df -i)"][..]),
-        // Folders of a tmpfs take no room, and a file does.
+        // Directories on a tmpfs take no space, but a file does.
         ("4k", &["(df -h)", "(df -i)"]),
-        ("1m,ro", &["mount its file system for writing"]),
+        ("1m,ro", &["remount its file system read-write"]),
     ] {
         let Some(disk) = Mount::tmpfs(options) else {
             return;
@@ -507,7 +514,7 @@ async fn a_line_break_at_the_end_of_a_secret_is_not_part_of_it() {
         .env("ETHERPLY_JWT_SECRET", &with_break)
         .start()
         .await;
-    // As in a file; those that were signed with it as it stands are accepted still.
+    // As with a file. Tokens that were signed with the unmodified value are still accepted.
     for secret in [SECRET, &with_break] {
         let claims = serde_json::json!({});
         let token = token::signed(&serde_json::json!({"alg": "HS256"}), &claims, secret);
@@ -530,7 +537,7 @@ async fn a_line_break_at_the_end_of_a_secret_is_not_part_of_it() {
             .await
     };
     let token = printed(&with_break).await.stdout;
-    // It is signed with the secret without the line break.
+    // The token is signed with the secret without the line break.
     token::claims(token.trim(), SECRET);
 }
 

@@ -16,7 +16,7 @@ async fn tool(data_dir: &Path, arguments: &[&str]) -> Outcome {
     Setup::new().run_only(&arguments).await
 }
 
-/// The same for a command that must succeed. Returns its output.
+/// Runs a command as [`tool`] does, expects it to succeed, and returns its output.
 async fn tool_output(data_dir: &Path, arguments: &[&str]) -> String {
     let outcome = tool(data_dir, arguments).await;
     assert_eq!(outcome.code, Some(0), "{arguments:?}: {outcome:?}");
@@ -46,7 +46,7 @@ async fn write(server: &Server, workspace: &str, count: u64, keys: u64) {
     }
 }
 
-/// A stopped server's data: 40 ops of `demo` on 4 keys, 3 of `other`.
+/// Returns a stopped server whose log has 40 ops of `demo` on 4 keys and 3 ops of `other`.
 async fn stopped() -> Server {
     let mut server = Server::start().await;
     write(&server, "demo", 40, 4).await;
@@ -55,12 +55,12 @@ async fn stopped() -> Server {
     server
 }
 
-/// The segment that the workspace `demo` is in.
+/// Returns the path of the segment that contains the workspace `demo`.
 fn demo_segment(data_dir: &Path) -> PathBuf {
     files::find(data_dir, "demo").0
 }
 
-/// Every file of a data directory, with its content.
+/// Returns every file of a data directory with its content.
 fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
     for entry in std::fs::read_dir(folder).expect("a readable folder") {
@@ -101,7 +101,7 @@ async fn stat_counts_records_live_and_dead() {
         assert_eq!(stat[field], sum, "{field}");
     }
     let demo = &stat["workspaces"][0];
-    // A record is 29 bytes, `demo`, `key N` and a number.
+    // A record is 29 bytes plus `demo`, `key N` and a number.
     let expected = json!({
         "workspace": "demo", "keys": 4, "last_seq": 40, "records": 40,
         "bytes": 40 * 38 + 10 + 2 * 30, "live_bytes": 4 * 40, "dead_bytes": 10 * 39 + 26 * 40,
@@ -143,7 +143,10 @@ async fn stat_tells_the_greatest_workspaces_or_all() {
     assert_eq!((greatest.len(), greatest[0].as_str()), (20, "room 24"));
     assert_eq!(told(&["stat", "--json", "--all"]).await.len(), 25);
     let table = tool_output(server.data_dir(), &["stat"]).await;
-    assert!(table.ends_with("and 5 more: --all lists them\n"), "{table}");
+    assert!(
+        table.ends_with("and 5 more; use --all to list them\n"),
+        "{table}"
+    );
 }
 
 // ---- verify ----
@@ -154,13 +157,13 @@ async fn verify_finds_the_first_fault_with_its_file_and_offset() {
     let data_dir = server.data_dir();
     let told = tool_output(data_dir, &["verify"]).await;
     assert!(
-        told.starts_with("all is whole: 2 segments with 43 records in "),
+        told.starts_with("the log is intact: 2 segments with 43 records in "),
         "{told}"
     );
     let path = demo_segment(data_dir);
     let at = files::find(data_dir, "demo").1;
     files::flip(&path, at);
-    // The record begins with 29 bytes before its texts.
+    // A record has 29 bytes in front of its texts.
     let expected = format!("error: {} is damaged at byte {}: ", path.display(), at - 29);
     let outcome = tool(data_dir, &["verify"]).await;
     let line = outcome.expect_refusal();
@@ -180,7 +183,7 @@ async fn a_torn_tail_is_told_and_is_no_fault() {
     files::append_to_log(&path, &[7; 11]);
     let told = tool_output(server.data_dir(), &["verify"]).await;
     let tail = format!(
-        "{} ends with 11 bytes of an unfinished batch at byte {}",
+        "{} ends with an unfinished batch (11 bytes from byte {})",
         path.display(),
         whole_len
     );
@@ -195,14 +198,15 @@ async fn a_torn_tail_is_told_and_is_no_fault() {
         .collect();
     let expected = json!({"file": path.display().to_string(), "offset": whole_len, "bytes": 11});
     assert_eq!(tails, [&expected]);
-    // Nothing is cut: that is for a start to do.
+    // The command cuts nothing off; only a start does that.
     assert_eq!(
         std::fs::read(&path).expect("a segment").len(),
         whole_len + 11
     );
 }
 
-/// Alters a log as a second server would that truncated a segment while the first one kept writing.
+/// Alters a log in the way of a second server that truncated a segment while the first kept
+/// writing.
 #[tokio::test]
 async fn records_beyond_the_end_of_a_segment_are_told_with_an_exit_code_of_their_own() {
     let mut server = Setup::new().shards(1).start().await;
@@ -229,7 +233,7 @@ async fn records_beyond_the_end_of_a_segment_are_told_with_an_exit_code_of_their
         format!("{last_ops} records")
     };
     let line = format!(
-        "{} has {records} beyond its end at byte {end}, ",
+        "{} has {records} past its end at byte {end} (not served): ",
         path.display()
     );
     for command in [&["verify"][..], &["repair"]] {
@@ -237,7 +241,7 @@ async fn records_beyond_the_end_of_a_segment_are_told_with_an_exit_code_of_their
         assert_eq!(outcome.code, Some(3), "{outcome:?}");
         assert_eq!(outcome.stderr, "", "{outcome:?}");
         assert!(
-            outcome.stdout.contains("all is whole: 2 segments"),
+            outcome.stdout.contains("the log is intact: 2 segments"),
             "{outcome:?}"
         );
         assert!(outcome.stdout.contains(&line), "{line} in {outcome:?}");
@@ -269,7 +273,7 @@ async fn dump_gives_each_op_as_it_was_sent_in_the_order_of_seq() {
     ];
     let mut server = Setup::new().shards(1).start().await;
     let mut timestamps = Vec::new();
-    // Other numbers of shards: the workspace moves between folders.
+    // Different shard counts, so that the workspace moves between folders.
     for shards in [3, 1, 2] {
         let mut client = Client::connect(&server, "a \"room\"").await;
         for spelling in SPELLINGS {
@@ -360,7 +364,7 @@ async fn a_reader_that_has_seen_enough_is_no_failure() {
         .stderr(Stdio::piped())
         .spawn()
         .expect("the binary starts");
-    // The pipe holds less than the dump has: with the reader gone, a write fails.
+    // The pipe holds less than the whole dump: with the reader gone, a write fails.
     drop(child.stdout.take());
     let output = child.wait_with_output().expect("it ends");
     assert_eq!(output.status.code(), Some(0));
@@ -373,7 +377,7 @@ async fn a_reader_that_has_seen_enough_is_no_failure() {
 async fn a_running_servers_log_is_read_without_a_false_alarm() {
     let server = Server::start().await;
     let mut client = Client::connect(&server, "demo").await;
-    // The log has the op once another client receives it.
+    // The op is in the log once another client receives it.
     let mut reader = Client::connect(&server, "demo").await;
     let first = client.write("first", json!(0)).await;
     reader.expect_op(&first).await;
@@ -461,7 +465,7 @@ async fn repair_keeps_what_is_whole_and_the_server_starts() {
         &format!("bytes {} to {} are lost", at - 29, at + 9),
         "workspace \"demo\": seq 1\n",
         "damaged-1",
-        "repaired\nall is whole: 2 segments with 42 records",
+        "repaired\nthe log is intact: 2 segments with 42 records",
     ] {
         assert!(told.contains(part), "{part} in\n{told}");
     }
@@ -472,7 +476,7 @@ async fn repair_keeps_what_is_whole_and_the_server_starts() {
     );
     tool_output(&data_dir, &["verify"]).await;
     let again = tool_output(&data_dir, &["repair"]).await;
-    assert!(again.starts_with("there is nothing to repair"), "{again}");
+    assert!(again.starts_with("nothing to repair"), "{again}");
 
     server.restart(2).await;
     let state = state_of(&server, "demo").await;
@@ -485,7 +489,7 @@ async fn repair_keeps_what_is_whole_and_the_server_starts() {
     tool_output(&data_dir, &["verify"]).await;
 }
 
-/// Does harm to a data directory.
+/// A function that damages a data directory.
 type Damage = fn(&Path);
 
 #[tokio::test]
@@ -517,7 +521,7 @@ async fn repair_mends_each_kind_of_damage() {
     ];
     for (name, damage) in damages {
         let mut server = stopped().await;
-        // So that there are two segments with `demo` in them. The damage is in the last one.
+        // This leaves two segments with `demo` in them. The damage is in the last one.
         server.restart(2).await;
         write(&server, "demo", 4, 4).await;
         server.stop().await;
@@ -531,7 +535,7 @@ async fn repair_mends_each_kind_of_damage() {
     }
 }
 
-/// The only segment is missing: no other one refers to it.
+/// Covers a missing segment that was the only one, so that no other segment refers to it.
 #[tokio::test]
 async fn a_shard_without_its_only_segment_refuses_the_start_until_it_is_repaired() {
     let harms: [Damage; 2] = [
@@ -590,7 +594,7 @@ async fn repair_asks_on_a_terminal() {
     for answer in ["n", "", "never"] {
         let told = asked(answer).await;
         assert!(
-            told.contains("Go on? [y/N]") && told.contains("nothing was changed"),
+            told.contains("Continue? [y/N]") && told.contains("nothing was changed"),
             "{told}"
         );
         assert_eq!(contents(server.data_dir()), before);
@@ -642,10 +646,7 @@ async fn what_is_no_data_directory_is_left_alone() {
         ] {
             let outcome = tool(&path, command).await;
             let line = outcome.expect_refusal();
-            assert!(
-                line.contains("is not a data directory of a server"),
-                "{line}"
-            );
+            assert!(line.contains("is not a server's data directory"), "{line}");
             assert!(line.contains("--data-dir"), "{line}");
         }
     }

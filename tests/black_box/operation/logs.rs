@@ -6,7 +6,7 @@ use crate::support::{PATIENCE, token};
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
-/// The lines of a JSON log that have this message.
+/// Returns the lines of a JSON log that have this message.
 fn lines_with(log: &str, message: &str) -> Vec<Value> {
     let lines = log
         .lines()
@@ -104,7 +104,7 @@ async fn at_debug_a_connection_has_a_line_for_its_start_and_its_end() {
     );
     assert_eq!(bob["reason"], "messages are text frames");
     assert_eq!(bob["ops"], 0);
-    // Three ops of some 60 bytes and a head; and the ops, 101 and init for the other one.
+    // Three ops of some 60 bytes each, plus a head; for the other client, the ops, 101 and init.
     assert!(ann["bytes_received"].as_u64() > Some(180), "{ann}");
     assert!(bob["bytes_sent"].as_u64() > Some(180), "{bob}");
 }

@@ -1,4 +1,4 @@
-//! `/metrics`: the values match what happened, as parsed by another project's parser; who may read
+//! `/metrics`: the values match what happened, as parsed by another project's parser; access to
 //! them; their own port; and that the dashboard and the alerts name existing metrics.
 
 use crate::support::client::{Client, Op, op_text};
@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Instant;
 
-/// A GET with these header lines, each ending in CRLF.
+/// Sends a GET with these header lines, each ending in CRLF, and returns the response.
 async fn get(addr: SocketAddr, path: &str, headers: &str) -> Answer {
     let mut socket = Raw::connect(addr).await;
     let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n");
@@ -20,10 +20,10 @@ async fn get(addr: SocketAddr, path: &str, headers: &str) -> Answer {
     socket.answer().await
 }
 
-/// The figures at one moment.
+/// The figures at one point in time.
 struct Figures {
     scrape: Scrape,
-    /// As Prometheus stores them: those of a histogram too.
+    /// The names as Prometheus stores them, including those of a histogram's series.
     names: BTreeSet<String>,
 }
 
@@ -51,7 +51,8 @@ impl Figures {
         Figures { scrape, names }
     }
 
-    /// Over all shards, of the samples with these labels, as in `ops_total{result="won"}`.
+    /// Returns the sum over all shards of the samples with these labels, as in
+    /// `ops_total{result="won"}`.
     fn sum(&self, series: &str) -> f64 {
         let (name, labels) = selector(series);
         let mut values = Vec::new();
@@ -72,7 +73,7 @@ impl Figures {
         values.iter().sum()
     }
 
-    /// Those of all shards together.
+    /// Returns a histogram, summed over all shards.
     fn histogram(&self, name: &str) -> Vec<(f64, f64)> {
         let mut sums: Vec<(f64, f64)> = Vec::new();
         for sample in self
@@ -101,7 +102,7 @@ fn number(value: &Value) -> f64 {
     }
 }
 
-/// `name{label="value",…}` in its parts.
+/// Splits `name{label="value",…}` into its parts.
 fn selector(text: &str) -> (&str, Vec<(&str, &str)>) {
     let Some((name, rest)) = text.split_once('{') else {
         return (text, Vec::new());
@@ -113,7 +114,7 @@ fn selector(text: &str) -> (&str, Vec<(&str, &str)>) {
     (name, labels.collect())
 }
 
-/// Waits until the figures are these.
+/// Waits until the figures have these values.
 async fn expect(addr: SocketAddr, expected: &[(&str, u32)]) -> Figures {
     let begun = Instant::now();
     let (figures, wrong) = eventually("the figures", async || {
@@ -133,7 +134,7 @@ async fn expect(addr: SocketAddr, expected: &[(&str, u32)]) -> Figures {
     figures
 }
 
-// ---- what is counted ----
+// ---- counters ----
 
 #[tokio::test]
 async fn ops_are_counted_by_what_became_of_them() {
@@ -187,7 +188,7 @@ async fn ops_are_counted_by_what_became_of_them() {
         ],
     )
     .await;
-    // 13 ops were awaited one by one, so each had a send for each of its receivers.
+    // 13 ops were awaited one by one, so each had a send to each of its receivers.
     assert!(figures.sum("etherply_sends_total") >= 24.0 + 5.0);
     assert!(figures.sum("etherply_received_bytes_total") > 2001.0);
     let sent = figures.sum("etherply_sent_bytes_total");
@@ -231,7 +232,7 @@ async fn histograms_agree_with_each_other_and_with_the_log() {
         (name, count)
     })
     .collect();
-    // The reader waited for each op, so each was a commit of its own.
+    // The reader waited for each op, so each op had a commit of its own.
     for (name, least) in [
         ("etherply_commit_ops", 50.0),
         ("etherply_log_write_seconds", 50.0),
@@ -241,12 +242,12 @@ async fn histograms_agree_with_each_other_and_with_the_log() {
     ] {
         assert!(counts[name] >= least, "{counts:?}");
     }
-    // The end of the last send may come in with the next turn.
+    // The completion of the last send may be handled in the next turn.
     assert!(counts["etherply_op_sent_seconds"] >= 49.0, "{counts:?}");
     assert!(counts["etherply_op_sent_seconds"] <= counts["etherply_op_durable_seconds"]);
     assert!(figures.sum("etherply_turn_longest_seconds") > 0.0);
     let segments = files::segments(server.data_dir());
-    // Without what they are filled with ahead.
+    // Without the zeros that they are preallocated with.
     let bytes: usize = segments
         .iter()
         .map(|path| std::fs::read(path).expect("a segment is there"))
@@ -307,7 +308,7 @@ async fn answers_and_closes_are_counted_by_their_codes() {
             ("etherply_closes_total{code=\"1000\"}", 0),
             ("etherply_closes_total{code=\"other\"}", 0),
             ("etherply_sessions{state=\"open\"}", 1),
-            // The request for the figures.
+            // The connection of the request for the figures itself.
             ("etherply_sessions{state=\"handshake\"}", 1),
             ("etherply_sessions{state=\"closing\"}", 0),
             ("etherply_connections{port=\"public\"}", 2),
@@ -322,7 +323,7 @@ async fn one_who_falls_behind_is_counted_and_the_memory_comes_back() {
     let server = Server::start_with(&["--outbox-max-bytes", "65536"]).await;
     let mut writer = Client::connect(&server, "room").await;
     let mut stalled = Client::connect(&server, "room").await;
-    // Until its socket and the window are full: by then it has missed ops of both keys.
+    // Writes until its socket and the window are full: by then it has missed ops of both keys.
     let text = "v".repeat(20_000);
     eventually("a client falls behind", async || {
         for _ in 0..10 {
@@ -419,7 +420,7 @@ async fn a_start_tells_what_it_read() {
     assert!((figures.sum(&version) - 1.0).abs() < 0.1);
 }
 
-// ---- who may read them ----
+// ---- access ----
 
 /// P92, P94.
 #[tokio::test]
@@ -452,7 +453,7 @@ async fn without_a_port_of_their_own_they_are_for_this_machine_alone() {
     }
 }
 
-/// The server's line about the second port.
+/// Reads the line that the server prints about the second port, and returns the address in it.
 async fn admin_address(server: &mut Server) -> SocketAddr {
     let line = server.stdout_line().await;
     let address = line
@@ -482,11 +483,11 @@ async fn with_a_port_of_their_own_they_are_on_no_other() {
         ("/nothing", 404, 404),
     ] {
         assert_eq!(server.get(path).await.status, here, "{path}");
-        // A proxy before the admin port was put there on purpose.
+        // A proxy in front of the admin port was put there on purpose.
         let forwarded = "X-Forwarded-For: 192.0.2.1\r\n";
         assert_eq!(get(admin, path, forwarded).await.status, there, "{path}");
     }
-    // A page whose name was made to lead to this machine reaches a loopback address too.
+    // A page whose host name was made to resolve to this machine can reach a loopback address, too.
     for (host, status) in [
         ("localhost", 200),
         ("[::1]:9090", 200),
@@ -504,7 +505,7 @@ async fn with_a_port_of_their_own_they_are_on_no_other() {
             assert_eq!(socket.answer().await.status, status, "{head}");
         }
     }
-    // The console speaks to the port that it came from.
+    // The console connects to the port that served it.
     let over_admin = Client::dial(admin, &Server::sync_path("room")).await;
     let mut over_admin = over_admin.expect("a handshake with a token");
     over_admin.next_text().await;
@@ -535,7 +536,7 @@ async fn who_fills_the_admin_port_takes_no_place_from_clients_nor_from_health_ch
             let status = get(admin, path, "").await.status;
             assert_eq!(status, 200, "{path} in round {round}");
         }
-        // Others take the places of those that went.
+        // Others take the places of those that were closed.
         idle.push(Raw::connect(admin).await);
     }
     let mut writer = Client::connect(&server, "room").await;
@@ -572,7 +573,7 @@ async fn a_second_port_that_cannot_be_had_stops_the_start() {
 
 // ---- the dashboard and the alerts ----
 
-/// The metrics that a text names, with the labels that it wants of them.
+/// Returns the metrics named in a text, with the labels required of them.
 fn named(text: &str) -> Vec<String> {
     let is_name = |c: char| c.is_ascii_lowercase() || c == '_' || c.is_ascii_digit();
     let mut found = Vec::new();
@@ -597,7 +598,7 @@ fn named(text: &str) -> Vec<String> {
     found
 }
 
-/// Collects the queries of the dashboard, and those that fill its variables.
+/// Collects the queries of the dashboard, including those that fill its variables.
 fn queries(dashboard: &serde_json::Value, found: &mut Vec<String>) {
     match dashboard {
         serde_json::Value::Object(fields) => {
@@ -638,7 +639,7 @@ async fn all_that_the_dashboard_and_the_alerts_name_is_exported() {
                     let is_exact = !label.ends_with('!') && !value.starts_with('~');
                     let label = label.trim_end_matches('!');
                     let given = sample.labels.get(label);
-                    // Prometheus puts these on all that it reads.
+                    // Prometheus adds these to all samples.
                     let is_added = ["job", "instance"].contains(&label);
                     is_added || given.is_some_and(|given| !is_exact || given == *value)
                 })

@@ -1,6 +1,6 @@
-//! The code path for kernels before 5.19, on which a waiting receive would hold a buffer: the
-//! server polls before each receive. Only builds with debug assertions can use it on a newer
-//! kernel.
+//! The code path for kernels before 5.19, on which a pending receive would hold a buffer: the
+//! server polls before each receive. On newer kernels, only builds with debug assertions can use
+//! it.
 
 use serde_json::json;
 

@@ -1,8 +1,8 @@
 //! `tuning/haproxy.cfg` and `tuning/nginx.conf`, as shipped, in front of three servers with
 //! separate data directories.
 //!
-//! A workspace has to stay on one node whatever happens: two nodes that accepted its ops would hold
-//! two diverging states.
+//! A workspace must stay on one node whatever happens: if two nodes accepted its ops, their states
+//! would diverge.
 
 mod site;
 
@@ -17,17 +17,17 @@ use tokio::task::{JoinSet, LocalSet};
 use tokio_tungstenite::tungstenite::Error;
 
 const WORKSPACES: usize = 100;
-/// How many connections are made at once.
+/// The number of connections that are made at once.
 const AT_ONCE: usize = 8;
 
-/// Ids with everything that an id may contain: letters, spaces, slashes, percent signs, dots, text
-/// that is not ASCII.
+/// Returns an id. The ids cover everything that an id may contain: letters, spaces, slashes,
+/// percent signs, dots, non-ASCII text.
 fn id(number: usize) -> String {
     let tails = ["", " b", "/b", "%41", "?x=/y", "ü", "+", "#", "..", "//b"];
     format!("A{number}{}", tails[number % tails.len()])
 }
 
-/// Runs `task` for each workspace, some at once, and returns the results in their order.
+/// Runs `task` for each workspace, several at once, and returns the results in workspace order.
 async fn for_each_workspace<T: 'static, F>(task: impl Fn(String) -> F) -> Vec<T>
 where
     F: Future<Output = T> + 'static,
@@ -50,7 +50,7 @@ where
     LocalSet::new().run_until(work).await
 }
 
-/// Writes an op into each workspace through the proxy and returns the node that has it.
+/// Writes an op to each workspace through the proxy and returns the node that stores it.
 async fn settle(site: &Site) -> Vec<usize> {
     let door = site.door;
     for_each_workspace(move |id| async move {
@@ -76,8 +76,8 @@ async fn settle(site: &Site) -> Vec<usize> {
     settled
 }
 
-/// The proxy's answer for each workspace: the status, the node that it names, and the value that
-/// was written.
+/// Returns the response through the proxy for each workspace: the status, the node that it names,
+/// and the value that was written.
 async fn look(site: &Site) -> Vec<(u16, String, serde_json::Value)> {
     let door = site.door;
     for_each_workspace(move |id| async move {
@@ -96,7 +96,7 @@ fn node_name(number: usize) -> String {
     format!("n{}", number + 1)
 }
 
-/// Each workspace is served, with its op, by the node where it lives.
+/// Checks that each workspace is served, with its op, by the node where it lives.
 async fn expect_all_served(site: &Site, settled: &[usize]) {
     for (number, found) in look(site).await.into_iter().enumerate() {
         let expected = (200, node_name(settled[number]), json!(id(number)));
@@ -112,9 +112,9 @@ fn expect_no_token(site: &Site) {
     }
 }
 
-// ---- a workspace is at one node ----
+// ---- a workspace lives on one node ----
 
-/// All three paths of a workspace lead to one node, in each spelling of its id.
+/// Checks that all three paths of a workspace lead to one node, in each spelling of its id.
 async fn expect_one_node_however_it_is_asked(site: &Site, settled: &[usize]) {
     for (number, home) in settled.iter().enumerate().take(20) {
         for look in ["workspaces", "presence", "sync"] {
@@ -127,7 +127,8 @@ async fn expect_one_node_however_it_is_asked(site: &Site, settled: &[usize]) {
     }
 }
 
-/// To a node, every client of a proxy on its host looks like a client on that host.
+/// Checks that no other paths are proxied: to a node, every client of a proxy on the same host
+/// looks like a local client.
 async fn expect_nothing_else_passes(site: &Site) {
     let of_one_node = ["/", "/metrics", "/readyz", "/console/session.json"];
     for path in of_one_node
@@ -206,7 +207,7 @@ async fn nginx_lets_the_workspaces_of_a_dead_node_wait_and_moves_nobody() {
 
 // ---- one more node ----
 
-/// The file after node 1 has given half of its share to node 4.
+/// Returns the configuration after node 1 has ceded half of its share to node 4.
 fn with_a_fourth_node(kind: Kind, config: &str) -> String {
     match kind {
         Kind::Haproxy => {
@@ -255,7 +256,7 @@ async fn a_node_is_split_by_a_copy_of_its_data_directory(kind: Kind) {
     let stayed = before.iter().filter(|home| **home == 0).count() - moved.len();
     assert!(stayed > 0 && !moved.is_empty(), "{stayed} of node 1 stayed");
 
-    // Ops that are written now are on the new node only.
+    // Ops that are written from now on are only on the new node.
     let path = Server::sync_path(&moved[0]);
     let mut writer = Client::dial(site.door, &path).await.expect("it is served");
     let init = writer.next_text().await;
@@ -282,7 +283,7 @@ async fn nginx_splits_a_node_by_a_copy_of_its_data_directory() {
 
 // ---- idle sessions ----
 
-/// An id that lives at this node.
+/// Returns an id that lives on this node.
 async fn an_id_of(site: &Site, node: usize) -> String {
     for number in 0..WORKSPACES {
         let answer = site
@@ -297,7 +298,7 @@ async fn an_id_of(site: &Site, node: usize) -> String {
 
 async fn an_idle_session_lives_by_the_server_s_pings(kind: Kind) {
     const PINGS: usize = 20;
-    // Node 1 pings ten times within the proxy's timeout; the pings of the others come too late.
+    // Node 1 pings ten times within the proxy's timeout; the other nodes' pings come too late.
     let args = |node: usize| {
         let ping_ms = if node == 0 { "200" } else { "600000" };
         vec!["--ping-interval-ms".to_owned(), ping_ms.to_owned()]

@@ -1,5 +1,5 @@
 //! A failing `io_uring_enter`: the kernel has no memory for requests (EAGAIN, ENOMEM), a signal
-//! interrupts it (EINTR), or completions have to be read first (EBUSY). The operations stay in the
+//! interrupts it (EINTR), or completions must be read first (EBUSY). The operations stay in the
 //! submission queue and must be submitted again even if nothing else happens.
 
 use crate::support::client::Client;
@@ -7,7 +7,7 @@ use crate::support::server::Setup;
 use crate::support::strace::Injection;
 use serde_json::json;
 
-/// Longer than any test waits: no ping brings a silent ring to life.
+/// A ping interval longer than any test waits, so that no ping wakes an idle ring.
 const NEVER_MS: &str = "3600000";
 
 #[tokio::test]
@@ -20,7 +20,7 @@ async fn an_op_is_shown_though_the_kernel_refuses_submissions_and_nothing_else_h
         let mut server = setup.start().await;
         let mut writer = Client::connect(&server, "room").await;
         let mut witness = Client::connect(&server, "room").await;
-        // The numbers have no common divisor with the calls that an op takes.
+        // These numbers have no common divisor with the number of calls that an op takes.
         let fault = format!("error={errno}:when=2+7");
         let Some(injection) = Injection::attach(server.pid(), "io_uring_enter", &fault).await
         else {

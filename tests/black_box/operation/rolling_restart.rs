@@ -16,7 +16,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::atomic::Ordering::Relaxed;
 use tokio::net::UnixDatagram;
 
-/// The parent's socket, which outlives the servers.
+/// Returns the parent's socket, which outlives the servers.
 fn listener() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").expect("a free port")
 }
@@ -29,7 +29,7 @@ fn address_of(listener: &TcpListener) -> SocketAddr {
     listener.local_addr().expect("it is bound")
 }
 
-/// A connection with a handshake on it, to whoever takes it.
+/// Connects and sends a handshake, to whichever server accepts it.
 async fn knock(addr: SocketAddr) -> Raw {
     let mut raw = Raw::connect(addr).await;
     let head = handshake_head(&Server::sync_path("room 0"), "");
@@ -39,7 +39,7 @@ async fn knock(addr: SocketAddr) -> Raw {
 
 // ---- the restart ----
 
-/// The number of shards after each restart, and whether it began with kill -9.
+/// The shard count after each restart, and whether the restart began with kill -9.
 const RESTARTS: [(u32, bool); 6] = [
     (3, false),
     (1, false),
@@ -69,7 +69,7 @@ async fn restarts_under_load_refuse_no_connect_and_lose_no_op() {
             let code = server.exit_code_within(PATIENCE).await;
             assert_eq!(code, Some(0), "restart {round}: {}", server.log());
         }
-        // Nobody listens to the socket now.
+        // No process listens on the socket now.
         for _ in 0..3 {
             knocks.push(knock(addr).await);
         }
@@ -77,7 +77,7 @@ async fn restarts_under_load_refuse_no_connect_and_lose_no_op() {
         for mut knock in knocks {
             assert_eq!(knock.answer().await.status, 101, "restart {round}");
         }
-        // Each has noticed the end of its connection then.
+        // By then, each client has noticed the end of its connection.
         load.until_all_are_back(let_in_before).await;
         load.tally.may_be_cut.store(false, Relaxed);
     }
@@ -106,12 +106,12 @@ async fn who_connects_while_the_server_drains_waits_for_the_successor() {
         assert_eq!(first.expect_close(1001).await, "the server is stopping");
         let mut knock = knock(server.addr()).await;
         second.expect_close(1001).await;
-        // Both ends are closed, so that the old one need not wait for them.
+        // Both ends are closed, so the old server need not wait for them.
         drop((first, second));
         assert_eq!(server.exit_code_within(PATIENCE).await, Some(0));
         server.restart(1).await;
         let answer = knock.answer().await;
-        // Before Linux 5.19 an accept cannot be cancelled, and takes one more.
+        // Before Linux 5.19, an accept cannot be cancelled and takes one more connection.
         if old_kernel {
             assert_eq!(answer.status, 503);
             assert!(answer.header("retry-after").is_some(), "{answer:?}");
@@ -134,17 +134,17 @@ async fn who_connects_while_the_log_is_read_waits_and_sighup_does_not_disturb_th
     let mut server = held.start_reading().await;
     assert_eq!(server.addr(), address_of(&listener));
     let mut knock = knock(server.addr()).await;
-    // Long after a server that accepts would have read it.
+    // By this time, a server that was accepting would long since have read the handshake.
     server.log_line(&["reading the log"]).await;
     server.signal(Signal::HUP);
-    server.log_line(&["SIGHUP changes nothing"]).await;
+    server.log_line(&["SIGHUP has no effect"]).await;
     std::fs::write(&gate, "").expect("the folder can be written");
     server.until_it_listens().await;
     assert_eq!(knock.answer().await.status, 101);
     server.stop().await;
 }
 
-// ---- what is passed ----
+// ---- the passed socket ----
 
 #[tokio::test]
 async fn a_passed_socket_is_made_fit_and_the_variable_port_is_not_looked_at() {
@@ -153,7 +153,7 @@ async fn a_passed_socket_is_made_fit_and_the_variable_port_is_not_looked_at() {
     let setup = passing(&listener).env("PORT", "1");
     let mut server = setup.start().await;
     assert_eq!(server.addr(), address_of(&listener));
-    // It is a flag of the open file that both descriptors share.
+    // O_NONBLOCK is a flag of the open file description that both descriptors share.
     let flags = fcntl_getfl(&listener).expect("it is open");
     assert!(!flags.contains(OFlags::NONBLOCK), "{flags:?}");
     for _ in 0..3 {
@@ -222,7 +222,7 @@ async fn what_is_no_listening_tcp_socket_is_refused_with_one_clear_line() {
     assert!(line.contains("2 sockets were passed"), "{line}");
 }
 
-/// A connection, which is a TCP socket that does not listen.
+/// Returns a connection, which is a TCP socket that does not listen.
 fn connected() -> OwnedFd {
     let listener = listener();
     let stream = TcpStream::connect(address_of(&listener));
@@ -267,7 +267,7 @@ async fn the_service_manager_is_told_when_the_server_serves_and_when_it_stops() 
         let length = within(expected, manager.recv(&mut told)).await;
         let length = length.expect("the socket is open");
         assert_eq!(std::str::from_utf8(&told[..length]), Ok(expected));
-        // The first time it stops the server, the second time it hastens that.
+        // The first signal stops the server, the second one speeds up the stop.
         server.terminate();
     }
     assert_eq!(server.exit_code_within(PATIENCE).await, Some(0));

@@ -1,4 +1,4 @@
-//! Secrets that are rotated while the server runs: SIGHUP reads their files again.
+//! Rotation of secrets while the server runs: SIGHUP makes it read their files again.
 
 use crate::support::client::Client;
 use crate::support::server::{Server, Setup};
@@ -11,13 +11,14 @@ use tempfile::TempDir;
 
 const THIRD_SECRET: &str = "the third secret of the rotation, over 32 bytes";
 
-/// The files of the secrets, and what a test puts into them.
+/// The files of the secrets, whose content the test sets.
 struct Files {
     folder: TempDir,
 }
 
 impl Files {
-    /// The secret of the suites, and none before it.
+    /// Creates the file of the current secret, with the test suite's secret in it, and no previous
+    /// one.
     fn new() -> Files {
         let folder = TempDir::new().expect("a temporary folder");
         let files = Files { folder };
@@ -55,7 +56,7 @@ fn path_of(secret: &str) -> String {
     format!("/v1/sync/room?token={}", token_of(secret))
 }
 
-/// Sends SIGHUP and returns the line of the log that reports the outcome.
+/// Sends SIGHUP and returns the log line that reports the outcome.
 async fn reload(server: &Server, words: &[&str]) -> String {
     let count = || {
         let log = server.log();
@@ -69,7 +70,7 @@ async fn reload(server: &Server, words: &[&str]) -> String {
     eventually(&what, async || count().get(before).cloned()).await
 }
 
-/// Waits until handshakes keep getting these statuses, since each shard learns of the secrets
+/// Waits until handshakes consistently get these statuses. Each shard receives the secrets
 /// separately.
 async fn until_statuses_are(server: &Server, expected: [(&str, u16); 3]) {
     eventually(&format!("the statuses are {expected:?}"), async || {
@@ -99,7 +100,7 @@ async fn secrets_are_rotated_under_live_connections_and_the_one_before_is_taken_
 
     files.write("previous", SECRET);
     files.write("current", &format!("{OTHER_SECRET}\n"));
-    let line = reload(&server, &["the secrets were read again"]).await;
+    let line = reload(&server, &["the secrets were reread"]).await;
     assert!(line.contains("current=\"new\""), "{line}");
     assert!(line.contains("previous=\"new\""), "{line}");
     until_statuses_are(
@@ -109,8 +110,8 @@ async fn secrets_are_rotated_under_live_connections_and_the_one_before_is_taken_
     .await;
 
     files.remove("previous");
-    let line = reload(&server, &["the secrets were read again"]).await;
-    assert!(line.contains("current=\"as before\""), "{line}");
+    let line = reload(&server, &["the secrets were reread"]).await;
+    assert!(line.contains("current=\"unchanged\""), "{line}");
     assert!(line.contains("previous=\"none\""), "{line}");
     until_statuses_are(
         &server,
@@ -167,12 +168,12 @@ async fn a_bad_file_changes_nothing_and_one_line_names_it() {
         }),
     ];
     for (name, break_it) in cases {
-        // The good one of the two must not count either.
+        // The valid one of the two must not take effect either.
         files.write("current", THIRD_SECRET);
         break_it(&files);
         let path = files.path(name).display().to_string();
         let before = server.log().lines().count();
-        reload(&server, &["ERROR", "the secrets stay as they were", &path]).await;
+        reload(&server, &["ERROR", "the secrets are unchanged", &path]).await;
         assert_eq!(server.log().lines().count(), before + 1, "{}", server.log());
         until_statuses_are(
             &server,
@@ -184,7 +185,7 @@ async fn a_bad_file_changes_nothing_and_one_line_names_it() {
         }
     }
     std::fs::remove_dir(files.path("previous")).expect("the folder is empty");
-    reload(&server, &["the secrets were read again"]).await;
+    reload(&server, &["the secrets were reread"]).await;
     until_statuses_are(
         &server,
         [(SECRET, 401), (OTHER_SECRET, 401), (THIRD_SECRET, 101)],
@@ -198,7 +199,7 @@ async fn a_bad_file_changes_nothing_and_one_line_names_it() {
 async fn without_files_sighup_says_that_the_environment_cannot_change_and_the_server_goes_on() {
     let mut server = Server::start().await;
     for _ in 0..2 {
-        let line = reload(&server, &["SIGHUP changes nothing", "environment"]).await;
+        let line = reload(&server, &["SIGHUP has no effect", "environment"]).await;
         assert!(line.contains("--jwt-secret-file"), "{line}");
     }
     until_statuses_are(
@@ -221,7 +222,7 @@ async fn a_secret_of_the_environment_stays_beside_a_file_that_changes() {
     files.write("previous", THIRD_SECRET);
     reload(
         &server,
-        &["the secrets were read again", "did not come from a file"],
+        &["the secrets were reread", "did not come from a file"],
     )
     .await;
     until_statuses_are(

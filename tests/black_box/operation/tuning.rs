@@ -1,5 +1,5 @@
-//! The files of `tuning/`: every setting in them exists, under the kernel's or the server's name.
-//! And the documents: their links, their width, their versions.
+//! The files in `tuning/`: every setting in them exists, under the kernel's or the server's name.
+//! Also the documents: their links, their width, their versions.
 
 use crate::support::server::Setup;
 use crate::support::skipped;
@@ -7,11 +7,12 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 
 fn text(name: &str) -> String {
-    // Cargo runs a test in the folder of its package.
+    // Cargo runs a test in the root folder of its package.
     std::fs::read_to_string(format!("tuning/{name}")).expect("the file is there")
 }
 
-/// The settings of a file of `name = value` lines; a name that is set twice has both values.
+/// Returns the settings of a file of `name = value` lines. A name that is set twice has both
+/// values.
 fn settings(text: &str) -> BTreeMap<String, Vec<String>> {
     let mut settings: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let lines = text.lines().map(str::trim);
@@ -33,7 +34,7 @@ fn each_sysctl_is_one_of_the_kernel_and_the_backlog_is_the_server_s() {
     let mut found = 0;
     for name in settings.keys().filter(|name| !name.starts_with('-')) {
         let path = format!("/proc/sys/{}", name.replace('.', "/"));
-        // A container may not show all of them.
+        // A container may not expose all of them.
         let group = path.rsplit_once('/').expect("a path has slashes").0;
         if std::path::Path::new(group).is_dir() {
             assert!(std::path::Path::new(&path).exists(), "{name}");
@@ -103,7 +104,7 @@ fn the_socket_is_the_one_that_the_server_would_open() {
     );
     let unit = settings(&text("etherply.service"));
     assert_eq!(unit["Type"], ["notify"]);
-    // The server says that it is ready when the log is read.
+    // The server reports that it is ready once the log is read.
     assert_eq!(unit["TimeoutStartSec"], ["infinity"]);
     assert!(unit["After"][0].contains("etherply.socket"));
     let sets_address = |line: &&String| line.contains("_HOST=") || line.contains("_PORT=");
@@ -132,7 +133,7 @@ fn systemd_finds_no_fault_in_the_units() {
         }
     };
     let told = String::from_utf8_lossy(&output.stderr);
-    // It looks at what the units name, too, and a host may have faults of its own.
+    // It also checks what the units refer to, and the host may have faults of its own.
     let of_ours: Vec<&str> = told
         .lines()
         .filter(|line| line.contains("etherply"))
@@ -227,7 +228,7 @@ fn the_image_is_made_by_the_compiler_of_the_project() {
 
 // ---- the documents ----
 
-/// The documents of the repository, with the folder that their links start from.
+/// Returns the documents of the repository.
 fn documents() -> Vec<std::path::PathBuf> {
     let mut documents = vec!["README.md".into(), "src/wire/protocol.md".into()];
     for folder in [".github", "benches", "tests", "tuning"] {
@@ -303,7 +304,7 @@ fn both_changelogs_have_the_version_that_is_built() {
     assert!(text("package/changelog").starts_with(&format!("etherply ({version}-1)")));
 }
 
-/// The Rust files under a folder.
+/// Collects the Rust files under a folder.
 fn sources(folder: &std::path::Path, found: &mut Vec<std::path::PathBuf>) {
     for entry in std::fs::read_dir(folder).expect("the folder is there") {
         let path = entry.expect("a readable folder").path();

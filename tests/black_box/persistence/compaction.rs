@@ -1,5 +1,5 @@
-//! Compaction as an operator sees it: disk usage stays bounded, the state stays complete, and a
-//! kill at any moment does no harm.
+//! Compaction from an operator's point of view: disk usage stays bounded, the state stays complete,
+//! and a kill at any moment does no harm.
 
 use crate::support::client::{Client, state_of};
 use crate::support::eventually;
@@ -10,11 +10,12 @@ use std::path::Path;
 
 const KEYS_COUNT: u64 = 40;
 const VALUE_BYTES: usize = 32 * 1024;
-/// A round of overwrites, much more than the log may hold.
+/// The number of ops in a round of overwrites, whose data far exceeds the log's size bound.
 const OPS_COUNT: u64 = 1200;
 const LIVE_BYTES: u64 = KEYS_COUNT * VALUE_BYTES as u64;
-/// The size that a small log may have however little of it is live (src/limits.rs): for a shard,
-/// what is not worth a compaction, the open segment, and one more that was closed in the meantime.
+/// The size that a small log may have regardless of how little of it is live (src/limits.rs): for
+/// each shard, the amount that is not worth a compaction, the open segment, and another one that
+/// was closed in the meantime.
 const FLOOR_BYTES: u64 = (4 + 2 + 2) * 1024 * 1024;
 
 fn disk_bytes(data_dir: &Path) -> u64 {
@@ -46,7 +47,7 @@ async fn a_log_of_overwrites_stays_small_and_whole() {
     );
     for _ in 0..3 {
         overwrite(&server, &mut shown, OPS_COUNT).await;
-        // How quickly hangs on the machine; that it does not.
+        // The speed depends on the machine, but the log must shrink in the end.
         eventually("the log to be small", async || {
             (disk_bytes(server.data_dir()) <= bound).then_some(())
         })
@@ -68,13 +69,14 @@ async fn a_kill_while_it_compacts_loses_nothing_and_leaves_nothing() {
     let mut shown = Map::new();
     let mut compactions_begun = 0;
     for round in 0..8 {
-        // The log is due for a compaction somewhere in here, a little later from round to round.
+        // A compaction becomes due somewhere in here, a little later in each round.
         overwrite(&server, &mut shown, 250 + 13 * round).await;
         server.kill9();
         compactions_begun += server.log().matches("compacting the log").count();
         server.restart(1).await;
         assert_eq!(state_of(&server, "room").await, shown, "round {round}");
-        // A compaction or a segment that this start begins at once has temporary names.
+        // A compaction or a segment that this start begins right away has a temporary name at
+        // first.
         eventually("only segments to be there", async || {
             let names = std::fs::read_dir(server.data_dir().join("shard-00")).expect("the folder");
             let mut names = names.flatten().map(|entry| entry.file_name());

@@ -1,5 +1,5 @@
-//! kill -9 under load and during a start: nothing that a client has received is lost, whatever the
-//! number of shards afterwards, and nothing is served that no client sent.
+//! kill -9 under load and during a start: no op that a client has received is lost, regardless of
+//! the number of shards afterwards, and nothing is served that no client sent.
 
 use crate::support::client::{Client, Event, Op, op_text};
 use crate::support::server::{Server, Setup};
@@ -15,20 +15,22 @@ use tokio_tungstenite::tungstenite::Message;
 
 const ROOMS_COUNT: usize = 20;
 const KEYS_COUNT: u64 = 200;
-/// The numbers of shards, one after another: up and down, by one and by more.
+/// The successive shard counts: up and down, by one and by more.
 const SHARDS: [u32; 7] = [2, 1, 3, 5, 4, 1, 2];
 
-/// All ops that the clients have sent and received. A value repeats its timestamp in the field `n`.
+/// All ops that the clients have sent and received. Each value repeats its timestamp in the field
+/// `n`.
 struct Ledger {
     /// For each room and key, the newest op that counts as kept.
     newest: HashMap<(usize, String), Value>,
-    /// Whether an op counts as kept when a broadcast has shown it, or only when a restart has.
+    /// Whether an op counts as kept once it was broadcast, or only once it has survived a restart.
     keeps_what_is_broadcast: bool,
     sent: HashSet<(usize, String, String)>,
-    /// Of each room, the newest timestamps that were sent and that were shown.
+    /// For each room, the newest timestamp that was sent. `newest_shown` holds the newest that was
+    /// shown.
     newest_sent: [u64; ROOMS_COUNT],
     newest_shown: [u64; ROOMS_COUNT],
-    /// Broadcasts and corrections, without what inits repeat.
+    /// The number of broadcasts and corrections, without the ops in init messages.
     ops_count: u64,
 }
 
@@ -92,7 +94,8 @@ impl Ledger {
         }
     }
 
-    /// The rooms with an op on its way: sent, and nothing as new was shown to anybody.
+    /// Returns the number of rooms with an op in flight: sent, but with nothing as recent shown to
+    /// any client.
     fn rooms_with_ops_on_their_way(&self) -> usize {
         let pairs = self.newest_sent.iter().zip(&self.newest_shown);
         pairs.filter(|(sent, shown)| sent > shown).count()
@@ -111,7 +114,7 @@ fn open(ledger: &SharedLedger) -> MutexGuard<'_, Ledger> {
     ledger.lock().expect("no client panics")
 }
 
-/// Reads, and with dice also writes, until the server is gone.
+/// Reads, and with `dice` also writes, until the server is gone.
 async fn take_part(mut client: Client, room: usize, ledger: SharedLedger, mut dice: Option<Dice>) {
     loop {
         let pause = Duration::from_millis(if dice.is_some() { 5 } else { 1000 });
@@ -156,7 +159,7 @@ async fn come_and_go(addr: SocketAddr, first_room: usize, ledger: SharedLedger) 
     }
 }
 
-/// A write, one in ten of them with a clock that is a second late.
+/// Returns a random write. In one of ten, the clock is a second behind.
 fn random_op(dice: &mut Dice) -> Op {
     let late_us = if dice.one_in(10) { 1_000_000 } else { 0 };
     let timestamp = stamp() - late_us;
@@ -172,7 +175,7 @@ fn room_name(room: usize) -> String {
     format!("room {room}")
 }
 
-/// Puts two writers and a reader into each room, and lets others come and go.
+/// Puts two writers and a reader into each room, and has other clients come and go.
 async fn load(
     server: &Server,
     ledger: &SharedLedger,
@@ -196,7 +199,8 @@ async fn load(
     tasks
 }
 
-/// Checks that a new client's state of each room agrees with the ledger, and records it as durable.
+/// Checks that the state of each room, as received by a new client, agrees with the ledger, and
+/// records it as durable.
 async fn check_all_rooms(server: &Server, ledger: &SharedLedger, when: &str) {
     for room in 0..ROOMS_COUNT {
         let state = Client::connect(server, &room_name(room)).await.init;
@@ -208,10 +212,11 @@ async fn check_all_rooms(server: &Server, ledger: &SharedLedger, when: &str) {
     }
 }
 
-/// Kills a start once it has made `segments_made` segments, at most one for each shard.
+/// Kills a start once it has created `segments_made` segments, at most one for each shard.
 fn kill_a_start(setup: &Setup, segments_made: u64) {
     let before = files::segments(setup.data_dir());
-    // Not by their number: a start also removes what a compaction that was killed had replaced.
+    // Compares paths, not counts: a start also removes segments that a killed compaction had
+    // replaced.
     let is_new = |path: &PathBuf| !before.contains(path);
     setup.start_and_kill(|| {
         let now = files::segments(setup.data_dir());
@@ -219,7 +224,7 @@ fn kill_a_start(setup: &Setup, segments_made: u64) {
     });
 }
 
-/// Runs a load and kills the server in the middle of it, again and again.
+/// Runs a load and kills the server in the middle of it, `rounds_count` times.
 async fn kill_under_load(mode: &str, rounds_count: u64) {
     let ledger = Ledger::new(mode == "always");
     let mut dice = Dice::new(7);

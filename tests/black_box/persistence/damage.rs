@@ -1,6 +1,6 @@
-//! A segment that is truncated or altered, at each field of each of its units: the server starts
-//! with exactly what the format page in `src/log/record.rs` promises and reports what it cut off,
-//! or it refuses to start and changes nothing.
+//! A segment that is truncated or altered, at each field of each of its units: the server either
+//! starts with exactly what the format page in `src/log/record.rs` promises and reports what it cut
+//! off, or refuses to start and changes nothing.
 
 mod format;
 
@@ -23,38 +23,38 @@ type Image = BTreeMap<PathBuf, Vec<u8>>;
 /// A log and its content.
 struct Log {
     image: Image,
-    /// Of segment 1, which the tests harm.
+    /// The layout of segment 1, which the tests damage.
     layout: Layout,
     /// All ops, in order, each with a key of its own.
     ops: Vec<Op>,
     end: End,
 }
 
-/// What is behind the ops in segment 1.
+/// The content of segment 1 after the ops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     /// Nothing: the server was killed. Every op was synced.
     Killed,
-    /// The same, and no op was synced.
+    /// Nothing, as with [`End::Killed`], but no op was synced.
     Unsynced,
-    /// The empty batch of a clean stop.
+    /// The empty batch that a clean stop writes.
     Sealed,
-    /// A second segment, with an op.
+    /// A second segment, with one op.
     Followed,
 }
 
 /// The expected outcome of a start.
 #[derive(Debug, PartialEq, Eq)]
 enum Expected {
-    /// It serves the first ops. `cut`: segment 1 was truncated there. The cut is reported, except
-    /// for the zeros at the end that fill a segment ahead of time.
+    /// The server serves the first `ops` ops. `cut` is the offset at which segment 1 was truncated.
+    /// The cut is reported, except for the trailing zeros that a segment is preallocated with.
     Starts { ops: usize, cut: Option<usize> },
-    /// One line with the file, the offset, and the command that helps.
+    /// The server prints one line with the file, the offset, and the command that helps.
     Refused { file: &'static str, offset: usize },
 }
 
 impl Log {
-    /// Five ops: a batch of one, a batch of three, a batch of one.
+    /// Creates a log of five ops: a batch of one, a batch of three, a batch of one.
     async fn new(end: End) -> Log {
         let mode = if end == End::Unsynced {
             "none"
@@ -103,7 +103,7 @@ impl Log {
         }
     }
 
-    /// The log with a harmed segment 1.
+    /// Returns the log with segment 1 damaged by `harm`.
     fn harmed(&self, harm: impl FnOnce(&mut Vec<u8>)) -> Image {
         let mut image = self.image.clone();
         let bytes = image.get_mut(Path::new(SEGMENT_1));
@@ -111,8 +111,8 @@ impl Log {
         image
     }
 
-    /// What is expected where one byte of segment 1 was altered. A later batch vouches for it, or
-    /// that no sector is missing.
+    /// Returns the expected outcome if one byte of segment 1 was altered. The damage is detected
+    /// because a later batch vouches for the byte, or because no sector is missing.
     fn expected_bad_at(&self, offset: usize) -> Expected {
         assert!(
             self.layout.len < SECTOR_BYTES,
@@ -144,7 +144,7 @@ impl Log {
         ops.map(|op| (op.key.clone(), op.value.clone())).collect()
     }
 
-    /// Starts a server on the image of a harmed log.
+    /// Starts a server on the image of a damaged log and checks the outcome.
     async fn check(&self, what: &str, image: &Image, expected: &Expected) {
         println!("{:?}, {what}: {expected:?}", self.end);
         let setup = Setup::new().shards(1);
@@ -206,7 +206,7 @@ fn op(number: usize) -> Op {
     Op::new(&format!("k{number}"), json!(format!("v{number}")), stamp())
 }
 
-/// Sends these ops in one piece, and waits until each was shown.
+/// Sends these ops in a single write, and waits until each of them was shown.
 async fn write_batch(server: &Server, ops: &[Op]) {
     let mut witness = Client::connect(server, "room").await;
     let mut writer = Raw::open(server.addr(), &Server::sync_path("room")).await;
@@ -223,7 +223,8 @@ fn segment(server: &Server, name: &str) -> Option<Vec<u8>> {
     std::fs::read(server.data_dir().join(name)).ok()
 }
 
-/// A start that refuses: its line. Nothing but the process id in LOCK has changed.
+/// Expects a start to be refused and returns the line that it prints. Nothing may have changed
+/// except the process id in LOCK.
 async fn refused(setup: &Setup, image: &Image) -> String {
     let outcome = setup.run().await;
     let line = outcome.expect_refusal().to_string();
@@ -236,7 +237,7 @@ async fn refused(setup: &Setup, image: &Image) -> String {
 
 // ---- every field ----
 
-/// Turns over a bit in the first byte of every field.
+/// Flips a bit in the first byte of every field.
 async fn check_flips(end: End) {
     let log = Log::new(end).await;
     for unit in &log.layout.units {
@@ -249,10 +250,10 @@ async fn check_flips(end: End) {
     }
 }
 
-/// Cuts the segment off before every field, and in the middle of the unit's last one.
+/// Truncates the segment before every field, and in the middle of each unit's last field.
 async fn check_cuts(end: End) {
     let log = Log::new(end).await;
-    // Before the seal, a sealed segment is like another one.
+    // Before its seal, a sealed segment is the same as any other.
     let first_batch = if end == End::Sealed { 2 } else { 0 };
     let units = log.layout.units.iter();
     for unit in units.filter(|unit| unit.batch >= first_batch) {
@@ -301,10 +302,10 @@ async fn an_earlier_segment_cut_off_at_any_field_refuses_the_start() {
     check_cuts(End::Followed).await;
 }
 
-// ---- pieces that are gone, doubled, swapped, or of somewhere else ----
+// ---- pieces that are missing, duplicated, swapped, or from elsewhere ----
 
-/// One way to move bytes within a segment, the offset of the first misplaced byte, and what is
-/// expected if it is the last segment. In an earlier segment each of them refuses the start.
+/// One way to move bytes within a segment, the offset of the first misplaced byte, and whether it
+/// is detected in the last segment. In an earlier segment, each of them prevents the start.
 struct Surgery {
     what: &'static str,
     harm: fn(&mut Vec<u8>, &Layout),
@@ -312,8 +313,8 @@ struct Surgery {
     is_found_in_the_last: bool,
 }
 
-/// Batches that moved are known by the position in their headers. Behind records that moved no
-/// header is in its place, but nothing is missing of their batch. Zeros up to its end are what an
+/// Batches that moved are detected by the position in their headers. After records that moved, no
+/// header is in its place, but nothing of their batch is missing. Zeros up to its end are what an
 /// interrupted write leaves.
 const SURGERIES: &[Surgery] = &[
     Surgery {
@@ -415,7 +416,7 @@ async fn bytes_behind_the_end_are_cut_off_or_ignored_or_refuse_the_start() {
             (&noise, false),
         ] {
             let image = log.harmed(|bytes| bytes.extend_from_slice(more));
-            // The next segment says where an earlier one ends.
+            // The next segment records where the previous one ends.
             let expected = if may_be_torn || end == End::Followed {
                 Expected::Starts {
                     ops: log.ops.len(),
@@ -489,7 +490,7 @@ async fn a_segment_under_another_name_or_in_another_log_is_found_out() {
     }
 }
 
-// ---- what no crash and no bad disk writes: the checksums are right ----
+// ---- what neither a crash nor a bad disk writes: the checksums are correct ----
 
 #[tokio::test]
 async fn a_content_that_is_not_legal_refuses_the_start_even_with_right_checksums() {
@@ -564,8 +565,8 @@ async fn a_segment_of_a_newer_format_is_refused_and_not_to_be_repaired() {
     assert!(!line.contains("repair"), "{line}");
 }
 
-/// The case that the format page says is not detected: a last segment that lost exactly its last
-/// batches or records.
+/// Covers the case that the format page describes as undetectable: a last segment that lost exactly
+/// its last batches or records.
 #[tokio::test]
 async fn a_start_on_whole_batches_serves_them() {
     let log = Log::new(End::Killed).await;

@@ -1,5 +1,5 @@
 //! The data directory, or a part of it, is deleted under a running server. The file of the open
-//! segment lives on without a name, and its ops are gone when the server is: none of them may be
+//! segment lives on without a name, and its ops are lost when the server exits: none of them may be
 //! reported as durable.
 
 use crate::support::client::{Client, Event, Op, state_of};
@@ -17,7 +17,7 @@ const MODES: [&[&str]; 3] = [ALWAYS, INTERVAL, NONE];
 /// The folder of the only shard.
 const SHARD: &str = "shard-00";
 
-/// A way to delete, by what is left of the data directory.
+/// A way to delete, named after what is left of the data directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Left {
     Nothing,
@@ -43,7 +43,7 @@ impl Left {
     }
 }
 
-/// A server of one shard with some ops in its log, and a backup from before some of them.
+/// A server with one shard and some ops in its log, and a backup made before some of those ops.
 struct Scene {
     server: Server,
     data_dir: PathBuf,
@@ -94,7 +94,7 @@ impl Scene {
         let answer = server.handshake(&Server::sync_path("room")).await;
         assert_eq!(answer.status, 500, "{answer:?}");
         assert_eq!(server.get("/healthz").await.status, 200, "it lives");
-        // A write that ends during the deletion may find LOCK gone and the segment still there.
+        // A write that ends during the deletion may find LOCK gone and the segment still present.
         let path = server.data_dir().display().to_string();
         let words = ["the log cannot be written", &path, "was deleted", "start"];
         server.log_line(&words).await;
@@ -104,7 +104,7 @@ impl Scene {
             &path,
             "was deleted",
             "backup",
-            "start it again",
+            "start the server again",
         ];
         server.log_line(&words).await;
     }
@@ -136,8 +136,8 @@ impl Pair {
         self.witness.expect_op(&op).await;
     }
 
-    /// Keeps writing until the server has noticed. Modes that show an op before it is written show
-    /// some until then.
+    /// Keeps writing until the server has noticed the deletion. Modes that show an op before it is
+    /// written show some ops until then.
     async fn write_until_it_is_noticed(mut self, mode: &[&str], server: &Server) {
         for number in 0.. {
             assert!(number < 1000, "ops go on into a deleted file");
@@ -152,7 +152,7 @@ impl Pair {
                 event => panic!("a close with 1011 was due, not {event:?}"),
             }
         }
-        // The look that is taken once a second may come before the op: then the op was never taken.
+        // The check that runs once a second may run before the op; the op was then never accepted.
         let log = server.log();
         if mode == ALWAYS && !log.contains("(data directory: ") {
             let text = self.writer.expect_error(500).await;
@@ -245,7 +245,7 @@ struct Harm {
     what: &'static str,
     apply: fn(&Path),
     undo: Option<fn(&Path)>,
-    /// The words of the server's message.
+    /// The words that the server's message must contain.
     words: &'static [&'static str],
 }
 
@@ -278,7 +278,7 @@ const HARMS: &[Harm] = &[
         what: "the data directory is moved away",
         apply: |data_dir| rename(data_dir, &aside(data_dir)),
         undo: Some(|data_dir| rename(&aside(data_dir), data_dir)),
-        words: &["was deleted or moved away", "move the data directory back"],
+        words: &["was deleted or moved", "move the data directory back"],
     },
     Harm {
         what: "the data directory is moved away and made anew",
@@ -290,13 +290,13 @@ const HARMS: &[Harm] = &[
             std::fs::remove_dir(data_dir).expect("the server puts nothing in there");
             rename(&aside(data_dir), data_dir);
         }),
-        words: &["was deleted or moved away", "move the data directory back"],
+        words: &["was deleted or moved", "move the data directory back"],
     },
     Harm {
         what: "the shard's folder is moved away",
         apply: |data_dir| rename(&data_dir.join(SHARD), &data_dir.join("aside")),
         undo: Some(|data_dir| rename(&data_dir.join("aside"), &data_dir.join(SHARD))),
-        words: &["was deleted or moved away", "move the data directory back"],
+        words: &["was deleted or moved", "move the data directory back"],
     },
     Harm {
         what: "the shard's folder is replaced by a copy",
@@ -307,7 +307,7 @@ const HARMS: &[Harm] = &[
             files::put_back(&shard, &image);
         },
         undo: None,
-        words: &["was deleted or moved away", "move the data directory back"],
+        words: &["was deleted or moved", "move the data directory back"],
     },
 ];
 
@@ -377,7 +377,7 @@ async fn a_second_server_is_refused_where_lock_was_deleted_and_everything_shown_
     assert_eq!(state_of(&scene.server, "room").await, state);
 }
 
-/// Deletes all when nothing is on its way, and stops the server: its log.
+/// Deletes everything while nothing is in flight, stops the server, and returns its log.
 async fn log_of_a_stop_after_a_deletion(mode: &[&str]) -> String {
     let (mut scene, pair) = Scene::new(mode).await;
     drop(pair);
@@ -407,8 +407,8 @@ async fn a_server_whose_data_directory_was_deleted_unnoticed_stops_in_good_time(
         (INTERVAL, "(fdatasync: "),
         (NONE, "(fdatasync: "),
     ] {
-        // The write of the last op may just not have come back, or the watch come first: then it is
-        // noticed at that.
+        // The write of the last op may not have completed yet, or the periodic check may run first:
+        // the deletion is then noticed there.
         for attempt in 0.. {
             assert!(
                 attempt < 10,
@@ -422,9 +422,9 @@ async fn a_server_whose_data_directory_was_deleted_unnoticed_stops_in_good_time(
     }
 }
 
-/// A scene in which the next op needs a new segment before anything is written.
+/// Returns a scene in which the next op needs a new segment before anything is written.
 async fn scene_at_the_end_of_a_segment() -> (Scene, Pair) {
-    // With as little live data as here (src/limits.rs).
+    // The size of a segment with as little live data as here (src/limits.rs).
     const SEGMENT_BYTES: u64 = 2 * 1024 * 1024;
     let (scene, mut pair) = Scene::new(ALWAYS).await;
     let open_segment = files::segments(&scene.data_dir).pop();

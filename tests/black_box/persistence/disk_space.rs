@@ -1,7 +1,7 @@
 //! The log and its disk under a flood of overwrites: the log stays within its bound, and a server
 //! whose disk is nearly full recovers.
 //!
-//! These tests measure the size of the folder and check the answers, never how long something
+//! These tests measure the size of the folder and check the responses, but never how long anything
 //! takes.
 
 use crate::support::client::{Client, Op, op_text, state_of};
@@ -15,22 +15,22 @@ use serde_json::{Map, Value, json};
 use std::path::Path;
 
 const VALUE_BYTES: usize = 8 * 1024;
-/// Ops that are sent at once.
+/// The number of ops that are sent at once.
 const BURST: u64 = 100;
 const MIB: u64 = 1024 * 1024;
 
-/// The length of all segments, those that are being written too.
+/// Returns the length of all segments, including those being written.
 fn log_bytes(data_dir: &Path) -> u64 {
     let bytes = |path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
     segments(data_dir).into_iter().map(bytes).sum()
 }
 
-/// A client that overwrites keys as fast as it can and reads all answers.
+/// A client that overwrites keys as fast as it can and reads all responses.
 struct Flood {
     socket: Raw,
     keys_count: u64,
     ops_count: u64,
-    /// The number of errors that it has received.
+    /// The number of errors received.
     refused_count: u64,
 }
 
@@ -76,7 +76,7 @@ impl Flood {
     }
 }
 
-/// One figure of `/metrics`, of the only shard.
+/// Returns one figure from `/metrics`, for the only shard.
 async fn figure(server: &Server, name: &str) -> u64 {
     let page = server.get("/metrics").await.body;
     let line = page.lines().find(|line| line.starts_with(name));
@@ -89,8 +89,8 @@ async fn figure(server: &Server, name: &str) -> u64 {
 async fn a_flood_of_overwrites_never_grows_the_log_beyond_its_bound() {
     let server = Setup::new().shards(1).start().await;
     let mut flood = Flood::open(&server, 40).await;
-    // src/limits.rs: 2.75 times what is live and 24 MiB, a segment that is open, one that is being
-    // written, and what was on its way.
+    // src/limits.rs: 2.75 times the live data and 24 MiB, an open segment, one that is being
+    // written, and the data in flight.
     let live_bytes = 40 * VALUE_BYTES as u64;
     let bound = live_bytes * 3 + (24 + 2 + 4 + 8) * MIB;
     let (mut most, mut written) = (0, 0);
@@ -109,7 +109,8 @@ async fn a_flood_of_overwrites_never_grows_the_log_beyond_its_bound() {
     assert!(figure(&server, "etherply_log_bytes{").await > 0);
 }
 
-/// Newest values that were written for certain, since another client was shown them.
+/// Writes ops that are known to be written, since another client received them, and records their
+/// values.
 async fn write_some(server: &Server, shown: &mut Map<String, Value>) {
     let mut writer = Client::connect(server, "room").await;
     let mut witness = Client::connect(server, "room").await;
@@ -137,13 +138,13 @@ async fn a_disk_that_floods_fill_is_emptied_again_without_a_restart() {
     let mut server = setup.start().await;
     let mut shown = Map::new();
     write_some(&server, &mut shown).await;
-    // 12 MiB are live, and the log of a larger disk might have five times as much.
+    // 12 MiB are live, and on a larger disk the log could be five times as large.
     let mut flood = Flood::open(&server, 1500).await;
     for _ in 0..3 {
         for _ in 0..60 {
             flood.burst().await;
         }
-        // All load ends.
+        // The load has ended.
         server.until_ready_is(200).await;
         eventually("ops to be taken again", async || {
             (figure(&server, "etherply_disk_full{").await == 0).then_some(())
@@ -184,7 +185,7 @@ async fn a_disk_that_others_fill_refuses_ops_and_all_else_goes_on() {
     let op = writer.write("new", json!(1)).await;
     let text = writer.expect_error(500).await;
     assert!(text.contains("disk of the server is nearly full"), "{text}");
-    // An older op is corrected, as ever.
+    // An older op is still corrected as usual.
     let old = Op::new("k0", json!("old"), 1);
     writer.send_op(&old).await;
     assert_eq!(Some(&writer.next_op().await.value), shown.get("k0"));

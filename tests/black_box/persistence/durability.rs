@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-/// Writes these values under `k0`, `k1`, …. Each has reached a witness, so it is durable, before
-/// the next is sent.
+/// Writes these values under `k0`, `k1`, …. Each has reached a witness, and is therefore durable,
+/// before the next is sent.
 async fn write_one_by_one(server: &Server, values: &[&str]) {
     let mut writer = Client::connect(server, "room").await;
     let mut witness = Client::connect(server, "room").await;
@@ -47,7 +47,7 @@ async fn a_correction_that_was_shown_survives_kill_9() {
     let mut server = Server::start().await;
     for round in 0..10 {
         let mut client = Client::connect(&server, "room").await;
-        // Both in one piece: the correction is due before the winner is durable.
+        // The two ops are sent back to back, so the correction is due before the winner is durable.
         let winner = Op::new("k", json!(round), stamp());
         client.send_op(&winner).await;
         client.send_op(&Op::new("k", json!("loser"), 1)).await;
@@ -84,7 +84,7 @@ async fn an_init_that_was_shown_survives_kill_9() {
     }
 }
 
-// ---- stops in good order, in every mode ----
+// ---- clean stops, in every mode ----
 
 async fn check_survives_sigterm(mode: &[&str]) {
     let mut server = Setup::new().args(mode).start().await;
@@ -284,7 +284,7 @@ async fn a_data_directory_of_a_newer_format_is_refused() {
 async fn a_torn_tail_is_cut_off_and_told_with_the_number_of_bytes() {
     let mut server = Setup::new().shards(1).start().await;
     write_one_by_one(&server, &["one", "two", "three"]).await;
-    // Bytes that were not written are zeros up to the edge of a sector, or after the end of the
+    // Bytes that were not written are zeros up to the edge of a sector, or lie past the end of the
     // file.
     for (missing_sectors, written_len) in [(0, 1), (0, 27), (1, 1), (3, 5000)] {
         server.kill9();
@@ -361,8 +361,8 @@ async fn after_a_torn_tail_new_ops_are_kept_by_the_next_restart() {
 
 // ---- damage ----
 
-/// Expects that a start on damaged files fails with the file, an offset shortly before the damage,
-/// and the command that helps.
+/// Expects that a start on damaged files fails and names the file, an offset shortly before the
+/// damage, and the command that helps.
 fn expect_damage(outcome: &Outcome, path: &Path, damaged_at: usize) {
     let line = outcome.expect_refusal();
     let name = path

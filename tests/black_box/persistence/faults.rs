@@ -1,8 +1,8 @@
-//! Failures while serving, the two causes of error 500: a panic, and a log that cannot be written
-//! or synced.
+//! Failures while serving, with the two causes of error 500: a panic, and a log that cannot be
+//! written or synced.
 //!
-//! Faulty disks: a limit on file sizes (EFBIG, needs nothing), a full tmpfs (ENOSPC, needs root),
-//! and a disk in memory that refuses writes (EIO, needs root and zram).
+//! Faulty disks: a limit on file sizes (EFBIG, no requirements), a full tmpfs (ENOSPC, requires
+//! root), and an in-memory disk that refuses writes (EIO, requires root and zram).
 
 use crate::support::client::{Client, Event, Op, error_of, op_text, state_of};
 use crate::support::disk::{Ballast, Journal, MemoryDisk, Mount, limit_file_size, may_mount};
@@ -15,14 +15,15 @@ use tokio_tungstenite::tungstenite::Message;
 
 // ---- a disk that fails ----
 
-/// One key for each op, so that each op that was shown has to be found again.
+/// The ops that were shown. Each op has its own key, so that every one of them must be found again.
 type Shown = Map<String, Value>;
 
 fn filler() -> String {
     "f".repeat(3000)
 }
 
-/// Writes one by one, each awaited by the witness. Ends at the first that is not shown.
+/// Writes ops one by one and waits for the witness to receive each. Returns at the first that is
+/// not shown.
 async fn write_until_it_fails(writer: &mut Client, witness: &mut Client, shown: &mut Shown) {
     for number in 0.. {
         assert!(number < 20_000, "the disk was to fail");
@@ -60,7 +61,7 @@ fn check_nothing_lost(state: &Map<String, Value>, shown: &Shown, when: &str) {
     }
 }
 
-/// Until the disk fails: ops, then 500 and 1011 and 503, while it stays broken.
+/// Writes until the disk fails, and checks for 500, 1011 and 503 for as long as it stays broken.
 async fn check_failure(server: &Server, break_disk: impl FnOnce()) -> Shown {
     let mut shown = Shown::new();
     let mut writer = Client::connect(server, "room").await;
@@ -96,7 +97,7 @@ async fn check_failure(server: &Server, break_disk: impl FnOnce()) -> Shown {
     shown
 }
 
-/// Checks that the server serves again once the disk works, without a restart and without a lost
+/// Checks that the server serves again once the disk works, without a restart and without losing an
 /// op. Ops that a new client receives count as shown.
 async fn check_recovery(server: &Server, shown: &mut Shown) {
     server.until_ready_is(200).await;
@@ -126,7 +127,7 @@ async fn a_write_error_gives_500_and_1011_and_503_and_the_server_serves_again_wi
     let pid = server.pid();
     let mut shown = Shown::new();
     for _ in 0..3 {
-        // Each round breaks the disk at another point of the life of a segment.
+        // Each round breaks the disk at a different point in the life of a segment.
         shown.extend(check_failure(&server, || limit_file_size(pid, Some(1))).await);
         limit_file_size(pid, None);
         check_recovery(&server, &mut shown).await;
@@ -156,7 +157,8 @@ async fn a_write_that_fails_half_way_through_loses_nothing_that_was_shown() {
     check_restart(&mut server, &shown).await;
 }
 
-/// All that a newcomer gets to see until it is turned away, before the handshake or after it.
+/// Returns everything that a new client receives until it is turned away, before or after the
+/// handshake.
 async fn all_shown(newcomer: &mut Raw) -> String {
     let answer = newcomer.answer().await;
     if answer.status != 101 {
@@ -186,7 +188,7 @@ async fn an_init_never_shows_an_op_that_was_not_kept() {
         let mut joining = Raw::connect(server.addr()).await;
         joining.send(most).await;
         limit_file_size(server.pid(), Some(1));
-        // Back to back, so that the op is applied but not yet written when the newcomer joins.
+        // Back to back, so that the op is applied but not yet written when the new client joins.
         writer.write(&key, json!(round)).await;
         joining.send_lossy(rest).await;
         assert_eq!(writer.close_code().await, 1011);
@@ -242,7 +244,7 @@ async fn a_start_on_a_full_disk_is_refused_and_loses_nothing() {
     let mut witness = Client::connect(&server, "room").await;
     write_some(&mut writer, &mut witness, "before", &mut shown).await;
     server.kill9();
-    // The start frees the space that a segment has reserved ahead, which it could use otherwise.
+    // The start frees the preallocated space of a segment, which it could otherwise use.
     for segment in files::segments(server.data_dir()) {
         files::append_to_log(&segment, &[]);
     }
@@ -264,8 +266,8 @@ async fn a_start_on_a_full_disk_is_refused_and_loses_nothing() {
     check_restart(&mut server, &shown).await;
 }
 
-/// In the modes that show an op before it is durable, a failure loses the last ops, and none before
-/// one that is durable.
+/// In the modes that show an op before it is durable, a failure loses the last ops, but none that
+/// precedes a durable one.
 ///
 /// P61, P62.
 #[tokio::test]
@@ -305,14 +307,14 @@ async fn a_write_error_in_the_modes_interval_and_none_leaves_no_gap() {
     }
 }
 
-/// A file system on a disk that fails on demand. `None`, with a printed reason, where the host has
-/// neither the right to mount nor such a disk.
+/// Mounts a file system on a disk that fails on demand. Returns `None`, and prints a reason, if the
+/// host does not permit mounting or has no such disk.
 fn disk_that_fails(journal: Journal) -> Option<(Mount, MemoryDisk)> {
     if !may_mount() {
         return None;
     }
     let disk = MemoryDisk::ext4("64M", journal)?;
-    // It is unmounted before it goes.
+    // The fields drop in order: the file system is unmounted before its disk is removed.
     Some((Mount::disk(&disk)?, disk))
 }
 
@@ -369,8 +371,8 @@ async fn a_failing_commit_is_never_taken_for_a_good_one() {
 
 const PANIC_KEY: &str = "the key of the planted panic";
 
-/// Starts a server that panics on an op with [`PANIC_KEY`]. Only builds with debug assertions have
-/// that hook.
+/// Starts a server that panics on an op with [`PANIC_KEY`]. Returns `None` without debug
+/// assertions, because only builds with them have that hook.
 async fn panicking_server(shards: u32) -> Option<Server> {
     if !cfg!(debug_assertions) {
         skipped("the planted panic is a hook of debug builds");
@@ -456,7 +458,7 @@ async fn a_panic_in_one_shard_leaves_the_other_shard_alone() {
     assert_eq!(witness.close_code().await, 1011);
     let mut untouched_count = 0;
     for (writer, reader) in &mut rooms {
-        // A room of the failed shard may close while the writer uses it, so the reader is asked.
+        // A room of the failed shard may close while the writer uses it, so the reader decides.
         writer.try_send(Message::text(r#"{"type":"ping"}"#)).await;
         let op = op_text(&Op::new("k", json!(1), stamp()));
         writer.try_send(Message::text(op)).await;

@@ -1,5 +1,5 @@
-//! A start whose log takes long to read: the server's answers in the meantime, its progress
-//! reports, and that it can be stopped.
+//! A start whose log takes long to read: the server's responses in the meantime, its progress
+//! reports, and stopping it.
 //!
 //! Builds with debug assertions pause after each segment until a file exists, so the log can be
 //! short.
@@ -31,7 +31,7 @@ async fn write_some(server: &Server, round: u32, state: &mut Map<String, Value>)
     }
 }
 
-/// Starts a server that stops after the first segment. Returns it with the percentage of the log
+/// Starts a server that pauses after the first segment. Returns it with the percentage of the log
 /// that it has read and the state in the log.
 async fn half_way() -> (Server, u64, Map<String, Value>) {
     let mut state = Map::new();
@@ -44,7 +44,7 @@ async fn half_way() -> (Server, u64, Map<String, Value>) {
         }
     }
     let files = segments(server.data_dir()).into_iter();
-    // Without what they are filled with ahead.
+    // Without the zeros that they are preallocated with.
     let files = files.inspect(|path| append_to_log(path, &[]));
     let bytes: Vec<u64> = files
         .map(|path| path.metadata().expect("a segment is there").len())
@@ -57,7 +57,7 @@ async fn half_way() -> (Server, u64, Map<String, Value>) {
     (held.start_reading().await, percent, state)
 }
 
-/// A connection with this request on it.
+/// Opens a connection and sends this request head on it.
 async fn ask(server: &Server, head: &str) -> Raw {
     let mut raw = Raw::connect(server.addr()).await;
     raw.send(head.as_bytes()).await;
@@ -65,7 +65,7 @@ async fn ask(server: &Server, head: &str) -> Raw {
 }
 
 async fn until_it_reads(server: &Server, percent: u64) {
-    let wanted = json!({"status": format!("the log is being read: {percent} %")});
+    let wanted = json!({"status": format!("the log is being read: {percent}%")});
     eventually(&format!("/readyz tells {wanted}"), async || {
         let answer = server.get("/readyz").await;
         assert_eq!(answer.status, 503, "{answer:?}");
@@ -83,13 +83,13 @@ async fn it_answers_and_tells_how_far_it_is_while_the_log_is_read() {
     assert_eq!(server.handshake("/v1/sync/room").await.status, 401);
 
     // Not one line, but one from time to time.
-    let line = format!("reading the log: {percent} %");
+    let line = format!("reading the log: {percent}%");
     eventually("a second line about it", async || {
         (server.log().matches(&line).count() > 1).then_some(())
     })
     .await;
 
-    // Whoever needs the state waits for it.
+    // Requests that need the state wait for it.
     let mut waiting = Vec::new();
     for path in ["room", "hall"].map(Server::sync_path) {
         waiting.push(ask(&server, &handshake_head(&path, "")).await);
@@ -100,7 +100,7 @@ async fn it_answers_and_tells_how_far_it_is_while_the_log_is_read() {
         &format!("GET /v1/workspaces/room?token={token} HTTP/1.1\r\nHost: test\r\n\r\n"),
     )
     .await;
-    // All have been read when these are answered: they came later.
+    // The requests below came later, so all of the above have been read once these are answered.
     for _ in 0..10 {
         assert_eq!(server.get("/healthz").await.status, 200);
     }

@@ -1,6 +1,6 @@
-//! Crowds of clients that disconnect at any moment and return at once: in the middle of a head, a
-//! frame, an init message, a broadcast. Whatever was in flight for them, the clients that stay
-//! receive every op, and nothing of the others remains.
+//! Crowds of clients that disconnect at any moment and reconnect immediately: in the middle of a
+//! head, a frame, an init message, a broadcast. Whatever was in flight for them, the clients that
+//! stay receive every op, and nothing of the disconnected ones remains.
 
 use crate::support::client::{Client, Op, op_text, state_of, unfinished_head};
 use crate::support::raw::{CLOSE, TEXT, handshake_head, masked_frame};
@@ -22,7 +22,7 @@ fn room_name(room: u64) -> String {
     format!("room {room}")
 }
 
-/// One member writes, another reads, and `progress` counts each op that has arrived.
+/// Has `writer` send ops and `witness` receive them, and counts each op that arrives in `progress`.
 async fn stay(mut writer: Client, mut witness: Client, progress: watch::Sender<usize>) {
     for number in 0..KEPT_OPS_COUNT {
         let op = writer
@@ -44,7 +44,7 @@ async fn stay(mut writer: Client, mut witness: Client, progress: watch::Sender<u
     }
 }
 
-/// Returns a request and a burst of ops after it, in one piece.
+/// Returns a request followed by a burst of ops, to be sent in one piece.
 fn burst(room: u64, dice: &mut Dice) -> Vec<u8> {
     let mut bytes = handshake_head(&Server::sync_path(&room_name(room)), "").into_bytes();
     for number in 0..dice.below(30) {
@@ -55,7 +55,8 @@ fn burst(room: u64, dice: &mut Dice) -> Vec<u8> {
     bytes
 }
 
-/// Connects with a small receive buffer, so that what is sent to it soon waits in the server.
+/// Connects with a small receive buffer, so that data sent to the client soon queues up in the
+/// server.
 async fn connect(server: &Server) -> TcpStream {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket
@@ -75,7 +76,7 @@ async fn come_and_vanish(
 ) {
     let mut stream = connect(server).await;
     if dice.one_in(2) {
-        // The connection is reset, not closed.
+        // The connection is reset instead of closed.
         set_socket_linger(&stream, Some(Duration::ZERO)).expect("a socket lingers or not");
     }
     let mut bytes = burst(room, dice);
@@ -93,21 +94,21 @@ async fn come_and_vanish(
         0 => {}
         1 => {
             let mut some = [0; 300];
-            // After half a head nothing comes, so this waits for something else too.
+            // Nothing arrives after half a head, so this also waits for progress.
             tokio::select! {
                 _ = stream.read(&mut some) => {}
                 _ = progress.changed() => {}
             }
         }
         _ => {
-            // It does not read until its backlog fills its socket.
+            // The client does not read until its socket is full of unread data.
             let now = *progress.borrow();
             let _ = progress.wait_for(|count| *count >= now + 10).await;
         }
     }
 }
 
-/// Lets a crowd come and go until every sender of progress is done.
+/// Has a crowd connect and disconnect until every sender of progress is done.
 async fn crowd(server: &Server, progress: watch::Receiver<usize>) {
     let members = (0..CROWD_COUNT).map(|number| {
         let progress = progress.clone();
@@ -140,7 +141,7 @@ async fn check_that_those_who_stay_get_every_op(setup: Setup) {
         let witness = Client::connect(&server, &room_name(room)).await;
         pairs.push((writer, witness));
     }
-    // The rooms belong to both shards, so that the rings of both are open by now.
+    // The rooms are spread over both shards, so the rings of both are open by now.
     let open_before = server.open_sockets_count() - 2 * pairs.len();
     let stays: Vec<_> = pairs
         .into_iter()
@@ -171,8 +172,8 @@ async fn nor_do_they_on_the_way_of_old_kernels() {
     check_that_those_who_stay_get_every_op(setup).await;
 }
 
-/// Sends an op that is shown, then makes its shard fail, repeatedly. The sends of a whole crowd are
-/// in flight each time.
+/// Repeatedly sends an op that is shown, then makes its shard fail. Each time, the sends to a whole
+/// crowd are in flight.
 async fn fail_again_and_again(server: &Server, progress: watch::Sender<usize>) {
     for number in 0..10 {
         let mut writer = Client::connect_at_last(server, &room_name(0)).await;
@@ -192,7 +193,7 @@ async fn fail_again_and_again(server: &Server, progress: watch::Sender<usize>) {
 async fn a_shard_that_fails_under_a_crowd_leaves_nothing_and_loses_nothing_that_was_shown() {
     let setup = Setup::new().env("ETHERPLY_FAULT_PANIC_KEY", "planted fault");
     let mut server = setup.start().await;
-    // These rooms belong to both shards, so that the rings of both are open then.
+    // These rooms are spread over both shards, so the rings of both are open then.
     let early = [
         Client::connect(&server, &room_name(0)).await,
         Client::connect(&server, &room_name(1)).await,

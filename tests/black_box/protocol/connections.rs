@@ -1,5 +1,5 @@
-//! The life of a connection: pings, silent clients, clients that do not read, many clients, the
-//! server's shutdown.
+//! The lifecycle of a connection: pings, silent clients, clients that do not read, many clients,
+//! the server's shutdown.
 
 use crate::support::client::{Client, Event, Op, state_of};
 use crate::support::raw::{CLOSE, PING, PONG, Raw, TEXT};
@@ -56,7 +56,7 @@ async fn any_message_is_a_sign_of_life_the_ping_message_too() {
     let server = Server::start_with(&["--ping-interval-ms", "200"]).await;
     let mut talks = Raw::open(server.addr(), &Server::sync_path("room")).await;
     let begun = Instant::now();
-    // Four times as long as a silent client has, without one pong.
+    // Four times longer than a silent client is tolerated, without a single pong.
     while begun.elapsed() < Duration::from_secs(2) {
         talks.send_frame(TEXT, br#"{"type":"ping"}"#).await;
         let ping = talks.frame().await;
@@ -96,10 +96,10 @@ async fn a_stopped_server_closes_nobody_when_it_wakes() {
         clients.push(Client::connect(&server, "room").await);
     }
     server.signal(Signal::STOP);
-    // Longer than a silent client has, whatever was due next.
+    // Longer than a silent client is tolerated, whichever check was due next.
     tokio::time::sleep(Duration::from_secs(4)).await;
     server.signal(Signal::CONT);
-    // They answer while they read; a client that was closed would read that.
+    // The clients answer pings while they read; a client that was closed would see the close frame.
     let woken = Instant::now();
     let mut number = 0;
     while woken.elapsed() < Duration::from_secs(4) {
@@ -112,7 +112,7 @@ async fn a_stopped_server_closes_nobody_when_it_wakes() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     server
-        .log_line(&["WARN", "was stopped, or had no core"])
+        .log_line(&["WARN", "was suspended or got no CPU time"])
         .await;
 }
 
@@ -122,7 +122,7 @@ const SLOW_OPS_COUNT: usize = 5000;
 const SLOW_VALUE_BYTES: usize = 10_000;
 const SLOW_KEYS_COUNT: usize = 50;
 
-/// A client whose kernel takes little on its behalf.
+/// Connects a client whose kernel buffers little on its behalf.
 async fn connect_with_small_buffer(server: &Server) -> Client {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket
@@ -139,8 +139,8 @@ async fn connect_with_small_buffer(server: &Server) -> Client {
     client
 }
 
-/// Pushes ops through the room, all of which the reader receives in order. Returns the greatest
-/// resident memory on the way.
+/// Pushes ops through the room, all of which the reader receives in order. Returns the peak
+/// resident memory observed in the meantime.
 async fn push(server: &Server, writer: &mut Client, reader: &mut Client, ops_count: usize) -> u64 {
     const AHEAD: usize = 16;
     let mut resident_max = 0;
@@ -167,7 +167,7 @@ async fn push(server: &Server, writer: &mut Client, reader: &mut Client, ops_cou
     resident_max.max(server.resident_bytes())
 }
 
-/// Applies what comes until it holds this state; no key ever goes back.
+/// Applies incoming ops until the client holds this state, and checks that no key ever goes back.
 async fn read_until(client: &mut Client, truth: &Map<String, Value>) {
     let mut held = Map::new();
     let mut newest: std::collections::HashMap<String, u64> = std::collections::HashMap::new();
@@ -228,7 +228,7 @@ async fn one_who_fell_behind_is_sent_the_latest_op_of_each_key_in_the_order_of_t
         held.insert(op.key.clone(), op.value.clone());
         seen.push(op);
     }
-    // The writer's timestamps rise, so the last changes are in the order of the timestamps.
+    // The writer's timestamps increase, so the last changes are in timestamp order.
     assert!(
         seen.is_sorted_by_key(|op| op.timestamp),
         "what it was sent keeps the order of the changes"
@@ -264,7 +264,7 @@ async fn one_who_fell_behind_still_does_not_get_its_own_ops_back_but_for_correct
 /// P73, P78.
 #[tokio::test]
 async fn a_client_that_takes_nothing_for_60_s_is_closed_with_1013() {
-    // Nobody is closed for silence in this test.
+    // The ping interval is so long that no client is closed for silence in this test.
     let server = Server::start_with(&["--ping-interval-ms", "3600000"]).await;
     let mut writer = Client::connect(&server, "room").await;
     let mut reader = Client::connect(&server, "room").await;
@@ -284,10 +284,11 @@ async fn a_client_that_takes_nothing_for_60_s_is_closed_with_1013() {
         "a client has 60 s, not {:?}",
         begun.elapsed()
     );
-    // The close frame follows what the kernel already held; a reset of the connection may discard
-    // it.
+    // The close frame follows the data that the kernel already held; a reset of the connection may
+    // discard it.
     loop {
-        // To a client that only listens, a connection whose end got lost looks alive.
+        // A client that only listens cannot tell a lost connection from a live one, so this one
+        // also sends.
         stalled.try_send(Message::text(r#"{"type":"ping"}"#)).await;
         match stalled.event().await {
             Event::Text(_) => {}
@@ -348,7 +349,7 @@ async fn two_servers_with_their_own_ports_and_folders_know_nothing_of_each_other
     assert!(state_of(&two, "room").await.is_empty());
 }
 
-// ---- the end ----
+// ---- shutdown ----
 
 async fn check_drain(signal: Signal) {
     const DRAIN: Duration = Duration::from_secs(1);

@@ -1,4 +1,4 @@
-//! RFC 6455 at the level of frames: what is answered, and the close code of each violation.
+//! RFC 6455 at the frame level: the responses, and the close code for each violation.
 
 use crate::support::client::{Client, Op, op_text};
 use crate::support::raw::{
@@ -13,8 +13,8 @@ async fn open(server: &Server) -> Raw {
     Raw::open(server.addr(), &Server::sync_path("room")).await
 }
 
-/// Sends these bytes on a new connection and expects that it is closed with this code and that no
-/// other client hears of it.
+/// Sends these bytes on a new connection, and expects that it is closed with this code and that no
+/// other client receives anything because of it.
 async fn check_closed(code: u16, cases: &[(&str, Vec<u8>)]) {
     let server = Server::start().await;
     let mut writer = Client::connect(&server, "room").await;
@@ -22,14 +22,14 @@ async fn check_closed(code: u16, cases: &[(&str, Vec<u8>)]) {
     for (case, bytes) in cases {
         println!("{case}: closes with {code}");
         let mut socket = open(&server).await;
-        // The server may hang up before it has taken all of a message that is too large.
+        // The server may hang up before it has read all of a message that is too large.
         socket.send_lossy(bytes).await;
         socket.expect_close(code).await;
         other.expect_silence(&mut writer).await;
     }
 }
 
-/// A frame without a mask.
+/// Returns a frame without a mask.
 fn unmasked(first_byte: u8, payload: &[u8]) -> Vec<u8> {
     [&[first_byte][..], &length_bytes(payload.len(), 0), payload].concat()
 }
@@ -165,7 +165,7 @@ async fn a_bad_close_code_closes_1002() {
     check_closed(1002, &cases).await;
 }
 
-// ---- what is right is answered ----
+// ---- valid frames are answered ----
 
 /// P42.
 #[tokio::test]

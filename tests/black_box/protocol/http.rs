@@ -1,5 +1,5 @@
-//! The HTTP part of the protocol except for tokens: the answer to every kind of request, handshake
-//! or not.
+//! The HTTP part of the protocol except for tokens: the response to every kind of request,
+//! handshake or not.
 
 use crate::support::client::{Client, Op, op_text, unfinished_head};
 use crate::support::raw::{Answer, Raw, TEXT, handshake_head, masked_frame};
@@ -9,7 +9,7 @@ use serde_json::json;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// The RFC's own example of a key, and what a server has to make of it (RFC 6455 section 1.3).
+/// The value that a server must derive from the sample key of the RFC (RFC 6455 section 1.3).
 const ACCEPT_OF_SAMPLE_KEY: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
 async fn answer_to(server: &Server, request: &str) -> Answer {
@@ -111,8 +111,8 @@ async fn unknown_query_parameters_such_as_user_id_are_ignored() {
 
 // ---- the workspace id ----
 
-/// Two spellings name one workspace if an op written under the first reaches a member under the
-/// second.
+/// Checks whether two spellings name one workspace, as `same` states: whether an op written under
+/// the first is in the state received under the second.
 async fn assert_same_room(server: &Server, first: &str, second: &str, same: bool) {
     let path = |segment: &str| format!("/v1/sync/{segment}?token={}", token::valid());
     let mut writer = Client::connect_path(server, &path(first)).await;
@@ -442,7 +442,7 @@ async fn every_answer_but_a_switch_of_protocols_has_the_date() {
         let date = answer
             .header("date")
             .unwrap_or_else(|| panic!("{path}: {answer:?}"));
-        // `date -u` decides what the format is (RFC 9110 section 5.6.7).
+        // `date -u` serves as the reference for the format (RFC 9110 section 5.6.7).
         let read = Command::new("date")
             .args(["-u", "-d", date, "+%s %a, %d %b %Y %T GMT"])
             .env("LC_ALL", "C")
@@ -537,7 +537,7 @@ async fn a_handshake_while_draining_is_answered_503_with_retry_after_and_readyz_
     for _ in 0..20 {
         clients.push(Client::connect(&server, "room").await);
     }
-    // Accepted before the end begins, asked after it has begun.
+    // Accepted before the drain begins; the request is completed once it has begun.
     let mut late = Raw::connect(server.addr()).await;
     late.send(unfinished_head("room").as_bytes()).await;
     let mut probe = Raw::connect(server.addr()).await;
@@ -580,7 +580,7 @@ async fn healthz_and_readyz_of_a_serving_server_are_200_and_need_no_token() {
 #[tokio::test]
 async fn connections_that_ended_are_forgotten() {
     let server = Server::start().await;
-    // The first of each kind may open something that stays.
+    // The first of each kind may open something that stays open.
     Client::connect(&server, "room").await.close().await;
     server.get("/nope").await;
     let before = server.open_sockets_count();

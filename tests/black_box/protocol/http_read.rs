@@ -1,5 +1,5 @@
-//! Everything served without a WebSocket: the state and presence of a workspace, to pages of other
-//! origins too; the console and the client module.
+//! Everything served without a WebSocket: the state and presence of a workspace (to pages from
+//! other origins as well), the console, and the client module.
 
 use crate::support::client::{Client, Op};
 use crate::support::raw::{Answer, Raw};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 use tempfile::TempDir;
 
-/// A request with these header lines, each ending in CRLF.
+/// Sends a request with these header lines, each ending in CRLF, and returns the response.
 async fn ask(server: &Server, line: &str, headers: &str) -> Answer {
     let mut socket = Raw::connect(server.addr()).await;
     let head = format!("{line} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n");
@@ -101,13 +101,13 @@ async fn the_state_that_the_client_has_is_not_sent_again() {
     }
 }
 
-/// The entity tag of the state of `room`.
+/// Returns the entity tag of the state of `room`.
 async fn tag_of(server: &Server) -> String {
     let answer = ask(server, "GET /v1/workspaces/room", &bearer()).await;
     answer.header("etag").expect("an entity tag").to_owned()
 }
 
-/// Writes a value of the key `k` of `room`, and waits until it is shown.
+/// Writes a value to the key `k` of `room`, and waits until it is shown.
 async fn write_k(server: &Server, value: &str) {
     let mut writer = Client::connect(server, "room").await;
     let mut reader = Client::connect(server, "room").await;
@@ -115,7 +115,7 @@ async fn write_k(server: &Server, value: &str) {
     reader.expect_op(&op).await;
 }
 
-/// The client that has `tag` must be sent the state, in which `k` has this value.
+/// Expects that a client with `tag` is sent the state, in which `k` has this value.
 async fn expect_other_state(server: &Server, tag: &str, value: &str) {
     let headers = format!("{}If-None-Match: {tag}\r\n", bearer());
     let answer = ask(server, "GET /v1/workspaces/room", &headers).await;
@@ -247,7 +247,7 @@ async fn presence_is_who_says_to_be_there_once_each() {
 async fn a_query_is_form_encoded() {
     let server = Setup::new().shards(1).start().await;
     let mut clients = Vec::new();
-    // As `new URLSearchParams({userId})` writes them, and as `encodeURIComponent` does.
+    // As written by `new URLSearchParams({userId})`, and by `encodeURIComponent`.
     for user in ["Ann+Lee", "C%2B%2B+dev", "B%26B%3D1", "no%20plus", "%41nn"] {
         let path = format!("{}&user%49d={user}", Server::sync_path("room"));
         clients.push(Client::connect_path(&server, &path).await);
@@ -259,7 +259,7 @@ async fn a_query_is_form_encoded() {
         .filter_map(|entry| entry["userId"].as_str())
         .collect();
     assert_eq!(names, ["Ann", "Ann Lee", "B&B=1", "C++ dev", "no plus"]);
-    // A path is not: there a plus is a plus.
+    // A path is not form-encoded: a plus in it is a plus.
     let _plus = Client::connect_path(&server, &Server::sync_path("a+b")).await;
     let state = ask(&server, "GET /v1/workspaces/a+b", &bearer()).await;
     assert_eq!(state.json()["connections"], 1);
@@ -321,7 +321,7 @@ async fn only_pages_of_named_origins_may_connect_and_read() {
             assert_eq!(answer.header("vary"), Some("Origin"));
         }
     }
-    // Only browsers send an origin.
+    // Only browsers send an Origin header, so a request without one is allowed.
     assert_eq!(
         server.handshake(&Server::sync_path("room")).await.status,
         101
@@ -350,7 +350,7 @@ async fn an_origin_with_the_default_port_is_the_one_that_browsers_send() {
 async fn an_origin_that_no_browser_sends_is_refused_at_the_start() {
     for (origin, reason) in [
         ("https://app.example/", "without a path"),
-        ("https://*.example", "no wildcards"),
+        ("https://*.example", "wildcards are not supported"),
         ("app.example", "a scheme"),
     ] {
         let outcome = Setup::new().args(&["--allow-origin", origin]).run().await;
@@ -460,7 +460,7 @@ async fn what_the_server_shows_of_itself_is_for_this_machine_alone() {
             }
         }
     }
-    // The target of a proxy's request names the host, and the field does not count (RFC 9112
+    // The target of a proxied request names the host, and the Host field is ignored (RFC 9112
     // section 3.2.2).
     let head = "GET http://evil.example/metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
     let mut socket = Raw::connect(server.addr()).await;

@@ -1,4 +1,4 @@
-//! Last write wins: which op wins, who is told, and that all replicas converge.
+//! Last write wins: which op wins, which clients receive it, and that all replicas converge.
 
 use crate::support::client::{Client, Op, state_of};
 use crate::support::server::Server;
@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::path::Path;
 
-/// A server and a room with a sender and a witness.
+/// Returns a server and a room with a sender and a witness.
 async fn room() -> (Server, Client, Client) {
     let server = Server::start().await;
     let sender = Client::connect(&server, "room").await;
@@ -155,7 +155,7 @@ async fn a_loser_is_not_logged() {
     assert!(contains("the winner") && !contains("a loser that must not be in the file"));
 }
 
-/// Returns the contents of all files of a folder, one after the other.
+/// Returns the contents of all files in a folder, concatenated.
 fn all_bytes(folder: &Path) -> Vec<u8> {
     let entries = std::fs::read_dir(folder).expect("the data directory can be read");
     let contents = entries.map(|entry| {
@@ -171,8 +171,8 @@ fn all_bytes(folder: &Path) -> Vec<u8> {
 
 // ---- convergence ----
 
-/// A client as the protocol recommends: it applies its own writes at once, and every incoming op
-/// that is not older.
+/// A client as the protocol recommends: it applies its own writes immediately, and every incoming
+/// op that is not older.
 struct Replica {
     client: Client,
     held: HashMap<String, (u64, Value)>,
@@ -215,7 +215,7 @@ impl Replica {
             .collect()
     }
 
-    /// Reads until it holds this state.
+    /// Reads until the replica holds this state.
     async fn read_until(&mut self, truth: &Map<String, Value>, who: &str) {
         while &self.state() != truth {
             let held = self.state();
@@ -228,7 +228,8 @@ impl Replica {
     }
 }
 
-/// Writers with clocks that run apart, few keys, and many ties.
+/// Writes at random with a clock that drifts from those of other writers, with few keys and many
+/// ties.
 async fn write_randomly(mut replica: Replica, writer: u64, seed: u64) -> Replica {
     let mut dice = Dice::new(seed * 100 + writer);
     for number in 0..150 {
@@ -242,7 +243,7 @@ async fn write_randomly(mut replica: Replica, writer: u64, seed: u64) -> Replica
             ))
             .await;
         if dice.one_in(3) {
-            // Ops that have arrived are applied in between, without waiting for more.
+            // Apply the ops that have arrived so far, without waiting for more.
             while tokio::time::timeout(std::time::Duration::from_millis(1), replica.read_one())
                 .await
                 .is_ok()
@@ -275,7 +276,7 @@ async fn concurrent_writers_with_ties_and_late_clocks_all_end_in_the_state_of_th
                     .expect("a writer does not fail"),
             );
         }
-        // The last op of all: when the watcher has it, all before it have been applied.
+        // The last op of all: once the watcher has it, all earlier ones have been applied.
         let end = Op::new("end", json!("end"), stamp());
         for replica in &mut replicas {
             replica
@@ -307,7 +308,7 @@ async fn concurrent_writers_with_ties_and_late_clocks_all_end_in_the_state_of_th
     }
 }
 
-/// Applies ops until the error that answers the question after the last write.
+/// Applies ops until the error that answers the message sent after the last write.
 async fn read_to_error(replica: &mut Replica) {
     loop {
         let text = replica.client.next_text().await;

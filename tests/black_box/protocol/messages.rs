@@ -1,4 +1,4 @@
-//! The messages of the protocol in both directions: which are refused and how, which are passed on,
+//! The protocol's messages in both directions: which ones are refused and how, which are passed on,
 //! and in which order.
 
 use crate::support::client::{Client, Op, state_of};
@@ -6,18 +6,18 @@ use crate::support::server::{Server, Setup};
 use crate::support::{now_us, stamp};
 use serde_json::{Value, json};
 
-/// An op message of which the test writes the three fields' text.
+/// Returns an op message with the three fields given as raw JSON text.
 fn op_with(key: &str, value: &str, timestamp: &str) -> String {
     format!(r#"{{"type":"op","payload":{{"key":{key},"value":{value},"timestamp":{timestamp}}}}}"#)
 }
 
-/// An op message of which the test writes the whole payload.
+/// Returns an op message with the whole payload given as raw JSON text.
 fn payload(payload: &str) -> String {
     format!(r#"{{"type":"op","payload":{payload}}}"#)
 }
 
 /// Checks that each message is answered with an error 400 that contains the words, that the
-/// connection stays open and that no other client hears of it.
+/// connection stays open, and that no other client receives anything because of it.
 async fn check_refused(cases: &[(&str, String)]) {
     let server = Server::start().await;
     let mut sender = Client::connect(&server, "room").await;
@@ -247,7 +247,7 @@ async fn a_bad_escape_or_a_raw_control_character_is_refused_with_400() {
     check_refused(&values.map(|value| ("", op_with("\"k\"", value, "1")))).await;
 }
 
-/// An array, or an object, of this depth.
+/// Returns an array, or an object, nested to this depth.
 fn nested(open: &str, close: &str, depth: usize) -> String {
     format!("{}{}", open.repeat(depth), close.repeat(depth)).replace(":}", ":0}")
 }
@@ -329,7 +329,7 @@ async fn the_allowed_skew_is_a_setting() {
     other.expect_op(&allowed).await;
 }
 
-// ---- client to server: taken ----
+// ---- client to server: accepted ----
 
 /// P31.
 #[tokio::test]
@@ -503,7 +503,8 @@ const SPELLINGS: [&str; 24] = [
     "\"\u{2028}\u{7f}\"",
 ];
 
-/// The text after `"name":` holds this spelling, and the object goes on or ends behind it.
+/// Checks that the text after `"name":` is exactly this spelling, followed by a comma or a closing
+/// brace.
 fn assert_spelled(message: &str, name: &str, spelling: &str) {
     let field = format!("\"{name}\":{spelling}");
     let goes_on = [",", "}"]
@@ -553,7 +554,7 @@ async fn space_around_a_value_is_not_part_of_it() {
 
 // ---- sizes ----
 
-/// An op message of exactly this many bytes.
+/// Returns an op message of exactly this many bytes.
 fn op_of_len(len: usize) -> String {
     let empty = op_with("\"big\"", "\"\"", &stamp().to_string());
     let value = format!("\"{}\"", "x".repeat(len - empty.len()));

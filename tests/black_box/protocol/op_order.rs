@@ -1,4 +1,5 @@
-//! The protocol's order: init first, at one point of the order; the same order for all; no echo.
+//! Message order in the protocol: init comes first, at a single point of the op order; the order is
+//! the same for all clients; no client receives its own ops.
 
 use crate::support::client::{Client, Event, Op, op_text};
 use crate::support::server::Server;
@@ -166,7 +167,7 @@ async fn init_is_one_point_of_the_order_none_is_missed_and_none_before_it_comes_
             writer
                 .send_op(&Op::new("count", json!(number), stamp()))
                 .await;
-            // A bounded lead, so that no client falls behind and is conflated.
+            // The lead is bounded, so that no client falls behind and receives conflated ops.
             if number > 50 {
                 pace.next_op().await;
             }

@@ -1,5 +1,5 @@
-//! The protocol's tokens: which are accepted, which are refused with 401, and what their times
-//! mean.
+//! The protocol's tokens: which are accepted, which are refused with 401, and how their times are
+//! interpreted.
 
 use crate::support::client::Client;
 use crate::support::now_s;
@@ -16,7 +16,7 @@ async fn status_of(server: &Server, token: &str) -> u16 {
 }
 
 /// Sends a handshake with this query and these header lines, expects the protocol's 401, and
-/// returns its message.
+/// returns the error message.
 async fn refused(server: &Server, query: &str, headers: &str) -> String {
     let mut socket = Raw::connect(server.addr()).await;
     let answer = socket
@@ -205,7 +205,7 @@ async fn the_message_of_a_401_never_says_which_workspace_exists() {
     assert_eq!(bodies[0], bodies[1]);
 }
 
-// ---- taken ----
+// ---- accepted ----
 
 /// P23.
 #[tokio::test]
@@ -326,7 +326,7 @@ async fn a_second_secret_is_taken_too_so_that_a_secret_can_be_rotated() {
     assert_eq!(status_of(&server, &none).await, 401);
 }
 
-// ---- the end of a token ----
+// ---- expiry ----
 
 /// P25.
 #[tokio::test]

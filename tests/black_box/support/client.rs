@@ -1,4 +1,5 @@
-//! A WebSocket client that fails the test if it receives something unexpected, and prints both.
+//! A WebSocket client that fails the test, and prints the message, if it receives anything
+//! unexpected.
 
 use super::raw::handshake_head;
 use super::server::Server;
@@ -10,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::{Error, Message, client::IntoClientRequest};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
-/// The next thing that a client sees.
+/// The next event on a client's connection.
 #[derive(Debug)]
 pub enum Event {
     Text(String),
@@ -36,7 +37,7 @@ impl Op {
         }
     }
 
-    /// Parses a message of the server; `None` if it is not an op.
+    /// Parses a message from the server. Returns `None` if it is not an op.
     pub fn parse(text: &str) -> Option<Op> {
         let mut message = parse(text);
         if message["type"] != "op" {
@@ -55,7 +56,7 @@ impl Op {
     }
 }
 
-/// A connected client. It has read its init message, unless it comes from [`Client::dial`].
+/// A connected client. It has read its init message unless it was created with [`Client::dial`].
 pub struct Client {
     socket: WebSocketStream<TcpStream>,
     pub init: Map<String, Value>,
@@ -68,7 +69,7 @@ impl Client {
         Client::connect_path(server, &Server::sync_path(workspace)).await
     }
 
-    /// Connects on this path (and query) and reads the init message.
+    /// Connects to the given path (and query) and reads the init message.
     pub async fn connect_path(server: &Server, path: &str) -> Client {
         let dialed = Client::dial(server.addr(), path).await;
         let mut client = dialed.unwrap_or_else(|error| panic!("the handshake fails: {error}"));
@@ -77,7 +78,7 @@ impl Client {
         client
     }
 
-    /// Connects, and tries again until it succeeds: for a shard that is failing.
+    /// Connects, retrying until it succeeds, for use while a shard is failing.
     pub async fn connect_at_last(server: &Server, workspace: &str) -> Client {
         super::eventually(&format!("a connection to {workspace}"), async || {
             let mut client = Client::dial(server.addr(), &Server::sync_path(workspace))
@@ -92,13 +93,13 @@ impl Client {
         .await
     }
 
-    /// Does the handshake only.
+    /// Performs the handshake only.
     pub async fn dial(addr: SocketAddr, path: &str) -> Result<Client, Error> {
         let stream = within("a TCP connection", TcpStream::connect(addr)).await?;
         Client::dial_over(stream, path).await
     }
 
-    /// Does the handshake over a connection that the test has opened.
+    /// Performs the handshake over a connection that the test has opened.
     pub async fn dial_over(stream: TcpStream, path: &str) -> Result<Client, Error> {
         stream.set_nodelay(true)?;
         let request = format!("ws://test{path}").into_client_request()?;
@@ -111,7 +112,7 @@ impl Client {
         })
     }
 
-    /// Stores the state in an init message.
+    /// Stores the state from an init message.
     pub fn take_init(&mut self, text: &str) {
         let mut message = parse(text);
         assert_eq!(message["type"], "init", "the first message is init: {text}");
@@ -130,7 +131,7 @@ impl Client {
         outcome.expect("the connection takes a message");
     }
 
-    /// Sends a message and returns whether the connection still accepted it.
+    /// Sends a message and returns whether the connection accepted it.
     pub async fn try_send(&mut self, message: Message) -> bool {
         within("room in the socket", self.socket.send(message))
             .await
@@ -145,7 +146,7 @@ impl Client {
         self.send_text(&op_text(op)).await;
     }
 
-    /// Sends an op that wins, since its timestamp is greater than all before it.
+    /// Sends an op that wins because its timestamp is greater than all earlier ones.
     pub async fn write(&mut self, key: &str, value: Value) -> Op {
         let op = Op::new(key, value, stamp());
         self.send_op(&op).await;
@@ -214,13 +215,13 @@ impl Client {
         assert_eq!(&self.next_op().await, op);
     }
 
-    /// Expects an error with this code and returns its message.
+    /// Expects an error with the given code and returns its message.
     pub async fn expect_error(&mut self, code: u16) -> String {
         let text = self.next_text().await;
         error_of(&text, code).unwrap_or_else(|| panic!("an error {code} was due, not {text}"))
     }
 
-    /// Expects a close frame with this code and returns its reason.
+    /// Expects a close frame with the given code and returns its reason.
     pub async fn expect_close(&mut self, code: u16) -> String {
         match self.event().await {
             Event::Close(found, reason) if found == code => reason,
@@ -228,7 +229,7 @@ impl Client {
         }
     }
 
-    /// Reads until the connection is closed and returns the code.
+    /// Reads until the connection is closed and returns the close code.
     pub async fn close_code(&mut self) -> u16 {
         loop {
             match self.event().await {
@@ -239,8 +240,8 @@ impl Client {
         }
     }
 
-    /// Checks that nothing is on its way to this client: the next message to arrive is an op that
-    /// `peer` sends now.
+    /// Checks that no message is in flight to this client: the next one to arrive must be an op
+    /// that `peer` sends now.
     pub async fn expect_silence(&mut self, peer: &mut Client) {
         let barrier = peer
             .write("barrier of expect_silence", json!(stamp()))
@@ -249,8 +250,8 @@ impl Client {
         assert_eq!(next, barrier, "something came before the barrier");
     }
 
-    /// Checks that nothing is on its way to this client, without a peer: the next message to arrive
-    /// answers a malformed message.
+    /// Checks, without a peer, that nothing is on its way to this client: the next message to
+    /// arrive is the error reply to a malformed message.
     pub async fn expect_no_answer(&mut self) {
         self.send_text(r#"{"type":"barrier of expect_no_answer"}"#)
             .await;
@@ -264,7 +265,7 @@ pub fn op_text(op: &Op) -> String {
     json!({"type": "op", "payload": payload}).to_string()
 }
 
-/// Returns the message of an error with this code; `None` if `text` is something else.
+/// Returns the message of an error with the given code, or `None` if `text` is anything else.
 pub fn error_of(text: &str, code: u16) -> Option<String> {
     let message = parse(text);
     let matches = message["type"] == "error" && message["payload"]["code"] == code;
@@ -276,12 +277,12 @@ pub fn error_of(text: &str, code: u16) -> Option<String> {
     })
 }
 
-/// Returns the state of a workspace that a client receives when it joins now.
+/// Returns the state of a workspace as received by a client that joins now.
 pub async fn state_of(server: &Server, workspace: &str) -> Map<String, Value> {
     Client::connect(server, workspace).await.init
 }
 
-/// Returns the head of a handshake without its last line.
+/// Returns the head of a handshake request without its final line.
 pub fn unfinished_head(workspace: &str) -> String {
     let head = handshake_head(&Server::sync_path(workspace), "");
     head[..head.len() - 2].to_string()

@@ -1,4 +1,4 @@
-//! Disks that fail on demand: a limit on file sizes, a full tmpfs, and a disk in memory that
+//! Disks that fail on demand: a limit on file sizes, a full tmpfs, and an in-memory disk that
 //! refuses writes.
 
 use rustix::process::{Pid, Resource, Rlimit, geteuid, prlimit};
@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use super::skipped;
 
-/// Makes every write of the process past this offset of any file fail; `None` lifts the limit.
+/// Makes every write by the process beyond this offset of any file fail. `None` lifts the limit.
 pub fn limit_file_size(pid: Pid, limit: Option<u64>) {
     prlimit(
         Some(pid),
@@ -24,8 +24,8 @@ pub fn limit_file_size(pid: Pid, limit: Option<u64>) {
     .expect("the server runs");
 }
 
-/// Makes every new descriptor of the process fail that would have this number or a greater one.
-/// Those that are open stay open.
+/// Makes the process fail to open any descriptor numbered `limit` or higher. Descriptors that are
+/// already open stay open.
 pub fn limit_open_files(pid: Pid, limit: u64) {
     prlimit(
         Some(pid),
@@ -38,7 +38,8 @@ pub fn limit_open_files(pid: Pid, limit: u64) {
     .expect("the server runs");
 }
 
-/// Returns whether this test may mount a file system, and reports the test as skipped if not.
+/// Returns whether this test may mount a file system, and reports the test as skipped if it may
+/// not.
 pub fn may_mount() -> bool {
     let is_root = geteuid().is_root();
     if !is_root {
@@ -47,21 +48,22 @@ pub fn may_mount() -> bool {
     is_root
 }
 
-/// A mounted file system. Dropping it unmounts it, once nothing uses it.
+/// A mounted file system. Dropping it unmounts it once nothing uses it.
 pub struct Mount {
     point: TempDir,
-    /// Unmounts if the test process ends without dropping anything: it waits for the end of its
-    /// stdin, in a session of its own, so that it is not killed together with the test.
+    /// Unmounts if the test process ends without dropping anything: it waits for end of file on its
+    /// stdin, in a session of its own so that it is not killed together with the test.
     guard: Option<Child>,
 }
 
 impl Mount {
-    /// Mounts a tmpfs of this size. `None`, with a printed reason, where mounting is not allowed.
+    /// Mounts a tmpfs of this size. Returns `None`, and prints a reason, if mounting is not
+    /// allowed.
     pub fn tmpfs(size: &str) -> Option<Mount> {
         Mount::run(&["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
     }
 
-    /// Mounts the file system of a disk.
+    /// Mounts the file system on a disk.
     pub fn disk(disk: &MemoryDisk) -> Option<Mount> {
         Mount::run(&["-o", "errors=continue", &disk.device()])
     }
@@ -90,7 +92,8 @@ impl Mount {
     }
 
     fn unmount(&self) {
-        // Operations in flight may hold the disk a little longer than a killed process lives.
+        // Operations in flight may keep the disk busy for a short time after the process was
+        // killed.
         let path = self.path().display().to_string();
         for _ in 0..200 {
             let output = Command::new("umount").arg(&path).output();
@@ -108,33 +111,34 @@ impl Drop for Mount {
         self.unmount();
         if let Some(mut guard) = self.guard.take() {
             drop(guard.stdin.take());
-            // It has nothing left to do but must be reaped.
+            // The guard has nothing left to do but must be reaped.
             let _ = guard.wait();
         }
     }
 }
 
-/// Whether the file system has a journal, which decides what it does on a failing disk.
+/// The presence of a journal in the file system, which determines how it behaves on a failing disk.
 ///
-/// Without one it continues, and a later fdatasync succeeds although its blocks never reached the
-/// disk: a minimal program that writes, syncs and mounts again finds zeros in every second run.
-/// With one it turns read-only until it is mounted again, and lost nothing in 40 runs.
+/// Without a journal it continues, and a later fdatasync succeeds although its blocks never reached
+/// the disk: a minimal program that writes, syncs and remounts finds zeros in every second run.
+/// With a journal it turns read-only until it is remounted, and it lost nothing in 40 runs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Journal {
     No,
     Yes,
 }
 
-/// A disk in memory (zram) whose writes fail on demand.
+/// An in-memory disk (zram) whose writes fail on demand.
 ///
-/// A loop device over a sparse file would not do: where there is space for a part of a write, it
+/// A loop device over a sparse file would not do: when there is space for only part of a write, it
 /// reports that all of it was written (Linux 6.18).
 pub struct MemoryDisk {
     number: u32,
 }
 
 impl MemoryDisk {
-    /// Creates a disk with an ext4. `None`, with a printed reason, where the host has no zram.
+    /// Creates a disk with an ext4 file system. Returns `None`, and prints a reason, if the host
+    /// has no zram.
     pub fn ext4(size: &str, journal: Journal) -> Option<MemoryDisk> {
         // Reading this file creates a device.
         let number = match std::fs::read_to_string("/sys/class/zram-control/hot_add") {
@@ -169,7 +173,7 @@ impl MemoryDisk {
         format!("/dev/zram{}", self.number)
     }
 
-    /// Makes every write fail that would need more memory.
+    /// Makes every write that would need more memory fail.
     pub fn fail(&self) {
         self.set("mem_limit", "4096");
     }
@@ -187,7 +191,8 @@ impl MemoryDisk {
 
 impl Drop for MemoryDisk {
     fn drop(&mut self) {
-        // A disk that is still mounted is busy, and then stays until the host restarts.
+        // A disk that is still mounted is busy, so it cannot be removed and remains until the host
+        // restarts.
         let reset = format!("/sys/block/zram{}/reset", self.number);
         let _ = std::fs::write(reset, "1");
         let _ = std::fs::write(

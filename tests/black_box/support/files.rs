@@ -29,7 +29,8 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Reads all files under a folder, by their path in it. Empty if there is no such folder.
+/// Reads all files under a folder, keyed by their relative path. Returns an empty map if there is
+/// no such folder.
 pub fn image(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut image = BTreeMap::new();
     let mut folders = vec![folder.to_path_buf()];
@@ -59,7 +60,7 @@ pub fn put_back(folder: &Path, image: &BTreeMap<PathBuf, Vec<u8>>) {
     }
 }
 
-/// Returns the last segment that contains this text, and the text's offset.
+/// Returns the last segment that contains this text, and the offset of the text.
 pub fn find(data_dir: &Path, text: &str) -> (PathBuf, usize) {
     let mut hits = segments(data_dir).into_iter().rev().filter_map(|path| {
         let bytes = std::fs::read(&path).expect("a segment can be read");
@@ -81,7 +82,7 @@ pub fn append(path: &Path, bytes: &[u8]) {
 }
 
 /// Returns the length of an undamaged segment up to the end of its last batch, without the zeros
-/// that fill it ahead of time.
+/// that it is preallocated with.
 pub fn log_len(bytes: &[u8]) -> usize {
     let magic = b"\xFFEPB";
     let last = bytes
@@ -93,14 +94,14 @@ pub fn log_len(bytes: &[u8]) -> usize {
     })
 }
 
-/// Cuts a segment off after its last batch and appends these bytes.
+/// Truncates a segment after its last batch and appends these bytes.
 pub fn append_to_log(path: &Path, bytes: &[u8]) {
     let whole = std::fs::read(path).expect("a segment can be read");
     cut(path, log_len(&whole));
     append(path, bytes);
 }
 
-/// Returns the length without the zeros at the end, which fill a segment ahead of time.
+/// Returns the length without the trailing zeros, which a segment is preallocated with.
 pub fn written_len(bytes: &[u8]) -> usize {
     let zeros = bytes.iter().rev().take_while(|byte| **byte == 0);
     bytes.len() - zeros.count()

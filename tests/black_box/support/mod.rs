@@ -1,7 +1,8 @@
-//! Shared by the black-box tests: the server as a process, its clients, tokens and raw sockets.
+//! Support code for the black-box tests: the server as a process, its clients, tokens and raw
+//! sockets.
 //!
-//! Nothing here knows the inside of the server. Every wait is bounded by [`PATIENCE`], and a wait
-//! that fails names what it waited for.
+//! Nothing here depends on the server's internals. Every wait is bounded by [`PATIENCE`], and a
+//! wait that times out names what it waited for.
 
 pub mod client;
 pub mod disk;
@@ -18,7 +19,7 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The longest that a test waits for anything before it fails. It is not a measure of speed.
+/// The maximum time that a test waits for anything before it fails. It is not a measure of speed.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Reports that the calling test cannot run on this host. `.ci/run` counts these lines.
@@ -26,15 +27,15 @@ pub fn skipped(reason: impl Display) {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("test");
     let line = format!("skipped - {test}: {reason}\n");
-    // The output of the print macros is captured, and discarded if the test passes.
+    // The print macros' output is captured, and discarded if the test passes.
     let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
-/// Raises this process's limit on open files as far as it may.
+/// Raises this process's limit on open files to the hard limit.
 ///
-/// All tests share one process, and some have hundreds of connections each: together they exceed
-/// the common soft limit of 1024. The server raises its own limit, so inheriting this one changes
-/// nothing.
+/// All tests share one process, and some of them open hundreds of connections: together they exceed
+/// the common soft limit of 1024. The server raises its own limit, so inheriting this one makes no
+/// difference.
 pub fn raise_open_files_limit() {
     static RAISED: Once = Once::new();
     RAISED.call_once(|| {
@@ -60,7 +61,7 @@ pub fn now_s() -> u64 {
     now_us() / 1_000_000
 }
 
-/// Returns a timestamp greater than all that it has returned before, so an op that carries it wins.
+/// Returns a timestamp greater than all previously returned ones, so that an op with it wins.
 pub fn stamp() -> u64 {
     static LAST: AtomicU64 = AtomicU64::new(0);
     let now = now_us();
@@ -70,7 +71,7 @@ pub fn stamp() -> u64 {
     now.max(before.expect("the closure always gives a value") + 1)
 }
 
-/// Awaits the future, and fails the test with `what` if that takes longer than [`PATIENCE`].
+/// Awaits the future, and fails the test, naming `what`, if that takes longer than [`PATIENCE`].
 pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     let outcome = tokio::time::timeout(PATIENCE, future).await;
     outcome.unwrap_or_else(|_| panic!("waited {PATIENCE:?} in vain for {what}"))
@@ -81,7 +82,7 @@ pub async fn eventually<T>(what: &str, probe: impl AsyncFnMut() -> Option<T>) ->
     eventually_in(PATIENCE, what, probe).await
 }
 
-/// [`eventually`] with a bound of its own.
+/// Polls the probe like [`eventually`], but with the given time limit.
 pub async fn eventually_in<T>(
     limit: Duration,
     what: &str,

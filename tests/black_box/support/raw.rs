@@ -1,4 +1,5 @@
-//! A plain TCP socket: request heads and WebSocket frames as the test writes them, valid or not.
+//! A plain TCP socket, to send request heads and WebSocket frames exactly as the test writes them,
+//! valid or not.
 
 use super::within;
 use serde_json::Value;
@@ -6,13 +7,14 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// First bytes of frames: FIN and the opcode.
+/// First byte of an unfragmented text message: FIN and the opcode. The four below are for the other
+/// opcodes.
 pub const TEXT: u8 = 0x81;
 pub const BINARY: u8 = 0x82;
 pub const CLOSE: u8 = 0x88;
 pub const PING: u8 = 0x89;
 pub const PONG: u8 = 0x8A;
-/// A first fragment of text, and the fragments after it.
+/// First byte of a message's first text fragment. The two below are for its later fragments.
 pub const TEXT_BEGIN: u8 = 0x01;
 pub const MIDDLE: u8 = 0x00;
 pub const END: u8 = 0x80;
@@ -26,7 +28,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Returns the value of a header; `name` is in lower case.
+    /// Returns the value of a header. `name` must be in lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers
             .iter()
@@ -47,7 +49,7 @@ pub struct Frame {
     pub payload: Vec<u8>,
 }
 
-/// A connection without a protocol of its own.
+/// A TCP connection that speaks no protocol on its own.
 pub struct Raw {
     stream: TcpStream,
     unread: Vec<u8>,
@@ -67,7 +69,7 @@ impl Raw {
         }
     }
 
-    /// Connects, does the handshake and reads the init message.
+    /// Connects, performs the handshake and reads the init message.
     pub async fn open(addr: SocketAddr, path: &str) -> Raw {
         let mut raw = Raw::connect(addr).await;
         let answer = raw.handshake(path, "").await;
@@ -85,9 +87,9 @@ impl Raw {
         outcome.expect("the server takes what is sent");
     }
 
-    /// Sends like [`Raw::send`], to a server that may close before it has read everything.
+    /// Sends like [`Raw::send`], but to a server that may close before it has read everything.
     pub async fn send_lossy(&mut self, bytes: &[u8]) {
-        // What the server says instead is what the test asserts.
+        // An error is ignored: the test asserts on the server's response instead.
         let _ = within("room in the socket", self.stream.write_all(bytes)).await;
     }
 
@@ -98,7 +100,8 @@ impl Raw {
         self.answer().await
     }
 
-    /// Reads a response: the head, and a body of the length that it states, or all until the end.
+    /// Reads a response: the head, then a body of the stated length or, if none is stated, until
+    /// the end of the connection.
     pub async fn answer(&mut self) -> Answer {
         let head_len = loop {
             if let Some(at) = self
@@ -166,7 +169,8 @@ impl Raw {
         within("a frame other than a ping", reading).await
     }
 
-    /// Expects a close frame with this code, answers it, and expects the end of the connection.
+    /// Expects a close frame with the given code, answers it, and expects the end of the
+    /// connection.
     pub async fn expect_close(&mut self, code: u16) {
         let frame = self.frame_but_ping().await;
         assert_eq!(
@@ -183,7 +187,7 @@ impl Raw {
         self.expect_end().await;
     }
 
-    /// Expects the end of the connection, with nothing before it.
+    /// Expects the end of the connection, with no data before it.
     pub async fn expect_end(&mut self) {
         let rest = self.rest().await;
         assert!(
@@ -193,7 +197,7 @@ impl Raw {
         );
     }
 
-    /// Reads all that arrives until the connection ends.
+    /// Reads until the connection ends and returns everything that arrived.
     pub async fn rest(&mut self) -> Vec<u8> {
         within("the end of the connection", async {
             while self.fill().await {}
@@ -220,7 +224,7 @@ impl Raw {
         self.unread.drain(..len).collect()
     }
 
-    /// Reads once. False at the end of the connection, which may be a reset.
+    /// Reads once. Returns false at the end of the connection, which may be a reset.
     async fn fill(&mut self) -> bool {
         let mut chunk = vec![0; 64 * 1024];
         let read = within("bytes from the server", self.stream.read(&mut chunk)).await;
@@ -253,7 +257,7 @@ pub fn masked_frame(first_byte: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// Returns the length field of a frame in its shortest form; `mask_bit` is 0x80 or 0.
+/// Returns the length field of a frame in its shortest form. `mask_bit` is 0x80 or 0.
 pub fn length_bytes(len: usize, mask_bit: u8) -> Vec<u8> {
     match (u8::try_from(len), u16::try_from(len)) {
         (Ok(short @ 0..=125), _) => vec![mask_bit + short],

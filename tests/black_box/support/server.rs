@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-/// How to start a server. A clone shares the data directory.
+/// The configuration that a server is started with. A clone shares the data directory.
 #[derive(Clone)]
 pub struct Setup {
     shards: u32,
@@ -26,9 +26,9 @@ pub struct Setup {
     data_dir: PathBuf,
     /// Shell commands that prepare the process.
     prelude: Vec<String>,
-    /// A command that runs the server in the same process, as prlimit(1) does.
+    /// A command that executes the server in its own process, as prlimit(1) does.
     wrapper: Vec<String>,
-    /// The socket that it inherits as its descriptor 3, as from a service manager.
+    /// The socket that the server inherits as descriptor 3, as if from a service manager.
     passed: Option<Arc<OwnedFd>>,
     _folder: Arc<TempDir>,
 }
@@ -40,7 +40,7 @@ impl Default for Setup {
 }
 
 impl Setup {
-    /// Two shards, an empty data directory, the secret [`SECRET`].
+    /// Returns a setup with two shards, an empty data directory and the secret [`SECRET`].
     pub fn new() -> Setup {
         raise_open_files_limit();
         let folder = TempDir::new().expect("a temporary folder");
@@ -94,9 +94,9 @@ impl Setup {
         self
     }
 
-    /// Passes a descriptor as `sd_listen_fds(3)` describes. The shell moves it into place: it knows
-    /// the process id for the variable, and std has no safe way to pass any descriptor but the
-    /// standard ones.
+    /// Passes a descriptor as described in `sd_listen_fds(3)`. The shell moves it into place: it
+    /// knows the process id that the variable needs, and std has no safe way to pass any descriptor
+    /// other than the standard ones.
     pub fn passing(mut self, passed: impl Into<OwnedFd>) -> Setup {
         self.passed = Some(Arc::new(passed.into()));
         let commands = "exec 3<&0 </dev/null && export LISTEN_FDS=1 LISTEN_PID=$$";
@@ -104,13 +104,15 @@ impl Setup {
         self
     }
 
-    /// Runs a shell command in the server's process before the server, after those already set.
+    /// Runs a shell command in the server's process before the server starts, after any already
+    /// set.
     pub fn prepared(mut self, command: &str) -> Setup {
         self.prelude.push(command.into());
         self
     }
 
-    /// Runs the server by this command, which must become the server: setpriv(1), prlimit(1).
+    /// Runs the server through this command, which must exec the server, as setpriv(1) and
+    /// prlimit(1) do.
     pub fn wrapped(mut self, command: &[&str]) -> Setup {
         self.wrapper = command.iter().map(ToString::to_string).collect();
         self
@@ -129,7 +131,7 @@ impl Setup {
         server
     }
 
-    /// Starts the server and waits until its port is open, when it may still be reading its log.
+    /// Starts the server and waits until its port is open. It may still be reading its log then.
     pub async fn start_reading(self) -> Server {
         let arguments = self.serve_arguments();
         let command = self.command(&arguments);
@@ -140,7 +142,7 @@ impl Setup {
         server
     }
 
-    /// Starts the server on a free port and connects as soon as that is open.
+    /// Starts the server on a free port and connects as soon as the port is open.
     pub async fn start_and_connect(self) -> (Server, Raw) {
         let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         let addr = free.local_addr().expect("it is bound");
@@ -170,7 +172,7 @@ impl Setup {
             std::thread::yield_now();
         }
         let came = !has_ended(&mut child) && begun.elapsed() < PATIENCE;
-        // Fails where the process has ended already.
+        // This fails if the process has already exited.
         let _ = child.kill();
         child.wait().expect("a killed child is reaped");
         assert!(
@@ -179,7 +181,7 @@ impl Setup {
         );
     }
 
-    /// Starts a server that is expected to exit, and waits for its exit.
+    /// Starts a server that is expected to exit, and waits until it does.
     pub async fn run(&self) -> Outcome {
         self.run_arguments(&self.serve_arguments()).await
     }
@@ -268,7 +270,7 @@ impl Setup {
                 command.env(name, value);
             }
         }
-        // An error at the start is one line, with backtraces enabled as well.
+        // A startup error must be a single line even with backtraces enabled.
         command.env("RUST_BACKTRACE", "1");
         command.envs(self.envs.iter().map(|(name, value)| (name, value)));
         command
@@ -314,7 +316,7 @@ pub struct Server {
     stdout: UnboundedReceiver<String>,
     output: Arc<Mutex<String>>,
     readers: Vec<JoinHandle<()>>,
-    /// The test has seen the exit code.
+    /// Whether the test has seen the exit code.
     is_end_seen: bool,
 }
 
@@ -324,7 +326,7 @@ impl Server {
         Setup::new().start().await
     }
 
-    /// Starts a server with the defaults of [`Setup::new`] and these arguments.
+    /// Starts a server with the defaults of [`Setup::new`] plus these arguments.
     pub async fn start_with(args: &[&str]) -> Server {
         Setup::new().args(args).start().await
     }
@@ -336,7 +338,7 @@ impl Server {
         let reader = BufReader::new(child.stdout.take().expect("stdout is piped"));
         let lines = std::thread::spawn(move || {
             for line in reader.lines().map_while(Result::ok) {
-                // The pipe is drained even after the test has stopped reading.
+                // Drain the pipe even after the test has stopped reading.
                 let _ = sender.send(line);
             }
         });
@@ -400,7 +402,7 @@ impl Server {
             .clone()
     }
 
-    /// Waits for a line of the log that contains all these words, and returns it.
+    /// Waits for a log line that contains all these words, and returns it.
     pub async fn log_line(&self, words: &[&str]) -> String {
         let found = async || {
             let log = self.log();
@@ -427,14 +429,15 @@ impl Server {
         kib * 1024
     }
 
-    /// Returns the number of its open files and sockets.
+    /// Returns the number of open files and sockets of the process.
     pub fn open_files_count(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id()))
             .expect("the server runs")
             .count()
     }
 
-    /// Returns the number of its open sockets. The number of files varies: a compaction opens some.
+    /// Returns the number of open sockets of the process. The number of files varies because a
+    /// compaction opens some.
     pub fn open_sockets_count(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id()))
             .expect("the server runs")
@@ -443,7 +446,7 @@ impl Server {
             .count()
     }
 
-    /// Returns the request path of a workspace with a valid token.
+    /// Returns the request path for a workspace, with a valid token.
     pub fn sync_path(workspace: &str) -> String {
         let segment = utf8_percent_encode(workspace, NON_ALPHANUMERIC);
         format!("/v1/sync/{segment}?token={}", token::valid())
@@ -466,7 +469,7 @@ impl Server {
         Raw::connect(self.addr).await.handshake(path, "").await
     }
 
-    /// Waits until `/readyz` answers with this status.
+    /// Waits until `/readyz` responds with this status.
     pub async fn until_ready_is(&self, status: u16) {
         let what = format!("/readyz answers {status}; the log:\n{}", self.log());
         let limit = PATIENCE * 2;
@@ -476,7 +479,7 @@ impl Server {
         .await;
     }
 
-    /// Kills the process, so that all it had in memory is lost.
+    /// Kills the process, so that everything it held in memory is lost.
     pub fn kill9(&mut self) {
         self.child.kill().expect("the server was running");
         let status = self.child.wait().expect("a killed child is reaped");
@@ -498,7 +501,7 @@ impl Server {
         self.signal(Signal::TERM);
     }
 
-    /// Waits for the process to exit and returns its code; `None` if a signal ended it.
+    /// Waits for the process to exit and returns its exit code, or `None` if a signal ended it.
     pub async fn exit_code_within(&mut self, limit: Duration) -> Option<i32> {
         let child = &mut self.child;
         let ended = async || child.try_wait().expect("the child is ours");
@@ -520,7 +523,7 @@ impl Server {
         );
     }
 
-    /// Starts the server again on the same data directory. It must have exited.
+    /// Restarts the server on the same data directory. It must have exited.
     pub async fn restart(&mut self, shards: u32) {
         assert!(
             self.child.try_wait().expect("the child is ours").is_some(),
@@ -546,8 +549,8 @@ impl Drop for Server {
             return;
         }
         self.join_readers();
-        // After a sanitizer's report, an abort or a fault in a shard the server has exited too
-        // early, possibly after the test was done with it.
+        // A sanitizer report, an abort or a fault in a shard ends the server early, possibly after
+        // the test was done with it.
         let ended_well = status.as_ref().is_ok_and(|status| {
             status.code() == Some(0) || status.signal() == Some(Signal::KILL.as_raw())
         });

@@ -1,5 +1,5 @@
-//! System calls that fail on demand: strace is attached to a running server and answers in the
-//! kernel's place.
+//! System calls that fail on demand: strace is attached to a running server and injects errors in
+//! place of the kernel's results.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -8,12 +8,12 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::{eventually, skipped};
 
-/// Makes some system calls of a process fail until it is dropped.
+/// Makes some system calls of a process fail until this value is dropped.
 pub struct Injection(Child);
 
 impl Injection {
-    /// Makes `call` fail in each thread of the process. `fault` is an expression of strace, such as
-    /// `error=EAGAIN:when=2+3`. `None`, with a printed reason, where strace cannot do that.
+    /// Makes `call` fail in each thread of the process. `fault` is an strace expression such as
+    /// `error=EAGAIN:when=2+3`. Returns `None`, and prints a reason, if strace cannot do that.
     pub async fn attach(pid: Pid, call: &str, fault: &str) -> Option<Injection> {
         let arguments = ["-f", "-q", "-o", "/dev/null", "-p"];
         let spawned = Command::new("strace")

@@ -9,7 +9,7 @@ use sha2::{Sha256, Sha384, Sha512};
 
 /// The secret of every server that a test starts.
 pub const SECRET: &str = "the secret of the black-box tests, over 32 bytes";
-/// A secret that no server has.
+/// A secret that no server uses.
 pub const OTHER_SECRET: &str = "a secret of somebody else, which is over 32 bytes";
 
 /// Returns a token that is valid for an hour.
@@ -34,7 +34,8 @@ pub fn signed(header: &Value, claims: &Value, secret: &str) -> String {
     format!("{body}.{}", base64url(&signature))
 }
 
-/// The claims of a token that is rightly signed with HS256 and `secret`; the test fails on another.
+/// Returns the claims of a token. Fails the test unless the token is signed with HS256 and
+/// `secret`.
 pub fn claims(token: &str, secret: &str) -> Value {
     let (body, signature) = token.rsplit_once('.').expect("a token has three parts");
     assert_eq!(signature, base64url(&hmac::<Hmac<Sha256>>(body, secret)));

@@ -1,4 +1,4 @@
-//! Two files of results, beside each other.
+//! The comparison of two files of results.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -51,7 +51,7 @@ fn loads(results: &Results<Machine>) -> String {
     cases.join(" and ")
 }
 
-/// Returns a table for each pair of servers under the same load; `None` without any.
+/// Returns a table for each pair of servers under the same load; `None` if there are none.
 fn compare(a: &Results<Machine>, b: &Results<Machine>) -> Option<String> {
     let mut out = String::new();
     for case in &a.cases {
@@ -73,7 +73,7 @@ fn compare(a: &Results<Machine>, b: &Results<Machine>) -> Option<String> {
     (!out.is_empty()).then_some(out)
 }
 
-/// Pairs servers by their names. Where each side has only one, the names may differ.
+/// Pairs servers by their names. If each side has only one, the names may differ.
 fn pairs<'a>(
     ones: &'a [ContestantResults],
     others: &'a [ContestantResults],
@@ -112,7 +112,8 @@ fn table_of(one: &ContestantResults, other: &ContestantResults) -> String {
     table::layout(&rows)
 }
 
-/// The id, decimals and title of each figure: those of a load in their order, then any others.
+/// Returns the id, decimals and title of each figure: first those of a load in their order, then
+/// any others.
 fn figures(rounds: &[BTreeMap<String, f64>]) -> Vec<(String, usize, String)> {
     let known = |id: &str| ALL.iter().position(|figure| figure.id == id);
     let ids = rounds.iter().flat_map(BTreeMap::keys);
@@ -170,7 +171,7 @@ mod tests {
             "p50, µs  200 (100–300)  50   0.25\n",
         ];
         assert_eq!(compare(&a, &b).unwrap(), expected.join("\n"));
-        // A file compares with itself, after a way through JSON.
+        // A file can be compared with itself, even after a round trip through JSON.
         let text = serde_json::to_string(&a).unwrap();
         let same = compare(&a, &serde_json::from_str(&text).unwrap()).unwrap();
         assert!(same.contains("1.00"), "{same}");

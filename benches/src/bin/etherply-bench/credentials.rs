@@ -12,7 +12,7 @@ const VARIABLE: &str = "ETHERPLY_TOKEN";
 /// A token signed here is valid for this long after the run should have ended.
 const SPARE: Duration = Duration::from_mins(10);
 
-/// Returns the token that the options name; `run` is how long it is needed.
+/// Returns the token that the options name; `run` is the time for which it is needed.
 pub fn token(options: &Options, run: Duration) -> Result<String, String> {
     let (token, source) = if let Some(token) = &options.token {
         (token.clone(), "--token".to_owned())
@@ -37,14 +37,14 @@ pub fn token(options: &Options, run: Duration) -> Result<String, String> {
              with --secret-file"
         ));
     };
-    // Anything else would break the header that it is sent in.
+    // Anything else would break the header in which the token is sent.
     if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(format!("{source}: it holds no token"));
     }
     Ok(token)
 }
 
-/// Reads a file without the line breaks at its end, as the server reads its secrets.
+/// Reads a file without its trailing line breaks, as the server reads its secrets.
 fn read(file: &Path, flag: &str) -> Result<String, String> {
     let text = fs::read_to_string(file);
     let text = text.map_err(|error| format!("{flag} {}: {error}", file.display()))?;

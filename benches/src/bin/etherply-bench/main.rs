@@ -15,7 +15,7 @@ mod table;
 
 use options::{Options, usage_line};
 
-/// Writes to stdout. A reader that has left, such as `head`, is no error.
+/// Writes to stdout. A reader that has gone away, such as `head`, is not an error.
 fn print(text: &str) {
     let _ = std::io::stdout().lock().write_all(text.as_bytes());
 }
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
         Err(help) => {
-            // Nobody may be reading it.
+            // The reader may have gone away.
             let _ = help.print();
             return ExitCode::SUCCESS;
         }

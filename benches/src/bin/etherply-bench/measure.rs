@@ -1,4 +1,4 @@
-//! A measurement: the rounds, their figures, and the file of them.
+//! A measurement: the rounds, their figures, and the file that saves them.
 
 use std::io::{self, IsTerminal as _};
 use std::path::Path;
@@ -23,16 +23,16 @@ use crate::options::Options;
 use crate::print;
 use crate::table;
 
-/// The scenario that the file of a run names.
+/// The name of the scenario in the file of a run.
 const SCENARIO: &str = "etherply-bench";
-/// Open files beside the connections.
+/// The number of open files besides the connections.
 const OTHER_FILES: u64 = 32;
 
-/// Measures, prints the figures, and saves them where that is asked for.
+/// Measures, prints the figures, and saves them if asked to.
 pub fn run(options: &Options) -> Result<(), String> {
     let plan = options.plan()?;
     let url = url(options)?;
-    // Found out now, and not after the last round.
+    // This is better reported now than after the last round.
     if let Some(file) = &options.save
         && let Some(folder) = file.parent()
         && !folder.as_os_str().is_empty()
@@ -81,7 +81,7 @@ fn url(options: &Options) -> Result<Url, String> {
     text.parse().map_err(|error| format!("{shown}: {error}"))
 }
 
-/// Finds the server, and checks all that the options say about it.
+/// Finds the server, and checks everything that the options say about it.
 fn endpoint(options: &Options, url: &Url) -> Result<Endpoint, String> {
     let token = credentials::token(options, duration(options))?;
     let tls = if url.has_tls {
@@ -110,13 +110,13 @@ fn endpoint(options: &Options, url: &Url) -> Result<Endpoint, String> {
         .with_tls(tls))
 }
 
-/// How long the whole run takes, clients that join not counted.
+/// Returns how long the whole run takes, not counting the time that clients take to join.
 fn duration(options: &Options) -> Duration {
     (options.warm_up + options.seconds) * options.rounds
 }
 
-/// Measures one round, in rooms of its own. Returns its figures and how many deliveries they are
-/// of.
+/// Measures one round, in rooms of its own. Returns its figures and the number of deliveries on
+/// which they are based.
 fn measure(
     options: &Options,
     plan: &Plan,
@@ -138,7 +138,7 @@ fn measure(
     Ok((numbers, outcome.deliveries))
 }
 
-/// What to do about a certificate that is not trusted.
+/// Returns what to do about a certificate that is not trusted.
 fn remedy(failure: &str) -> &'static str {
     if failure.contains("UnknownIssuer") {
         "; name the file of its CA with --ca"

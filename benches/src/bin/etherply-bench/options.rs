@@ -9,7 +9,8 @@ use etherply_bench::load::op::FieldOrder;
 use etherply_bench::load::pace::Pace;
 use etherply_bench::load::plan::Plan;
 
-/// The bound of ops in flight in all rooms together: each is kept until it has arrived everywhere.
+/// The bound on ops in flight in all rooms together, since each is kept until it has arrived
+/// everywhere.
 const OPS_IN_FLIGHT_MAX: u64 = 1_000_000;
 const SECONDS_MIN: f64 = 0.01;
 /// A day.
@@ -108,7 +109,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// The load of each round.
+    /// Returns the load of each round.
     pub fn plan(&self) -> Result<Plan, String> {
         let plan = Plan {
             rooms: self.rooms,
@@ -139,12 +140,12 @@ impl Options {
         Ok(plan)
     }
 
-    /// All clients of a round.
+    /// Returns the number of clients in a round.
     pub fn clients(&self) -> u64 {
         u64::from(self.rooms) * u64::from(self.members)
     }
 
-    /// Describes the load, as `--compare` tells loads apart.
+    /// Describes the load, in the form by which `--compare` tells loads apart.
     pub fn load(&self) -> String {
         let Self { rooms, members, .. } = self;
         let rooms_unit = if *rooms == 1 { "room" } else { "rooms" };
@@ -166,7 +167,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
     ))
 }
 
-/// Says in one line what is wrong with the command line, and where help is.
+/// Returns one line that says what is wrong with the command line and where to find help.
 pub fn usage_line(error: &clap::Error) -> String {
     let text = error.to_string();
     let paragraphs: Vec<String> = text

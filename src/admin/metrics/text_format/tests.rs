@@ -1,4 +1,4 @@
-//! How samples, labels and numbers are written.
+//! The format of samples, labels and numbers.
 
 use super::*;
 

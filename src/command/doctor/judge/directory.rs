@@ -19,7 +19,7 @@ const REMOTE: [&str; 9] = [
     "glusterfs",
     "fuse",
 ];
-/// Mount options with which a sync guarantees nothing.
+/// Mount options under which a sync guarantees nothing.
 const LYING_OPTIONS: [&str; 2] = ["nobarrier", "barrier=0"];
 /// The fastest credible sync: no disk that keeps the writes it confirms is faster.
 const SYNC_BELIEVED_US: u64 = 10;
@@ -27,8 +27,8 @@ const SYNC_BELIEVED_US: u64 = 10;
 const SYNC_SLOW_US: u64 = 5_000;
 /// The 99th percentile of sync times above which users notice hitches.
 const SYNC_TAIL_US: u64 = 50_000;
-/// The amount of free space below which a warning is given: a log grows to three times its live
-/// data.
+/// The amount of free space below which a warning is shown, because a log grows to three times its
+/// live data.
 const FREE_ADVISED_BYTES: u64 = 1024 * 1024 * 1024;
 
 pub fn folder(directory: &Directory) -> Finding {
@@ -79,9 +79,11 @@ pub fn file_system(directory: &Directory) -> Option<Finding> {
         return Some(Finding::warn(
             CHECK,
             format!(
-                "{found}, mounted with {option}: a power cut may lose what fdatasync has confirmed"
+                "{found}, mounted with {option}: a power cut may lose data that fdatasync has \
+                 confirmed"
             ),
-            "remount without it, unless the disk's cache survives a power cut: tuning/disk.md",
+            "remount without it, unless the disk's write cache survives a power cut; see \
+             tuning/disk.md",
         ));
     }
     // Covers `fuse.sshfs` and similar types.
@@ -89,17 +91,17 @@ pub fn file_system(directory: &Directory) -> Option<Finding> {
     Some(if IN_MEMORY.contains(&kind) {
         Finding::warn(
             CHECK,
-            format!("{found} is memory: nothing in it survives a reboot"),
+            format!("{found} is in memory: its contents do not survive a reboot"),
             "point --data-dir at a folder on a disk",
         )
     } else if REMOTE.contains(&family) {
         Finding::warn(
             CHECK,
             format!(
-                "{found} is not a disk of this host: what fdatasync and flock guarantee depends on \
-                 the other side"
+                "{found} is not a local disk: the guarantees of fdatasync and flock depend on the \
+                 remote side"
             ),
-            "use ext4 or xfs on a block device: tuning/disk.md",
+            "use ext4 or xfs on a block device; see tuning/disk.md",
         )
     } else if kind == "overlay" {
         Finding::warn(
@@ -107,7 +109,7 @@ pub fn file_system(directory: &Directory) -> Option<Finding> {
             format!(
                 "{found} is the writable layer of a container: it is deleted with the container"
             ),
-            "mount a volume there: tuning/containers.md",
+            "mount a volume there; see tuning/containers.md",
         )
     } else {
         let cache = directory.write_cache.as_ref();
@@ -123,9 +125,9 @@ pub fn discard(directory: &Directory) -> Option<Finding> {
     is_felt.then(|| {
         Finding::warn(
             "discard",
-            "ext4 mounted with discard: each commit of its journal, and so each fdatasync, waits \
+            "ext4 is mounted with discard: each journal commit, and so each fdatasync, waits \
              until the device has discarded the freed blocks",
-            "mount it without discard, and run fstrim.timer instead: tuning/disk.md",
+            "remount it without discard, and enable fstrim.timer instead; see tuning/disk.md",
         )
     })
 }
@@ -138,17 +140,17 @@ pub fn free_space(directory: &Directory) -> Option<Finding> {
     Some(if free < SEGMENT_RESERVE_BYTES {
         Finding::fail(
             CHECK,
-            format!("{found}: not enough for one segment of the log"),
-            "make room, or pick another folder with --data-dir",
+            format!("{found}: not enough for one log segment"),
+            "free up space, or pick another folder with --data-dir",
         )
     } else if free < FREE_ADVISED_BYTES {
         Finding::warn(
             CHECK,
             format!(
-                "{found}: the log grows to 3 times its live data plus {} per shard",
+                "{found}: the log can grow to 3 times its live data plus {} per shard",
                 text::bytes(4 * LOG_SPARE_BYTES)
             ),
-            "make room; while the disk is nearly full, ops get error 500",
+            "free up space; while the disk is nearly full, ops are refused with error 500",
         )
     } else {
         Finding::ok(CHECK, found)
@@ -178,7 +180,7 @@ pub fn sync(directory: &Directory, processor: &Processor) -> Option<Finding> {
     );
     // The kernel threads that carry out a sync need a core too.
     let found = if processor.is_busy() {
-        found + ", while the cores are busy: measure again when they are idle"
+        found + ", measured while the cores were busy: measure again when they are idle"
     } else {
         found
     };
@@ -189,9 +191,9 @@ pub fn sync(directory: &Directory, processor: &Processor) -> Option<Finding> {
     } else if p50_us < SYNC_BELIEVED_US {
         Finding::warn(
             CHECK,
-            format!("{found}: faster than any disk that keeps what it has confirmed"),
+            format!("{found}: faster than any disk that keeps what it confirms"),
             "something ignores the sync (a hypervisor's cache=unsafe, eatmydata, a mount without \
-             barriers): tuning/disk.md",
+             barriers); see tuning/disk.md",
         )
     } else if p50_us > SYNC_SLOW_US || p99_us > SYNC_TAIL_US {
         let why = match directory.is_rotational {
@@ -200,8 +202,8 @@ pub fn sync(directory: &Directory, processor: &Processor) -> Option<Finding> {
         };
         Finding::warn(
             CHECK,
-            format!("{found}{why}: with --durability always, each change takes at least as long"),
-            "tuning/disk.md lists causes; --durability interval does not wait for it",
+            format!("{found}{why}: with --durability always, each change takes at least this long"),
+            "see tuning/disk.md for causes; --durability interval does not wait for the disk",
         )
     } else {
         Finding::ok(CHECK, found)

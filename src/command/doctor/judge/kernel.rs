@@ -10,14 +10,15 @@ const OLDEST: (u32, u32) = (5, 10);
 /// The first kernel on which a pending receive holds no buffer, so that no poll is needed before
 /// it.
 const PENDING_WITHOUT_BUFFER: (u32, u32) = (5, 19);
-/// The longest read time of a clock that needs no system call. Such a clock takes a few tens of
-/// nanoseconds, and any other takes longer than this.
+/// The maximum read time of a clock that needs no system call. Reading such a clock takes a few
+/// tens of nanoseconds; reading any other takes longer than this.
 const CLOCK_READ_NS_MAX: u64 = 200;
 
-const RAISE_LOCKED: &str = "raise the limit of locked memory (ulimit -l), or lower --shards: \
-     LimitMEMLOCK in tuning/etherply.service, docker run --ulimit memlock, or tuning/limits.conf";
+const RAISE_LOCKED: &str = "raise the limit on locked memory (ulimit -l; LimitMEMLOCK in \
+     tuning/etherply.service, docker run --ulimit memlock, or tuning/limits.conf), or lower \
+     --shards";
 const ALLOW: &str = "allow io_uring_setup, io_uring_enter and io_uring_register in the container: \
-     for Docker and Podman --security-opt seccomp=tuning/seccomp.json, for Kubernetes see \
+     with Docker and Podman, use --security-opt seccomp=tuning/seccomp.json; for Kubernetes, see \
      tuning/containers.md";
 
 /// Returns the first two numbers of a release such as `6.1.0-18-amd64`.
@@ -33,7 +34,7 @@ pub fn release(kernel: &Kernel) -> Finding {
     if numbers < OLDEST {
         return Finding::warn(
             "kernel",
-            format!("Linux {release} is older than any kernel that the server is tested on"),
+            format!("Linux {release} is older than any kernel the server is tested on"),
             "use Linux 5.10 or later; 6.0 or later is best",
         );
     }
@@ -58,8 +59,9 @@ pub fn ring(kernel: &Kernel, ring: &RingSupport, wanted: &WantedServer) -> Findi
         RingFault::Forbidden => forbidden(kernel),
         RingFault::NoMemory => {
             let (created, shards) = (ring.set_up, wanted.shards);
-            let found =
-                format!("only {created} of the rings of {shards} shards can be created (ENOMEM)");
+            let found = format!(
+                "only {created} of the {shards} rings (one per shard) can be created (ENOMEM)"
+            );
             let advice = match locked_bytes(numbers(&kernel.release), shards) {
                 Some(_) => RAISE_LOCKED,
                 None => {
@@ -70,7 +72,7 @@ pub fn ring(kernel: &Kernel, ring: &RingSupport, wanted: &WantedServer) -> Findi
         }
         RingFault::NoDescriptor => (
             "no file descriptor is left for a ring",
-            "raise the limit of open files (ulimit -n): tuning/limits.conf",
+            "raise the limit on open files (ulimit -n); see tuning/limits.conf",
         ),
         RingFault::LacksOperations => (
             "this kernel's io_uring lacks operations that the server needs",
@@ -84,7 +86,7 @@ pub fn ring(kernel: &Kernel, ring: &RingSupport, wanted: &WantedServer) -> Findi
     Finding::fail("io_uring", found, advice)
 }
 
-/// Determines what forbids a ring: the sysctl, a system call filter, or a security module.
+/// Determines what forbids rings: the sysctl, a system call filter, or a security module.
 fn forbidden(kernel: &Kernel) -> (&'static str, &'static str) {
     let by_sysctl = match kernel.io_uring_disabled {
         Some(0) | None => false,
@@ -94,19 +96,21 @@ fn forbidden(kernel: &Kernel) -> (&'static str, &'static str) {
     match (by_sysctl, kernel.has_seccomp_filter) {
         (true, false) => (
             "io_uring is forbidden by the sysctl kernel.io_uring_disabled",
-            "sudo sysctl -w kernel.io_uring_disabled=0, and keep it: tuning/sysctl.conf",
+            "sudo sysctl -w kernel.io_uring_disabled=0; to make it permanent, see \
+             tuning/sysctl.conf",
         ),
         (true, true) => (
-            "io_uring is forbidden by the sysctl kernel.io_uring_disabled, and perhaps by the \
-             seccomp filter too",
-            "sudo sysctl -w kernel.io_uring_disabled=0 on the host (tuning/sysctl.conf), then \
-             check again",
+            "io_uring is forbidden by the sysctl kernel.io_uring_disabled, and possibly by the \
+             seccomp filter as well",
+            "sudo sysctl -w kernel.io_uring_disabled=0 on the host (see tuning/sysctl.conf), then \
+             run this check again",
         ),
         (false, true) => ("io_uring is forbidden by a seccomp filter (EPERM)", ALLOW),
         (false, false) => (
             "io_uring is forbidden (EPERM), but not by a sysctl or a seccomp filter: probably by a \
              security module (AppArmor, SELinux)",
-            "allow io_uring in that module's profile: journalctl -k | grep -i denied shows which",
+            "allow io_uring in that module's profile: journalctl -k | grep -i denied shows which \
+             one",
         ),
     }
 }
@@ -116,9 +120,9 @@ fn working_ring(kernel: &Kernel, ring: &RingSupport, wanted: &WantedServer) -> F
         return Finding::warn(
             "io_uring",
             "a ring works for this user, but kernel.io_uring_disabled is 1: most other users \
-             cannot have one",
-            "run this as the server's user; sudo sysctl -w kernel.io_uring_disabled=0, and keep \
-             it: tuning/sysctl.conf",
+             cannot create one",
+            "run this check as the server's user, or sudo sysctl -w kernel.io_uring_disabled=0; \
+             to make it permanent, see tuning/sysctl.conf",
         );
     }
     let mut flags = Vec::new();
@@ -133,13 +137,13 @@ fn working_ring(kernel: &Kernel, ring: &RingSupport, wanted: &WantedServer) -> F
         flags => format!("with {}", flags.join(" and ")),
     };
     let way = if numbers(&kernel.release) < PENDING_WITHOUT_BUFFER {
-        "; receives poll first, as always before Linux 5.19"
+        "; receives poll first, as on every kernel before 5.19"
     } else {
         ""
     };
     let rings = match wanted.shards {
         1 => "a ring works".to_owned(),
-        shards => format!("{shards} rings work at once"),
+        shards => format!("{shards} rings work at the same time"),
     };
     Finding::ok("io_uring", format!("{rings}, {flags}{way}"))
 }
@@ -184,7 +188,7 @@ pub fn clock(kernel: &Kernel) -> Finding {
     if kernel.clock_read_ns > CLOCK_READ_NS_MAX {
         return Finding::warn(
             "clock",
-            format!("{found}: each reading is a system call"),
+            format!("{found}: each read is a system call"),
             "see /sys/devices/system/clocksource/clocksource0/available_clocksource for other \
              sources, and tuning/cpu.md",
         );

@@ -12,8 +12,8 @@ const CONNECTIONS_ADVISED: usize = 10_000;
 
 pub fn open_files(limits: &ProcessLimits, wanted: &WantedServer) -> Finding {
     const CHECK: &str = "open files";
-    const RAISE: &str = "raise it (ulimit -Hn): LimitNOFILE in tuning/etherply.service, \
-                         tuning/limits.conf, or --ulimit nofile= of a container";
+    const RAISE: &str = "raise the limit (ulimit -Hn): LimitNOFILE in tuning/etherply.service, \
+                         tuning/limits.conf, or --ulimit nofile= for a container";
     let allowed = match connections_allowed(limits.open_files.unwrap_or(u64::MAX), wanted.shards) {
         Ok(allowed) => allowed,
         Err(error) => return Finding::fail(CHECK, error.to_string(), RAISE),
@@ -22,7 +22,7 @@ pub fn open_files(limits: &ProcessLimits, wanted: &WantedServer) -> Finding {
         return Finding::ok(CHECK, "no limit");
     };
     let found = format!(
-        "a limit of {}, room for {} connections",
+        "the limit is {}, enough for {} connections",
         text::thousands(limit),
         text::thousands(allowed as u64)
     );
@@ -30,7 +30,7 @@ pub fn open_files(limits: &ProcessLimits, wanted: &WantedServer) -> Finding {
         Some(connections) if connections > allowed => Finding::warn(
             CHECK,
             format!(
-                "{found}, and --max-connections is {}",
+                "{found}, but --max-connections is {}",
                 text::thousands(connections as u64)
             ),
             RAISE,
@@ -85,7 +85,10 @@ pub fn backlog(network: &Network) -> Option<Finding> {
                 "net.core.somaxconn is {somaxconn}, but the server asks for {wanted}: when all \
                  clients reconnect at once, some wait for a second or more"
             ),
-            format!("sudo sysctl -w net.core.somaxconn={wanted}; to keep it: tuning/sysctl.conf"),
+            format!(
+                "sudo sysctl -w net.core.somaxconn={wanted}; to make it permanent, see \
+                 tuning/sysctl.conf"
+            ),
         )
     } else {
         Finding::ok(
@@ -102,8 +105,8 @@ pub fn send_queue(network: &Network) -> Option<Finding> {
     } else {
         // This is not a warning, because how much is too much depends on the clients.
         format!(
-            "a client that stalls holds up to {} of kernel memory; net.ipv4.tcp_notsent_lowat \
-             bounds it: tuning/sysctl.conf",
+            "a stalled client holds up to {} of kernel memory; to bound it, set \
+             net.ipv4.tcp_notsent_lowat (see tuning/sysctl.conf)",
             text::bytes(most)
         )
     };
@@ -125,7 +128,7 @@ pub fn local_ports(network: &Network, wanted: &WantedServer) -> Option<Finding> 
             ),
             format!(
                 "sudo sysctl -w net.ipv4.ip_local_reserved_ports={port} (a list; keep its other \
-                 entries), see tuning/sysctl.conf"
+                 entries); see tuning/sysctl.conf"
             ),
         ));
     }

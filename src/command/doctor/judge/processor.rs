@@ -22,7 +22,7 @@ pub fn shards(processor: &Processor, wanted: &WantedServer) -> Finding {
         return Finding::warn(
             CHECK,
             format!("{found}: some share a core and delay each other"),
-            format!("--shards {allowed}, or fewer: tuning/cpu.md has a table"),
+            format!("use --shards {allowed} or fewer; see the table in tuning/cpu.md"),
         );
     }
     Finding::ok(CHECK, found)
@@ -36,12 +36,12 @@ pub fn quota(processor: &Processor, wanted: &WantedServer) -> Option<Finding> {
         Finding::warn(
             CHECK,
             format!(
-                "{found} for {}: when it is used up, all clients wait until the period ends \
+                "{found} for {}: once it is used up, all clients wait until the period ends \
                  (100 ms by default)",
                 text::count(u64::from(wanted.shards), "shard")
             ),
-            "give the group a core for each shard and some for the kernel's work, or pin it to \
-             cores instead (cpuset): tuning/cpu.md",
+            "allow the control group one core per shard and some for the kernel's work, or pin it \
+             to cores instead (cpuset); see tuning/cpu.md",
         )
     } else {
         Finding::ok(CHECK, found)
@@ -62,7 +62,7 @@ pub fn memory(processor: &Processor, wanted: &WantedServer) -> Option<Finding> {
     let whose = if of_group {
         "for the control group"
     } else {
-        "in this host"
+        "on this host"
     };
     let found = format!("{} {whose}", text::bytes(most));
     let needed = working_bytes(wanted.shards);
@@ -70,8 +70,8 @@ pub fn memory(processor: &Processor, wanted: &WantedServer) -> Option<Finding> {
         Finding::warn(
             CHECK,
             format!(
-                "{found}, but {} may use up to {} under load, besides the state and the kernel's \
-                 socket buffers",
+                "{found}, but {} may use up to {} under load, in addition to the state and the \
+                 kernel's socket buffers",
                 text::count(u64::from(wanted.shards), "shard"),
                 text::bytes(needed)
             ),
@@ -92,8 +92,8 @@ pub fn governor(processor: &Processor) -> Option<Finding> {
     Some(if slow {
         Finding::warn(
             CHECK,
-            format!("{names}: a core that has been idle between two ops wakes up slowly"),
-            "sudo cpupower frequency-set -g performance: tuning/cpu.md",
+            format!("{names}: a core that goes idle between ops wakes up slowly"),
+            "sudo cpupower frequency-set -g performance; see tuning/cpu.md",
         )
     } else {
         Finding::ok(CHECK, names)

@@ -16,7 +16,7 @@ use crate::command::doctor::finding::{Finding, Severity};
 
 const MIB: u64 = 1024 * 1024;
 
-/// Returns the facts of a host with nothing to change.
+/// Returns the facts about a host on which nothing needs to be changed.
 fn good() -> Facts {
     Facts {
         wanted: WantedServer {
@@ -97,7 +97,8 @@ fn mount(file_system: &str, options: &[&str]) -> Mount {
     }
 }
 
-/// A change to the good host, the severity of the finding, and words of the finding and its advice.
+/// A change to the good host, the expected severity, and words that the finding and its advice must
+/// contain.
 type Case<'a> = (fn(&mut Facts), Severity, &'a [&'a str]);
 
 fn finding(facts: &Facts, check: &str) -> Finding {
@@ -107,7 +108,7 @@ fn finding(facts: &Facts, check: &str) -> Finding {
     first.unwrap_or_else(|| panic!("{check} is reported"))
 }
 
-/// Checks that each change has its effect on this check, and none on the others.
+/// Checks that each change has its effect on this check and none on the others.
 fn check_rows(check: &str, rows: &[Case<'_>]) {
     for (number, (change, verdict, words)) in rows.iter().enumerate() {
         let mut facts = good();

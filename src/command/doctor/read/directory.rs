@@ -20,7 +20,7 @@ use crate::log::remedy::remedy;
 /// The number of appends that are timed, unless that takes longer than `APPENDING_MAX`.
 const APPENDS: usize = 400;
 const APPENDING_MAX: Duration = Duration::from_secs(4);
-/// The size of a batch of one small op.
+/// The size of a batch that holds one small op.
 const APPEND_BYTES: usize = 200;
 
 pub fn read(host: &HostFiles, path: &Path) -> Directory {
@@ -54,7 +54,7 @@ pub fn read(host: &HostFiles, path: &Path) -> Directory {
 fn fault(measured_in: &Path, error: &io::Error) -> String {
     if measured_in.is_dir() {
         let folder = measured_in.display();
-        format!("no file can be written and synced in {folder} ({error})")
+        format!("cannot write and sync a file in {folder} ({error})")
     } else {
         format!("{} is not a folder", measured_in.display())
     }

@@ -1,4 +1,4 @@
-//! Reads the cores and the memory that are available to this process.
+//! Reads which cores and how much memory are available to this process.
 
 use std::path::{Path, PathBuf};
 
@@ -19,7 +19,7 @@ pub fn read(host: &HostFiles) -> Processor {
     }
 }
 
-/// Returns how many numbers a list such as `0-3,8` contains.
+/// Returns the number of entries in a list such as `0-3,8`, which has five.
 pub fn count_of_list(numbers: &str) -> Option<usize> {
     numbers
         .split(',')
@@ -42,7 +42,7 @@ fn governors(host: &HostFiles) -> Vec<String> {
     governors
 }
 
-/// Parses the first number of a load average such as `0.52 0.48 0.44 1/123 4567`, in hundredths.
+/// Returns the first number of a load average such as `0.52 0.48 0.44 1/123 4567`, in hundredths.
 fn load_percent(host: &HostFiles) -> Option<u64> {
     let text = host.text("proc/loadavg")?;
     let (whole, hundredths) = text.split_once(' ')?.0.split_once('.')?;
@@ -81,8 +81,8 @@ fn millicores(quota: &str, period: &str) -> Option<u64> {
 
 /// Returns the smallest memory limit of the control groups of this process.
 pub fn memory_max_bytes(host: &HostFiles) -> Option<u64> {
-    /// The threshold for no limit: version 1 reports the absence of a limit as a number larger than
-    /// any machine's memory.
+    /// The smallest value that means no limit: version 1 reports the absence of a limit as a number
+    /// larger than any machine's memory.
     const NO_LIMIT: u64 = 1 << 60;
     let unified = groups(host, None).filter_map(|group| host.number(group.join("memory.max")));
     let old = groups(host, Some("memory"))

@@ -28,7 +28,7 @@ pub fn kernel(host: &HostFiles) -> Kernel {
     let capabilities = field("CapEff").and_then(|hex| u64::from_str_radix(hex, 16).ok());
     let has = |bit: u32| capabilities.is_some_and(|bits| bits >> bit & 1 == 1);
     Kernel {
-        // /proc/sys is not used, because a sandbox may hide it (ProcSubset= of systemd).
+        // /proc/sys is not used, because a sandbox may hide it (systemd's ProcSubset=).
         release: uname().release().to_string_lossy().into_owned(),
         io_uring_disabled: host.number("proc/sys/kernel/io_uring_disabled"),
         has_seccomp_filter: field("Seccomp") == Some(SECCOMP_FILTER),
@@ -39,8 +39,8 @@ pub fn kernel(host: &HostFiles) -> Kernel {
     }
 }
 
-/// Returns the time that one read of the clock takes, measured as the fastest of several rounds
-/// because slower ones may have been interrupted.
+/// Returns the time taken by one read of the clock. This is the fastest of several rounds, because
+/// slower ones may have been interrupted.
 fn clock_read_ns() -> u64 {
     const ROUNDS: u32 = 20;
     const READS: u32 = 500;

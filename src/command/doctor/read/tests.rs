@@ -90,7 +90,7 @@ fn the_network_s_files_and_its_port() {
     assert_eq!(network.reserved_ports, [(8080, 8080), (9000, 9010)]);
     let free = system::network(&host, "127.0.0.1:0".parse().unwrap());
     assert_eq!(free.port, Port::Free);
-    // An address for documentation (RFC 5737), which no host has.
+    // A documentation address (RFC 5737), which no host has.
     let foreign = system::network(&host, "192.0.2.1:0".parse().unwrap());
     assert!(
         matches!(foreign.port, Port::Refused(_)),
@@ -234,7 +234,7 @@ fn the_smallest_limit_of_the_groups_above_applies() {
             "proc/self/cgroup",
             "4:memory:/docker/x\n3:cpu,cpuacct:/docker/x\n0::/",
         ),
-        // A container sees its own group as the root, and under its path outside.
+        // A container sees its own group as the root, and also under the path that it has outside.
         ("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "150000"),
         ("sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000"),
         (

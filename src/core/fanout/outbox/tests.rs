@@ -1,4 +1,4 @@
-//! An outbox against the plain list of all that its client is owed.
+//! An outbox, compared with a plain list of everything that its client is owed.
 
 use proptest::prelude::*;
 
@@ -13,24 +13,25 @@ fn bytes(spans: &[Span]) -> Vec<u8> {
         .collect()
 }
 
-/// One thing that the client is owed.
+/// An item that the client is owed.
 struct OwedBytes {
     bytes: Vec<u8>,
     is_frame: bool,
-    /// It must not be sent before this position is visible.
+    /// The position that must be visible before the item may be sent.
     visible_from: LogPosition,
-    /// It must be sent once this position is visible: all before it is, too.
+    /// The position that makes the item due once it is visible, because everything before the item
+    /// is then visible, too.
     due: LogPosition,
 }
 
-/// A client, its window, and the list of what it is owed in the order in which that came to be.
+/// A client's outbox and window, and a list of the items that the client is owed, oldest first.
 #[derive(Default)]
 struct OutboxRig {
     window: Window,
     outbox: Outbox,
     pool: OutboxPool,
     owed: Vec<OwedBytes>,
-    /// Bytes of the first of `owed` that were sent already.
+    /// The number of bytes of the first item in `owed` that were already sent.
     sent_bytes: usize,
     position: LogPosition,
     visible_position: LogPosition,
@@ -93,7 +94,7 @@ impl OutboxRig {
         });
     }
 
-    /// Takes one send and checks it; false where there was nothing.
+    /// Performs the next send and checks it. Returns false if there is nothing to send.
     fn send(&mut self) -> bool {
         let visible_end = self.window.visible_end(self.visible_position);
         let Self {
@@ -242,7 +243,7 @@ fn many_pieces_become_one() {
 
 #[test]
 fn one_send_carries_what_fits() {
-    // The window's offsets are far beyond what one send carries.
+    // The offsets in the window are far beyond the length of one send.
     let far = 3 * SEND_BYTES_MAX;
     for (answer_bytes, frame_bytes, sent_bytes) in [
         (100, 200, 300),
@@ -309,7 +310,7 @@ fn too_many_single_own_frames_must_be_conflated() {
     let mut rig = OutboxRig::default();
     assert!(rig.frame(10, false));
     for _ in 0..OWN_FRAMES_MAX {
-        // Two of its own in a row are remembered as one.
+        // Two consecutive own frames are remembered as one.
         assert!(rig.frame(10, true));
         assert!(rig.frame(10, true));
         assert!(rig.frame(10, false));

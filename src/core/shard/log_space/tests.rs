@@ -1,4 +1,4 @@
-//! Marks, levels, allowances, and a log whose compaction has any speed.
+//! Marks, levels, allowances, and a log with compaction at any speed.
 
 use proptest::prelude::*;
 
@@ -8,7 +8,8 @@ use crate::limits::{LOG_SPARE_BYTES, SEGMENT_BYTES_MIN};
 
 const LIVE: u64 = 100 << 20;
 
-/// Returns a log that was measured, with segments that were closed since, and updated once.
+/// Returns the state of a log that was measured, has closed the segments in `since` after that, and
+/// was then updated once.
 fn space(closed_bytes: u64, since: &[u64], open_bytes: u64) -> LogSpace {
     let mut space = LogSpace::new(LOG_SPARE_BYTES);
     space.measured(LogSize {
@@ -110,7 +111,8 @@ fn a_flood_waits_and_a_light_writer_continues_up_to_the_last_mark() {
                 light_count += 1;
             }
         }
-        // It may write as much as any light workspace, and not a byte more.
+        // The flood may write as much as any light workspace, plus the message that exceeds the
+        // limit.
         let allowed = LIGHT_BURST_BYTES + 2 * LIGHT_BYTES_PER_SECOND + 1000;
         assert!(written_bytes <= allowed, "{written_bytes} at {bytes}");
         assert_eq!(light_count, if may_light_write { 100 } else { 0 });
@@ -130,9 +132,9 @@ fn a_disk_is_full_from_a_position_on() {
 }
 
 proptest! {
-    /// Writers that write all they may, and a compaction of any speed: the log stays below the last
-    /// mark except for the message that reaches it, floods share the rate, and no client waits
-    /// without a compaction that is due.
+    /// Checks a log whose writers write as much as they may, with compaction at any speed. The log
+    /// stays below the last mark, except for the turn that reaches it, and no client waits unless a
+    /// compaction is due.
     #[test]
     fn a_log_is_bounded_at_any_speed_of_compaction(
         live_mib in 0_u64..200,
@@ -173,8 +175,8 @@ proptest! {
             }
             let log_bytes = closed_bytes + open_bytes;
             prop_assert!(log_bytes < marks.stop_bytes + (1 << 20) + 100_000);
-            // A writer that is slowed down a little soon closes the segment that makes compaction
-            // due.
+            // A writer that is only slightly slowed down soon closes the segment that makes
+            // compaction due.
             let waits = match space.level {
                 Level::Free => false,
                 Level::Slow { bytes_per_second } => bytes_per_second < LOG_BYTES_PER_SECOND / 4,

@@ -1,5 +1,5 @@
-//! A shard that was absent: stopped, paused with its machine, or without a core. No client is
-//! closed for what the shard could not receive.
+//! A shard that was absent: stopped, paused with its machine, or without CPU time. No client is
+//! closed because of messages that the shard could not receive in that time.
 
 use super::rig::{Rig, START_US, frame, head, op, pong};
 use crate::core::shard::contract::{Input, Limits};
@@ -7,14 +7,14 @@ use crate::core::shard::session::State;
 use crate::limits::{LINGER_US, SECOND_US, STALL_TIMEOUT_US};
 use crate::log::commit::Durability;
 
-/// Stops the process for a time, but not its clients and the kernel. Nothing has happened yet when
-/// this returns.
+/// Stops the process for `seconds`, while its clients and the kernel continue. The shard has not
+/// yet run again when this returns.
 fn stop_for(rig: &mut Rig, seconds: u64) {
     rig.clock.now_us += seconds * SECOND_US;
     rig.clock.unix_us += seconds * SECOND_US;
 }
 
-/// The time for which the shard's clock stopped.
+/// Returns the number of seconds for which the shard's clock stopped.
 fn absent_s(rig: &Rig) -> f64 {
     seconds(rig.shard.counters().absent_us)
 }
@@ -23,8 +23,8 @@ fn seconds(us: u64) -> f64 {
     std::time::Duration::from_micros(us).as_secs_f64()
 }
 
-/// Sleeps until a deadline that was `due_s` after the start and was moved by the absence. Nothing
-/// happens before.
+/// Sleeps until a deadline that was `due_s` seconds after the start and was postponed by the
+/// absence. Checks that the client receives only pings until then.
 fn sleep_until_due(rig: &mut Rig, client: usize, due_s: f64) {
     let due_s = due_s + absent_s(rig);
     rig.sleep_until(due_s - 0.1);
@@ -36,8 +36,8 @@ fn sleep_until_due(rig: &mut Rig, client: usize, due_s: f64) {
 
 #[test]
 fn whoever_was_silent_because_it_was_not_asked_stays() {
-    // Just before the next ping, at it, and after it; with the answer to a ping being sent, or
-    // without.
+    // Each case: whether the shard stops before a ping, at a ping or after one, and whether the
+    // client sends a pong in the meantime.
     for (stopped_s, answers) in [(1.0, false), (9.0, false), (10.0, true), (12.0, true)] {
         let mut rig = Rig::new(|_| ());
         let clients: Vec<usize> = (0..20).map(|_| rig.join("w", None)).collect();
@@ -55,7 +55,7 @@ fn whoever_was_silent_because_it_was_not_asked_stays() {
         for client in &clients {
             assert!(matches!(rig.session(*client).state(), State::Open { .. }));
         }
-        // They are asked before anything else, and one that answers goes on.
+        // They are pinged before anything else happens, and clients that answer stay connected.
         rig.sleep_until(stopped_s + 71.0 + 10.0);
         for client in &clients {
             assert!(rig.seen(*client).contains(&"ping".to_owned()));
@@ -91,7 +91,7 @@ fn a_socket_that_was_not_full_is_not_stalled() {
     stop_for(&mut rig, 200);
     rig.run();
     assert!(absent_s(&rig) > 160.0);
-    // It still has what it had of its minute.
+    // The client still has the rest of its minute.
     sleep_until_due(&mut rig, slow, seconds(STALL_TIMEOUT_US));
     assert_eq!(rig.session(slow).state(), State::Closing);
 }
@@ -102,7 +102,7 @@ fn a_request_that_came_meanwhile_is_answered() {
     let (late, never) = (rig.accept(false), rig.accept(false));
     rig.sleep_until(1.0);
     stop_for(&mut rig, 60);
-    // The receive may end in a turn after the first.
+    // The receive may not end until after the first turn.
     rig.run();
     rig.receive(late, head("w", None).as_bytes());
     assert_eq!(rig.seen(late), ["101", "init 0"]);
@@ -119,7 +119,7 @@ fn a_connection_that_is_closing_has_its_time() {
     rig.seen(client);
     stop_for(&mut rig, 30);
     rig.run();
-    // Its close may be on its way.
+    // The client's close may already be on its way.
     assert_eq!(rig.session(client).state(), State::Closing);
     sleep_until_due(&mut rig, client, seconds(LINGER_US));
     assert_eq!(rig.seen(client), ["aborted", "gone"]);
@@ -179,7 +179,7 @@ fn messages_sent_at_the_rate_are_accepted_when_they_arrive_at_once() {
     seen.retain(|what| what != "ping");
     assert_eq!(seen, Vec::<String>::new(), "none is refused");
     assert_eq!(rig.shard.counters().ops, 600);
-    // That was for what came in the meantime, and no more.
+    // The extra allowance covers only messages that arrived in the meantime.
     let more: Vec<u8> = (601..=700).flat_map(|at| op("k", "1", at)).collect();
     rig.receive(writer, &more);
     let refused = rig.seen(writer).len();
@@ -224,7 +224,7 @@ fn a_stop_that_waits_for_the_log_is_not_away() {
     rig.log_hangs = true;
     rig.op(writer, "k", "1", 1);
     rig.shard.handle(Input::Drain, rig.clock);
-    // As the worker does: a deadline that has passed brings a turn each millisecond.
+    // As with the worker, a deadline that has passed causes a turn every millisecond.
     for _ in 0..30_000 {
         rig.clock.now_us += 1000;
         rig.run();

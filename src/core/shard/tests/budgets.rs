@@ -1,5 +1,5 @@
-//! The memory that a shard holds for single sessions: each bound reached, which session is evicted,
-//! and which are not affected.
+//! The memory that a shard holds for individual sessions. Each bound is reached, and the tests
+//! check which session is evicted and that the others are not affected.
 
 use super::rig::{Rig, frame, head, look, op, pong};
 use crate::core::fanout::window::spans_bytes;
@@ -10,7 +10,7 @@ mod transfers;
 
 const TEXT: u8 = 1;
 
-/// A frame of a client without its last `missing` bytes, or a fragment whose end is still to come.
+/// Returns an unfinished message: a text frame without FIN, with a payload of `bytes` bytes.
 fn fragment(bytes: usize) -> Vec<u8> {
     let mut frame = frame(TEXT, &vec![b'x'; bytes]);
     frame[0] = TEXT;
@@ -21,7 +21,7 @@ fn unfinished(rig: &Rig) -> u64 {
     rig.shard.counters().unfinished_bytes
 }
 
-/// A client that is a member and reads nothing any more.
+/// Joins `workspace` as a client that then stops reading, and returns the client.
 fn stalled(rig: &mut Rig, workspace: &str) -> usize {
     let place = rig.join(workspace, None);
     rig.seen(place);
@@ -46,7 +46,7 @@ fn unfinished_messages_have_one_budget_and_small_ones_are_never_given_up() {
         rig.receive(small, &fragment(SESSION_BYTES_SPARED - 100));
         let mut clients = Vec::new();
         for number in 0..100 {
-            // Heads are the smallest: filling the budget with them takes the longest.
+            // Heads are the shortest, so it takes the most clients to fill the budget with them.
             let client = if kind == "head" {
                 rig.accept(false)
             } else {
@@ -73,14 +73,14 @@ fn unfinished_messages_have_one_budget_and_small_ones_are_never_given_up() {
         }
         let given_up = rig.shard.counters().given_up_sessions;
         assert!(given_up > 50, "{kind}: {given_up}");
-        // The oldest of them went first, the last one stays.
+        // The oldest was closed first, and the newest stays open.
         let told = rig.seen(clients[0]);
         let expected = if kind == "head" { "503" } else { "close 1013" };
         assert_eq!(told, [expected, "gone"], "{kind}");
         let last = clients[99];
         assert!(!rig.peers[last].client.closed, "{kind}");
         assert!(is_open(&mut rig, small), "{kind}");
-        // Its message is whole now, and no message at all.
+        // This completes its message, which is not valid.
         rig.receive(small, &[0x80, 0x80, 0, 0, 0, 0]);
         assert_eq!(
             rig.seen(small).last().map(String::as_str),
@@ -102,7 +102,8 @@ fn one_legal_message_always_fits() {
     });
     let client = rig.join("w", None);
     rig.seen(client);
-    // In one frame, and in many fragments: the memory for both grows by doubling.
+    // The message is sent in one frame, and then in many fragments. In both cases the buffer grows
+    // by doubling.
     let header = |first: u8, bytes: usize| {
         let mut header = vec![first, 0xFF];
         header.extend((bytes as u64).to_be_bytes());
@@ -144,14 +145,14 @@ fn a_message_that_takes_too_long_closes_its_client() {
         rig.sleep_until(7.0);
         rig.receive(client, &part);
         if what == "a fragment" {
-            // Further fragments and signs of life do not extend the time.
+            // Further fragments and signs of life do not extend the time limit.
             for at_s in [15.0, 25.0, 35.0] {
                 rig.sleep_until(at_s);
                 rig.receive(client, &pong());
                 rig.receive(client, &[0, 0x81, 0, 0, 0, 0, b'x']);
             }
         } else {
-            // It answers no ping in the middle of a frame, so the sign of life is another piece.
+            // The client cannot answer a ping in the middle of a frame, so no ping may be due.
             rig.shard.config.ping_interval_us = 1000 * SECOND_US;
         }
         rig.sleep_until(36.9);
@@ -177,7 +178,7 @@ fn each_message_has_its_own_time_and_a_long_one_has_more() {
     });
     let client = rig.join("w", None);
     rig.seen(client);
-    // Each receive ends in the middle of the next message, for two minutes.
+    // For two minutes, each receive ends in the middle of the next message.
     let message = op("k", "1", 1);
     let (begin, rest) = message.split_at(9);
     rig.receive(client, begin);
@@ -187,7 +188,7 @@ fn each_message_has_its_own_time_and_a_long_one_has_more() {
         assert!(is_open(&mut rig, client));
     }
     rig.receive(client, rest);
-    // Two mebibytes of a message bring it two more half minutes.
+    // Each mebibyte of a message extends its time limit by half a minute, and this one has two.
     for _ in 0..64 {
         let mut part = fragment(32 * 1024);
         part[0] = if rig.session(client).decoder.is_mid_message() {
@@ -219,7 +220,7 @@ fn a_timer_is_moved_for_a_message_at_most_once() {
 
 // ---- answers ----
 
-/// Returns a rig with this many keys of 60 KB in `w`, and the client that wrote them.
+/// Returns a rig with `keys` values of 60 KB in workspace `w`, all written by client 0.
 fn rig_with_values(keys: u64, budget: usize) -> Rig {
     let mut rig = Rig::new(|config| {
         config.session_bytes_max = budget;
@@ -276,7 +277,8 @@ fn no_op_is_corrected_before_the_last_correction_is_out() {
         op("k0", "2", 2),
     ];
     rig.receive(loser, &ops.concat());
-    // What is on its way, and one more below the bound of what may wait.
+    // At most two corrections are held: the one in flight, and one queued while the queue is below
+    // its bound.
     assert!(shared(&rig) <= 2 * 61_000, "{}", shared(&rig));
     assert!(rig.session(loser).outbox.waiting_bytes() == 0);
     rig.peers[loser].reads = true;
@@ -299,7 +301,7 @@ fn unread_corrections_have_a_budget_and_clients_that_read_stay() {
         rig.op(loser, &format!("k{key}"), "1", 1);
         rig.shard.invariants();
         assert!(shared(&rig) <= (BUDGET + 61_000) as u64, "{}", shared(&rig));
-        // A client that reads is corrected, however much others leave unread.
+        // A client that reads receives its correction, however much others leave unread.
         rig.op(innocent, "k0", "1", 1);
         assert_eq!(rig.seen(innocent).len(), 1);
     }
@@ -319,7 +321,7 @@ fn where_much_is_held_each_session_has_less_before_it_is_left_unread() {
         rig.op(loser, &format!("k{key}"), "1", 1);
     }
     assert!(rig.shard.budget.is_tight());
-    // Each answer is small; together they are more than a session may have now.
+    // Each answer is small, but together they exceed what a session may hold now.
     let talker = stalled(&mut rig, "w");
     let bad: Vec<u8> = (0..100).flat_map(|_| frame(TEXT, b"{")).collect();
     rig.receive(talker, &bad);
@@ -351,7 +353,7 @@ fn clients_that_fall_behind_share_a_long_op() {
     }
     rig.op(writer, "k", &value('v'), 4);
     rig.op(writer, "k", &value('v'), 5);
-    // Their sockets accept the first send, and no more.
+    // Their sockets accept the first send and nothing more.
     for place in &slow {
         assert!(rig.session(*place).outbox.behind().is_some());
         let spans = rig.peers[*place].client.sending.take().unwrap();
@@ -405,7 +407,8 @@ fn presence_is_encoded_once_and_names_so_many() {
     assert!((400_000..600_000).contains(&text_bytes), "{text_bytes}");
     let own_bytes = rig.shard.counters().answer_bytes;
     assert!(own_bytes < 30 * 2000, "{own_bytes}");
-    // A client that comes makes another text, those that are on their way stay as they are.
+    // After another client joins, the list is encoded again. Lists that are already being sent do
+    // not change.
     join(&mut rig, "0000a");
     let late = rig.accept(false);
     rig.receive(late, look("/v1/presence/w").as_bytes());
@@ -431,7 +434,7 @@ fn presence_is_encoded_once_and_names_so_many() {
         assert_eq!(first.len(), PRESENCE_NAMES_MAX);
         assert!(first[1]["userId"].as_str().unwrap().starts_with("0001"));
     }
-    // The last one is kept for the next request.
+    // The latest list is kept for the next request.
     assert!(shared(&rig) < 600_000);
 }
 

@@ -16,7 +16,7 @@ fn latency_is_that_of_the_oldest_op_of_a_commit() {
     let (writer, reader) = (rig.join("w", None), rig.join("w", None));
     rig.log_hangs = true;
     rig.op(writer, "k", "1", 1);
-    // The next batch has two.
+    // The next batch has two ops.
     pass(&mut rig, 3 * MS_US);
     rig.op(reader, "k", "2", 2);
     pass(&mut rig, 2 * MS_US);
@@ -71,7 +71,7 @@ fn no_client_waits_for_one_that_reads_nothing() {
     pass(&mut rig, 10 * MS_US);
     rig.op(reader, "k", "3", 3);
     let counters = rig.shard.counters();
-    // The first op's round ended with the next send that did.
+    // The first op's round ended when the next send ended.
     assert!(counters.sent.count >= 1, "{:?}", counters.sent);
     assert!(counters.sent.sum <= 10 * MS_US, "{:?}", counters.sent);
     assert_eq!(counters.durable.count, 3);

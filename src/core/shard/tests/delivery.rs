@@ -1,4 +1,4 @@
-//! Delivery: which session is sent what, and when.
+//! Delivery: what each session is sent, and when.
 
 use super::rig::{Rig, frame, head, look, op};
 use crate::core::fanout::room::RoomId;
@@ -48,7 +48,7 @@ fn a_session_is_queued_once_and_only_if_it_can_be_sent_to() {
         let id = rig.peers[reader].client.id;
         rig.receive_only(writer, &op("k", "1", 1));
         change(rig.session(reader));
-        // Frames are announced to members, answers queue their session themselves.
+        // Frames are announced to members, whereas an answer queues its own session.
         if case < 3 {
             rig.shard.announce();
             assert_eq!(
@@ -90,7 +90,7 @@ fn a_commit_waits_for_the_round_of_sends_but_not_long() {
         let (writer, reader) = (rig.join("w", None), rig.join("w", None));
         let id = rig.peers[reader].client.id;
         rig.receive_only(writer, &op("k", "1", 1));
-        // The round is not done.
+        // The round of sends is not complete.
         rig.shard.enqueue(id);
         assert!(rig.shard.has_work(), "it is looked at in the next turn");
         rig.clock.now_us += passed_us;
@@ -104,8 +104,7 @@ fn a_commit_waits_for_the_round_of_sends_but_not_long() {
 
 #[test]
 fn a_batch_waits_for_no_event() {
-    // A session is in the send queue while a commit could start, and is out of it when the turn
-    // ends.
+    // A session is in the send queue when a commit could start, but no longer when the turn ends.
     for case in ["a correction", "a look", "one who does not read"] {
         let mut rig = Rig::new(|_| ());
         let (writer, slow) = (rig.join("w", None), rig.join("w", None));
@@ -182,7 +181,8 @@ fn an_answer_that_the_log_holds_up_comes_with_the_commit() {
 
 #[test]
 fn a_send_of_no_bytes_ends_the_connection() {
-    // Whether the connection was shut down before; what the send took of its bytes.
+    // Each case: whether the connection was already aborted, and whether the send accepted all
+    // bytes.
     for (is_aborted, takes_all) in [(false, false), (true, false), (true, true)] {
         let mut rig = Rig::new(|_| ());
         let (client, writer) = (rig.join("w", None), rig.join("w", None));
@@ -226,7 +226,7 @@ fn the_keys_examined_for_a_conflated_client_in_a_turn_are_bounded() {
         behind.map(|behind| behind.since.get())
     };
     assert!(since(&mut rig).expect("it is behind") < 100);
-    // What was on its way is taken, and the latest of the one key is on its way then.
+    // The send in flight ends, and the next one carries the latest op of the one key.
     rig.peers[slow].reads = true;
     rig.end_send(slow);
     rig.turn();
@@ -257,11 +257,11 @@ fn a_client_that_fell_behind_receives_the_latest_op_of_each_key() {
     rig.op(slow, "its own", "2", 2);
     rig.op(writer, "k0", "3", 3);
     assert!(rig.session(slow).outbox.behind().is_some());
-    // Its window holds what it is bound to, and what is in flight.
+    // The window holds at most its bound and the bytes in flight.
     let held_bytes = rig.shard.rooms[RoomId::new(0)].window.capacity_bytes();
     assert!(held_bytes <= 2 * 16 * 1024, "{held_bytes}");
     rig.seen(slow);
-    // What it is sent at a time.
+    // The length of each send.
     let mut sends = Vec::new();
     while let Some(spans) = rig.peers[slow].client.sending.take() {
         let bytes = spans_bytes(&spans);
@@ -380,17 +380,17 @@ fn a_mark_of_a_writer_of_long_ago_hides_no_op_from_a_new_client() {
     let mut rig = Rig::new(|config| config.outbox_bytes_max = 128 * 1024);
     let (writer, old) = (rig.join("w", None), rig.join("w", None));
     let value = |letter: &str, bytes| format!("\"{}\"", letter.repeat(bytes));
-    // An init fills a send: the frames that follow it are sent later.
+    // An init message fills a send, so the frames that follow it are sent later.
     for key in 0..5 {
         rig.op(writer, &format!("k{key}"), &value("x", 60_000), 1);
     }
-    // Its init stays in flight, so that a client which joins later is sent the same one and the ops
-    // after it.
+    // The init message of this client stays in flight, so a client that joins later is sent the
+    // same one, followed by the ops since then.
     let holder = stalled_join(&mut rig);
     rig.op(old, "own", "1", 2);
     let number = rig.session(old).number;
     rig.receive(old, &frame(8, &1000_u16.to_be_bytes()));
-    // 2^32 connects later a session has the slot and the generation of that one.
+    // After 2^32 connections, a session has the same slot and generation as the old one.
     rig.shard.sessions.skip_numbers_to(number + (1 << 32));
     let new = stalled_join(&mut rig);
     let [old_id, new_id] = [old, new].map(|place| rig.peers[place].client.id);
@@ -407,7 +407,7 @@ fn a_mark_of_a_writer_of_long_ago_hides_no_op_from_a_new_client() {
     assert_eq!(seen[..3], ["101", "init 5", "own=1@2"]);
 }
 
-/// A client that joins and reads nothing.
+/// Joins `w` as a client that reads nothing, and returns the client.
 fn stalled_join(rig: &mut Rig) -> usize {
     let place = rig.accept(false);
     rig.peers[place].reads = false;

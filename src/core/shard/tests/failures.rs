@@ -1,4 +1,4 @@
-//! The answers to clients after a failed log and after a panic, and how the shard recovers.
+//! The answers to clients after a log failure and after a panic, and how the shard recovers.
 
 use super::peers::Told;
 use super::rig::{Rig, frame, head};
@@ -11,7 +11,7 @@ use crate::core::shard::session::State;
 fn a_panic_over_a_request_is_answered_with_500() {
     let mut rig = Rig::new(|_| ());
     let (culprit, other) = (rig.accept(false), rig.accept(false));
-    // A fault of the server: a room that is not there.
+    // This simulates a bug in the server: the index refers to a room that does not exist.
     rig.shard.rooms.break_index("w");
     rig.receive(culprit, head("w", None).as_bytes());
     assert_eq!(rig.seen(culprit), ["500", "gone"]);
@@ -31,7 +31,7 @@ fn a_panic_over_a_closing_connection_ends_that_one() {
         rig.receive(client, &frame(8, b""));
         assert_eq!(rig.session(client).state(), State::Closing);
     }
-    // No socket accepts more than it was given.
+    // A socket cannot accept more bytes than it was given, so this simulates a bug.
     let spans = rig.peers[culprit].client.sending.take();
     let spans = spans.expect("the close frame is on its way");
     let (id, bytes) = (rig.peers[culprit].client.id, spans_bytes(&spans));
@@ -86,7 +86,7 @@ fn the_log_is_tried_again_at_growing_intervals() {
     rig.run();
     assert_eq!(rig.ready, Some(true));
     assert_eq!(rig.shard.next_deadline_us(), None);
-    // Only what is durable again proves that the disk is well.
+    // Only an op that becomes durable proves that the disk works again.
     for (writes, wait_ms) in [(false, 5000), (true, 100)] {
         let client = rig.join("w", None);
         if writes {
@@ -100,7 +100,7 @@ fn the_log_is_tried_again_at_growing_intervals() {
     }
 }
 
-/// Sleeps until the log is tried again, and returns how long that was.
+/// Sleeps until the next attempt to rebuild, and returns the time until then in milliseconds.
 fn rebuild_after_ms(rig: &mut Rig) -> u64 {
     let before_us = rig.clock.now_us;
     while !matches!(rig.log, Some(Output::Rebuild(_))) {
@@ -117,7 +117,7 @@ fn rebuild_after_ms(rig: &mut Rig) -> u64 {
 /// P62.
 #[test]
 fn only_clients_whose_ops_are_lost_receive_an_error() {
-    // The batch that is being written fails, and what followed it.
+    // The batch that is being written fails, and so do the ops that followed it.
     let mut rig = Rig::new(|_| ());
     let clients: Vec<usize> = (0..4).map(|_| rig.join("w", None)).collect();
     rig.op(clients[3], "k", "0", 1);

@@ -1,4 +1,5 @@
-//! Frames that are not messages: bounded for every client, and by the rate limit if there is one.
+//! Frames that are not messages. They are bounded for every client, and also by the rate limit if
+//! there is one.
 
 use super::rig::{Rig, frame, op, pong};
 use crate::core::shard::contract::Limits;
@@ -7,7 +8,7 @@ use crate::limits::{
     SECOND_US,
 };
 
-/// A frame of a fragmented message, without FIN.
+/// Returns a frame of a fragmented message, without FIN.
 fn fragment(opcode: u8, payload: &[u8]) -> Vec<u8> {
     let mut bytes = frame(opcode, payload);
     bytes[0] &= 0x7F;
@@ -24,8 +25,8 @@ fn rig(ops_per_second: Option<u32>) -> Rig {
     })
 }
 
-/// Sends this frame at a rate until the client is closed, `count` times at most. Returns how many
-/// it sent.
+/// Sends a frame `per_second` times per second until the client is closed, at most `count` times.
+/// Returns the number of frames sent, or `None` if the client was not closed.
 fn flood(rig: &mut Rig, client: usize, bytes: &[u8], per_second: u64, count: u64) -> Option<u64> {
     const AT_ONCE: u64 = 64;
     let flood = bytes.repeat(usize::try_from(AT_ONCE).unwrap());
@@ -42,7 +43,7 @@ fn flood(rig: &mut Rig, client: usize, bytes: &[u8], per_second: u64, count: u64
 /// P75.
 #[test]
 fn an_endless_run_of_empty_frames_ends() {
-    // The inputs of R11, with the limit and without.
+    // Each flood runs with and without a rate limit.
     for ops_per_second in [Some(10), None] {
         for (begins, bytes) in [
             (Some(fragment(1, b"")), fragment(0, b"")),
@@ -63,7 +64,7 @@ fn an_endless_run_of_empty_frames_ends() {
                 Some(count) => u64::from(count * FRAMES_PER_MESSAGE) * RATE_BURST_S,
             };
             assert!((bound..=bound + 200).contains(&sent), "{bytes:?}: {sent}");
-            // Nobody else notices.
+            // Other clients are not affected.
             let writer = rig.join("w", None);
             rig.seen(other);
             rig.op(writer, "k", "1", 1);
@@ -78,9 +79,9 @@ fn a_heartbeat_and_a_message_in_small_pieces_are_nothing_unusual() {
         let mut rig = rig(ops_per_second);
         let client = rig.join("w", None);
         rig.seen(client);
-        // Twenty pongs a second for ten minutes.
+        // Twenty pongs per second for ten minutes.
         assert_eq!(flood(&mut rig, client, &pong(), 20, 12_000), None);
-        // A message of a thousand fragments, with a pong between any two.
+        // A message in almost a thousand fragments of one byte each.
         let text = format!(
             r#"{{"type":"op","payload":{{"key":"k","value":"{}","timestamp":1}}}}"#,
             "x".repeat(900)
@@ -129,7 +130,7 @@ fn a_pong_for_a_ping_is_free() {
         config.limits.ops_per_second = Some(1);
     });
     let client = rig.join("w", None);
-    // As many as there may be at once: with one more it is closed.
+    // The number of pongs allowed at once. One more closes the client.
     let heartbeats = usize::try_from(FRAMES_BURST_MIN).unwrap();
     for pings in 1..=3_u8 {
         rig.sleep_until(f64::from(pings) * 1.1);
@@ -151,7 +152,7 @@ fn a_flood_takes_turns_with_other_clients() {
     rig.seen(flooder);
     rig.receive_only(flooder, &pong().repeat(10 * MESSAGES_PER_TURN_MAX));
     for turn in 1..10_u64 {
-        // One op in each turn, however much of the flood is still to be read.
+        // One op is applied in each turn, however much of the flood is still unread.
         rig.receive_only(writer, &op("k", "1", turn));
         rig.step();
         assert_eq!(rig.shard.counters().ops, turn);

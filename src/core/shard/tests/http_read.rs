@@ -1,4 +1,4 @@
-//! Reads of a workspace over HTTP, and pages.
+//! Reads of a workspace over HTTP, and requests for web pages.
 
 use std::collections::HashSet;
 
@@ -24,12 +24,12 @@ fn an_http_read_shows_nothing_that_is_not_durable() {
         (rig.log_hangs, rig.log_fails) = (false, log_fails);
         rig.run();
         assert_eq!(rig.seen(state), [status, "gone"]);
-        // Presence shows no op, so it need not wait for the log.
+        // Presence shows no ops, so it need not wait for the log.
         assert_eq!(rig.seen(presence), ["200", "gone"]);
     }
 }
 
-/// A client that sends this request and reads nothing of the answer.
+/// Sends a request on a new connection without reading the answer, and returns the client.
 fn stalled(rig: &mut Rig, request: &str) -> usize {
     let client = rig.accept(false);
     rig.peers[client].reads = false;
@@ -93,7 +93,7 @@ fn one_encoding_serves_all_joins_and_http_reads() {
     assert_eq!(body, state);
 }
 
-/// A rig with these rooms, each with a state of some 100 KB.
+/// Returns a rig with these rooms, each with a state of about 100 KB.
 fn large_rooms(rooms: &[&str], snapshot_bytes_max: usize) -> Rig {
     let mut rig = Rig::new(|config| config.snapshot_bytes_max = snapshot_bytes_max);
     let value = format!("\"{}\"", "x".repeat(50_000));
@@ -129,7 +129,7 @@ fn states_that_are_on_their_way_are_bounded() {
         assert_eq!(rig.seen(client), ["503", "gone"]);
     }
     assert_eq!(held(&rig).1, 2);
-    // What is on its way already, and what is small, is served.
+    // States that are already being sent and answers that are small are still served.
     let others = [
         (head("a", None), &["101", "init 2"][..]),
         (look("/v1/workspaces/b"), &["200", "gone"]),
@@ -162,7 +162,7 @@ fn one_state_that_is_larger_than_all_that_may_be_on_its_way_is_served() {
         let client = rig.join("a", None);
         assert_eq!(rig.seen(client), ["101", "init 2"]);
     }
-    // This adds its timestamps, which all requests for the state share.
+    // An HTTP read adds the timestamps of the state, which all reads of the state share.
     let clients = [0, 0].map(|_| stalled(&mut rig, &look("/v1/workspaces/a")));
     let other = rig.join("b", None);
     assert_eq!(rig.seen(other), ["503", "gone"]);
@@ -235,7 +235,7 @@ fn a_tag_names_the_start_and_the_seq() {
     assert_eq!(tags.len(), 9, "{tags:?}");
 }
 
-/// `none` shows ops that a failure loses, whose seqs are then reused for others.
+/// With durability `none`, clients see ops that a failure may lose and whose seqs are then reused.
 #[test]
 fn a_tag_from_before_a_rebuild_is_never_given_again() {
     let mut rig = Rig::new(|config| config.durability = Durability::None);
@@ -312,7 +312,7 @@ fn a_page_comes_from_outside() {
         panic!("the console was asked for");
     };
     assert_eq!((request.page, request.head_only), (WebPage::Console, true));
-    // Late, for one that has gone meanwhile.
+    // The first answer arrives late, for a session that has ended in the meantime.
     let stranger = SessionId {
         generation: id.generation + 1,
         ..id
@@ -331,7 +331,7 @@ fn ops_and_deliveries_are_counted() {
     let clients: Vec<usize> = (0..3).map(|_| rig.join("w", None)).collect();
     rig.op(clients[0], "k", "1", 2);
     rig.op(clients[1], "k", "2", 3);
-    // A loser is no op.
+    // An op that loses is not counted.
     rig.op(clients[2], "k", "3", 1);
     let counters = rig.shard.counters();
     assert_eq!((counters.ops, counters.deliveries), (2, 4));

@@ -1,5 +1,5 @@
-//! The limits that protect a shard from its clients: each one reached, reported, and lifted again,
-//! without an effect on clients within it.
+//! The limits that protect a shard from its clients. Each limit is reached, reported and lifted
+//! again, and does not affect clients that stay within it.
 
 use super::rig::{Rig, frame, head, look, op, pong};
 use crate::core::shard::contract::Limits;
@@ -28,13 +28,14 @@ fn workspace_bytes(bytes: u64) -> Limits {
     }
 }
 
-/// The bytes that an entry of workspace `w` takes in addition to its key and value.
+/// The number of bytes that an entry of workspace `w` uses in addition to its key and value.
 const ENTRY_BYTES: u64 = OP_HEADER_BYTES as u64 + 1;
 
-// ---- messages in a second ----
+// ---- messages per second ----
 
-/// Counts of refused ops over the rate and over the size of a workspace, of refused members and
-/// refused handshakes, and of connections closed for continuing over their rate.
+/// Returns five counts: ops refused because of the rate, ops refused because of the size of a
+/// workspace, refused members, refused handshakes, and connections closed because they kept
+/// exceeding their rate.
 fn refused(rig: &Rig) -> [u64; 5] {
     let Counters {
         refused_rate,
@@ -66,10 +67,10 @@ fn an_op_over_the_rate_is_refused_and_not_broadcast() {
     rig.receive(writer, &frame(1, b"{"));
     assert_eq!(rig.seen(writer), ["error 429 k@5", "error 429"]);
     assert_eq!(rig.seen(reader), ["k=1@1", "k=1@2", "k=1@3", "k=1@4"]);
-    // Another one has a rate of its own.
+    // The other client has its own rate limit.
     rig.op(reader, "k", "2", 9);
     assert_eq!(rig.seen(writer), ["k=2@9"]);
-    // It is lifted when time has passed.
+    // The limit is lifted after some time.
     rig.sleep_until(0.5);
     rig.op(writer, "k", "3", 10);
     rig.op(writer, "k", "4", 11);
@@ -95,7 +96,7 @@ fn pings_count_and_pongs_do_not() {
         }
         rig.op(client, "k", "1", 1);
         assert_eq!(rig.seen(client), expected);
-        // Signs of life are never refused, not even over the rate.
+        // Signs of life are never refused, even if they exceed the rate.
         rig.op(client, "k", "2", 2);
         rig.seen(client);
         rig.receive(client, &frame(1, text_ping));
@@ -128,7 +129,7 @@ fn a_client_that_continues_over_its_rate_is_closed() {
         rig.receive(flooder, message);
         assert_eq!(rig.seen(flooder), ["close 1008", "gone"]);
         assert_eq!(refused(&rig)[4], 1);
-        // The next session in its slot starts with a full burst, and the other one was not
+        // The next session in its slot starts with a full burst, and the other client was not
         // affected.
         let next = rig.join("w", None);
         rig.op(next, "j", "2", 6);
@@ -144,7 +145,7 @@ fn a_flood_in_one_turn_ends_there() {
     rig.seen(flooder);
     let count = RATE_BURST_S + REFUSALS_MIN + 50;
     let flood: Vec<u8> = (0..count).flat_map(|at| op("k", "1", at + 1)).collect();
-    // All of it is with the shard, which reads a part of it in each turn.
+    // The shard has received the whole flood, and reads a part of it in each turn.
     assert!(count > MESSAGES_PER_TURN_MAX as u64);
     rig.receive(flooder, &flood);
     let mut seen = rig.seen(flooder);
@@ -184,7 +185,8 @@ fn an_op_over_the_size_is_refused_with_a_correction() {
     rig.op(writer, "j", "12", 2);
     rig.seen(writer);
     rig.seen(reader);
-    // One that would grow, a new key, one that keeps the size, one that shrinks.
+    // These ops would grow the workspace, add a key, keep its size, shrink it, and grow it beyond
+    // the limit again.
     rig.op(writer, "k", "123", 3);
     rig.op(writer, "n", "1", 4);
     rig.op(writer, "k", "34", 5);
@@ -201,7 +203,7 @@ fn an_op_over_the_size_is_refused_with_a_correction() {
         ]
     );
     assert_eq!(rig.seen(reader), ["k=34@5", "j=1@6"]);
-    // What was given back may be taken again, and another workspace has its own.
+    // Space that was freed may be used again, and another workspace has its own limit.
     rig.op(reader, "j", "56", 8);
     let other = rig.join("v", None);
     rig.op(other, "n", "1", 9);
@@ -218,13 +220,13 @@ fn an_op_over_the_size_is_refused_with_a_correction() {
 fn a_correction_is_sent_once_it_is_durable() {
     for (log_fails, expected) in [
         (false, &["k=1@1", "error 413 k@2"][..]),
-        // What would have stayed is lost, and so is the answer that showed it.
+        // The op that had won is lost, and so is the correction that shows it.
         (true, &["error 413 k@2", "error 500", "close 1011", "gone"]),
     ] {
         let mut rig = rig(workspace_bytes(ENTRY_BYTES + 2));
         let writer = rig.join("w", None);
         rig.seen(writer);
-        // The answer is owed before the commit of the op that it shows has begun.
+        // The correction is owed before the commit of the op that it shows has begun.
         rig.receive_only(writer, &[op("k", "1", 1), op("k", "12", 2)].concat());
         rig.turn();
         assert!(rig.peers[writer].client.sending.is_none());
@@ -257,7 +259,7 @@ fn a_full_workspace_admits_no_client_until_one_leaves() {
     let elsewhere = ["a", "b", "c", "d", "e", "f"];
     let elsewhere = elsewhere.iter().find(|name| shard_of(name, 2) == 1);
     let elsewhere = elsewhere.expect("half of all are");
-    // The owner decides, wherever the connection came in.
+    // The owner of the workspace decides, whichever shard accepted the connection.
     let mut front = Rig::new(|config| (config.shards, config.limits) = (2, limits));
     let mut owner = Rig::new(|config| {
         (config.shard, config.shards, config.limits) = (1, 2, limits);
@@ -275,7 +277,7 @@ fn a_full_workspace_admits_no_client_until_one_leaves() {
     assert_eq!(owner.seen(third), ["503", "gone"]);
     let text = String::from_utf8_lossy(&owner.peers[third].client.incoming).into_owned();
     assert!(
-        text.contains("the workspace is at its limit of connections"),
+        text.contains("the workspace is at its connection limit"),
         "{text}"
     );
     // A client that reads over HTTP is not a member.
@@ -292,7 +294,7 @@ fn a_full_workspace_admits_no_client_until_one_leaves() {
     assert_eq!(owner.shard.counters().connections, 2);
 }
 
-// ---- handshakes in a second ----
+// ---- handshakes per second ----
 
 /// P1, P12.
 #[test]
@@ -301,7 +303,7 @@ fn a_token_over_the_rate_is_not_even_checked() {
         handshakes_per_second: Some(2),
         ..Limits::default()
     };
-    // A shard of two has half of it.
+    // With two shards, each has half of the rate.
     for (shards, burst) in [(1, 4), (2, 2)] {
         let mut rig = Rig::new(|config| (config.shards, config.limits) = (shards, limits));
         let forged = "GET /v1/presence/w?token=forged HTTP/1.1\r\nHost: h\r\n\r\n";
@@ -317,7 +319,7 @@ fn a_token_over_the_rate_is_not_even_checked() {
         for request in &requests {
             assert_eq!(answer(&mut rig, request), "503", "{request}");
         }
-        // What needs no token does not count.
+        // Requests that need no token do not count.
         let health = "GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n";
         assert_eq!(answer(&mut rig, health), "200");
         rig.sleep_until(1.0);

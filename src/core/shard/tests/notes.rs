@@ -1,4 +1,4 @@
-//! What the shard reports about its connections for the log.
+//! The notes that a shard outputs about its connections, for the connection log.
 
 use super::rig::{Rig, frame, head, look};
 use crate::core::shard::connection_log::{Ended, Note, Party};
@@ -8,7 +8,7 @@ fn rig() -> Rig {
     Rig::new(|config| config.has_journal = true)
 }
 
-/// Returns the code, the reason and the side that closed first, of each connection that has ended.
+/// Returns the code, the reason and the side that closed first for each connection that has ended.
 fn endings(rig: &mut Rig) -> Vec<(u16, String, Party)> {
     let notes = std::mem::take(&mut rig.notes);
     let ends = notes.into_iter().filter_map(|note| match note {

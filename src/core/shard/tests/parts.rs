@@ -1,4 +1,4 @@
-//! A large state, which is encoded in parts: which clients wait for it, and what happens in the
+//! A large state that is encoded in parts: which clients wait for it, and what happens in the
 //! meantime.
 
 use super::rig::{Rig, frame, head, look, op};
@@ -14,7 +14,7 @@ fn value(mark: u64) -> String {
     format!("\"{mark:0500}\"")
 }
 
-/// Returns a rig with a state of about ten parts in room `w`, written by client 0, and a number of
+/// Returns a rig with a state of about ten parts in room `w`, written by client 0, and `COUNT`
 /// connections that have sent nothing yet.
 fn rig<const COUNT: usize>(part_bytes: usize) -> (Rig, [usize; COUNT]) {
     let mut rig = Rig::new(|config| config.snapshot_part_bytes = part_bytes);
@@ -32,7 +32,7 @@ fn ask(rig: &mut Rig, client: usize, request: &str) {
     rig.receive_only(client, request.as_bytes());
 }
 
-/// Runs turns until no client waits for an encoded state. Returns their number.
+/// Runs turns until no state is being encoded, and returns the number of turns.
 fn turns(rig: &mut Rig) -> usize {
     for turns in 1.. {
         rig.step();
@@ -60,13 +60,13 @@ fn waiting_clients_receive_the_state_of_one_point_and_the_ops_after_it() {
     assert_eq!(rig.seen(joiner), ["101"]);
     assert!(rig.seen(looker).is_empty());
     assert_eq!(rig.seen(elsewhere), ["101", "init 0"], "others go on");
-    // One key that was read already, one that was not, and a new one.
+    // One key that was already encoded, one that was not, and a new one.
     for (key, timestamp) in [(0, 100), (KEYS - 1, 101), (KEYS, 102)] {
         rig.receive_only(0, &op(&format!("k{key}"), "1", timestamp));
         rig.step();
     }
     ask(&mut rig, late, &look("/v1/workspaces/w"));
-    // Its own op follows the state that it is sent, and is not sent back to it.
+    // The joiner's own op is newer than the state that it is sent, and is not sent back to it.
     rig.receive_only(joiner, &op("own", "1", 103));
     assert!(turns(&mut rig) > 5);
     let follows = ["init 20", "k0=1@100", "k19=1@101", "k20=1@102"];
@@ -98,7 +98,7 @@ fn a_turn_does_a_part() {
     let bytes = rig.shard.rooms[RoomId::new(0)].workspace.init_bytes();
     ask(&mut rig, joiner, &head("w", None));
     let turns = turns(&mut rig);
-    // A part ends after a field.
+    // A part ends after a field, so it may be longer than `PART_BYTES`.
     let expected = bytes / (PART_BYTES + 600)..=bytes / PART_BYTES + 1;
     assert!(expected.contains(&turns), "{turns}");
 }
@@ -171,7 +171,7 @@ fn a_waiting_client_that_is_closed_is_sent_no_op_after_the_state() {
     let (mut rig, [joiner]) = rig(1);
     ask(&mut rig, joiner, &head("w", None));
     rig.step();
-    // It loses: what stays is sent to it.
+    // This op loses, so the client is owed the op that won.
     rig.receive_only(joiner, &op("k0", "1", 0));
     rig.step();
     let id = rig.peers[joiner].client.id;
@@ -206,7 +206,7 @@ fn a_client_that_waits_when_the_log_fails_receives_an_error() {
 fn all_parts_of_an_http_read_are_sent_or_none() {
     let (mut rig, [joiner, looker]) = rig(PART_BYTES);
     rig.peers[joiner].reads = false;
-    // The init message is whole, the timestamps are not.
+    // The init message is completely encoded, but the timestamps are not.
     ask(&mut rig, joiner, &head("w", None));
     turns(&mut rig);
     rig.shard.snapshots.set_step_bytes(1);

@@ -10,7 +10,7 @@ use crate::log::commit::{End, OpenSegment};
 use crate::log::position::LogPosition;
 use crate::log::record::{Reader, SegmentHeader};
 
-/// An op as the model and the clients know it.
+/// An op, as the model and the clients represent it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Write {
     pub key: String,
@@ -18,7 +18,7 @@ pub struct Write {
     pub timestamp: u64,
 }
 
-/// The state of a workspace as a list of the ops that won, with the client that sent each.
+/// The state of a workspace as a list of the ops that won, each with the client that sent it.
 #[derive(Default)]
 pub struct Model {
     pub wins: Vec<(Write, usize)>,
@@ -31,7 +31,7 @@ pub enum Verdict {
 }
 
 impl Model {
-    /// The state after the first `count` wins.
+    /// Returns the state after the first `count` wins.
     pub fn state(&self, count: usize) -> BTreeMap<&str, &Write> {
         let wins = self.wins[..count].iter();
         wins.map(|(write, _)| (write.key.as_str(), write)).collect()
@@ -58,10 +58,10 @@ struct File {
     synced: usize,
 }
 
-/// The segments of the shard, and how far each is synced.
+/// The segments of the shard, and how much of each is synced.
 pub struct Disk {
     files: Vec<File>,
-    /// The values of the ops that are synced.
+    /// The values of all synced ops.
     pub synced: BTreeSet<String>,
 }
 
@@ -144,7 +144,7 @@ pub enum Told {
     Status(u16),
     Init(BTreeMap<String, String>),
     Op(Write),
-    /// A code, and the op that it is about.
+    /// The code, and the key and timestamp of the op that it refers to, if any.
     Error(u64, Option<(String, u64)>),
     Close(u16),
     Control,
@@ -159,52 +159,52 @@ pub struct Client {
     pub id: SessionId,
     pub receiving: bool,
     pub sending: Option<Spans>,
-    /// Shut down by either side: what is in flight comes back as broken.
+    /// Whether either side has shut down the connection. Operations in flight then end as broken.
     pub broken: bool,
-    /// The shard has closed its side: the client closes its own.
+    /// Whether the shard has closed its side. The client then closes its own.
     pub finished: bool,
-    /// The shard has forgotten the client.
+    /// Whether the shard no longer has a session for the client.
     pub closed: bool,
     pub incoming: Vec<u8>,
-    /// The head of the answer.
+    /// The head of the answer to its request.
     pub head: String,
     pub status: Option<u16>,
 }
 
-/// The expectations of a client that acts by chance.
+/// A client that acts at random, and what is expected of it.
 #[expect(
     clippy::struct_excessive_bools,
     reason = "each says what is expected, or was seen"
 )]
 pub struct Member {
     pub workspace: usize,
-    /// Messages on their way to the shard, and the op that each is.
+    /// Messages on their way to the shard, each with its op. The request has none.
     pub outgoing: VecDeque<(Vec<u8>, Option<Write>)>,
     pub is_slow: bool,
-    /// A member of its workspace.
+    /// Whether the client is a member of its workspace.
     pub joined: bool,
     pub was_behind: bool,
     pub status_expected: Option<u16>,
-    /// Its request waits for the state.
+    /// Whether its request waits for the state.
     pub waits: bool,
     pub has_init: bool,
-    /// The number of ops that had won when it joined.
+    /// The number of ops that had won when the client joined.
     pub joined_at: usize,
-    /// The ops that it is owed, in order, unless it falls behind.
+    /// The ops that the client is owed, in order, unless it falls behind.
     pub expected: VecDeque<Write>,
     pub corrections: Vec<Write>,
     pub last_place: Option<usize>,
-    /// Its own copy of the state.
+    /// The client's own copy of the state.
     pub held: BTreeMap<String, (String, u64)>,
     pub close_code: Option<u16>,
     pub close_expected: Option<u16>,
     pub has_error: bool,
-    /// The disk failed and lost an op of this client.
+    /// Whether the disk failed and lost an op of this client.
     pub lost_an_op: bool,
 }
 
 impl Member {
-    /// A client that will send this request.
+    /// Returns a client whose first message is the request `head`.
     pub fn new(workspace: usize, head: Vec<u8>, is_slow: bool) -> Self {
         Self {
             workspace,
@@ -227,7 +227,7 @@ impl Member {
         }
     }
 
-    /// Holds a write unless a newer one is held.
+    /// Updates the client's copy of the state, unless it holds a newer write to the key.
     pub fn hold(&mut self, write: &Write) {
         let held = self.held.get(&write.key);
         if held.is_none_or(|held| held.1 <= write.timestamp) {
@@ -236,7 +236,7 @@ impl Member {
         }
     }
 
-    /// Sends an op, as a masked frame.
+    /// Queues an op as a masked frame.
     pub fn send_op(&mut self, write: Write) {
         self.hold(&write);
         let Write {
@@ -276,7 +276,7 @@ impl Client {
         }
     }
 
-    /// Removes the next complete answer or frame from the bytes that were received.
+    /// Removes the next complete head or frame from the bytes that were received, and returns it.
     pub fn next_told(&mut self) -> Option<Told> {
         if self.status.is_none() {
             let end = self.incoming.windows(4).position(|at| at == b"\r\n\r\n")? + 4;

@@ -1,4 +1,4 @@
-//! What the clients of the simulation receive, compared with the model.
+//! Checks what the simulated clients receive against the model.
 
 use std::collections::BTreeMap;
 
@@ -31,7 +31,8 @@ impl World {
         }
     }
 
-    /// The init message is the state after some of the wins, and the ops follow from there.
+    /// Checks that an init message is the state after some number of wins, and expects the ops that
+    /// won after that.
     fn read_init(&mut self, place: usize, data: &BTreeMap<String, String>) {
         let member = &mut self.members[place];
         assert!(!member.has_init, "there is one init message");

@@ -1,4 +1,4 @@
-//! Sequences of single turns that once went wrong.
+//! Sequences of single turns that were once handled incorrectly.
 
 use super::rig::{Rig, frame, head, op};
 use crate::core::fanout::window::spans_bytes;
@@ -7,7 +7,7 @@ use crate::log::commit::{Durability, LogStep};
 
 const MS_US: u64 = 1000;
 
-/// A shard whose log operations end only when the test ends them.
+/// Returns a rig for tests that run single turns and end log operations themselves.
 fn rig(durability: Durability) -> Rig {
     Rig::new(|config| {
         config.durability = durability;
@@ -58,7 +58,7 @@ fn a_disk_that_is_slower_than_the_age_of_a_batch_leaves_turns_for_the_sends() {
     for number in 0..500 {
         pass(&mut rig, MS_US);
         rig.receive_only(writer, &op("k", "1", 10 + number));
-        // A write ends in the next turn, a sync 5 ms later.
+        // A write ends in the next turn, and a sync ends 5 ms after it begins.
         if sync_ends_us.is_none_or(|end_us| end_us <= rig.clock.now_us) && rig.end_log() {
             sync_ends_us = None;
         }
@@ -89,7 +89,7 @@ fn short_answers_to_a_client_that_reads_nothing_are_bounded() {
         "2000 pongs are more than one session may have waiting"
     );
 
-    // When it reads, all of its pings are answered.
+    // Once it reads, all of its pings are answered.
     rig.peers[id].reads = true;
     let mut bytes = 0;
     for _ in 0..100 {

@@ -1,4 +1,4 @@
-//! One shard and clients that act as a test says, with a record of what each one receives and when.
+//! One shard and clients that a test controls, with a record of what each client receives and when.
 
 use std::io;
 
@@ -15,28 +15,28 @@ use crate::core::testing::{self, START_UNIX_S};
 use crate::limits::SECOND_US;
 use crate::log::commit::{LogStep, OpenSegment};
 
-/// The monotonic time at which every rig begins: a whole tick, so that deadlines on ticks are
-/// exact.
+/// The monotonic time at which every rig starts. It falls on a timer tick, so that deadlines on
+/// ticks are exact.
 pub const START_US: u64 = 1000 * SECOND_US;
-/// The turns at one time beyond which a test counts as looping.
+/// The number of turns after which a rig is considered to be in an endless loop.
 const TURNS_MAX: usize = 20_000;
 
-/// Returns the error of a connection or a disk. The shard does not inspect it.
+/// Returns an error for a connection or a disk. The shard does not inspect it.
 pub fn failure() -> io::Error {
     io::ErrorKind::Other.into()
 }
 
-/// A client and what it does.
+/// A client and its behavior.
 pub struct Peer {
     pub client: Client,
-    /// Whether its socket accepts what is sent.
+    /// Whether its socket accepts bytes.
     pub reads: bool,
-    /// Whether it closes its side when the server has closed its own.
+    /// Whether it closes its side after the server has closed its own.
     pub closes: bool,
     pub handed_off: Option<(u32, Box<Handoff>)>,
 }
 
-/// The operations of a log: of a commit, or the rebuild after a failed one.
+/// The kind of a log operation: a step of a commit, or the rebuild after a failed commit.
 pub enum LogOperation {
     Commit,
     Rebuild,
@@ -46,23 +46,25 @@ pub struct Rig {
     pub shard: Shard,
     pub clock: Clock,
     pub disk: Disk,
-    /// The segment with which a shard begins whose log is being read.
+    /// The open segment that the shard receives once its log has been read. `None` from then on.
     recovers_to: Option<OpenSegment>,
-    /// The operation of the log that is in flight.
+    /// The log operation in flight.
     pub log: Option<Output>,
-    /// Whether operations of the log stay in flight.
+    /// Whether log operations stay in flight.
     pub log_hangs: bool,
-    /// Whether operations of the log fail.
+    /// Whether log operations fail.
     pub log_fails: bool,
     pub peers: Vec<Peer>,
-    /// Events since they were read last: milliseconds since the start, the client, and the event.
+    /// Events that the test has not read yet: milliseconds since the start, the client, and the
+    /// event.
     seen: Vec<(u64, usize, String)>,
-    /// The readiness that the shard reported last. None: none yet, and it serves.
+    /// The readiness that the shard last reported. `None` if it has not reported any; it is then
+    /// ready.
     pub ready: Option<bool>,
     pub drained: usize,
-    /// Pages that were requested.
+    /// Requests for web pages.
     pub pages: Vec<Output>,
-    /// Notes for the log.
+    /// Notes for the connection log.
     pub notes: Vec<Note>,
 }
 
@@ -77,14 +79,14 @@ impl Rig {
         rig
     }
 
-    /// The log was read at the start.
+    /// Completes the initial read of the log, with `workspaces` as its result.
     pub fn recover(&mut self, workspaces: Vec<Workspace>) {
         let segment = self.recovers_to.take().expect("it is read once");
         let recovered = Input::Rebuilt(Ok((segment, workspaces)));
         self.shard.handle(recovered, self.clock);
     }
 
-    /// A shard whose log is being read.
+    /// Returns a rig whose shard is still reading its log.
     pub fn recovering(change: impl FnOnce(&mut ShardConfig)) -> Self {
         let (disk, segment) = Disk::new();
         let clock = Clock {
@@ -121,21 +123,21 @@ impl Rig {
         }
     }
 
-    // ---- what a client does ----
+    // ---- client actions ----
 
-    /// Opens a connection that has sent nothing yet.
+    /// Opens a connection and runs the shard. The client sends nothing yet.
     pub fn accept(&mut self, over_limit: bool) -> usize {
         let id = self.shard.accept(over_limit, self.clock);
         self.add_peer(id)
     }
 
-    /// The same without a turn.
+    /// Opens a connection without running a turn.
     pub fn accept_quietly(&mut self) -> usize {
         let id = self.shard.accept(false, self.clock);
         self.push_peer(id)
     }
 
-    /// The same without a turn, as if the shard had already asked for bytes.
+    /// Opens a connection without running a turn, as if the shard were already receiving from it.
     pub fn accept_only(&mut self) -> usize {
         let place = self.accept_quietly();
         self.peers[place].client.receiving = true;
@@ -159,14 +161,15 @@ impl Rig {
         self.peers.len() - 1
     }
 
-    /// Joins `workspace` with a token that is valid for a limited time.
+    /// Joins `workspace` with a token that is valid for `ttl_s` seconds, or forever if `ttl_s` is
+    /// `None`.
     pub fn join(&mut self, workspace: &str, ttl_s: Option<u64>) -> usize {
         let place = self.accept(false);
         self.receive(place, head(workspace, ttl_s).as_bytes());
         place
     }
 
-    /// Lets the shard receive bytes, and everything that follows happen.
+    /// Delivers bytes to the shard, then runs turns until nothing more happens at this time.
     pub fn receive(&mut self, place: usize, bytes: &[u8]) {
         self.receive_only(place, bytes);
         self.run();
@@ -204,7 +207,7 @@ impl Rig {
         panic!("a loop at {} µs", self.clock.now_us);
     }
 
-    /// Runs one turn. What it starts stays in flight.
+    /// Runs one turn. Operations that it starts stay in flight.
     pub fn turn(&mut self) {
         self.shard.flush(self.clock);
         self.shard.invariants();
@@ -213,13 +216,13 @@ impl Rig {
         }
     }
 
-    /// Runs one turn, and ends all that it starts.
+    /// Runs one turn, then ends all operations in flight that can end.
     pub fn step(&mut self) {
         self.turn();
         self.end_operations();
     }
 
-    /// Sleeps as the worker does, from deadline to deadline, until `after_s` seconds since the
+    /// Sleeps from deadline to deadline, as the worker does, until `after_s` seconds after the
     /// start.
     pub fn sleep_until(&mut self, after_s: f64) {
         #[expect(
@@ -245,7 +248,7 @@ impl Rig {
         self.clock.now_us = now_us;
     }
 
-    // ---- what the shard does ----
+    // ---- outputs of the shard ----
 
     fn place(&self, id: SessionId) -> usize {
         let is_it = |peer: &Peer| peer.client.id == id && !peer.client.closed;
@@ -306,7 +309,7 @@ impl Rig {
         self.seen.push((after_ms, place, what.into()));
     }
 
-    /// Ends what is in flight and may end. Returns whether there was anything.
+    /// Ends all operations in flight that can end. Returns whether there were any.
     fn end_operations(&mut self) -> bool {
         let mut moved = self.end_log();
         for place in 0..self.peers.len() {
@@ -316,7 +319,8 @@ impl Rig {
         moved
     }
 
-    /// Ends a send of which all bytes are accepted, unless the connection is broken.
+    /// Ends the send in flight, if it can end. The socket accepts all of its bytes, unless the
+    /// connection is broken. Returns whether a send ended.
     pub fn end_send(&mut self, place: usize) -> bool {
         let Peer { client, reads, .. } = &mut self.peers[place];
         if !(*reads || client.broken) {
@@ -335,7 +339,8 @@ impl Rig {
         self.read(place);
     }
 
-    /// Ends a send of which the client's socket accepts this many bytes, without reading them.
+    /// Ends a send without processing what the client receives. The client's socket accepts `taken`
+    /// bytes, or the send fails if `taken` is `None`.
     pub fn complete_send(&mut self, place: usize, spans: Spans, taken: Option<usize>) {
         let client = &mut self.peers[place].client;
         let all = spans.iter().flat_map(|span| span.bytes().iter().copied());
@@ -346,7 +351,7 @@ impl Rig {
             .handle(Input::Sent(id, spans, outcome), self.clock);
     }
 
-    /// Ends a receive with the end of the connection, if that has ended. Returns whether it has.
+    /// Ends the receive in flight if the connection has ended. Returns whether a receive ended.
     pub fn end_receive(&mut self, place: usize) -> bool {
         let Peer { client, closes, .. } = &mut self.peers[place];
         let ends = client.broken || client.finished && *closes;
@@ -364,13 +369,14 @@ impl Rig {
         true
     }
 
-    /// Ends the operation of the log that is in flight, if there is one and it may end.
+    /// Ends the log operation in flight, if there is one and it can end. Returns whether one ended.
     pub fn end_log(&mut self) -> bool {
         !self.log_hangs && self.end_log_with(self.log_fails, |left| left).is_some()
     }
 
-    /// Ends the operation of the log that is in flight. It fails or not, and `part` returns how
-    /// many of the bytes left are written.
+    /// Ends the log operation in flight and returns its kind, or `None` if there is none. If
+    /// `fails` is true, the operation fails. `part` returns how many of the remaining bytes are
+    /// written.
     pub fn end_log_with(
         &mut self,
         fails: bool,
@@ -404,7 +410,7 @@ impl Rig {
         Some(operation)
     }
 
-    // ---- what a client receives ----
+    // ---- what clients receive ----
 
     fn read(&mut self, place: usize) {
         while let Some(told) = self.peers[place].client.next_told() {
@@ -423,7 +429,7 @@ impl Rig {
         }
     }
 
-    /// Returns the events of a client since the last call, with the milliseconds since the start.
+    /// Returns a client's events since the last call, each with the milliseconds since the start.
     pub fn seen_at(&mut self, place: usize) -> Vec<(u64, String)> {
         let all = std::mem::take(&mut self.seen);
         let (its, rest) = all.into_iter().partition(|event| event.1 == place);
@@ -432,13 +438,13 @@ impl Rig {
         its.into_iter().map(|(at, _, what)| (at, what)).collect()
     }
 
-    /// Returns the events of a client since the last call, without the times.
+    /// Returns a client's events since the last call, without the times.
     pub fn seen(&mut self, place: usize) -> Vec<String> {
         let its = self.seen_at(place);
         its.into_iter().map(|(_, what)| what).collect()
     }
 
-    /// Returns whether a connected client has fallen behind.
+    /// Returns whether a client is connected and has fallen behind.
     pub fn is_behind(&self, place: usize) -> bool {
         let client = &self.peers[place].client;
         let session = self.shard.sessions.get(client.id);
@@ -451,12 +457,12 @@ impl Rig {
     }
 }
 
-/// Returns the request to join `workspace`.
+/// Returns a request to join `workspace`.
 pub fn head(workspace: &str, ttl_s: Option<u64>) -> String {
     testing::join_request(workspace, &testing::token(ttl_s))
 }
 
-/// Returns the head of a request to read `path`, with a token.
+/// Returns a request to read `path`, with a token.
 pub fn look(path: &str) -> String {
     let token = testing::token(None);
     format!("GET {path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n\r\n")
@@ -484,7 +490,7 @@ pub fn op(key: &str, value: &str, timestamp: u64) -> Vec<u8> {
     frame(1, text.as_bytes())
 }
 
-/// An unsolicited pong: a sign of life.
+/// Returns a pong, which is a sign of life.
 pub fn pong() -> Vec<u8> {
     frame(10, b"")
 }

@@ -16,7 +16,7 @@ use crate::log::position::LogPosition;
 
 const PING: u8 = 9;
 
-/// Brings a server into a state.
+/// A function that puts the server into a certain state.
 type Change<'a> = &'a dyn Fn(&mut Rig);
 
 // ---- joining ----
@@ -38,7 +38,7 @@ fn a_request_is_answered_by_the_state_of_the_server() {
         (&healthz, &as_it_is, false, "200", "ok"),
         (&readyz, &as_it_is, false, "200", "ready"),
         (&readyz, &as_it_is, true, "200", "ready"),
-        (&join, &as_it_is, true, "503", "at its limit of connections"),
+        (&join, &as_it_is, true, "503", "at its connection limit"),
         (&readyz, &others_fail, false, "503", "cannot write its log"),
         (&healthz, &others_fail, false, "200", "ok"),
         (&join, &others_fail, false, "101", ""),
@@ -184,7 +184,7 @@ fn an_init_is_encoded_once_for_consecutive_joins() {
             vec!["101".to_owned(), "init 1".to_owned()]
         )
     );
-    // One at a time.
+    // Only one init message is kept at a time.
     let elsewhere = rig.join("v", None);
     assert_eq!(rig.seen(elsewhere), ["101", "init 0"]);
     assert_ne!(kept(&rig), Some(encoded));
@@ -248,7 +248,7 @@ fn a_client_that_reads_no_answers_is_read_no_more() {
         rig.receive(client, &frame(PING, &[7; 100]));
         pings += 1;
         assert!(pings < 1000, "it is read for ever");
-        // One is on its way, the others wait.
+        // One answer is in flight, and the others wait.
         let waiting_bytes = rig.session(client).outbox.answer_bytes();
         let is_over = waiting_bytes > ANSWER_BYTES_MAX;
         assert_eq!(rig.session(client).intake == Intake::Paused, is_over);

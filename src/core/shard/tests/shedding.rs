@@ -1,4 +1,4 @@
-//! Connections that are shed when there are as many as there may be.
+//! Connections that are shed when the connection limit is reached.
 
 use super::rig::{Rig, frame, head, look};
 use crate::core::shard::contract::ListenerKind;
@@ -25,7 +25,7 @@ fn the_oldest_with_the_least_to_lose_is_shed_first() {
     let lingers = rig.accept(false);
     rig.peers[lingers].closes = false;
     rig.receive(lingers, b"GET /nowhere HTTP/1.1\r\nHost: h\r\n\r\n");
-    // Its answer is on its way.
+    // This client's answer is still being sent.
     rig.peers[asks].reads = false;
     rig.receive(asks, look("/v1/workspaces/w").as_bytes());
     rig.receive(second, b"GET / HTTP/1.1\r\n");
@@ -66,8 +66,8 @@ fn a_connection_is_shed_for_one_of_its_own_listener() {
 #[test]
 fn a_connection_that_has_ended_is_not_shed() {
     let mut rig = Rig::new(|config| config.fault_panic_key = Some("boom".to_owned()));
-    // Ended by its peer, by its deadline, by its own close after an answer, by its own close as a
-    // member.
+    // These connections end because of the peer, a deadline, a close after an answer, and a close
+    // frame from a member.
     let [broken, late, answered] = [(); 3].map(|()| rig.accept(false));
     rig.peers[broken].client.broken = true;
     rig.receive(answered, b"GET /nowhere HTTP/1.1\r\nHost: h\r\n\r\n");

@@ -12,7 +12,7 @@ use crate::log::position::LogPosition;
 
 const PING: u8 = 9;
 
-/// Returns a measurement: closed segments of this length, and a compaction that works.
+/// Returns a measurement with closed segments of this total length and a compaction that works.
 fn size(closed_bytes: u64) -> LogSize {
     LogSize {
         open_index: 2,
@@ -33,7 +33,7 @@ fn marks() -> Marks {
     Marks::new(0, LOG_SPARE_BYTES)
 }
 
-/// A burst of ops on one key, `bytes` long at least.
+/// Returns a burst of ops on one key, at least `bytes` long, and the number of those ops.
 fn burst(from: u64, bytes: u64) -> (Vec<u8>, u64) {
     let value = format!("\"{}\"", "v".repeat(8000));
     let mut all = Vec::new();
@@ -53,7 +53,7 @@ fn a_flood_waits_and_a_light_writer_of_the_same_shard_is_served_in_its_turn() {
     measure(&mut rig, size(marks().full_bytes));
     let (bytes, count) = burst(0, 4 * LIGHT_BURST_BYTES);
     rig.receive(flood, &bytes);
-    // It may write as much as any light workspace, and then waits.
+    // The flood may write as much as any light workspace, and then waits.
     assert_eq!(rig.session(flood).intake, Intake::Held);
     assert!(!rig.peers[flood].client.receiving, "nothing more is read");
     let taken = rig.shard.counters().ops;
@@ -65,14 +65,14 @@ fn a_flood_waits_and_a_light_writer_of_the_same_shard_is_served_in_its_turn() {
         rig.seen(client);
     }
 
-    // In one turn, at the same time.
+    // The light writer's op is applied in a single turn, without any time passing.
     rig.receive_only(light, &op("a", "1", 1));
     rig.turn();
     assert_eq!(rig.shard.counters().ops, taken + 1);
     rig.run();
     assert_eq!(rig.seen(witness), ["a=1@1"]);
-    // A client that only reads is still read from, even in the flooded workspace. New clients and
-    // requests are served.
+    // The shard still receives from a client that writes no ops, even in the flooded workspace, and
+    // serves new clients and requests.
     rig.receive(beside, &frame(PING, b"1"));
     assert_eq!(rig.seen(beside), ["ping"]);
     let newcomer = rig.join("flood", None);
@@ -81,7 +81,7 @@ fn a_flood_waits_and_a_light_writer_of_the_same_shard_is_served_in_its_turn() {
     rig.receive(request, look("/v1/workspaces/flood").as_bytes());
     assert_eq!(rig.seen(request)[0], "200");
 
-    // A pause makes up for some of it, and a compaction for all.
+    // After a pause, some of the waiting ops are applied, and after a compaction, all of them.
     rig.sleep_until(1.0);
     let later = rig.shard.counters().ops - taken - 1;
     assert!(
@@ -105,7 +105,7 @@ fn a_flood_waits_and_a_light_writer_of_the_same_shard_is_served_in_its_turn() {
 fn floods_share_the_rate() {
     let mut rig = Rig::new(|_| ());
     let places: Vec<usize> = ["a", "b", "c"].map(|id| rig.join(id, None)).into();
-    // The rate is a quarter here: 64 MB a second, and 320 KB in 5 ms.
+    // Here the rate is a quarter of its maximum: 64 MB per second, or 320 KB in 5 ms.
     let Marks {
         slow_bytes,
         full_bytes,
@@ -149,11 +149,11 @@ fn at_the_last_mark_all_writers_wait_and_only_a_measurement_wakes_them() {
         "{next_us:?}"
     );
     assert!(!rig.shard.has_work());
-    // Its silence is not its own.
+    // The client is silent only because the shard does not receive from it.
     rig.sleep_until(120.0);
     let seen = rig.seen(light);
     assert!(seen.iter().all(|what| what != "close 1001"), "{seen:?}");
-    // The witness had nothing to answer with.
+    // The witness has been closed, because it did not answer pings.
     let witness = rig.join("w", None);
     rig.seen(witness);
     measure(&mut rig, size(marks().stop_bytes - 1000));
@@ -198,7 +198,7 @@ fn ops_that_would_grow_the_log_are_refused_where_the_disk_is_nearly_full() {
     assert_eq!(rig.seen(writer), ["k=1@5", "error 500 k@6"]);
     rig.op(writer, "new", "2", 7);
     assert_eq!(rig.seen(writer), ["error 500 new@7"]);
-    // What loses, and what is there already, needs no room.
+    // An op that loses and an op that is resent need no room.
     rig.op(writer, "k", "3", 4);
     assert_eq!(rig.seen(writer), ["k=1@5"]);
     rig.op(writer, "k", "1", 5);

@@ -1,4 +1,4 @@
-//! When a session is pinged and closed. The clock is the test's own.
+//! When sessions are pinged and closed, on a clock that the tests control.
 
 use super::rig::{Rig, START_US, head, look, pong};
 use crate::core::fanout::room::RoomId;
@@ -7,7 +7,7 @@ use crate::core::shard::session::State;
 use crate::core::state::placement::shard_of;
 use crate::limits::{SECOND_US, TIMER_TICK_US};
 
-/// What is due at once happens at the next tick of the timers.
+/// The time until the next timer tick, which is when an immediate deadline takes effect.
 const NEXT_TICK_MS: u64 = TIMER_TICK_US / 1000;
 
 fn events(of: &[(u64, &str)]) -> Vec<(u64, String)> {
@@ -76,8 +76,8 @@ fn a_client_that_answers_stays() {
 #[test]
 fn pings_are_spread_over_the_interval() {
     let mut rig = Rig::new(|config| config.ping_interval_us = 25 * SECOND_US);
-    // Fibonacci hashing: session n is pinged at the fraction of n * 0.618… of half an interval
-    // before its end.
+    // Fibonacci hashing: the first ping of session n is f / 2 intervals before the end of its first
+    // interval, where f is the fractional part of n * 0.618….
     for at_ms in [25_000, 17_274, 22_049, 14_323] {
         let client = rig.join("w", None);
         let next_ping_us = rig.session(client).next_ping_us - START_US;
@@ -89,12 +89,12 @@ fn pings_are_spread_over_the_interval() {
 /// P25.
 #[test]
 fn a_token_that_expires_ends_its_connection() {
-    // The leeway of 30 s comes on top.
+    // A leeway of 30 s is added to the lifetime of a token.
     for (ttl_s, clock_is_ahead_s, closed_ms) in [(2, 0, 32_000), (2, 5, 27_000), (0, 29, 1_000)] {
         let mut rig = Rig::new(|config| config.ping_interval_us = 1000 * SECOND_US);
         let client = rig.join("w", Some(ttl_s));
         rig.clock.unix_us += clock_is_ahead_s * SECOND_US;
-        // Whatever happens next reads the clock again.
+        // The next event of the session reads the clock again.
         let id = rig.peers[client].client.id;
         rig.shard.reschedule(id, rig.clock);
         rig.sleep_until(60.0);
@@ -140,7 +140,7 @@ fn a_client_whose_socket_accepts_nothing_is_closed_after_a_minute() {
     rig.peers[slow].reads = false;
     rig.op(writer, "k", "1", 1);
     assert!(rig.peers[slow].client.sending.is_some());
-    // Both are alive: they say so.
+    // Both clients show that they are alive.
     for at_s in 1..=7_u8 {
         rig.sleep_until(f64::from(at_s) * 9.25);
         rig.receive(slow, &pong());
@@ -220,7 +220,7 @@ fn a_stop_is_spread_over_its_time() {
     rig.receive(not_joined, head("w", None).as_bytes());
     assert_eq!(rig.seen_at(not_joined), events(&[(0, "503"), (0, "gone")]));
     rig.sleep_until(30.0);
-    // Three quarters of 8 s for four clients.
+    // The four clients are spread over three quarters of the 8 s.
     for (place, client) in clients.iter().enumerate() {
         let at_ms = NEXT_TICK_MS.max(1500 * place as u64);
         let mut expected = vec![(at_ms, "close 1001")];
@@ -260,7 +260,7 @@ fn a_second_stop_closes_all_clients_at_once() {
 
 #[test]
 fn a_stop_waits_for_no_client_beyond_its_time() {
-    // A drain of no time leaves the time that a closing handshake has.
+    // Even a drain time of zero leaves enough time for a closing handshake.
     for (drain_s, over_ms) in [(8, 8000), (0, 2000)] {
         let mut rig = Rig::new(|config| config.drain_us = drain_s * SECOND_US);
         let client = rig.join("w", None);

@@ -1,4 +1,4 @@
-//! Requests that arrive while the state is being read: at a start, and after a failure.
+//! Requests that arrive while the state is being read: at startup and after a failure.
 
 use super::rig::{Rig, failure, head, look, op};
 use crate::core::shard::contract::{Input, Output};
@@ -12,19 +12,19 @@ fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n")
 }
 
-/// Opens a connection and sends this request.
+/// Opens a connection, sends a request on it, and returns the client.
 fn ask(rig: &mut Rig, request: &str) -> usize {
     let client = rig.accept(false);
     rig.receive(client, request.as_bytes());
     client
 }
 
-/// Returns everything that a client was sent.
+/// Returns the bytes that a client has received and not parsed yet, such as the body of an answer.
 fn text(rig: &Rig, client: usize) -> String {
     String::from_utf8_lossy(&rig.peers[client].client.incoming).into_owned()
 }
 
-/// A workspace with one key.
+/// Returns a single workspace, which has one key.
 fn workspaces() -> Vec<Workspace> {
     let mut workspace = Workspace::new("w", 5);
     workspace.restore("k", "1", 7, Seq::new(1));
@@ -72,7 +72,7 @@ fn only_requests_that_need_the_state_wait_for_it() {
         (handshakes(&rig), rig.shard.admission.waiting_count()),
         (0, 0)
     );
-    // What it sent after its request was read, and it is a member like any other.
+    // The bytes that followed its request were read, and it is now a member like any other.
     let late = rig.join("w", None);
     assert_eq!(rig.seen(late), ["101", "init 2"]);
     rig.op(late, "k", "3", 9);
@@ -97,7 +97,7 @@ fn a_request_waits_for_as_long_as_a_handshake_may_take() {
         rig.receive(client, request.as_bytes());
         rig.sleep_until(9.95);
         assert_eq!(rig.seen(client).len(), 0, "{request}");
-        // Since it was accepted, not since it asked.
+        // The time runs from when the connection was accepted, not from when the request arrived.
         rig.sleep_until(10.0);
         assert_eq!(rig.seen(client), ["503", "gone"], "{request}");
         let told = rig.peers[client].client.head.clone();
@@ -127,7 +127,7 @@ fn one_that_was_handed_over_waits_no_longer_than_the_others() {
         let id = owner.shard.adopt(handoff, owner.clock);
         adopted.push(owner.add_peer(id));
     }
-    // The one that has gone is not waited for.
+    // The second client is gone, so its request no longer waits.
     owner.peers[adopted[1]].client.broken = true;
     owner.sleep_until(9.9);
     assert_eq!(owner.seen(adopted[0]).len(), 0);
@@ -265,7 +265,7 @@ fn a_rebuild_is_waited_for_and_a_failed_log_is_not() {
             assert_eq!(rig.seen(clients[1]), ["200", "gone"]);
         }
     }
-    // A client that waits too long receives the answer of a failed log.
+    // A client that waits too long receives the answer for a failed log.
     let mut rig = Rig::new(|_| ());
     rig.shard
         .handle(Input::LogSynced(Err(failure())), rig.clock);
@@ -283,7 +283,7 @@ fn a_panic_over_one_that_waited_ends_the_wait_of_the_others() {
         ask(&mut rig, &head("v", None)),
         ask(&mut rig, &head("w", None)),
     );
-    // A fault of the server: a room that is not there.
+    // This simulates a bug in the server: the index refers to a room that does not exist.
     rig.shard.rooms.break_index("v");
     rig.recover(workspaces());
     rig.run();

@@ -1,4 +1,4 @@
-//! The snapshots of a room against its states at each point, encoded at once.
+//! The snapshots of a room, compared with the state at each point encoded in one piece.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -38,7 +38,7 @@ impl RoomRig {
         assert!(self.op(key, value, timestamp));
     }
 
-    /// Applies an op; whether it won.
+    /// Applies an op and returns whether it won.
     fn op(&mut self, key: &str, value: &str, timestamp: u64) -> bool {
         let Self {
             room,
@@ -71,8 +71,8 @@ fn is_same(one: &EncodedState, other: &EncodedState) -> bool {
 #[test]
 fn one_encoding_of_init_serves_all_sessions_that_join_while_it_is_cheap() {
     let frame_fixed_bytes = message::op_frame_bytes("k", &"1".repeat(500), 3) - 500;
-    // What was written since, as frame bytes beyond half of the init message; whether the
-    // window still has it; whether the encoding is still good.
+    // Each case: the length of the frames written since, relative to half of the init message;
+    // whether the window still holds them; and whether the encoding is still shared.
     for (over_half_bytes, is_kept, is_shared) in [
         (None, true, true),
         (None, false, true),
@@ -122,7 +122,7 @@ fn an_init_that_no_session_holds_is_let_go() {
     rig.write("k", &"1".repeat(INIT_BYTES_KEPT_MAX));
     let first = Rc::downgrade(rig.request(SnapshotKind::Init).init.chunk().unwrap());
     assert!(first.upgrade().is_none());
-    // A shorter one is kept for the next session, one for all rooms.
+    // A shorter one is kept for the next session, but only one for all rooms.
     rig.write("k", "1");
     let second = Rc::downgrade(rig.request(SnapshotKind::Init).init.chunk().unwrap());
     assert!(second.upgrade().is_some());
@@ -160,7 +160,7 @@ fn a_read_is_the_newest_state_and_shares_what_sessions_hold() {
         (newest.point.at, newest.point.visible_from),
         (rig.room.window.end(), LogPosition::new(20))
     );
-    // A session that joins is sent the newest too.
+    // A session that joins is also sent the newest state.
     let again = rig.request(SnapshotKind::Init);
     assert!(is_same(&newest.init, &again.init));
 }
@@ -193,15 +193,15 @@ fn rooms_whose_snapshots_nobody_holds_are_forgotten() {
     assert!(snapshots.rooms.is_empty());
 }
 
-// ---- in steps ----
+// ---- encoding in steps ----
 
-/// The JSON of an init message without its frame's header.
+/// Returns the JSON of an init message, without the header of its frame.
 fn init_json(bytes: &[u8]) -> Value {
     let start = bytes.windows(7).position(|at| at == b"{\"type\"").unwrap();
     serde_json::from_slice(&bytes[start..]).unwrap()
 }
 
-/// The JSON of timestamps.
+/// Returns encoded timestamps as valid JSON.
 fn timestamps_json(bytes: &[u8]) -> Value {
     let text = str::from_utf8(bytes).unwrap();
     serde_json::from_str(&format!(r#"{{"data":{{{text}0}}"#)).unwrap()
@@ -209,11 +209,11 @@ fn timestamps_json(bytes: &[u8]) -> Value {
 
 #[derive(Debug, Clone)]
 enum SnapshotAction {
-    /// The key, the length of the value, how far the timestamp is ahead of the last one.
+    /// The key, the length of the value, and an offset that is added to the timestamp.
     Op(u8, usize, i64),
     Request(SnapshotKind),
     Step(usize),
-    /// One of the sessions that wait goes.
+    /// One of the waiting sessions leaves.
     Leave(usize),
 }
 
@@ -232,7 +232,7 @@ fn actions() -> impl Strategy<Value = Vec<SnapshotAction>> {
 /// A room whose state is always encoded in steps, and its state at each point.
 struct StepwiseRig {
     rig: RoomRig,
-    /// By seq.
+    /// The init message and the timestamps at each point, by seq.
     states: HashMap<Seq, (Value, Value)>,
     waiting: Vec<Snapshot>,
 }
@@ -294,7 +294,7 @@ impl StepwiseRig {
         self.check();
     }
 
-    /// Checks what is ready, and lets the sessions go that have all.
+    /// Checks everything that is ready, and removes the sessions whose snapshots are complete.
     fn check(&mut self) {
         let (is_encoding, states) = (self.rig.snapshots.is_encoding(), &self.states);
         self.waiting.retain(|snapshot| {
@@ -318,8 +318,8 @@ fn of_a_read_the_init_message_is_ready_before_the_timestamps() {
     let mut rig = StepwiseRig::new();
     rig.op(0, 1, 0);
     rig.request(SnapshotKind::HttpRead);
-    // Its init message is ready. Then the session goes, and with it that message; the timestamps
-    // are not finished.
+    // The init message is ready, but the timestamps are not. Then the session leaves, and the init
+    // message is dropped with it.
     rig.step(100);
     rig.waiting.clear();
     rig.rig.snapshots.kept_init = None;

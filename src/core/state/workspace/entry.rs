@@ -3,8 +3,8 @@
 use crate::core::state::segment_usage::{Mark, UNMARKED};
 use crate::seq::Seq;
 
-/// The number of the session that wrote an entry last, so that the session is not sent its own op.
-/// 0 if no connected session wrote it.
+/// The number of the session that last wrote an entry, used to avoid sending that session its own
+/// op. 0 if no connected session wrote it.
 pub type Writer = u64;
 
 /// The origin of an op: its writer, and its place in the log.
@@ -62,13 +62,13 @@ impl Entry {
         self.timestamp
     }
 
-    /// Returns the position of its last change in the order of the workspace's ops.
+    /// Returns the position of its last change in the sequence of the workspace's ops.
     #[must_use]
     pub fn seq(&self) -> Seq {
         self.seq
     }
 
-    /// Returns the session that wrote it last.
+    /// Returns the session that last wrote the entry.
     #[must_use]
     pub fn writer(&self) -> Writer {
         self.writer
@@ -85,7 +85,7 @@ impl Entry {
         if self.value_capacity() / 4 > value.len().max(64) {
             self.texts.shrink_to(self.texts.len() + value.len());
         }
-        // No doubling: the next value need not be longer than this one.
+        // Do not double the capacity, since the next value need not be longer than this one.
         self.texts.reserve_exact(value.len());
         self.texts.push_str(value);
     }

@@ -1,4 +1,4 @@
-//! The size limit of a workspace, against a naive model of its size.
+//! The size limit of a workspace, compared with a naive model of its size.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,7 @@ fn state(workspace: &Workspace) -> State {
         .collect()
 }
 
-/// Returns the bytes of a state in the log, in a workspace whose id has one byte.
+/// Returns the length of a state in the log, for a workspace with a one-byte id.
 fn bytes(state: &State) -> u64 {
     let entries = state.iter();
     entries
@@ -48,7 +48,7 @@ fn the_bound_is_met_to_the_byte() {
         (0, "k", "34", 4, "won"),
         (0, "k", "5", 5, "won"),
         (0, "k", "56", 6, "too large, 5 is there"),
-        // An op that loses or is a resend receives its usual answer.
+        // An op that loses or is resent receives its usual answer.
         (0, "k", "789", 4, "lost to 5"),
         (0, "k", "5", 5, "same"),
         (u64::MAX, "k", "789", 7, "won"),

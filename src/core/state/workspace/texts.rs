@@ -6,12 +6,12 @@ use super::{Entry, Workspace, slot_index};
 use crate::wire::state;
 
 impl Workspace {
-    /// Returns the sum of [`state::init_field_bytes`] over its entries.
+    /// Returns the sum of [`state::init_field_bytes`] over all entries.
     pub(crate) fn init_fields_bytes(&self) -> usize {
         self.init_fields_bytes
     }
 
-    /// Returns the number of slots. An entry never leaves its own.
+    /// Returns the number of slots. An entry never leaves its slot.
     pub(crate) fn slots(&self) -> u32 {
         slot_index(self.entries.len())
     }
@@ -44,13 +44,13 @@ impl Workspace {
         state::put_init(out, self.init_fields_bytes, fields);
     }
 
-    /// Returns the length of what [`Workspace::put_stamps`] appends, in bytes.
+    /// Returns the number of bytes that [`Workspace::put_stamps`] appends.
     #[must_use]
     pub fn stamps_bytes(&self) -> usize {
         state::stamps_bytes(self.stamp_fields_bytes, self.seq)
     }
 
-    /// Appends the second part of the state in an answer over HTTP: the timestamps and the seq.
+    /// Appends the second part of the state in an HTTP answer: the timestamps and the seq.
     pub fn put_stamps(&self, out: &mut Vec<u8>) {
         let fields = self.entries().map(|entry| (entry.key(), entry.timestamp()));
         state::put_stamps(out, self.seq, fields);

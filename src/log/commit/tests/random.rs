@@ -9,7 +9,7 @@ use crate::log::record::{Reader, SegmentHeader};
 #[derive(Debug, Clone, Copy)]
 enum Fate {
     Whole,
-    /// So many 256ths of what is left.
+    /// Only this many 256ths of the remaining bytes are written.
     Short(u8),
     Fail,
 }
@@ -21,7 +21,8 @@ enum Action {
     Settle,
     Finish(Fate),
     GiveUp,
-    /// Where the failed segment is kept to the last op that was shown, or only to the last synced.
+    /// Keeps the failed segment up to the last op that was shown if true, or else only up to the
+    /// last synced one.
     Reopen(bool),
     Wait(u64),
 }
@@ -45,7 +46,8 @@ impl File {
     }
 }
 
-/// The naive model: files that take what is written, and a list of what was pushed.
+/// The log under test and its naive model: files that accept everything, and a list of the pushed
+/// ops.
 struct Rig {
     durability: Durability,
     writes_through: bool,
@@ -135,7 +137,7 @@ impl Rig {
                     Fate::Fail => (left / 2, Err(failure())),
                 };
                 file.bytes.extend_from_slice(&bytes[from..from + count]);
-                // A part of a batch is on disk too, but nobody may count on it.
+                // A part of a batch is on disk, too, but nothing may rely on it.
                 if self.writes_through && matches!(outcome, Ok(count) if count == left) {
                     file.synced = file.bytes.len();
                 }
@@ -184,7 +186,8 @@ impl Rig {
         self.commit.reopen(segment, self.now_us);
     }
 
-    /// The values of the ops in the files, as far as they are synced or as far as they are valid.
+    /// Returns the values of the ops in the files, up to the last synced byte or up to the last
+    /// valid op.
     fn read_back(&self, is_synced_only: bool) -> Vec<String> {
         let mut values = Vec::new();
         for file in &self.files {
@@ -226,7 +229,7 @@ impl Rig {
         }
     }
 
-    /// All goes well from now on, and the log is sealed.
+    /// Lets every operation succeed from now on, and seals the log.
     fn stop(&mut self) {
         while !self.commit.is_settled() {
             self.act(Action::Finish(Fate::Whole));
@@ -284,7 +287,7 @@ proptest! {
     ) {
         let mut rig = Rig::new(durability, writes_through);
         for action in actions {
-            // A log that was given up twice while something was in flight is given up once.
+            // A log that has already failed is not given up again.
             if !(matches!(action, Action::GiveUp) && rig.commit.is_failed()) {
                 rig.act(action);
                 rig.check();

@@ -1,9 +1,10 @@
-//! The last batch: what an interrupted write leaves of it, and what only damage does.
+//! The last batch: the states that an interrupted write may leave it in, and those that only damage
+//! can cause.
 
 use super::*;
 
-/// A segment whose last batch begins `before_bytes` behind the header and has a long record between
-/// two short ones, filled ahead with zeros.
+/// Returns a segment whose first batch has a value of `before_bytes` bytes, and whose last batch
+/// has a long record between two short ones. It is preallocated with zeros.
 fn filled_sample(before_bytes: usize) -> Built {
     let before = op(1, &"b".repeat(before_bytes));
     let last = [op(2, "true"), op(3, &"v".repeat(1300)), op(4, "0")];
@@ -17,8 +18,8 @@ fn a_flipped_bit_in_a_last_batch_is_damage_wherever_the_sectors_begin() {
     for before_bytes in 0..SECTOR_BYTES {
         let built = filled_sample(before_bytes);
         let (start, end) = (built.batch_starts[1], built.ends.last().copied().unwrap());
-        // The edges of sectors in the batch, where a checksum may happen to be zeros up to the
-        // edge.
+        // True if a checksum at a sector boundary in the batch happens to be zeros up to the
+        // boundary.
         let is_unlucky = (start..end)
             .filter(|at| at.is_multiple_of(SECTOR_BYTES))
             .any(|edge| {

@@ -1,4 +1,4 @@
-//! A repair that is killed at any step, and begun again.
+//! A repair that is killed at any step and started again.
 
 use std::ffi::OsString;
 use std::sync::Mutex;
@@ -6,8 +6,8 @@ use std::sync::Mutex;
 use super::*;
 use crate::log::disk::{DiskFile, Space};
 
-/// This machine's disk, until a number of changes is used up; then every call fails, as after a
-/// kill nothing happens any more.
+/// The host's disk, until a number of changes is used up. Then every call fails, since nothing more
+/// happens after a kill.
 #[derive(Debug, Clone)]
 struct Mortal {
     left: Arc<Mutex<usize>>,
@@ -130,8 +130,8 @@ impl DiskFile for MortalFile {
     fn drop_cache(&self) {}
 }
 
-/// All that a repair does at once: segments at each other's place, a damaged one, a missing one,
-/// strays, no `meta.json`.
+/// Returns a log that requires everything a repair can do at once: segments in each other's place,
+/// a damaged one, a missing one, strays, no `meta.json`.
 fn ruined() -> Log {
     let mut log = Log::sample();
     log.segment(0, &[vec!["demo"], vec!["other"]]);

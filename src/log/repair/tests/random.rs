@@ -56,7 +56,7 @@ impl Damage {
     }
 }
 
-/// Rounds of a server: each has a number of shards, some segments of batches of workspaces, and may
+/// Rounds of a server: each has a shard count and some segments of batches of workspaces, and may
 /// end with a compaction.
 type Rounds = Vec<(u32, Vec<Vec<Vec<u32>>>, bool)>;
 
@@ -107,7 +107,7 @@ proptest! {
         let (kept, gaps) = log.repair();
         prop_assert!(kept.is_subset(&ops));
         prop_assert!(kept.is_superset(&undamaged), "{:?}", undamaged.difference(&kept));
-        // What a compaction dropped may be told to be missing, too.
+        // Ops that a compaction dropped may be reported as missing, too.
         let was_compacted = rounds.iter().any(|(_, _, is_compacted)| *is_compacted);
         for gap in gaps {
             for seq in gap.seqs.start().get()..=gap.seqs.end().get() {

@@ -10,9 +10,9 @@ use super::*;
 /// A message that the model has not finished: its first opcode and its bytes so far.
 type Open = Option<(u8, Vec<u8>)>;
 
-/// A naive decoder: the whole stream at once, a byte at a time, with every rule of RFC 6455.
+/// Decodes the whole stream at once, naively, a byte at a time, with every rule of RFC 6455.
 ///
-/// An error is a close code: of two violations in one frame, either may be reported.
+/// An error is a close code: if a frame has two violations, either may be reported.
 fn model(stream: &[u8], bytes_max: usize) -> (Vec<Said>, Option<u16>) {
     let (mut said, mut at, mut open) = (Vec::new(), 0, None);
     loop {
@@ -33,7 +33,7 @@ fn model(stream: &[u8], bytes_max: usize) -> (Vec<Said>, Option<u16>) {
     }
 }
 
-/// Returns one frame: its first byte, its payload and its end.
+/// Reads one frame and returns its first byte, its payload and its end.
 fn model_frame(
     rest: &[u8],
     open: &Open,
@@ -102,7 +102,7 @@ fn model_said(first: u8, payload: Vec<u8>, open: &mut Open) -> Result<Option<Sai
     let is_final = first & 0x80 != 0;
     let (kind, mut bytes) = open.take().unwrap_or((first & 15, Vec::new()));
     bytes.extend(payload);
-    // A text is bad as soon as no further bytes could make it valid.
+    // A text is invalid as soon as no further bytes could make it valid.
     let is_bad = |error: std::str::Utf8Error| is_final || error.error_len().is_some();
     if kind == 1 && str::from_utf8(&bytes).is_err_and(is_bad) {
         return Err(1007);
@@ -118,7 +118,7 @@ fn model_said(first: u8, payload: Vec<u8>, open: &mut Open) -> Result<Option<Sai
     }))
 }
 
-/// Generates frames that are mostly in order, some of them broken.
+/// Generates frames, most of them valid and in a valid order.
 fn any_frame() -> impl Strategy<Value = Vec<u8>> {
     let first = prop_oneof![
         6 => prop::sample::select(vec![0x81_u8, 0x82, 0x01, 0x02, 0x00, 0x80, 0x89, 0x8a]),

@@ -1,4 +1,4 @@
-//! Servers on a network of their own, behind a proxy that runs a file of `tuning/` and terminates
+//! Servers on a network of their own, behind a proxy that runs a file from `tuning/` and terminates
 //! TLS.
 
 use crate::support::raw::{Answer, Raw};
@@ -39,15 +39,15 @@ impl Kind {
     }
 }
 
-/// The program of this name; `None` where it is not installed.
+/// Returns the path of the program with this name, or `None` if it is not installed.
 fn program(name: &str) -> Option<PathBuf> {
     let paths = std::env::var_os("PATH").unwrap_or_default();
-    // A user's PATH mostly lacks the folder of the daemons.
+    // A user's PATH usually lacks the folder of the daemons.
     let mut folders = std::env::split_paths(&paths).chain(["/usr/sbin".into()]);
     folders.find_map(|folder| Some(folder.join(name)).filter(|path| path.is_file()))
 }
 
-/// Addresses that no other test has: a host by host number, in 127.0.0.0/8.
+/// A range of addresses in 127.0.0.0/8 that no other test uses, indexed by host number.
 #[derive(Clone, Copy)]
 struct Network(u32);
 
@@ -56,7 +56,7 @@ impl Network {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let number = std::process::id().wrapping_mul(8).wrapping_add(count) % 0xFE00;
-        // 127.0.0.x is everybody's.
+        // 127.0.0.x is in general use.
         Network(0x7F00_0000 + ((number + 0x100) << 8))
     }
 
@@ -71,7 +71,7 @@ pub fn put(text: &str, old: &str, new: &str) -> String {
     text.replace(old, new)
 }
 
-/// A proxy that runs.
+/// A running proxy.
 struct Proxy {
     kind: Kind,
     child: Child,
@@ -79,7 +79,8 @@ struct Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        // The master of nginx stops its workers on SIGTERM only. HAProxy ends on either signal.
+        // The nginx master process stops its workers on SIGTERM only. HAProxy ends on either
+        // signal.
         let asked = kill_process(Pid::from_child(&self.child), Signal::TERM);
         let ended = self.child.wait();
         if !std::thread::panicking() {
@@ -94,7 +95,7 @@ pub struct Site {
     kind: Kind,
     network: Network,
     pub nodes: Vec<Server>,
-    /// The file as it is shipped, with changes of the test's.
+    /// The file as shipped, with the test's changes.
     pub config: String,
     proxy: Option<Proxy>,
     /// Bytes sent to this address reach the proxy over TLS.
@@ -110,7 +111,7 @@ impl Drop for Site {
 }
 
 impl Site {
-    /// Starts three servers and the proxy; `None`, with a printed reason, where that is not
+    /// Starts three servers and the proxy. Returns `None`, and prints a reason, if the proxy is not
     /// installed. `args` returns the arguments of each server.
     pub async fn start(kind: Kind, args: impl Fn(usize) -> Vec<String>) -> Option<Site> {
         for name in [kind.name(), "openssl"] {
@@ -147,7 +148,7 @@ impl Site {
         Some(site)
     }
 
-    /// One more server, at the address that is put in for its name.
+    /// Adds a server, at the address that replaces its name in the file.
     pub async fn add_node(&mut self, setup: Setup) {
         let host = self.node_host(self.nodes.len()).to_string();
         let server = setup
@@ -162,8 +163,8 @@ impl Site {
         self.network.host(11 + number)
     }
 
-    /// Starts or restarts the proxy with the current file, with the test's addresses, ports and
-    /// paths.
+    /// Starts or restarts the proxy with the current file, in which the addresses, ports and paths
+    /// are replaced by those of the test.
     pub async fn start_proxy(&mut self) {
         self.proxy = None;
         let folder = self.folder.path();
@@ -220,19 +221,19 @@ impl Site {
         self.proxy = None;
     }
 
-    /// All that the proxy has written.
+    /// Returns everything that the proxy has logged.
     pub fn logs(&self) -> String {
         let image = files::image(&self.folder.path().join("log"));
         let texts = image.values().map(|bytes| String::from_utf8_lossy(bytes));
         texts.collect::<Vec<_>>().concat()
     }
 
-    /// A GET through the proxy.
+    /// Sends a GET through the proxy and returns the response.
     pub async fn get(&self, path: &str) -> Answer {
         get(self.door, path).await
     }
 
-    /// The nodes whose own log knows this workspace.
+    /// Returns the nodes whose own log contains this workspace.
     pub async fn homes(&self, id: &str) -> Vec<usize> {
         let mut homes = Vec::new();
         for (number, node) in self.nodes.iter().enumerate() {
@@ -252,24 +253,24 @@ pub async fn get(addr: SocketAddr, path: &str) -> Answer {
     socket.answer().await
 }
 
-/// A path below `/v1/`, with a token.
+/// Returns a path under `/v1/`, with a token.
 pub fn look_path(kind: &str, segment: &str) -> String {
     format!("/v1/{kind}/{segment}?token={}", token::valid())
 }
 
-/// An id as a segment of a path.
+/// Encodes an id as a path segment.
 pub fn encoded(id: &str) -> String {
     utf8_percent_encode(id, NON_ALPHANUMERIC).to_string()
 }
 
-/// The same, with each byte percent-encoded, which means the same.
+/// Encodes an id with each byte percent-encoded, which is equivalent to [`encoded`].
 pub fn encoded_throughout(id: &str) -> String {
     id.bytes().fold(String::new(), |segment, byte| {
         format!("{segment}%{byte:02x}")
     })
 }
 
-/// Makes the certificate as the comments in both files say, under the names that both use.
+/// Creates the certificate as the comments in both files describe, under the names that both use.
 fn make_certificate(folder: &Path) {
     let names = format!("subjectAltName=DNS:{HOST}");
     let subject = format!("/CN={HOST}");
@@ -290,8 +291,8 @@ fn make_certificate(folder: &Path) {
     std::fs::write(folder.join("etherply.pem"), both).expect("a file can be written");
 }
 
-/// Connects every accepted connection to the proxy over TLS, by an `openssl` process that checks
-/// the certificate and its name.
+/// Connects every accepted connection to the proxy over TLS, through an `openssl` process that
+/// checks the certificate and its host name.
 async fn let_in(listener: TcpListener, proxy_addr: String, certificate: PathBuf) {
     while let Ok((mut stream, _)) = listener.accept().await {
         let child = tokio::process::Command::new("openssl")
@@ -310,12 +311,12 @@ async fn let_in(listener: TcpListener, proxy_addr: String, certificate: PathBuf)
             let mut to_proxy = child.stdin.take().expect("stdin is piped");
             let mut from_proxy = child.stdout.take().expect("stdout is piped");
             let (mut reads, mut writes) = stream.split();
-            // The end of either is the end of both.
+            // When either direction ends, so does the other.
             tokio::select! {
                 _ = tokio::io::copy(&mut reads, &mut to_proxy) => {}
                 _ = tokio::io::copy(&mut from_proxy, &mut writes) => {}
             }
-            // It has ended, or its connection is of no more use.
+            // The process has ended, or its connection is no longer needed.
             let _ = child.start_kill();
             tokio::time::timeout(PATIENCE, child.wait()).await
         });

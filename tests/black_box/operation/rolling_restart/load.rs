@@ -28,7 +28,7 @@ pub struct Tally {
     pub let_in: AtomicU64,
     /// Handshakes that were answered with 503.
     pub turned_away: AtomicU64,
-    /// Connections that ended without an answer or a close frame, though no server was killed.
+    /// Connections that ended without a response or a close frame although no server was killed.
     pub cut: AtomicU64,
     pub may_be_cut: AtomicBool,
 }
@@ -47,12 +47,12 @@ struct Shared {
     tally: Arc<Tally>,
     /// By room and key.
     shown: Mutex<HashMap<(usize, String), Value>>,
-    /// Of each writer, the number of its newest op that a reader was shown.
+    /// For each writer, the number of the newest of its ops that a reader was shown.
     newest: Vec<watch::Sender<u64>>,
     is_ending: AtomicBool,
 }
 
-/// Clients at work.
+/// Running clients.
 pub struct Load {
     shared: Arc<Shared>,
     pub tally: Arc<Tally>,
@@ -60,10 +60,10 @@ pub struct Load {
     readers: Vec<JoinHandle<()>>,
 }
 
-/// The ops that the clients saw, once they have ended.
+/// The ops that the clients received, available once they have ended.
 pub struct Ledger {
     pub shown: HashMap<(usize, String), Value>,
-    /// How many ops each writer has sent until they were shown.
+    /// For each writer, the number of ops that it has sent until they were shown.
     written: Vec<u64>,
     pub tally: Arc<Tally>,
 }
@@ -103,7 +103,7 @@ impl Load {
         .await;
     }
 
-    /// Waits until each client is let in once more than before.
+    /// Waits until each client has been let in once more.
     pub async fn until_all_are_back(&self, let_in_before: u64) {
         let clients_count = (self.writers.len() + self.readers.len()) as u64;
         eventually("all clients are back", async || {
@@ -113,7 +113,7 @@ impl Load {
         .await;
     }
 
-    /// Lets each writer send its last op until it is shown, and ends all.
+    /// Lets each writer resend its last op until it is shown, then ends all clients.
     pub async fn finish(self) -> Ledger {
         self.shared.is_ending.store(true, Relaxed);
         let mut written = Vec::new();
@@ -138,7 +138,8 @@ impl Load {
 }
 
 impl Ledger {
-    /// Each op that was shown, and each that was sent until it was shown, is in the state.
+    /// Checks that the state contains each op that was shown and each that was sent until it was
+    /// shown.
     pub async fn check(&self, server: &Server) {
         let mut states = Vec::new();
         for room in 0..ROOMS {
@@ -167,7 +168,7 @@ fn key_of(writer: usize, number: u64) -> String {
 }
 
 impl Shared {
-    /// A client that has read its init message, however often it has to come again.
+    /// Returns a client that has read its init message, retrying as often as necessary.
     async fn connect(&self, room: usize) -> Client {
         loop {
             if let Some(client) = self.try_to_connect(room).await {
@@ -252,7 +253,7 @@ async fn read(shared: Arc<Shared>, room: usize) {
     }
 }
 
-/// Writes op after op, each once the one before was received. Returns their number.
+/// Writes one op after another, each once the previous one was received. Returns their number.
 async fn write(shared: Arc<Shared>, writer: usize) -> u64 {
     let room = writer % ROOMS;
     let mut newest = shared.newest[writer].subscribe();
@@ -263,7 +264,7 @@ async fn write(shared: Arc<Shared>, writer: usize) -> u64 {
         let op = Op::new(&key_of(writer, number), json!(number), stamp());
         let mut is_sent = false;
         while *newest.borrow_and_update() < number {
-            // The next event says what a failed send means.
+            // If the send fails, the next event reports the cause.
             is_sent = is_sent || client.try_send(Message::text(op_text(&op))).await;
             tokio::select! {
                 event = client.event() => if !matches!(event, Event::Text(_)) {

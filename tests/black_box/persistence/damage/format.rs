@@ -40,7 +40,7 @@ pub enum Kind {
     Record,
 }
 
-/// A stretch of a segment that is right or wrong as a whole.
+/// A stretch of a segment that is valid or invalid as a whole.
 #[derive(Debug, Clone)]
 pub struct Unit {
     pub kind: Kind,
@@ -48,9 +48,9 @@ pub struct Unit {
     pub end: usize,
     /// The name and the first offset of each field.
     pub fields: Vec<(&'static str, usize)>,
-    /// The records in front of it.
+    /// The number of records that precede it.
     pub ops_before: usize,
-    /// The batch that it is in, counted from zero.
+    /// The batch that contains it, counted from zero.
     pub batch: usize,
 }
 
@@ -75,7 +75,7 @@ impl Unit {
     }
 }
 
-/// A segment, taken apart.
+/// The parsed structure of a segment.
 #[derive(Debug, Clone)]
 pub struct Layout {
     pub units: Vec<Unit>,
@@ -86,7 +86,7 @@ pub struct Layout {
 
 impl Layout {
     /// Reads an undamaged segment. After its last batch there may only be the zeros that it was
-    /// filled with.
+    /// preallocated with.
     pub fn of(bytes: &[u8]) -> Layout {
         let header = Unit::new(Kind::SegmentHeader, 0, SEGMENT_HEADER_BYTES, SEGMENT_FIELDS);
         let mut layout = Layout {
@@ -129,28 +129,28 @@ impl Layout {
         self.units.push(unit);
     }
 
-    /// The unit that this byte is in.
+    /// Returns the unit that contains this byte.
     pub fn unit_at(&self, offset: usize) -> &Unit {
         let holds = |unit: &&Unit| (unit.start..unit.end).contains(&offset);
         let unit = self.units.iter().find(holds);
         unit.unwrap_or_else(|| panic!("{offset} is in the segment"))
     }
 
-    /// The header of a batch.
+    /// Returns the header of a batch.
     pub fn batch(&self, batch: usize) -> &Unit {
         let units = &mut self.units.iter();
         let unit = units.find(|unit| unit.kind == Kind::BatchHeader && unit.batch == batch);
         unit.expect("there is such a batch")
     }
 
-    /// The record of an op.
+    /// Returns the record of an op.
     pub fn record(&self, op: usize) -> &Unit {
         let units = &mut self.units.iter();
         let unit = units.find(|unit| unit.kind == Kind::Record && unit.ops_before == op);
         unit.expect("there is such an op")
     }
 
-    /// Where a batch begins and ends, its records included.
+    /// Returns the range of a batch, including its records.
     pub fn range(&self, batch: usize) -> std::ops::Range<usize> {
         let in_batch = |unit: &&Unit| unit.kind != Kind::SegmentHeader && unit.batch == batch;
         let last = self.units.iter().rfind(in_batch);
@@ -158,7 +158,7 @@ impl Layout {
     }
 }
 
-/// Makes all checksums of a segment right again.
+/// Recomputes all checksums of a segment.
 pub fn reseal(bytes: &mut [u8], layout: &Layout) {
     let mut crc = 0;
     for unit in &layout.units {

@@ -70,7 +70,7 @@ fn the_file_system() {
             (
                 |f| f.directory.mount = Some(mount("nfs4", &["rw"])),
                 Severity::Warn,
-                &["not a disk of this host"],
+                &["not a local disk"],
             ),
             (
                 |f| f.directory.mount = Some(mount("fuse.sshfs", &["rw"])),
@@ -162,12 +162,12 @@ fn the_time_of_a_sync() {
                     f.processor.load_percent = Some(801);
                 },
                 Severity::Warn,
-                &["the cores are busy", "idle", "tuning/disk.md"],
+                &["the cores were busy", "idle", "tuning/disk.md"],
             ),
             (
                 |f| f.processor.load_percent = Some(801),
                 Severity::Ok,
-                &["p50 0.18 ms", "the cores are busy"],
+                &["p50 0.18 ms", "the cores were busy"],
             ),
         ],
     );

@@ -101,7 +101,7 @@ fn the_causes_of_a_forbidden_ring_are_distinguished() {
             (
                 |f| forbid(f, Some(2), true, true),
                 Severity::Fail,
-                &["sysctl", "perhaps by the seccomp filter"],
+                &["sysctl", "possibly by the seccomp filter"],
             ),
             (
                 |f| forbid(f, Some(0), true, false),
@@ -143,7 +143,7 @@ fn a_ring_that_cannot_be_set_up_fails() {
                     f.ring.set_up = 2;
                 },
                 Severity::Fail,
-                &["2 of the rings of 4 shards", "memory", "--shards"],
+                &["2 of the 4 rings", "memory", "--shards"],
             ),
             (
                 |f| f.ring.fault = Some(RingFault::NoDescriptor),
@@ -226,13 +226,13 @@ fn locked_memory_matters_on_kernels_where_rings_count() {
             ),
         ],
     );
-    // Another process of the user uses up the memory that the rings would need.
+    // Another process of the same user uses up the memory that the rings would need.
     facts.limits.locked_memory_bytes = locked_bytes((6, 18), 4);
     facts.ring.fault = Some(RingFault::NoMemory);
     facts.ring.set_up = 1;
     assert_eq!(finding(&facts, "locked memory").verdict, Severity::Fail);
     let ring = finding(&facts, "io_uring");
-    assert!(ring.found.contains("1 of the rings of 4"), "{ring:?}");
+    assert!(ring.found.contains("1 of the 4 rings"), "{ring:?}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ fn open_files_are_counted_as_the_server_does() {
     check_rows(
         "open files",
         &[
-            // 128, and 10 for each shard.
+            // At least 128, plus 10 for each shard.
             (
                 |f| f.limits.open_files = Some(168),
                 Severity::Fail,
@@ -19,7 +19,7 @@ fn open_files_are_counted_as_the_server_does() {
             (
                 |f| f.limits.open_files = Some(169),
                 Severity::Warn,
-                &["room for 1 connections"],
+                &["enough for 1 connections"],
             ),
             (
                 |f| f.limits.open_files = Some(10_167),
@@ -172,7 +172,7 @@ fn cores_and_memory() {
     check_rows(
         "memory",
         &[
-            (|_| {}, Severity::Ok, &["15.62 GiB in this host"]),
+            (|_| {}, Severity::Ok, &["15.62 GiB on this host"]),
             (
                 |f| f.processor.memory_max_bytes = Some(512 * MIB),
                 Severity::Ok,

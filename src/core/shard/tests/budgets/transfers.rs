@@ -1,5 +1,5 @@
-//! Encoded states being sent while the budget for them is full: which clients are closed, and which
-//! can join.
+//! Sending encoded states while the budget for them is exhausted: which clients are closed, and
+//! which can join.
 
 use crate::core::shard::session::State;
 use crate::core::shard::tests::rig::{Rig, head, look};
@@ -9,8 +9,8 @@ fn is_open(rig: &mut Rig, place: usize) -> bool {
     !rig.peers[place].client.closed && matches!(rig.session(place).state(), State::Open { .. })
 }
 
-/// Returns a rig with rooms `r0`, `r1`, … each with a state of about 100 KB, and a budget for a
-/// number of them.
+/// Returns a rig with `count` rooms `r0`, `r1`, …, each with a state of about 100 KB, and a budget
+/// for `budget` of those states.
 fn rooms(count: usize, budget: f64) -> Rig {
     #[expect(
         clippy::cast_possible_truncation,
@@ -36,7 +36,7 @@ fn ask(rig: &mut Rig, request: &str) -> usize {
     place
 }
 
-/// Joins and reads everything. Returns the first message.
+/// Joins a room, reads everything, and returns the first event.
 fn answer(rig: &mut Rig, room: usize) -> String {
     let place = rig.join(&format!("r{room}"), None);
     rig.seen(place)[0].clone()
@@ -44,7 +44,7 @@ fn answer(rig: &mut Rig, room: usize) -> String {
 
 #[test]
 fn unread_states_make_room_for_others() {
-    // Of what is taken: nothing, or a little every five seconds.
+    // The clients read nothing, or a little at a time.
     for (taken, answers_s) in [(0, [0.0, 1.9, 2.1]), (50, [0.0, 1.9, 2.1])] {
         let mut rig = rooms(4, 3.5);
         let joined = ask(&mut rig, &head("r0", None));
@@ -68,7 +68,7 @@ fn unread_states_make_room_for_others() {
             (counters.given_up_states, counters.refused_snapshot_bytes),
             (1, 2)
         );
-        // Only as many are given up as must be, and at once.
+        // Only as many clients are closed as necessary, and they are closed immediately.
         let gone = [joined, looked, other].map(|place| rig.peers[place].client.closed);
         assert_eq!(gone.iter().filter(|gone| **gone).count(), 1, "{gone:?}");
         rig.shard.invariants();
@@ -88,7 +88,7 @@ fn a_state_that_one_client_reads_at_its_pace_stays() {
         ask(&mut rig, &head("r0", None)),
         ask(&mut rig, &head("r1", None)),
     );
-    // The 60th part of it in a second.
+    // The fast client reads just over a sixtieth of its state per second.
     for step in 1..=10_u8 {
         rig.sleep_until(f64::from(step) / 2.0);
         let spans = rig.peers[fast].client.sending.take().unwrap();
@@ -112,7 +112,7 @@ fn an_evicted_state_is_sent_to_no_other_client() {
     let stale = ask(&mut rig, &head("r0", None));
     let stale_id = rig.peers[stale].client.id;
     rig.clock.now_us += SNAPSHOT_PATIENCE_US;
-    // Its send has not come back when another one asks for the same.
+    // Its send has not ended when another client requests the same state.
     let other = rig.accept(false);
     rig.receive_only(other, head("r1", None).as_bytes());
     assert!(rig.shard.sessions[stale_id].is_aborted());
@@ -128,7 +128,7 @@ fn an_evicted_state_is_sent_to_no_other_client() {
 
 #[test]
 fn nothing_is_given_up_in_vain() {
-    // One is slow, two are not, and the room of all three is wanted.
+    // One client is slow, two are not, and there is no room for the states of all three.
     let mut rig = rooms(3, 2.9);
     let slow = ask(&mut rig, &head("r0", None));
     rig.sleep_until(3.0);
@@ -149,7 +149,7 @@ fn nothing_is_given_up_in_vain() {
 #[test]
 fn large_states_leave_a_reserve_for_small_ones() {
     let large_bytes = SNAPSHOT_SMALL_BYTES + 100_000;
-    // Room for two large ones and a half, of which the reserve is not.
+    // This is room for two and a half large states, but the reserve is not available to them.
     let budget = large_bytes * 5 / 2;
     let mut rig = Rig::new(|config| {
         config.snapshot_bytes_max = budget;
