@@ -192,6 +192,57 @@ const known_bugs = {
     }
   },
 
+  async 'a state of one large message may take a minute, though nothing can be answered before it'() {
+    const world = worldOf(8);
+    const feed_ms = 70_000;
+    const say = world.server.say.bind(world.server);
+    // What is said after `welcome` waits for the large message.
+    world.server.say = (socket, message) => (message.type === 'welcome' ? say(socket, message) : world.after(Math.max(0, feed_ms - world.now_ms), () => say(socket, message)));
+    const room = join(world);
+    await synced(world, room);
+    assert(world.now_ms >= feed_ms);
+    assert.equal(room.states().length, 4);
+  },
+
+  async 'a full state that breaks before its first part leaves no position'() {
+    const { replica, hear } = replicaOf(welcome('full'), ['state', { entries: [['k', 1, 10]] }, { seq: 4 }], ['synced', {}, { seq: 4 }]);
+    replica.closed();
+    replica.opened(2);
+    hear(...welcome('full', 'b'));
+    assert.equal(replica.position, undefined);
+  },
+
+  async 'an own op that was saved while a full state arrives is part of it'() {
+    for (const after of [[], ['other']]) {
+      const { replica, now, hear } = replicaOf(welcome('full'), ['state', { entries: [['k', 'of an old history', START_US + 9e9]] }, { seq: 4 }], ['synced', {}, { seq: 4 }]);
+      replica.closed();
+      replica.opened(2);
+      hear(...welcome('full', 'b'));
+      replica.write('k', '"mine"', now);
+      hear('saved', { id: 1 });
+      for (const value of after) hear('state', { entries: [['l', value, 11]] }, { seq: 5 });
+      hear('synced', {}, { seq: 5 });
+      assert.equal(replica.get('k'), 'mine');
+    }
+  },
+
+  async 'an op that hides one of an earlier connection is refused: the position is forgotten, since it may be past that one'() {
+    for (const is_written_before of [true, false]) {
+      const { replica, now, hear } = replicaOf(welcome('full'), ['synced', {}, { seq: 0 }]);
+      replica.write('k', '"taken, but not told"', now);
+      if (is_written_before) replica.write('k', '"bad"', now);
+      hear('op', { key: 'l', value: 1, timestamp: 10 }, { seq: 2 });
+      replica.closed();
+      if (!is_written_before) replica.write('k', '"bad"', now);
+      replica.opened(2);
+      hear(...welcome('changes'));
+      replica.drain();
+      hear('error', { code: 400, message: 'bad', key: 'k' }, { id: 1 });
+      assert.equal(replica.position, undefined);
+      assert(replica.drain().some(({ close }) => close === 4000));
+    }
+  },
+
   async 'a peer is shown once after it has come back'() {
     for (const [token, replaces] of [['good', true], ['nobody', false]]) {
       const world = worldOf(9);
@@ -643,6 +694,20 @@ const cases = {
       await settled(world, room);
     }
     assert.deepEqual(room.heard.error, []);
+  },
+
+  async 'after a reconnect the clock is that of the server it leads to'() {
+    for (let seed = 46; seed < 66; seed += 1) {
+      const world = worldOf(seed);
+      const room = join(world);
+      await synced(world, room);
+      await soon(world);
+      Object.defineProperty(world.server, 'now_us', { get: () => START_US + Math.floor(world.now_ms) * 1000 + 5e6 });
+      await restart(world, room);
+      await soon(world);
+      const off_us = Math.abs(room.set('k', 1) - world.server.now_us);
+      assert(off_us < 100_000, `${off_us}`);
+    }
   },
 
   async 'a timestamp that was refused is forgotten'() {
