@@ -112,7 +112,7 @@ export class Replica {
   #sent = new Map(); // Version 2: every own op that this connection was sent, until it is settled.
   #doubtful = []; // Version 1: ops at least one of which the server has refused.
   #version = 0; #is_open = false; #is_full = false; // Whether ops may be sent; a state is arriving.
-  #generation; #seq; #connection; #former = new Set(); // The last are ids of earlier connections.
+  #generation; #seq; #why; #connection; #former = new Set(); // The last: ids of earlier connections.
   #peers = new Map(); #left = new Set();
   #pace = Infinity; #is_pacing = false; // How many waiting ops are sent at a time, and if some wait.
   #is_over = false; // Whether the last batch was too much.
@@ -286,11 +286,11 @@ export class Replica {
 
   // ---- version 2 ----
 
-  #welcome({ state, generation, connection }, { us, local_us = us }) {
+  #welcome({ state, why, generation, connection }, { us, local_us = us }) {
     // A server that was started again may use the ids again.
     if (this.#generation !== generation) this.#former.clear();
     this.#left.clear();
-    [this.#connection, this.#generation] = [connection, generation];
+    [this.#connection, this.#generation, this.#why] = [connection, generation, why];
     // If the last connection broke inside a full state, `changes` go on where that stopped.
     if (state === "full") {
       [this.#seq, this.#is_full] = [undefined, true];
@@ -334,7 +334,7 @@ export class Replica {
     }
     this.#unconfirmed.clear();
     this.#is_full = false;
-    this.#outputs.push({ synced: true });
+    this.#outputs.push({ synced: true, why: this.#why });
   }
 
   /** Settles every own op up to this id: it has won, since the winner or an error comes first if it
@@ -673,7 +673,9 @@ class Room extends EventTarget {
   }
 
   /** Adds a listener and returns a function that removes it. `change` passes a Change; `state`
-   * passes `{state, reason, retry_ms}`, and at the end also `unsaved`, an Edit[]; `status` passes
+   * passes `{state, reason, retry_ms}`, with Synced in version 2 also `why` the server sent the state
+   * or the changes ("first", "resumed", "other_generation", "too_old"), and at the end `unsaved`, an
+   * Edit[]; `status` passes
    * `{status}`; `presence` passes `{peers}`; `cast` passes `{from, user, value}`; `error` passes the
    * `{code, message, key}` of a refusal, with `key` if it is known: the op is undone here or, after a
    * 429 or 500, sent again. */
@@ -731,7 +733,7 @@ class Room extends EventTarget {
     return result;
   }
 
-  #perform({ change, error, refused, presence, synced, echoed, close, message }) {
+  #perform({ change, error, refused, presence, synced, why, echoed, close, message }) {
     if (change) this.#emit("change", change);
     if (close && this.#socket) {
       this.#socket.close(close);
@@ -742,7 +744,7 @@ class Room extends EventTarget {
     if (error) this.#emit("error", error);
     if (presence) this.#emit("presence", { peers: this.peers });
     if (echoed !== undefined) this.#endEcho(echoed ? this.#now_ms() - this.#echo.since_ms : undefined);
-    if (synced && this.#state === "Synced") this.#emit("state", { state: "Synced" });
+    if (synced && this.#state === "Synced") this.#emit("state", { state: "Synced", ...(why && { why }) });
   }
 
   #becomeSynced(outputs) {
