@@ -27,7 +27,8 @@
  * `restore()` right after `connect`, unless another user may have signed in.
  *
  * @typedef {{key: string, value: any, timestamp: number, deleted?: true}} Edit
- * @typedef {"Disconnected" | "Connecting" | "Authenticating" | "Connected" | "Synced" | "Error"} State
+ * @typedef {"Disconnected" | "Connecting" | "Authenticating" | "Connected" | "Synced" | "Error"
+ *   } State
  * `Error` is final: the token was refused, the server does not accept the messages of this client,
  * an administrator removed it (4003), or the workspace was deleted (4004).
  * @typedef {"offline" | "syncing" | "saving" | "saved"} Status
@@ -49,16 +50,17 @@
  * connection, and it is called again later. With a string, both end the room.
  */
 
-const KEY_BYTES_MAX = 1024, MESSAGE_BYTES_MAX = 1 << 20;
+const KEY_BYTES_MAX = 1024;
+const VALUE_BYTES_MAX = (1 << 20) - 8 * KEY_BYTES_MAX; // A message of 1 MiB also has a key.
 const PRESENCE_BYTES_MAX = 4 << 10, CAST_BYTES_MAX = 16 << 10;
 const TTL_MS_MAX = 10 * 365 * 86_400_000;
 const RETRY_MS = 250, RETRY_MS_MAX = 15_000, ANSWER_MS = 15_000;
-const DAY_US = 86_400e6; // An op further ahead than this came from a wrong clock: a server refuses it.
+const DAY_US = 86_400e6; // An op further ahead came from a wrong clock: a server refuses it.
 const CLOCK_LEAD_US = 1e6; // The same, where the clock of the server is known.
 // A shorter connection counts as a failure too, so that a server in trouble is not hammered.
 const STABLE_MS = 5_000;
 const SILENCE_MS = 25_000; // After this long without a message, the server is asked for one.
-// How long it may take. A state may be one large message on a slow link, which nothing can overtake.
+// How long it may take. A state may be one large message on a slow link: nothing overtakes it.
 const PONG_MS = 10_000, PONG_IN_STATE_MS = 60_000;
 const CLOCK_STEP_MS = 1_000, CLOCK_FRESH_MS = 600_000; // When a measured offset is measured again.
 const SETTLE_MS = 500; // In version 1, from an op to asking whether it was accepted.
@@ -67,20 +69,30 @@ const PRESENCE_MS = 50; // The server sends presence no more often either.
 const TOMBSTONES_MAX = 10_000;
 const RESYNC = 4000; // The close code of a client that wants the state again.
 const EXPIRED = 4001, REMOVED = 4003, DELETED = 4004, DRAINED = 1012;
-const FATAL_CODES = [1002, 1003, 1007, 1008, 1009]; // The same messages would cause these codes again,
-const TOO_MANY = "too many messages"; // except for a 1008 with this reason: slower messages do not.
+// The same messages would cause these codes again, except for a 1008 with this reason: slower
+// messages do not cause it.
+const FATAL_CODES = [1002, 1003, 1007, 1008, 1009], TOO_MANY = "too many messages";
 const REFUSALS = { 400: "invalid workspace", 401: "Unauthorized", 403: "origin not allowed" };
+const UNSUPPORTED = "this server does not support deletes or expiry"; // It speaks version 1.
 const V2 = "etherply.v2";
+const TOKEN = /^[\x21-\x7e]+$/;
 const PROTOCOL_NAME = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/; // What a browser accepts as a subprotocol.
 const WAKE_EVENTS = ["online", "visibilitychange", "pageshow"];
 
-/** Opens a room. A `url` is enough if it is a complete `ws://host:port/v1/sync/workspace?token=…`.
+/** Opens a room. A `url` is enough if it is complete: `ws://host:port/v1/sync/workspace?token=…`.
  * WebSocket, fetch, the timers, the clock, the random numbers and the console come from `host`.
  * @returns {Room} @param {string | Options} options */
 export const connect = (options, host = globalThis) =>
   new Room(typeof options === "string" ? { url: options } : options, host);
 
 const bytesOf = (text) => new TextEncoder().encode(text).length;
+/** Returns a value as JSON of at most so many bytes. */
+const textOf = (value, bytes_max) => {
+  const text = JSON.stringify(value);
+  if (text === undefined) throw new TypeError("a value must be representable in JSON");
+  if (bytesOf(text) > bytes_max) throw new RangeError(`the value exceeds ${bytes_max} bytes`);
+  return text;
+};
 const wasSent = ({ id }) => id < Infinity;
 const needsVersion2 = ({ text, ttl_ms }) => text === undefined || ttl_ms !== undefined;
 const valueOf = (text) => (text === undefined ? undefined : JSON.parse(text));
@@ -95,12 +107,13 @@ const kept = new Map();
  * argument: `{us, is_server_time}`, Unix microseconds and whether the server's clock is known.
  *
  * Outputs: `{send}`, a message to send before anything else happens; `{timer}`, a name whose input
- * (`sendSome` or `settle`) is due later; `{change}`, `{error}` and `{presence}` to report; `{synced}`;
- * `{echoed}`, whether an echo of version 1 was answered; `{close}`, a close code. */
+ * (`sendSome` or `settle`) is due later; `{change}`, `{error}` and `{presence}` to report;
+ * `{synced}`; `{echoed}`, whether an echo of version 1 was answered; `{close}`, a close code. */
 export class Replica {
   #outputs = [];
-  // The state of the server as far as known, by key: `{value, text, timestamp}`. Value and text of a
-  // deleted key are undefined. After an init of version 1 the timestamp is 0: any op may replace it.
+  // The state of the server as far as known, by key: `{value, text, timestamp}`. Value and text of
+  // a deleted key are undefined. After an init of version 1 the timestamp is 0: any op may replace
+  // it.
   #entries = new Map();
   #tombstones = new Set(); // The keys of deleted entries, oldest first.
   // The keys whose entries come from before the full state that is arriving.
@@ -112,9 +125,10 @@ export class Replica {
   #sent = new Map(); // Version 2: every own op that this connection was sent, until it is settled.
   #doubtful = []; // Version 1: ops at least one of which the server has refused.
   #version = 0; #is_open = false; #is_full = false; // Whether ops may be sent; a state is arriving.
-  #generation; #seq; #why; #connection; #former = new Set(); // The last: ids of earlier connections.
+  #generation; #seq; #why; #connection;
+  #former = new Set(); // The ids of earlier connections.
   #peers = new Map(); #left = new Set();
-  #pace = Infinity; #is_pacing = false; // How many waiting ops are sent at a time, and if some wait.
+  #pace = Infinity; #is_pacing = false; // How many waiting ops are sent at a time; if some wait.
   #is_over = false; // Whether the last batch was too much.
   #echo_key;
   #last_us = 0; #taken_us = 0; #last_id = 0; #edits_count = 0;
@@ -163,7 +177,7 @@ export class Replica {
     // wins, the edit came after it.
     const base = held?.timestamp === 0 || own?.is_doubtful ? held.text : own?.base;
     // The timestamp need not exceed that of an op that was never sent or was refused.
-    const need_not_pass = own && (own.is_doubtful || !wasSent(own));
+    const need_not_pass = own && (own.is_doubtful || own.is_new);
     const passed_us = need_not_pass
       ? Math.max(own.passed_us, this.#entries.get(key)?.timestamp ?? 0) : held?.timestamp ?? 0;
     return this.#stamp({ key, text, ttl_ms, base, passed_us }, now);
@@ -231,8 +245,8 @@ export class Replica {
   }
 
   /** Ends the connection; what it has not settled is sent again by the next one. If the server has
-   * processed a close by this client, it has also processed all ops before it, so that the next init
-   * shows those that it did not refuse. */
+   * processed a close by this client, it has also processed all ops before it, so that the next
+   * init shows those that it did not refuse. */
   closed({ is_answered = false, is_too_many = false } = {}) {
     for (const own of is_answered ? this.#doubtful : []) {
       if (this.#pending.get(own.key) !== own) continue;
@@ -256,7 +270,7 @@ export class Replica {
       this.#outputs.push({ change: { key, value: undefined, timestamp: 0, source: "other" } });
     }
     for (const held of [this.#entries, this.#pending, this.#sent, this.#peers]) held.clear();
-    this.#unconfirmed.clear();
+    for (const keys of [this.#tombstones, this.#unconfirmed]) keys.clear();
     this.#seq = undefined;
   }
 
@@ -390,7 +404,7 @@ export class Replica {
     [this.#seq, this.#generation, this.#connection] = [];
     [this.#is_open, this.#is_full] = [true, false];
     for (const own of this.pending.filter(needsVersion2)) {
-      this.#undo(own, 400, "this server does not support deletes or expiry");
+      this.#undo(own, 400, UNSUPPORTED);
     }
     this.sendSome();
     for (const change of changes) this.#outputs.push({ change });
@@ -406,7 +420,8 @@ export class Replica {
     this.#merge(key, value, timestamp, "other", now);
   }
 
-  /** Handles a refusal. If the message does not say which op was refused, the next init shows it. */
+  /** Handles a refusal. If the message does not say which op was refused, the next init shows it.
+   * */
   #refuse1({ code, message, key, timestamp }) {
     const own = this.#pending.get(key);
     // Another op has replaced it, or it was an echo.
@@ -473,7 +488,8 @@ export class Replica {
   /** The merge rule: applies an entry unless the client's is newer. What is unconfirmed is replaced
    * whatever its timestamp, since the server may not have its history. */
   #merge(key, value, timestamp, source, now) {
-    if (typeof key !== "string" || !Number.isSafeInteger(timestamp)) throw new TypeError("an entry is malformed");
+    const is_entry = typeof key === "string" && Number.isSafeInteger(timestamp);
+    if (!is_entry) throw new TypeError("an entry is malformed");
     const text = JSON.stringify(value);
     const [held, own] = [this.#shown(key), this.#pending.get(key)];
     const known = this.#entries.get(key);
@@ -567,7 +583,8 @@ class Room extends EventTarget {
   #socket; #timers = {}; #state = "Disconnected"; #told_status = "offline"; #ended = false;
   #has_spoken_2 = false; #is_welcomed = false; #is_heeded = false; #is_settling = false;
   #attempt = 0; #synced_ms = Infinity; #dialed_ms = 0; #heard_ms = 0; #heard_count = 0;
-  #echo; #echoes = Promise.resolve(); #pings = []; // Of the pings without an answer: when they were sent.
+  #echo; #echoes = Promise.resolve();
+  #pings = []; // Those without an answer: `{since_ms, resolve}`.
   #clock; // How far the server's clock is ahead, as the fastest round trip has shown.
   #presence; #presence_waits = false;
   #waiting = []; // The promises of `saved` and `synced`.
@@ -602,9 +619,11 @@ class Room extends EventTarget {
   get version() { return this.#replica.version; }
   /** The id of this client among the peers, on a server of version 2. */
   get connection() { return this.#replica.connection; }
-  /** The peers of the workspace, this client among them, as the server last said. @returns {Peer[]} */
+  /** The peers of the workspace, this client among them, as the server last listed them.
+   * @returns {Peer[]} */
   get peers() { return this.#replica.peers; }
-  /** The unsaved ops of earlier rooms for this server and workspace, oldest first. @returns {Edit[]} */
+  /** The unsaved ops of earlier rooms for this server and workspace, oldest first.
+   * @returns {Edit[]} */
   get unsaved() { return this.#kept().map(editOf); }
   get(key) { return this.#replica.get(key); }
   /** @returns {[string, any][]} */
@@ -614,21 +633,20 @@ class Room extends EventTarget {
    * replaces, as far as this client knows. Null is a value too. With `ttl_ms`, the server deletes
    * the key so long after it has accepted the op; until it says so, the key is there. */
   set(key, value, { ttl_ms } = {}) {
-    const text = JSON.stringify(value);
-    if (text === undefined) throw new TypeError("a value must be representable in JSON");
-    if (bytesOf(text) > MESSAGE_BYTES_MAX - 8 * KEY_BYTES_MAX) throw new RangeError("a value must be smaller than 1 MiB");
-    const is_ttl = ttl_ms === undefined || (Number.isSafeInteger(ttl_ms) && ttl_ms > 0 && ttl_ms <= TTL_MS_MAX);
-    if (!is_ttl) throw new RangeError("ttl_ms must be an integer from 1 to 10 years");
+    const text = textOf(value, VALUE_BYTES_MAX);
+    const is_duration = Number.isSafeInteger(ttl_ms) && ttl_ms > 0 && ttl_ms <= TTL_MS_MAX;
+    const is_bad = ttl_ms !== undefined && !is_duration;
+    if (is_bad) throw new RangeError("ttl_ms must be an integer from 1 to 10 years");
     return this.#write(key, text, ttl_ms);
   }
 
-  /** Deletes a key and returns the op's timestamp. A key that does not exist can be deleted too: then
-   * nothing that was written to it before comes back. */
+  /** Deletes a key and returns the op's timestamp. A key that does not exist can be deleted too:
+   * then nothing that was written to it before comes back. */
   delete(key) { return this.#write(key, undefined); }
 
   /** Resolves once the server has settled every edit made until now: each is as durable as the
-   * server is set up to make it, or has lost to a newer one. Rejects if one of them is refused, or if
-   * the room ends first. */
+   * server is set up to make it, or has lost to a newer one. Rejects if one of them is refused, or
+   * if the room ends first. */
   saved() {
     const last = this.#replica.edits_count;
     return this.#wait({ last, is_done: () => this.#replica.oldest_unsettled > last });
@@ -655,30 +673,24 @@ class Room extends EventTarget {
    * reconnects. Only the latest value is sent, at most once in 50 ms. */
   setPresence(value) {
     if (!this.#is_peer) throw new Error("presence requires the option presence: true");
-    const text = JSON.stringify(value);
-    if (text === undefined) throw new TypeError("a value must be representable in JSON");
-    if (bytesOf(text) > PRESENCE_BYTES_MAX) throw new RangeError("a presence value must be at most 4 KiB");
-    this.#presence = text;
+    this.#presence = textOf(value, PRESENCE_BYTES_MAX);
     this.#sendPresence();
   }
 
-  /** Sends a value to all other clients that are connected now; nothing keeps it. Returns whether it
-   * was sent. */
+  /** Sends a value to all other clients that are connected now; nothing keeps it. Returns whether
+   * it was sent. */
   cast(value) {
-    const text = JSON.stringify(value);
-    if (text === undefined) throw new TypeError("a value must be representable in JSON");
-    if (bytesOf(text) > CAST_BYTES_MAX) throw new RangeError("a cast must be at most 16 KiB");
+    const text = textOf(value, CAST_BYTES_MAX);
     if (this.#is_welcomed) this.#socket.send(`{"type":"cast","payload":{"value":${text}}}`);
     return this.#is_welcomed;
   }
 
   /** Adds a listener and returns a function that removes it. `change` passes a Change; `state`
-   * passes `{state, reason, retry_ms}`, with Synced in version 2 also `why` the server sent the state
-   * or the changes ("first", "resumed", "other_generation", "too_old"), and at the end `unsaved`, an
-   * Edit[]; `status` passes
-   * `{status}`; `presence` passes `{peers}`; `cast` passes `{from, user, value}`; `error` passes the
-   * `{code, message, key}` of a refusal, with `key` if it is known: the op is undone here or, after a
-   * 429 or 500, sent again. */
+   * passes `{state, reason, retry_ms}`, with Synced in version 2 also `why` the server sent the
+   * state or the changes ("first", "resumed", "other_generation", "too_old"), and at the end
+   * `unsaved`, an Edit[]; `status` passes `{status}`; `presence` passes `{peers}`; `cast` passes
+   * `{from, user, value}`; `error` passes the `{code, message, key}` of a refusal, with `key` if it
+   * is known: the op is undone here or, after a 429 or 500, sent again. */
   on(name, listener) {
     const handle = ({ detail }) => listener(detail);
     this.addEventListener(name, handle);
@@ -699,15 +711,18 @@ class Room extends EventTarget {
   close() { if (!this.#ended) this.#end("Disconnected", "closed by this client"); }
 
   get #place() { return `${this.#base}/v1/sync/${this.#segment}`; }
-  #kept() { return [...(kept.get(this.#place)?.values() ?? [])].sort((a, b) => a.timestamp - b.timestamp); }
+  #kept() {
+    const edits = [...(kept.get(this.#place)?.values() ?? [])];
+    return edits.sort((a, b) => a.timestamp - b.timestamp);
+  }
   #check() { if (this.#ended) throw new Error("this room has ended"); }
 
   #write(key, text, ttl_ms) {
     this.#check();
     const is_key = typeof key === "string" && key !== "" && bytesOf(key) <= KEY_BYTES_MAX;
     if (!is_key) throw new TypeError("a key must be a string of 1 to 1024 bytes");
-    const is_beyond = this.#state === "Synced" && this.version === 1 && needsVersion2({ text, ttl_ms });
-    if (is_beyond) throw new Error("this server does not support deletes or expiry");
+    const is_version_1 = this.#state === "Synced" && this.version === 1;
+    if (is_version_1 && needsVersion2({ text, ttl_ms })) throw new Error(UNSUPPORTED);
     return this.#run(() => this.#replica.write(key, text, this.#now(), ttl_ms));
   }
 
@@ -743,8 +758,11 @@ class Room extends EventTarget {
     if (error?.code === 429) this.#after("presenceAgain", PACE_MS, () => this.#sendPresence());
     if (error) this.#emit("error", error);
     if (presence) this.#emit("presence", { peers: this.peers });
-    if (echoed !== undefined) this.#endEcho(echoed ? this.#now_ms() - this.#echo.since_ms : undefined);
-    if (synced && this.#state === "Synced") this.#emit("state", { state: "Synced", ...(why && { why }) });
+    // The echo may be that of a probe, for which nobody waits.
+    const took_ms = echoed && this.#echo ? this.#now_ms() - this.#echo.since_ms : undefined;
+    if (echoed !== undefined) this.#endEcho(took_ms);
+    const is_synced = synced && this.#state === "Synced";
+    if (is_synced) this.#emit("state", { state: "Synced", ...(why && { why }) });
   }
 
   #becomeSynced(outputs) {
@@ -759,7 +777,9 @@ class Room extends EventTarget {
   }
 
   #setTimer(name) {
-    if (name === "sendSome") return this.#after(name, PACE_MS, () => this.#run(() => this.#replica.sendSome()));
+    if (name === "sendSome") {
+      return this.#after(name, PACE_MS, () => this.#run(() => this.#replica.sendSome()));
+    }
     if (this.#is_settling) return;
     this.#is_settling = true;
     this.#after(name, SETTLE_MS, () => this.echo().then(() => {
@@ -771,7 +791,9 @@ class Room extends EventTarget {
   /** Emits a change of the status, and keeps the promises that can be kept. */
   #report() {
     const { status } = this;
-    if (status !== this.#told_status) this.#emit("status", { status: (this.#told_status = status) });
+    const is_news = status !== this.#told_status;
+    this.#told_status = status;
+    if (is_news) this.#emit("status", { status });
     if (this.#waiting.length === 0) return;
     const done = this.#waiting.filter(({ is_done }) => is_done());
     this.#waiting = this.#waiting.filter((one) => !done.includes(one));
@@ -805,8 +827,8 @@ class Room extends EventTarget {
     if (!Number.isSafeInteger(server_us)) return;
     const [now_ms, drift_ms] = [this.#now_ms(), this.#drift_ms()];
     const round_ms = now_ms - since_ms;
-    const is_stale = !this.#clock || this.#isClockMoved() || now_ms - this.#clock.at_ms > CLOCK_FRESH_MS;
-    if (!is_stale && round_ms > this.#clock.round_ms) return;
+    const is_old = !this.#clock || now_ms - this.#clock.at_ms > CLOCK_FRESH_MS;
+    if (!is_old && !this.#isClockMoved() && round_ms > this.#clock.round_ms) return;
     const offset_us = Math.round(server_us + round_ms * 500 - this.#host.Date.now() * 1000);
     this.#clock = { offset_us, round_ms, drift_ms, at_ms: now_ms };
   }
@@ -857,7 +879,7 @@ class Room extends EventTarget {
   #probe() {
     if (this.#timers.probe !== undefined) return;
     if (this.version === 2) this.#ping();
-    else if (!this.#run(() => this.#state === "Synced" && !this.#echo && this.#replica.startEcho())) return;
+    else if (this.#echo || !this.#run(() => this.#replica.startEcho())) return;
     const heard_count = this.#heard_count;
     this.#after("probe", this.#state === "Synced" ? PONG_MS : PONG_IN_STATE_MS, () => {
       if (this.#heard_count === heard_count) this.#retry("the server is silent");
@@ -875,14 +897,14 @@ class Room extends EventTarget {
   }
 
   async #open() {
-    const mine = (this.#socket = {}); // If `#leave` is called in the meantime, this attempt is obsolete.
+    const mine = (this.#socket = {}); // If `#leave` is called meanwhile, this attempt is obsolete.
     this.#after("answer", ANSWER_MS, () => this.#retry("no response"));
     this.#enter("Connecting");
     let status, token;
     try {
       token = typeof this.#source === "function" ? await this.#source(this.#refusal) : this.#source;
       if (this.#socket !== mine) return;
-      if (!/^[\x21-\x7e]+$/.test(token)) return this.#end("Error", "the token is empty or malformed");
+      if (!TOKEN.test(token)) return this.#end("Error", "the token is empty or malformed");
       // A page cannot see why a WebSocket failed, so this asks first.
       const headers = { Authorization: `Bearer ${token}` };
       const url = `${this.#base}/v1/presence/${this.#segment}`;
@@ -900,10 +922,10 @@ class Room extends EventTarget {
     else this.#dial(token, 2, may_be_1);
   }
 
-  /** Opens a WebSocket for this version. A browser fails a connection when the server accepts none of
-   * the offered protocols, so version 1 is a second connection. */
+  /** Opens a WebSocket for this version. A browser fails a connection when the server accepts none
+   * of the offered protocols, so version 1 is a second connection. */
   #dial(token, version, may_be_1 = false) {
-    const [socket, speaks] = [this.#newSocket(token, version), () => (socket.protocol === V2 ? 2 : 1)];
+    const socket = this.#newSocket(token, version);
     [this.#socket, this.#dialed_ms] = [socket, this.#now_ms()];
     if (this.#clock) this.#clock.round_ms = Infinity; // It may be another server.
     let is_open = false;
@@ -911,7 +933,7 @@ class Room extends EventTarget {
     socket.onopen = whileMine(() => {
       is_open = true;
       this.#refusal = undefined;
-      this.#replica.opened(speaks());
+      this.#replica.opened(socket.protocol === V2 ? 2 : 1);
       this.#has_spoken_2 ||= this.version === 2;
       this.#heard_ms = this.#now_ms();
       if (this.version === 2) this.#watch();
@@ -928,14 +950,15 @@ class Room extends EventTarget {
     const query = new URLSearchParams(this.#query);
     query.delete("token");
     const { position, connection } = this.#replica;
-    const added = version === 1 ? { token } : {
-      ...position, ...(this.#is_peer && { presence: 1, ...(connection && { replaces: connection }) }),
-    };
+    const replaces = connection && { replaces: connection };
+    const peer = this.#is_peer && { presence: 1, ...replaces };
+    const added = version === 1 ? { token } : { ...position, ...peer };
     for (const [name, value] of Object.entries(added)) query.set(name, value);
     const url = `${this.#base.replace(/^http/, "ws")}/v1/sync/${this.#segment}`;
     const full_url = `${query}` === "" ? url : `${url}?${query}`;
     const { WebSocket } = this.#host;
-    return version === 1 ? new WebSocket(full_url) : new WebSocket(full_url, [V2, `bearer.${token}`]);
+    if (version === 1) return new WebSocket(full_url);
+    return new WebSocket(full_url, [V2, `bearer.${token}`]);
   }
 
   #receive(text) {
@@ -1002,8 +1025,8 @@ class Room extends EventTarget {
 
   /** Retries with a new token, unless the refused token was already the new one. */
   #renew(reason, may_help) {
-    const is_hopeless = !may_help || this.#refusal !== undefined || typeof this.#source !== "function";
-    if (is_hopeless) return this.#end("Error", reason);
+    const may_ask = typeof this.#source === "function" && this.#refusal === undefined;
+    if (!may_help || !may_ask) return this.#end("Error", reason);
     this.#refusal = reason;
     this.#retry(reason);
   }
@@ -1033,13 +1056,15 @@ class Room extends EventTarget {
     this.#enter(state, reason, undefined, unsaved);
   }
 
-  /** Nobody listens, so the console says that the room has ended, and which keys it could not save. */
+  /** Nobody listens, so the console says that the room has ended, and which keys it could not save.
+   * */
   #log(reason, unsaved) {
     const keys = unsaved.slice(0, 20).map(({ key }) => JSON.stringify(key)).join(", ");
     const more = unsaved.length > 20 ? ", …" : "";
     const lost = unsaved.length === 0 ? "" : `; not saved: ${keys}${more} (${unsaved.length} keys)`;
     const workspace = decodeURIComponent(this.#segment);
-    this.#host.console?.error(`EtherPly: the room of workspace ${workspace} has ended: ${reason}${lost}`);
+    const ended = `the room of workspace ${workspace} has ended`;
+    this.#host.console?.error(`EtherPly: ${ended}: ${reason}${lost}`);
   }
 
   #leave() {

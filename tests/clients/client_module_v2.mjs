@@ -672,6 +672,13 @@ const cases = {
     }
   },
 
+  async 'an edit passes one of its key that was sent before a drop, though the clock has gone back'() {
+    const { replica, now } = replicaOf(welcome('full'), ['synced', {}, { seq: 0 }]);
+    const sent_us = replica.write('k', '1', { ...now, us: now.us + 9e6 });
+    replica.closed();
+    assert(replica.write('k', '2', now) > sent_us);
+  },
+
   async 'the fastest round trip counts; a clock that was set is measured again'() {
     const world = worldOf(38);
     const clock = { ahead_ms: 0 };
