@@ -66,7 +66,8 @@ const CLOCK_STEP_MS = 1_000, CLOCK_FRESH_MS = 600_000; // When a measured offset
 const SETTLE_MS = 500; // In version 1, from an op to asking whether it was accepted.
 const PACE_MS = 1_000; // Between parts of a load that was too much for the server.
 const PRESENCE_MS = 50; // The server sends presence no more often either.
-const TOMBSTONES_MAX = 10_000;
+const TOMBSTONES_MAX = 10_000; // That a client remembers.
+const LEFT_MAX = 10_000; // The same for peers that have left.
 const RESYNC = 4000; // The close code of a client that wants the state again.
 const EXPIRED = 4001, REMOVED = 4003, DELETED = 4004, DRAINED = 1012;
 // The same messages would cause these codes again, except for a 1008 with this reason: slower
@@ -375,6 +376,10 @@ export class Replica {
     for (const connection of left) {
       this.#left.add(connection);
       this.#peers.delete(connection);
+    }
+    for (const oldest of this.#left) {
+      if (this.#left.size <= LEFT_MAX) break;
+      this.#left.delete(oldest);
     }
     for (const [connection, { user = null, value = null }] of Object.entries(peers)) {
       if (!this.#left.has(connection)) this.#peers.set(connection, { user, value });

@@ -1,5 +1,6 @@
 // The client module beside a naive server of protocol version 2, in a world without a clock: `node client_module_v2.mjs`. The last
-// step plays many random stories; `SEED=17 node client_module_v2.mjs` plays that one alone.
+// step plays many random stories; `SEED=17 node client_module_v2.mjs` plays that one alone. The rules are those of
+// src/wire/protocol.md.
 import assert from 'node:assert/strict';
 
 import { Replica } from '../../src/admin/client.mjs';
@@ -41,6 +42,7 @@ const changesOf = (outputs) => outputs.filter(({ change }) => change).map(({ cha
 
 // The bugs that other systems had in this very feature.
 const known_bugs = {
+  // P130.
   async 'the position moves after the data was applied, not before'() {
     const { replica, hear } = replicaOf(welcome('full'), ['state', { entries: [['k', 1, 10]] }, { seq: 1 }]);
     assert.deepEqual(replica.position, { since: 1, generation: 'a' });
@@ -52,6 +54,7 @@ const known_bugs = {
     assert.deepEqual(replica.position, { since: 1, generation: 'a' });
   },
 
+  // P130.
   async 'a message that cannot be applied: the state comes again from the beginning'() {
     const world = worldOf(1);
     const room = join(world);
@@ -68,6 +71,7 @@ const known_bugs = {
     assert.deepEqual(shownBy(room), { k: 1 });
   },
 
+  // P104.
   async 'a resume whose token has expired asks for another one, and resumes'() {
     const world = worldOf(2);
     const asked = [];
@@ -83,6 +87,7 @@ const known_bugs = {
     assert.deepEqual(shownBy(room), { k: 1 });
   },
 
+  // P104, P134.
   async 'an empty workspace is resumed: 0 is a position'() {
     const world = worldOf(3);
     const room = join(world);
@@ -92,6 +97,7 @@ const known_bugs = {
     assert.deepEqual(shownBy(room), {});
   },
 
+  // P136, P141.
   async 'a position ahead of the server, in a copy of its data: the state of the server counts, with no loop'() {
     const world = worldOf(4);
     const room = join(world);
@@ -113,6 +119,7 @@ const known_bugs = {
     assert.equal(world.server.opened.length, 2);
   },
 
+  // P136.
   async 'a state that begins anew reports only what is different, and once'() {
     const world = worldOf(5);
     const room = join(world);
@@ -132,6 +139,7 @@ const known_bugs = {
     assert.deepEqual(changes.sort(), [['b', 1, 'init'], ['d', 1, 'init'], ['new', undefined, 'init']]);
   },
 
+  // P127, P141.
   async 'a client that is older than the dropped tombstones keeps no ghost, and brings none back'() {
     const world = worldOf(6);
     const [room, other] = [join(world), join(world)];
@@ -156,6 +164,7 @@ const known_bugs = {
     assert.deepEqual(world.server.live(), { kept: 1 });
   },
 
+  // P133.
   async 'a state that takes longer than the liveness timeout arrives'() {
     const world = worldOf(7);
     const writer = join(world);
@@ -169,6 +178,7 @@ const known_bugs = {
     assert(world.now_ms > 4 * 45_000);
   },
 
+  // P139.
   async 'a connection that breaks inside a full state goes on there, and drops what the state did not have'() {
     for (let seed = 8; seed < 40; seed += 1) {
       const world = worldOf(seed);
@@ -192,6 +202,7 @@ const known_bugs = {
     }
   },
 
+  // P180.
   async 'a state of one large message may take a minute, though nothing can be answered before it'() {
     const world = worldOf(8);
     const feed_ms = 70_000;
@@ -204,6 +215,7 @@ const known_bugs = {
     assert.equal(room.states().length, 4);
   },
 
+  // P136.
   async 'a full state that breaks before its first part leaves no position'() {
     const { replica, hear } = replicaOf(welcome('full'), ['state', { entries: [['k', 1, 10]] }, { seq: 4 }], ['synced', {}, { seq: 4 }]);
     replica.closed();
@@ -212,6 +224,7 @@ const known_bugs = {
     assert.equal(replica.position, undefined);
   },
 
+  // P136, P150.
   async 'an own op that was saved while a full state arrives is part of it'() {
     for (const after of [[], ['other']]) {
       const { replica, now, hear } = replicaOf(welcome('full'), ['state', { entries: [['k', 'of an old history', START_US + 9e9]] }, { seq: 4 }], ['synced', {}, { seq: 4 }]);
@@ -226,6 +239,7 @@ const known_bugs = {
     }
   },
 
+  // P155.
   async 'an op that hides one of an earlier connection is refused: the position is forgotten, since it may be past that one'() {
     for (const is_written_before of [true, false]) {
       const { replica, now, hear } = replicaOf(welcome('full'), ['synced', {}, { seq: 0 }]);
@@ -243,6 +257,7 @@ const known_bugs = {
     }
   },
 
+  // P106, P166.
   async 'a peer is shown once after it has come back'() {
     for (const [token, replaces] of [['good', true], ['nobody', false]]) {
       const world = worldOf(9);
@@ -268,6 +283,7 @@ const known_bugs = {
     }
   },
 
+  // P165.
   async 'a late update does not bring back a peer that has left'() {
     const { replica, hear } = replicaOf(welcome('full'), ['synced', {}, { seq: 0 }]);
     hear('presence', { all: true, peers: { 1: { user: 'ann', value: null }, 5: { user: 'ben', value: 1 } } });
@@ -286,6 +302,7 @@ const known_bugs = {
     assert.deepEqual(replica.peers.map(({ user }) => user), ['eve', 'ben', 'ann']);
   },
 
+  // P150, P155.
   async 'saved counts right after a reconnect: ids begin anew, and one of the old connection counts for nothing'() {
     const { replica, now, hear } = replicaOf(welcome('full'), ['synced', {}, { seq: 0 }]);
     for (const key of ['a', 'b', 'c']) replica.write(key, '1', now);
@@ -303,6 +320,7 @@ const known_bugs = {
     assert.equal(replica.pending_count, 0);
   },
 
+  // P119, P124.
   async 'an expiry is what the server says, whatever the clock of the client'() {
     for (const ahead_ms of [0, HOUR_MS, -HOUR_MS]) {
       const world = worldOf(10);
@@ -323,6 +341,7 @@ const known_bugs = {
 };
 
 const cases = {
+  // P103, P111.
   async 'the token is in no URL, and messages carry ids that grow'() {
     const world = worldOf(20);
     const room = join(world);
@@ -335,6 +354,7 @@ const cases = {
     assert.deepEqual(ops.map(({ id, payload }) => [id, payload.key, payload.value, payload.deleted]), [[1, 'k', 1, undefined], [2, 'l', undefined, true]]);
   },
 
+  // P100, P102.
   async 'a server of version 1 is spoken to in version 1, unless that is not wanted'() {
     for (const [version, state] of [[undefined, 'Synced'], [1, 'Synced'], [2, 'Disconnected']]) {
       const world = new World(21);
@@ -346,6 +366,7 @@ const cases = {
     }
   },
 
+  // P102.
   async 'a client library that keeps to the RFC accepts a 101 that names no protocol: version 1'() {
     const world = new World(22);
     world.server.tokens.add(null);
@@ -375,6 +396,7 @@ const cases = {
     assert.equal(room.state === 'Synced', false);
   },
 
+  // P121.
   async 'on a server of version 1: no delete, no expiry; those made offline are refused, all else goes on'() {
     const world = new World(24);
     world.server.kill();
@@ -391,6 +413,7 @@ const cases = {
     assert.equal(room.cast(1), false);
   },
 
+  // P115, P120, P122.
   async 'a delete reaches the others, beats what is older, and loses to what is newer'() {
     const world = worldOf(25);
     const [room, other] = [join(world), join(world)];
@@ -412,6 +435,7 @@ const cases = {
     for (const one of [room, other]) assert.deepEqual(shownBy(one), { a: 2, b: 1 });
   },
 
+  // P120, P123.
   async 'edited offline and deleted meanwhile: the later one counts, and the loser is told'() {
     const world = worldOf(26);
     const [room, other] = [join(world), join(world)];
@@ -433,6 +457,7 @@ const cases = {
     assert.deepEqual([lost.key, lost.value, lost.over.value], ['a', undefined, 2]);
   },
 
+  // P121.
   async 'null is a value, and deleting is not writing null'() {
     const world = worldOf(27);
     const [room, other] = [join(world), join(world)];
@@ -447,6 +472,7 @@ const cases = {
     assert.deepEqual(room.entries(), []);
   },
 
+  // P137.
   async 'after a drop only what has changed is sent, deletes among it'() {
     const world = worldOf(28);
     const [room, other] = [join(world), join(world)];
@@ -467,6 +493,7 @@ const cases = {
     assert.deepEqual(changed, ['k0', 'k1', 'k2', 'k5'].map((key) => [key, 'other']));
   },
 
+  // P112, P113.
   async 'a refused op shows what the server has again, without asking for the state'() {
     const world = worldOf(29);
     const room = join(world);
@@ -486,6 +513,7 @@ const cases = {
     assert.equal(world.server.opened.length, 1);
   },
 
+  // P155.
   async 'a refused op that hides one of an earlier connection: the state comes again'() {
     const world = worldOf(30);
     const [room, other] = [join(world), join(world)];
@@ -504,6 +532,7 @@ const cases = {
     for (const one of [room, other]) assert.deepEqual(shownBy(one), world.server.live());
   },
 
+  // P113, P152.
   async 'too many (429) and failed (500) ops are sent again'() {
     const world = worldOf(31);
     world.server.ops_per_second = 10;
@@ -527,6 +556,7 @@ const cases = {
     assert.equal(world.server.live().k, 1);
   },
 
+  // P134, P150.
   async 'the status: offline, syncing, saving, saved'() {
     const world = worldOf(32);
     const room = join(world);
@@ -547,6 +577,7 @@ const cases = {
     assert(told.includes('saving'));
   },
 
+  // P150.
   async 'saved() waits for what was written before it, not for what comes after'() {
     const world = worldOf(33);
     const room = join(world);
@@ -601,6 +632,7 @@ const cases = {
     assert.deepEqual(ends, ['synced', 'again', 'bad: payload is bad', 'good', 'lost: this room has ended', 'never: this room has ended']);
   },
 
+  // P180.
   async 'a dead connection is noticed after 25 s of silence and 10 s without an answer'() {
     const world = worldOf(35);
     const room = join(world);
@@ -653,6 +685,7 @@ const cases = {
     }
   },
 
+  // P131, P180.
   async 'ops are stamped with the time of the server'() {
     for (const ahead_ms of [0, HOUR_MS, -HOUR_MS, 400 * DAY_MS, -5 * 365 * DAY_MS]) {
       const world = worldOf(37);
@@ -679,6 +712,7 @@ const cases = {
     assert(replica.write('k', '2', now) > sent_us);
   },
 
+  // P180.
   async 'the fastest round trip counts; a clock that was set is measured again'() {
     const world = worldOf(38);
     const clock = { ahead_ms: 0 };
@@ -728,6 +762,7 @@ const cases = {
     assert(next.every((timestamp) => timestamp > right && timestamp < right + 10), `${next} after ${right}, ${wrong}`);
   },
 
+  // P161 to P163.
   async 'presence: who is here, with the latest value of each'() {
     const world = worldOf(39);
     const [a, b] = [join(world, { presence: true }), join(world, { token: 'other', presence: true })];
@@ -757,6 +792,7 @@ const cases = {
     for (const value of [undefined, 'x'.repeat(4096)]) assert.throws(() => b.setPresence(value));
   },
 
+  // P167.
   async 'a cast reaches the other clients, once'() {
     const world = worldOf(40);
     const [a, b, c] = [join(world), join(world), join(world, { token: 'nobody' })];
@@ -769,6 +805,7 @@ const cases = {
     for (const value of [undefined, 'x'.repeat(16_384)]) assert.throws(() => a.cast(value));
   },
 
+  // P183.
   async 'a drained server (1012) is left for another one within a second'() {
     const seen = [];
     for (let seed = 0; seed < 20; seed += 1) {
@@ -784,6 +821,7 @@ const cases = {
     assert(Math.max(...seen) - Math.min(...seen) > 500, 'all at once');
   },
 
+  // P183.
   async 'removed by an administrator (4003): it does not come back, and keeps what it has'() {
     const world = worldOf(41);
     const room = join(world, { workspace: 'removed' });
@@ -794,6 +832,7 @@ const cases = {
     assert.deepEqual([room.state, shownBy(room), world.server.opened.length], ['Error', { k: 1 }, 1]);
   },
 
+  // P183.
   async 'the workspace was deleted (4004): the copy is dropped, with what was pending'() {
     const world = worldOf(42);
     const room = join(world, { workspace: 'deleted' });
@@ -828,6 +867,7 @@ const cases = {
     }
   },
 
+  // P120.
   async 'a delete that a room could not save is offered to the next one, and restored'() {
     const world = worldOf(44);
     const workspace = 'unsaved delete';
@@ -853,6 +893,7 @@ const cases = {
     assert.deepEqual(world.server.live(), {});
   },
 
+  // P135.
   async 'tombstones that are kept here are bounded'() {
     const { replica, hear } = replicaOf(welcome('full'), ['synced', {}, { seq: 0 }]);
     for (let i = 0; i < 30_000; i += 1) {
@@ -867,6 +908,7 @@ const cases = {
     assert.deepEqual(changesOf(replica.drain()), []);
   },
 
+  // P119.
   async 'ttl_ms and keys that cannot be are not set'() {
     const room = join(worldOf(45));
     for (const ttl_ms of [0, -1, 1.5, '1000', Infinity, 11 * 365 * DAY_MS]) assert.throws(() => room.set('k', 1, { ttl_ms }), RangeError);

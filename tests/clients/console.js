@@ -207,7 +207,10 @@ async function steps(step, server, browser) {
 
   await step('killed with SIGKILL: both pages say so, and let their users write on', async () => {
     await server.kill();
-    for (const page of [a, b]) await untilState(page, 'Disconnected');
+    for (const page of [a, b]) {
+      await untilState(page, 'Disconnected');
+      assert.equal(await page.locator('#here').isVisible(), false);
+    }
     await add(a, 'from a', '1');
     await add(b, 'from b', '2');
     await add(a, 'both', 'of a');

@@ -223,7 +223,8 @@ function showEditing(key) {
 }
 
 function drawPeers() {
-  const peers = room?.peers ?? [];
+  // Who is here is not known while there is no connection.
+  const peers = room && room.status !== "offline" ? room.peers : [];
   at("here").hidden = peers.length === 0;
   at("peers").replaceChildren(...peers.slice(0, PEERS_MAX).map(({ connection, user, value, is_self }) => {
     const name = shorten(user ?? "anonymous", 40);
@@ -370,7 +371,10 @@ function join() {
     // A state of version 2 has them.
     if (event.state === "Synced" && joined.version === 1) learnTimestamps(workspace);
   }));
-  room.on("status", whileJoined(drawSoon));
+  room.on("status", whileJoined(() => {
+    drawSoon();
+    drawPeers();
+  }));
   room.on("presence", whileJoined(drawPeers));
   room.on("error", whileJoined(({ code: number, message }) => {
     tell("server", "init", make("span", { class: "bad" }, `refused (${number}): ${message}`));
