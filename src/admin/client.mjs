@@ -930,7 +930,13 @@ class Room extends EventTarget {
   /** Opens a WebSocket for this version. A browser fails a connection when the server accepts none
    * of the offered protocols, so version 1 is a second connection. */
   #dial(token, version, may_be_1 = false) {
-    const socket = this.#newSocket(token, version);
+    let socket;
+    try {
+      socket = this.#newSocket(token, version);
+    } catch (error) {
+      // The runtime has no WebSocket (Node.js before 22), or does not allow one to this address.
+      return this.#end("Error", error.message);
+    }
     [this.#socket, this.#dialed_ms] = [socket, this.#now_ms()];
     if (this.#clock) this.#clock.round_ms = Infinity; // It may be another server.
     let is_open = false;

@@ -805,6 +805,17 @@ const cases = {
     for (const value of [undefined, 'x'.repeat(16_384)]) assert.throws(() => a.cast(value));
   },
 
+  async 'a runtime that has no WebSocket, or forbids this one: the room ends, and says why'() {
+    const forbidden = class { constructor() { throw new Error('SecurityError'); } };
+    for (const [WebSocket, reason] of [[undefined, /WebSocket is not a constructor/], [forbidden, /SecurityError/]]) {
+      const world = worldOf(47);
+      const room = join(world, { host: { WebSocket } });
+      await soon(world);
+      assert.equal(room.state, 'Error');
+      assert.match(reasons(room).at(-1), reason);
+    }
+  },
+
   // P183.
   async 'a drained server (1012) is left for another one within a second'() {
     const seen = [];
