@@ -271,8 +271,6 @@ export class Replica {
       this.#outputs.push({ change: { key, value: undefined, timestamp: 0, source: "other" } });
     }
     for (const held of [this.#entries, this.#pending, this.#sent, this.#peers]) held.clear();
-    for (const keys of [this.#tombstones, this.#unconfirmed]) keys.clear();
-    this.#seq = undefined;
   }
 
   /** Applies a message of the server. The resume point moves last: it must not pass what was not

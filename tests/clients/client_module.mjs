@@ -339,6 +339,19 @@ const cases = {
     assert.deepEqual(stateOf(world.server), { k: 1, l: 2 });
   },
 
+  async 'an op is known to be taken within a second'() {
+    const world = new World(40);
+    const room = join(world);
+    await synced(world, room);
+    room.set('k', 1);
+    assert(await world.run(world.now_ms + 1000, () => room.pending === 0));
+    // And one that is written while the echo is on its way, too.
+    room.set('k', 2);
+    await world.run(world.now_ms + 510);
+    room.set('k', 3);
+    assert(await world.run(world.now_ms + 1500, () => room.pending === 0));
+  },
+
   async 'an echo of the only key, null since the beginning of time, is answered'() {
     const world = new World(25);
     world.server.state.set('k', { text: 'null', timestamp: 0 });

@@ -913,10 +913,83 @@ const cases = {
       replica.drain();
     }
     assert.equal(replica.entries().length, 0);
-    // An older one is still known for what it is.
+    // The oldest are forgotten, the newest are not.
+    hear('op', { key: 'k0', value: 'old', timestamp: 0 });
+    assert.equal(replica.get('k0'), 'old');
+    replica.drain();
     hear('op', { key: 'k29999', value: 'old', timestamp: 59_998 });
     assert.equal(replica.get('k29999'), undefined);
     assert.deepEqual(changesOf(replica.drain()), []);
+  },
+
+  // P180.
+  async 'a pong that nobody asked for, or without a time, changes nothing'() {
+    const world = worldOf(48);
+    const room = join(world);
+    await synced(world, room);
+    for (const payload of [{}, undefined, { time: 'noon' }, { time: 1 }]) world.server.say(socketsOf(world)[0], { type: 'pong', payload });
+    await soon(world);
+    assert(Math.abs(room.set('k', 1) - world.server.now_us) < 100_000);
+    assert.equal(room.states().length, 4);
+  },
+
+  // P113.
+  async 'an error about no op is told, and undoes nothing'() {
+    const world = worldOf(49);
+    const room = join(world, { presence: true });
+    await synced(world, room);
+    world.server.say(socketsOf(world)[0], { type: 'error', payload: { code: 413, message: 'too many peers' } });
+    room.set('k', 1);
+    await settled(world, room);
+    assert.deepEqual([room.heard.error, shownBy(room)], [[{ code: 413, message: 'too many peers' }], { k: 1 }]);
+  },
+
+  // P155.
+  async 'edits on a connection that is silent, and after it, are sent by the next one'() {
+    const world = worldOf(50);
+    const room = join(world);
+    await synced(world, room);
+    await soon(world);
+    const [socket] = socketsOf(world);
+    world.server.receive = (from, message) => from !== socket && NaiveServer2.prototype.receive.call(world.server, from, message);
+    room.set('a', 1);
+    room.set('b', 1);
+    assert(await world.run(FOR_EVER_MS, () => room.state === 'Disconnected'));
+    assert.equal(reasons(room).at(-1), 'the server is silent');
+    room.set('b', 2);
+    room.set('c', 2);
+    await settled(world, room);
+    assert.deepEqual(world.server.live(), { a: 1, b: 2, c: 2 });
+  },
+
+  async 'after a refusal, edits still pass those that are pending'() {
+    const { replica, now, hear } = replicaOf(welcome('full'), ['synced', {}, { seq: 0 }]);
+    const ahead = { ...now, us: now.us + 5e5 };
+    const pending_us = replica.write('a', '1', ahead);
+    replica.write('b', '"bad"', ahead);
+    hear('error', { code: 400, message: 'bad', key: 'b' }, { id: 2 });
+    assert(replica.write('c', '1', now) > pending_us);
+  },
+
+  // P136, P138.
+  async 'synced again after ghosts were dropped'() {
+    const { replica, hear } = replicaOf(welcome('full'), ['state', { entries: [['ghost', 1, 10]] }, { seq: 1 }], ['synced', {}, { seq: 1 }]);
+    replica.closed();
+    replica.opened(2);
+    hear(...welcome('full', 'b'));
+    hear('synced', {}, { seq: 0 });
+    hear('synced', {}, { seq: 0 });
+    assert.deepEqual([replica.entries(), replica.position], [[], { since: 0, generation: 'b' }]);
+  },
+
+  async 'a server that speaks version 1 now: no position, no peers, and the state is that of its init'() {
+    const { replica, now } = replicaOf(welcome('full'), ['state', { entries: [['k', 1, 10], ['l', 1, 11]] }, { seq: 2 }], ['synced', {}, { seq: 2 }],
+      ['presence', { all: true, peers: { 1: { user: 'ann', value: null } } }]);
+    replica.closed();
+    replica.opened(1);
+    replica.receive({ type: 'init', data: { k: 2 } }, now);
+    assert.deepEqual([replica.entries(), replica.position, replica.peers], [[['k', 2]], undefined, []]);
+    assert.deepEqual(changesOf(replica.drain()), [['l', undefined], ['k', 2]]);
   },
 
   // P119.
