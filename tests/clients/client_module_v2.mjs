@@ -657,6 +657,11 @@ const cases = {
       const listeners = {};
       const page = { visibilityState: 'hidden' };
       const room = join(world, { host: { document: page, addEventListener: (name, run) => { listeners[name] = run; }, removeEventListener: (name) => { delete listeners[name]; } } });
+      // As every page does when it is loaded.
+      await soon(world, () => room.state === 'Connecting');
+      page.visibilityState = 'visible';
+      listeners.pageshow({ type: 'pageshow' });
+      page.visibilityState = 'hidden';
       await synced(world, room);
       await soon(world);
       listeners[type]({ type });
@@ -907,12 +912,15 @@ const cases = {
   // P135.
   async 'tombstones that are kept here are bounded'() {
     const { replica, hear } = replicaOf(welcome('full'), ['synced', {}, { seq: 0 }]);
+    // One that is written again is none.
+    hear('op', { key: 'back', deleted: true, timestamp: 1 }, { seq: 1 });
+    hear('op', { key: 'back', value: 1, timestamp: 2 }, { seq: 2 });
     for (let i = 0; i < 30_000; i += 1) {
       hear('op', { key: `k${i}`, value: 1, timestamp: 2 * i }, { seq: 2 * i });
       hear('op', { key: `k${i}`, deleted: true, timestamp: 2 * i + 1 }, { seq: 2 * i + 1 });
       replica.drain();
     }
-    assert.equal(replica.entries().length, 0);
+    assert.deepEqual(replica.entries(), [['back', 1]]);
     // The oldest are forgotten, the newest are not.
     hear('op', { key: 'k0', value: 'old', timestamp: 0 });
     assert.equal(replica.get('k0'), 'old');
