@@ -652,7 +652,7 @@ class Room extends EventTarget {
    * if the room ends first. */
   saved() {
     const last = this.#replica.edits_count;
-    return this.#wait({ last, is_done: () => this.#replica.oldest_unsettled > last });
+    return this.#wait({ last, is_done: (oldest) => oldest > last });
   }
   /** Resolves while this client has the state of the server; rejects if the room ends first. */
   synced() { return this.#wait({ last: 0, is_done: () => this.#state === "Synced" }); }
@@ -798,15 +798,16 @@ class Room extends EventTarget {
     this.#told_status = status;
     if (is_news) this.#emit("status", { status });
     if (this.#waiting.length === 0) return;
-    const done = this.#waiting.filter(({ is_done }) => is_done());
-    this.#waiting = this.#waiting.filter((one) => !done.includes(one));
+    const oldest = this.#replica.oldest_unsettled;
+    const done = new Set(this.#waiting.filter(({ is_done }) => is_done(oldest)));
+    this.#waiting = this.#waiting.filter((one) => !done.has(one));
     for (const { resolve } of done) resolve();
     if (this.#ended) this.#reject("this room has ended", () => true);
   }
 
   #reject(message, concerns) {
     const failed = this.#waiting.filter(concerns);
-    this.#waiting = this.#waiting.filter((one) => !failed.includes(one));
+    this.#waiting = this.#waiting.filter((one) => !concerns(one));
     for (const { reject } of failed) reject(new Error(message));
   }
 
