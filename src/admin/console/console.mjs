@@ -305,27 +305,6 @@ function setLive(is_live) {
   at("toggle").classList.toggle("quiet", is_live);
 }
 
-/** Fetches the timestamps over HTTP, because an init does not contain them. */
-async function learnTimestamps(workspace) {
-  const asked = room;
-  const token = used_token;
-  const url = `/v1/workspaces/${encodeURIComponent(workspace)}`;
-  try {
-    const answer = await fetch(url, { headers: { Authorization: `Bearer ${token}` }, cache: "no-store" });
-    if (!answer.ok) return;
-    const { data, timestamps } = await answer.json();
-    if (room !== asked) return;
-    for (const [key, timestamp] of Object.entries(timestamps)) {
-      const entry = entries.get(key);
-      if (entry?.timestamp !== 0 || JSON.stringify(entry.value) !== JSON.stringify(data[key])) continue;
-      entry.flashed = timestamp;
-      note({ key, value: entry.value, timestamp, source: entry.source });
-    }
-  } catch {
-    // The table is shown without timestamps, and the next init triggers another attempt.
-  }
-}
-
 /** The previous room, which has ended. */
 let left;
 
@@ -347,13 +326,13 @@ function leave() {
 const askSession = () => fetch("/console/session.json", { cache: "no-store" }).then((answer) => (answer.ok ? answer.json() : {}));
 
 /** The token most recently received from the session; the token most recently used for the room. */
-let session_token, used_token;
+let session_token;
 
 /** Fetches the token before each connect, because a restarted server may have a different secret. */
 async function renewToken() {
   const { token = session_token } = await askSession();
   if (at("token").value === session_token) at("token").value = token;
-  return (session_token = used_token = token);
+  return (session_token = token);
 }
 
 function join() {
@@ -363,14 +342,11 @@ function join() {
   history.replaceState(null, "", `#${encodeURIComponent(workspace)}`);
   document.title = `${workspace} · EtherPly`;
   at("twin").href = `#${encodeURIComponent(workspace)}`;
-  used_token = token;
-  const joined = (room = connect({ workspace, presence: true, token: token === session_token ? renewToken : token }));
+  const asked = token === session_token ? renewToken : token;
+  // The server that serves this page speaks version 2, where the token is in no URL.
+  const joined = (room = connect({ workspace, presence: true, version: 2, token: asked }));
   const whileJoined = (handle) => (event) => room === joined && handle(event);
-  room.on("state", whileJoined((event) => {
-    showState(event);
-    // A state of version 2 has them.
-    if (event.state === "Synced" && joined.version === 1) learnTimestamps(workspace);
-  }));
+  room.on("state", whileJoined(showState));
   room.on("status", whileJoined(() => {
     drawSoon();
     drawPeers();
