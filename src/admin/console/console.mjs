@@ -325,7 +325,7 @@ function leave() {
 /** Fetches the session that a server with --dev provides to pages on its own machine. */
 const askSession = () => fetch("/console/session.json", { cache: "no-store" }).then((answer) => (answer.ok ? answer.json() : {}));
 
-/** The token most recently received from the session; the token most recently used for the room. */
+/** The token most recently received from the session. */
 let session_token;
 
 /** Fetches the token before each connect, because a restarted server may have a different secret. */
