@@ -131,7 +131,7 @@ export class Replica {
   #peers = new Map(); #left = new Set();
   #pace = Infinity; #is_pacing = false; // How many waiting ops are sent at a time; if some wait.
   #is_over = false; // Whether the last batch was too much.
-  #echo_key;
+  #echo_key; #message_bytes_max = Infinity;
   #last_us = 0; #taken_us = 0; #last_id = 0; #edits_count = 0;
 
   /** Returns the outputs since the last call, in order. */
@@ -198,9 +198,9 @@ export class Replica {
     };
     this.#pending.delete(key);
     this.#pending.set(key, own);
+    this.#outputs.push({ change: { key, value: own.value, timestamp, source: "self" } });
     if (this.#is_open && !this.#is_pacing) this.#send(own);
     this.settle();
-    this.#outputs.push({ change: { key, value: own.value, timestamp, source: "self" } });
   }
 
   #stamp(op, { us, is_server_time }) {
@@ -214,14 +214,20 @@ export class Replica {
 
   #send(own) {
     const { key, text, timestamp, ttl_ms } = own;
-    own.id = this.#last_id += 1;
-    own.is_new = false;
-    if (this.#version === 2) this.#sent.set(own.id, own);
-    const id = this.#version === 2 ? `"id":${own.id},` : "";
+    const next_id = this.#last_id + 1;
+    const id = this.#version === 2 ? `"id":${next_id},` : "";
     const what = text === undefined ? `"deleted":true` : `"value":${text}`;
     const ttl = ttl_ms === undefined ? "" : `,"ttl_ms":${ttl_ms}`;
     const payload = `{"key":${JSON.stringify(key)},${what},"timestamp":${timestamp}${ttl}}`;
-    this.#outputs.push({ send: `{"type":"op",${id}"payload":${payload}}` });
+    const send = `{"type":"op",${id}"payload":${payload}}`;
+    // The server would close the connection, and the next one would be sent the same message.
+    const may_be_large = 3 * send.length > this.#message_bytes_max;
+    if (may_be_large && bytesOf(send) > this.#message_bytes_max) {
+      return this.#undo(own, 413, `a message has at most ${this.#message_bytes_max} bytes`);
+    }
+    [own.id, own.is_new] = [(this.#last_id = next_id), false];
+    if (this.#version === 2) this.#sent.set(own.id, own);
+    this.#outputs.push({ send });
   }
 
   /** Sends the waiting ops, or some of them now and the rest at the next timer: half as many at a
@@ -243,6 +249,7 @@ export class Replica {
   opened(version) {
     this.#version = version;
     this.#last_id = 0;
+    this.#message_bytes_max = Infinity; // As long as the server does not say.
   }
 
   /** Ends the connection; what it has not settled is sent again by the next one. If the server has
@@ -299,11 +306,12 @@ export class Replica {
 
   // ---- version 2 ----
 
-  #welcome({ state, why, generation, connection }, { us, local_us = us }) {
+  #welcome({ state, why, generation, connection, limits }, { us, local_us = us }) {
     // A server that was started again may use the ids again.
     if (this.#generation !== generation) this.#former.clear();
     this.#left.clear();
     [this.#connection, this.#generation, this.#why] = [connection, generation, why];
+    this.#message_bytes_max = limits?.message_bytes ?? Infinity;
     // If the last connection broke inside a full state, `changes` go on where that stopped.
     if (state === "full") {
       [this.#seq, this.#is_full] = [undefined, true];

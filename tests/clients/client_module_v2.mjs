@@ -941,6 +941,25 @@ const cases = {
     assert.equal(room.states().length, 4);
   },
 
+  // P131.
+  async 'an op that is larger than the messages of this server is refused here, and the connection stays'() {
+    const { replica, now, hear } = replicaOf(welcome('full'), ['synced', {}, { seq: 0 }]);
+    replica.write('k', '1', now);
+    replica.closed();
+    replica.write('offline', JSON.stringify('x'.repeat(100)), now);
+    replica.write('ü', JSON.stringify('ü'.repeat(20)), now);
+    replica.opened(2);
+    replica.drain();
+    hear('welcome', { ...welcome('changes')[1], limits: { message_bytes: 130 } });
+    replica.write('now', JSON.stringify('ü'.repeat(40)), now);
+    const outputs = replica.drain();
+    const sent = outputs.filter(({ send }) => send).map(({ send }) => JSON.parse(send));
+    assert.deepEqual(sent.map(({ id, payload }) => [id, payload.key]), [[1, 'k'], [2, 'ü']]);
+    assert.deepEqual(outputs.filter(({ error }) => error).map(({ error }) => [error.code, error.key]), [[413, 'offline'], [413, 'now']]);
+    assert.deepEqual(changesOf(outputs).at(-1), ['now', undefined]);
+    assert.deepEqual([replica.pending_count, replica.entries().map(([key]) => key)], [2, ['k', 'ü']]);
+  },
+
   // P113.
   async 'an error about no op is told, and undoes nothing'() {
     const world = worldOf(49);
