@@ -359,7 +359,8 @@ function join() {
   }));
   room.on("change", whileJoined((change) => {
     note(change);
-    if (change.source !== "init") tellChange(change);
+    // Of a complete state, only what an edit of this page has lost to.
+    if (change.source !== "init" || change.over) tellChange(change);
   }));
 }
 
