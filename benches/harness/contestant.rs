@@ -250,11 +250,11 @@ pub fn all(config: &HarnessConfig) -> Vec<Contestant> {
 }
 
 fn token() -> String {
-    let secret = Secret::new(SECRET.into()).expect("it is not empty");
+    let secret = Secret::new(SECRET.into()).expect("the secret is not empty");
     mint(&secret, "harness", unix_time().as_secs(), None)
 }
 
 fn unix_time() -> Duration {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.expect("the clock is past 1970")
+    now.expect("the clock is after 1970")
 }

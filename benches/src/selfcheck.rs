@@ -214,7 +214,7 @@ fn accept(
         .find_map(|line| line.strip_prefix("Sec-WebSocket-Key: "));
     let accept = derive_accept_key(key.unwrap_or_default().as_bytes());
     let init = br#"{"type":"init","data":{}}"#;
-    let length = u8::try_from(init.len()).expect("it is short");
+    let length = u8::try_from(init.len()).expect("the length is small");
     write!(
         stream,
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\

@@ -152,10 +152,10 @@ impl<'a> Fields<'a> {
     fn twice(&self, names: &[(&str, &'static str)]) -> Result<(), MessageError> {
         for (index, (name, _)) in self.0.iter().enumerate() {
             let known = names.iter().find(|known| known.0 == name);
-            if let Some((_, told)) = known
+            if let Some((_, field_name)) = known
                 && self.0[..index].iter().any(|before| before.0 == *name)
             {
-                return Err(MessageError::Twice(told));
+                return Err(MessageError::Twice(field_name));
             }
         }
         Ok(())
@@ -310,11 +310,11 @@ fn check_frames(op: &Op<'_>) {
         .map(|(key, value)| init_field_bytes(key, value))
         .sum();
     put_init(&mut out, fields_bytes, fields.into_iter());
-    let init = Fields::of(payload(&out)).expect("an init message is an object");
+    let init = Fields::of(payload(&out)).expect("the init message is an object");
     let data = init
         .get("data")
         .and_then(Fields::of)
-        .expect("with its data");
+        .expect("init has an object as data");
     assert_eq!(data.0, fields.map(|(key, value)| (key.to_owned(), value)));
 }
 

@@ -116,7 +116,7 @@ impl Written {
                 assert_eq!(
                     at.end,
                     start + batch.len(),
-                    "op_bytes tells what push_op writes"
+                    "op_bytes differs from what push_op writes"
                 );
                 units.push(Unit {
                     at,
@@ -170,7 +170,7 @@ impl Written {
         }
         assert!(
             found.is_sorted_by(|one, next| one < next),
-            "no op is read twice"
+            "an op was read twice"
         );
         let is_header = |unit: &Unit| unit.durable_position.is_some();
         let starts = (0..self.units.len()).filter(|at| is_header(&self.units[*at]));
@@ -184,7 +184,7 @@ impl Written {
                 let mut ops = batch.skip(1);
                 assert!(
                     ops.all(|op| found.binary_search(&op).is_ok()),
-                    "a whole batch is read"
+                    "a partial batch was read"
                 );
             }
         }
@@ -193,7 +193,7 @@ impl Written {
     /// Reads these bytes, an altered version of those written, and returns the ops and the first
     /// fault.
     fn read(&self, bytes: &[u8]) -> (Vec<OwnedOp>, Option<(usize, FaultKind)>) {
-        let header = SegmentHeader::decode(bytes).expect("the header is whole");
+        let header = SegmentHeader::decode(bytes).expect("the header is intact");
         assert_eq!(header, segment_header());
         let mut reader = Reader::new(&header, bytes);
         let (mut ops, mut fault) = (Vec::new(), None);
@@ -251,22 +251,22 @@ impl Written {
     fn check(&self, bytes: &[u8], first: usize) {
         let (ops, fault) = self.read(bytes);
         let bad = self.units.iter().position(|unit| unit.at.contains(&first));
-        let bad = bad.expect("the units are the whole segment");
+        let bad = bad.expect("the units cover the segment");
         let is_record = |unit: &&Unit| unit.durable_position.is_none();
         let whole_ops = self.units[..bad].iter().filter(is_record).count();
         assert_eq!(
             ops,
             self.ops[..whole_ops],
-            "what is whole before the change, and no more"
+            "exactly the ops before the change are read"
         );
 
         let unit = &self.units[bad];
         let is_header = unit.durable_position.is_some();
         let Some((offset, kind)) = fault else {
-            assert!(is_header && bytes.len() == unit.at.start, "a fault is told");
+            assert!(is_header && bytes.len() == unit.at.start, "the fault is not reported");
             return;
         };
-        assert_eq!(offset, unit.at.start, "the fault is told at its place");
+        assert_eq!(offset, unit.at.start, "the fault is reported at another offset");
         let is_right = match kind {
             FaultKind::Cut => !is_header && bytes.len() == offset,
             FaultKind::Record => !is_header && bytes.len() > offset,
@@ -307,7 +307,7 @@ impl Written {
             .units
             .iter()
             .position(|unit| unit.at.start == fault_offset);
-        let at = at.expect("a fault is at the begin of a unit");
+        let at = at.expect("the fault is at the start of a unit");
         let is_header = |unit: &&Unit| unit.durable_position.is_some();
         let end = if is_header(&&self.units[at]) {
             self.units[at].at.end

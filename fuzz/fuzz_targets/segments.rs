@@ -103,7 +103,7 @@ fn check_reader<'a>(header: &SegmentHeader, bytes: &'a [u8]) -> Read<'a> {
                 ops.push(op);
             }
             Err(error) => {
-                assert_eq!(error.offset, reader.offset(), "all before a fault is valid");
+                assert_eq!(error.offset, reader.offset(), "ops before the fault were lost");
                 assert!(error.offset <= bytes.len() && !error.to_string().is_empty());
                 check_damage(header, bytes, error.offset);
                 fault = Some(error.kind);
@@ -204,10 +204,10 @@ fn check_damage(header: &SegmentHeader, bytes: &[u8], fault_offset: usize) {
         .find(|offset| durable(offset) > fault_position);
     assert_eq!(damage_behind(header, behind, fault_offset), proof.copied());
     if fault_offset == 0 {
-        let greatest = batches
+        let largest = batches
             .iter()
             .map(durable)
             .fold(header.first_position.get(), u64::max);
-        assert_eq!(durable_position(header, bytes).get(), greatest);
+        assert_eq!(durable_position(header, bytes).get(), largest);
     }
 }

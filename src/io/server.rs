@@ -216,7 +216,7 @@ fn begin_to_serve(
             serves,
         })));
     }
-    let shards = u32::try_from(senders.len()).expect("SHARDS_MAX fits");
+    let shards = u32::try_from(senders.len()).expect("SHARDS_MAX fits in 32 bits");
     let noted = directory.note_shards(shards);
     noted.map_err(|source| ServeError::Segment {
         path: directory.path().to_owned(),
@@ -258,10 +258,7 @@ fn run_until_stopped(
 ) -> Result<(), ServeError> {
     let mut running = senders.len();
     while running > 0 {
-        match inbox
-            .recv()
-            .expect("a thread that sends events runs as long as this one")
-        {
+        match inbox.recv().expect("a thread that sends events is running") {
             ServerEvent::Signal(SIGHUP) => {
                 secrets.read_again(senders);
                 pages.renew_token(|| dev_token(secrets.secrets()));
@@ -315,7 +312,7 @@ fn wait_for_recovery(
         match inbox.recv_timeout(Duration::from_millis(PROGRESS_STEP_MS)) {
             Err(RecvTimeoutError::Timeout) => display.show(&status.recovery),
             Err(RecvTimeoutError::Disconnected) => {
-                unreachable!("a thread that sends events runs as long as this one")
+                unreachable!("a thread that sends events is running")
             }
             Ok(ServerEvent::Signal(SIGHUP)) => secrets.read_again(senders),
             Ok(ServerEvent::Signal(signal)) => {

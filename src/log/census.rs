@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_op_counts_where_it_stands_and_the_winner_is_live() {
+    fn each_op_counts_for_its_folder_and_only_the_winner_is_live() {
         let op = |workspace, key, value, seq, timestamp| LoggedOp {
             workspace,
             key,

@@ -239,7 +239,7 @@ impl<D: Disk> Compaction<D> {
     pub fn only(mut self, shards: &[u32]) -> Self {
         assert!(
             self.read_count == 0 && self.groups.is_empty(),
-            "the segments to read are chosen before the first step"
+            "shards are selected after the first step"
         );
         self.links
             .retain(|link| shards.contains(&link.header.shard));
@@ -449,7 +449,7 @@ impl<D: Disk> Compaction<D> {
         }
         let (last, before) = self.links[group]
             .split_last()
-            .expect("a group has a segment");
+            .expect("a group has at least one segment");
         // If the file cannot be opened here, the kernel frees all of its blocks at once.
         let last_old = disk.open_writable(&last.path).ok();
         let nobody_reads = self.directory.replacing();
@@ -593,7 +593,7 @@ impl WinnerIndex {
 
     /// Adds an op from the segment at `place`.
     fn note(&mut self, op: &LoggedOp<'_>, place: usize) {
-        let bytes = u32::try_from(record::op_bytes(op)).expect("a record is below 4 GiB");
+        let bytes = u32::try_from(record::op_bytes(op)).expect("a record is smaller than 4 GiB");
         let winner = Winner {
             timestamp: op.timestamp,
             seq: op.seq,
@@ -620,7 +620,7 @@ impl WinnerIndex {
             .workspaces
             .get(op.workspace)
             .and_then(|keys| keys.get(op.key));
-        let winner = winner.expect("each op was noted before");
+        let winner = winner.expect("each op was recorded in the first pass");
         (winner.place as usize, winner.timestamp, winner.seq) == (place, op.timestamp, op.seq)
     }
 }

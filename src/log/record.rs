@@ -165,7 +165,7 @@ pub(super) const BATCH_CRC_AT: usize = 24;
 
 const _: () = assert!(
     BATCH_CRC_AT + 4 == BATCH_HEADER_BYTES,
-    "the crc ends the batch header"
+    "the CRC is the last field of the batch header"
 );
 
 /// The length of an op record without its workspace id, key and value.
@@ -259,10 +259,9 @@ pub fn begin_batch(batch: &mut Vec<u8>) {
 /// bounds in [`crate::limits`] rule this out.
 pub fn push_op(batch: &mut Vec<u8>, op: &LoggedOp<'_>) {
     let bytes = op_bytes(op);
-    let bytes_u32 = u32::try_from(bytes).expect("an op is far smaller than 4 GiB");
-    let workspace_bytes =
-        u16::try_from(op.workspace.len()).expect("WORKSPACE_ID_BYTES_MAX fits 16 bits");
-    let key_bytes = u16::try_from(op.key.len()).expect("KEY_BYTES_MAX fits 16 bits");
+    let bytes_u32 = u32::try_from(bytes).expect("an op is smaller than 4 GiB");
+    let workspace_bytes = u16::try_from(op.workspace.len()).expect("an id length fits in 16 bits");
+    let key_bytes = u16::try_from(op.key.len()).expect("a key length fits in 16 bits");
     let mut header = [0; OP_HEADER_BYTES];
     header[4..8].copy_from_slice(&bytes_u32.to_le_bytes());
     header[8..16].copy_from_slice(&op.seq.get().to_le_bytes());
@@ -292,12 +291,12 @@ pub fn seal_batch(
 ) {
     assert!(
         durable_position <= position,
-        "a batch is not on disk before it is written"
+        "a batch cannot be durable before it is written"
     );
     let (header, mut rest) = batch
         .split_first_chunk_mut::<BATCH_HEADER_BYTES>()
-        .expect("begin_batch left room for the header");
-    let payload_bytes = u32::try_from(rest.len()).expect("a batch is far smaller than 4 GiB");
+        .expect("begin_batch leaves room for the header");
+    let payload_bytes = u32::try_from(rest.len()).expect("a batch is smaller than 4 GiB");
     let mut crc = BatchHeader {
         payload_bytes,
         position,
@@ -310,7 +309,7 @@ pub fn seal_batch(
             .map_or(0, |length| u32_at(length, 0) as usize);
         assert!(
             (OP_HEADER_BYTES..=rest.len()).contains(&record_bytes),
-            "push_op wrote every record"
+            "some records were not written by push_op"
         );
         let (record, behind) = rest.split_at_mut(record_bytes);
         let (record_crc, body) = record.split_at_mut(RECORD_CRC_BYTES);

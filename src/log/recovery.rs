@@ -157,7 +157,11 @@ impl<'a, D: Disk> Recovery<'a, D> {
     pub fn finish(self, folders: &[FolderRead]) -> Result<RecoveryReport, RecoveryError> {
         let disk = self.directory.disk();
         let mut report = RecoveryReport::default();
-        assert_eq!(folders.len(), self.chains.len(), "each folder was read");
+        assert_eq!(
+            folders.len(),
+            self.chains.len(),
+            "each folder has been read"
+        );
         for (chain, read) in self.chains.iter().zip(folders) {
             let folder = self.directory.shard_path(chain.shard);
             // The result depends on the names that were found, so they are made durable first. The

@@ -257,7 +257,7 @@ impl<D: Disk> RepairPlan<D> {
     fn aside_path(&self, path: &Path) -> Result<PathBuf, RepairError> {
         let inner = path
             .strip_prefix(&self.data)
-            .expect("a file of the data directory");
+            .expect("the path is in the data directory");
         let to = self.aside.join(inner);
         self.create_folder(&self.aside)?;
         self.create_folder(parent(&to))?;

@@ -159,7 +159,8 @@ impl Schedule {
         let range = COMPACTION_URGENT_PERCENT - COMPACTION_START_PERCENT;
         let share = COMPACTION_TIME_PERCENT_MIN
             + (100 - COMPACTION_TIME_PERCENT_MIN) * over.min(range) / range;
-        let pause_percent = u32::try_from((100 - share) * 100 / share).expect("a small number");
+        let pause_percent =
+            u32::try_from((100 - share) * 100 / share).expect("the number is small");
         worked * pause_percent / 100
     }
 

@@ -220,7 +220,7 @@ impl<'a> Walk<'a, '_> {
     /// Returns a field's unescaped name and steps to its value.
     fn name(&mut self) -> &'a str {
         let Node::String(name) = self.nodes[self.node] else {
-            unreachable!("the tape holds a string before each value of an object");
+            unreachable!("the tape has a string before each value of an object");
         };
         self.node += 1;
         // The opening quote and the colon; a closing quote is not structural.
@@ -323,7 +323,7 @@ fn put_json(out: &mut Vec<u8>, message: &serde_json::Value) {
 }
 
 pub(super) fn put_json_string(out: &mut Vec<u8>, string: &str) {
-    serde_json::to_writer(out, string).expect("a string serializes into memory");
+    serde_json::to_writer(out, string).expect("a string can always be serialized");
 }
 
 /// Returns the number of bytes that [`put_json_string`] appends.
@@ -359,7 +359,7 @@ mod tests {
         // The buffers carry nothing over from one message to the next.
         let _ = parser
             .parse(r#"{"type":"op","payload":{"key":"\u0041","value":[1,[2]],"timestamp":1}}"#);
-        assert_eq!(parser.parse(text), expected, "{text}, again");
+        assert_eq!(parser.parse(text), expected, "{text}, parsed again");
     }
 
     fn op(key: &str, value: &str, timestamp: &str) -> String {
@@ -411,7 +411,7 @@ mod tests {
 
     /// P31, P35, P36.
     #[test]
-    fn the_error_of_a_bad_message_names_the_field() {
+    fn the_error_for_a_bad_message_names_the_field() {
         use MessageError as E;
         let long = format!("\"{}\"", "k".repeat(KEY_BYTES_MAX + 1));
         for (text, error) in [
@@ -477,7 +477,7 @@ mod tests {
 
     /// P36.
     #[test]
-    fn the_error_names_a_field_that_is_nested_too_deep() {
+    fn the_error_names_a_field_that_is_nested_too_deeply() {
         let deep = "[".repeat(129) + &"]".repeat(129);
         for (text, expected) in [
             (
@@ -547,7 +547,7 @@ mod tests {
     proptest! {
         /// P31, P46, P47.
         #[test]
-        fn any_value_is_passed_on_unchanged(
+        fn every_value_is_passed_on_unchanged(
             value in json_text(),
             key in ".{1,20}",
             timestamp in 0..=TIMESTAMP_MAX_US,
@@ -572,14 +572,14 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_parsed_without_a_panic(
+        fn arbitrary_text_is_parsed_without_a_panic(
             text in "\\PC{0,60}|[{}\\[\\]:,\"a-z0-9 \\\\]{0,60}",
         ) {
             let _ = Parser::new().parse(&text);
         }
 
         #[test]
-        fn the_length_of_a_json_string_is_right(string in any::<String>()) {
+        fn the_length_of_a_json_string_is_correct(string in any::<String>()) {
             let mut out = Vec::new();
             put_json_string(&mut out, &string);
             prop_assert_eq!(out.len(), json_string_bytes(&string));

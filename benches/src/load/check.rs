@@ -73,7 +73,8 @@ impl Window {
     }
 
     fn offset(&self, position: u64) -> usize {
-        usize::try_from(position % self.bytes.len() as u64).expect("a remainder of a length")
+        usize::try_from(position % self.bytes.len() as u64)
+            .expect("the remainder is smaller than the divisor")
     }
 
     /// Returns the stream from a position on, as far as it is contiguous.
@@ -154,11 +155,12 @@ impl Cursor {
         self.held.extend_from_slice(bytes);
         let mut reader = std::io::Cursor::new(&self.held);
         let parsed = FrameHeader::parse(&mut reader);
-        let header_bytes = usize::try_from(reader.position()).expect("a header is short");
+        let header_bytes = usize::try_from(reader.position()).expect("the header length is small");
         let (header, payload_bytes) = match parsed {
-            Ok(Some((header, payload_bytes))) if payload_bytes <= 125 && header.is_final => {
-                (header, usize::try_from(payload_bytes).expect("it is short"))
-            }
+            Ok(Some((header, payload_bytes))) if payload_bytes <= 125 && header.is_final => (
+                header,
+                usize::try_from(payload_bytes).expect("the length is small"),
+            ),
             Ok(None) => return Ok(&[]),
             Ok(Some(_)) | Err(_) => return Err(self.stranger(window)),
         };
@@ -202,7 +204,7 @@ impl Cursor {
         let number = self.count(window);
         let expected = window.frame(number);
         let so_far = usize::try_from(self.position % window.frame_bytes as u64);
-        let so_far = &expected[..so_far.expect("a remainder of a length")];
+        let so_far = &expected[..so_far.expect("the remainder is smaller than the divisor")];
         Mismatch::Different {
             number,
             expected: describe(expected),
@@ -217,7 +219,7 @@ fn describe(bytes: &[u8]) -> String {
     let Ok(Some((header, payload_bytes))) = FrameHeader::parse(&mut reader) else {
         return format!("no frame: {:?}", String::from_utf8_lossy(bytes));
     };
-    let start = usize::try_from(reader.position()).expect("a header is short");
+    let start = usize::try_from(reader.position()).expect("the header length is small");
     let payload = &bytes[start..];
     let payload_bytes = usize::try_from(payload_bytes).unwrap_or(usize::MAX);
     let (payload, more) = match payload.get(..payload_bytes.min(1024)) {

@@ -40,7 +40,7 @@ impl Joiner {
 
     /// Expects this frame next, and nothing before it.
     pub fn expect(&mut self, frame: &Rc<[u8]>) {
-        assert!(self.is_served(), "it has got what it waited for");
+        assert!(self.is_served(), "the previous frame has not arrived");
         self.wanted = Expected::Bytes(Rc::clone(frame), 0);
     }
 
@@ -73,7 +73,7 @@ impl Joiner {
             return Ok(false);
         }
         match &mut self.wanted {
-            Expected::Upgrade(_) => unreachable!("it was just handled"),
+            Expected::Upgrade(_) => unreachable!("the upgrade was handled above"),
             Expected::Nothing if is_ping(bytes) => Ok(false),
             Expected::Nothing => Err(format!(
                 "nothing was expected, and {} was received",

@@ -60,7 +60,10 @@ impl Text {
                 format!(r#"{{"payload":{{{key},{timestamp},{value}}},"type":"op"}}"#)
             }
         };
-        let place = |of: &str, count| text.find(&of.repeat(count)).expect("it was just put there");
+        let place = |of: &str, count| {
+            text.find(&of.repeat(count))
+                .expect("the text was just inserted")
+        };
         Self {
             key_at: place("K", KEY_DIGITS),
             number_at: place("N", NUMBER_DIGITS),
@@ -97,7 +100,7 @@ fn put_digits(into: &mut [u8], mut value: u64) {
         *digit = b"0123456789"[usize::try_from(value % 10).expect("a digit")];
         value /= 10;
     }
-    assert!(value == 0, "the layout has room for the number");
+    assert!(value == 0, "the number does not fit in the layout");
 }
 
 /// Writes the frame of a text as a server sends it.
@@ -117,7 +120,7 @@ pub fn put_client_frame(out: &mut Vec<u8>, text: &[u8]) {
 
 /// Appends the answer to a ping.
 pub fn put_pong(out: &mut Vec<u8>, payload: &[u8]) {
-    let bytes = u8::try_from(payload.len()).expect("a control frame is short");
+    let bytes = u8::try_from(payload.len()).expect("a control frame has a short payload");
     out.extend_from_slice(&[0x8A, 0x80 | bytes]);
     out.extend_from_slice(&MASK);
     let masked = payload.iter().zip(MASK.iter().cycle());
@@ -126,7 +129,7 @@ pub fn put_pong(out: &mut Vec<u8>, payload: &[u8]) {
 
 /// Returns the shortest header of a text of 126 to 65,535 bytes (RFC 6455, section 5.2).
 fn header_of(text: &[u8], mask_bit: u8) -> [u8; 4] {
-    assert!(text.len() >= 126, "the layout is that long");
+    assert!(text.len() >= 126, "the text is too short for this layout");
     let [high, low] = u16::try_from(text.len())
         .expect("an op is short")
         .to_be_bytes();

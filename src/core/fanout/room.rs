@@ -75,7 +75,7 @@ impl Room {
         let presence = self
             .presence
             .as_mut()
-            .expect("a member that leaves was present");
+            .expect("the leaving member was present");
         presence.remove(user);
         self.presence.take_if(|presence| presence.count() == 0);
     }

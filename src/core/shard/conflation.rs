@@ -32,7 +32,7 @@ impl Shard {
         if session.outbox.has_answers() {
             return false;
         }
-        let room_id = session.room().expect("only a member is behind");
+        let room_id = session.room().expect("only a member can be behind");
         let room = &self.rooms[room_id];
         let bytes_max = if self.budget.is_tight() {
             SESSION_BYTES_SPARED
@@ -114,7 +114,7 @@ impl Shard {
     /// each key instead.
     pub(super) fn conflate(&mut self, id: SessionId) {
         let session = &mut self.sessions[id];
-        let room_id = session.room().expect("only a member falls behind");
+        let room_id = session.room().expect("only a member can fall behind");
         fall_behind(session, &self.rooms[room_id].window, &mut self.pool);
         self.counters.conflations += 1;
         self.sends.queue(id, session);

@@ -62,7 +62,7 @@ impl Shard {
         let session = self
             .sessions
             .get_mut(id)
-            .expect("a session outlives its receive");
+            .expect("the session exists until its receive completes");
         session.receiving = false;
         let is_aborted = session.is_aborted();
         let bytes = match received {
@@ -354,7 +354,7 @@ impl Shard {
         }
         let source = self.source(id);
         let session = &mut self.sessions[id];
-        let room_id = session.room().expect("only an open session applies");
+        let room_id = session.room().expect("only an open session applies ops");
         let room = &mut self.rooms[room_id];
         let live_bytes_before = room.workspace.log_bytes();
         let bytes_max = self.config.limits.workspace_bytes.unwrap_or(u64::MAX);
@@ -442,7 +442,7 @@ impl Shard {
     /// for the log.
     fn correct(&mut self, id: SessionId, correction: Correction) {
         let session = &mut self.sessions[id];
-        let room_id = session.room().expect("only an open session applies");
+        let room_id = session.room().expect("only an open session applies ops");
         let room = &self.rooms[room_id];
         let due = Due {
             at: room.window.end(),
@@ -464,7 +464,7 @@ impl Shard {
             return false;
         }
         let room_id = self.sessions[id].room();
-        let room_id = room_id.expect("only an open session applies");
+        let room_id = room_id.expect("only an open session applies ops");
         let held = self.rooms[room_id].workspace.get(op.key);
         // An op that loses or was resent does not grow the log, so it receives its usual answer.
         if held.is_some_and(|held| op.timestamp <= held.timestamp()) {
@@ -559,7 +559,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_error_says_how_far_a_timestamp_is_ahead() {
+    fn the_error_says_how_far_ahead_a_timestamp_is() {
         for (ahead_us, most_us, most, ahead) in [
             (SECOND_US * 86_401, SECOND_US * 86_400, "1day", "1day 1s"),
             (SECOND_US * 7262, SECOND_US * 60, "1m", "2h 1m 2s"),

@@ -150,30 +150,38 @@ impl Rooms {
 
     /// Checks the invariant.
     pub fn invariants(&self, sessions: &Sessions) {
-        assert_eq!(self.table.len(), self.index.len(), "the index of rooms");
+        assert_eq!(
+            self.table.len(),
+            self.index.len(),
+            "the index and the table of rooms differ in length"
+        );
         let mut members_count = 0;
         for (slot, room) in &self.table {
             let id = RoomId::new(slot);
-            assert_eq!(self.find(room.workspace.id()), Some(id), "a room is found");
+            assert_eq!(
+                self.find(room.workspace.id()),
+                Some(id),
+                "a room is missing in the index"
+            );
             for (member, slot) in (0..).zip(&room.members) {
                 let session = sessions.id_at(*slot).map(|id| &sessions[id]);
                 let state = session.map(Session::state);
                 assert_eq!(
                     state,
                     Some(State::Open { room: id, member }),
-                    "a member of {id:?}"
+                    "a member of {id:?} is in another state"
                 );
                 members_count += 1;
             }
             assert!(
                 !room.touched || self.touched.contains(&id),
-                "{id:?} is touched"
+                "{id:?} is not in the list of touched rooms"
             );
         }
         assert_eq!(
             members_count,
             sessions.counts().members,
-            "each member has its room"
+            "the members of all rooms differ from the session count"
         );
     }
 }

@@ -71,7 +71,7 @@ impl Shard {
     /// Answers a request that has waited for as long as it may.
     pub(super) fn give_up_waiting(&mut self, id: SessionId, clock: Clock) {
         let handoff = self.admission.take_waiting(&self.sessions[id]);
-        let handoff = handoff.expect("a session waits with its request");
+        let handoff = handoff.expect("a waiting session has a request");
         let refusal = self.refusal();
         self.fulfil(id, handoff, refusal, clock);
     }
@@ -80,7 +80,7 @@ impl Shard {
     /// client has closed its sending side.
     pub(super) fn received_waiting(&mut self, id: SessionId, bytes: &[u8]) {
         let handoff = self.admission.waiting(&self.sessions[id]);
-        let handoff = handoff.expect("a session waits with its request");
+        let handoff = handoff.expect("a waiting session has a request");
         if !bytes.is_empty() {
             handoff.unparsed.extend_from_slice(bytes);
             if handoff.unparsed.len() < HEAD_BYTES_MAX {

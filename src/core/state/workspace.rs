@@ -303,7 +303,7 @@ impl Workspace {
             mark: source.mark,
             older: NONE,
             newer: NONE,
-            key_bytes: u32::try_from(key.len()).expect("KEY_BYTES_MAX is far smaller than 4 GiB"),
+            key_bytes: u32::try_from(key.len()).expect("a key is smaller than 4 GiB"),
         };
         let slot = slot_index(self.entries.insert(entry));
         self.index.insert(tag, slot);
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rules_of_last_write_wins() {
+    fn last_write_wins_rules() {
         let mut workspace = Workspace::new("w", 1);
         assert!(workspace.is_untouched());
         assert!(matches!(
@@ -479,7 +479,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_agrees_with_the_model(
+        fn a_workspace_agrees_with_the_model(
             ops in prop::collection::vec((0..6_u8, 0..4_u8, 0..20_u64), 0..80),
             since in (0..90_u64).prop_map(Seq::new),
         ) {
@@ -494,7 +494,7 @@ mod tests {
                         prop_assert_eq!(&model.map[&key].0, entry.value());
                         None
                     }
-                    Verdict::TooLarge(_) => unreachable!("its size is not limited"),
+                    Verdict::TooLarge(_) => unreachable!("the size is not limited"),
                 };
                 prop_assert_eq!(won, model.apply(&key, &value, timestamp));
                 log.extend(won.map(|seq| (key, value, timestamp, seq)));

@@ -11,7 +11,7 @@ use crate::log::record::SegmentHeader;
 use crate::log::segment;
 
 #[test]
-fn it_is_created_with_its_parents_and_keeps_its_epoch() {
+fn a_directory_is_created_with_its_parents_and_keeps_its_epoch() {
     let root = tempdir().unwrap();
     let path = root.path().join("a/b/data");
     let first = DataDirectory::open(&path).unwrap();
@@ -32,7 +32,7 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[test]
-fn what_it_creates_is_for_nobody_else_and_what_was_there_keeps_its_mode() {
+fn new_files_are_private_and_existing_ones_keep_their_mode() {
     let root = tempdir().unwrap();
     let path = root.path().join("parent/data");
     let directory = DataDirectory::open(&path).unwrap();
@@ -82,7 +82,7 @@ fn a_deleted_lock_file_does_not_let_another_server_in() {
         lock_damaged(&HostDisk, root.path()),
         Err(DirectoryError::InUse { .. })
     ));
-    assert!(!root.path().join(LOCK).exists(), "it is left as it is");
+    assert!(!root.path().join(LOCK).exists(), "the file was changed");
     // A server of an older version creates a new one.
     fs::write(root.path().join(LOCK), "").unwrap();
     assert!(!first.is_lock_in_place().unwrap());
@@ -96,7 +96,7 @@ fn a_deleted_lock_file_does_not_let_another_server_in() {
 }
 
 #[test]
-fn a_second_open_names_the_first_and_changes_nothing() {
+fn a_second_open_names_the_lock_holder_and_changes_nothing() {
     let root = tempdir().unwrap();
     let first = DataDirectory::open(root.path()).unwrap();
     for _ in 0..2 {
@@ -117,7 +117,7 @@ fn a_second_open_names_the_first_and_changes_nothing() {
 }
 
 #[test]
-fn a_meta_file_that_does_not_fit_is_told() {
+fn an_invalid_meta_file_is_reported() {
     let epoch = "00112233445566778899aabbccddeeff";
     let cases = [
         ("", "is damaged"),
@@ -155,7 +155,7 @@ fn a_meta_file_that_does_not_fit_is_told() {
         assert_eq!(
             fs::read_to_string(root.path().join(META)).unwrap(),
             text,
-            "left as it is"
+            "the file changed"
         );
     }
     let text = format!("{{\"format_version\":1,\"epoch\":\"{epoch}\"}}");
@@ -165,7 +165,7 @@ fn a_meta_file_that_does_not_fit_is_told() {
 }
 
 #[test]
-fn a_log_without_its_meta_file_gets_no_new_epoch() {
+fn a_log_that_lost_its_meta_file_gets_no_new_epoch() {
     let root = tempdir().unwrap();
     drop(DataDirectory::open(root.path()).unwrap());
     fs::create_dir(root.path().join("shard-02")).unwrap();
@@ -179,7 +179,7 @@ fn a_log_without_its_meta_file_gets_no_new_epoch() {
 }
 
 #[test]
-fn the_shards_that_have_begun_are_noted_and_never_fewer() {
+fn the_recorded_number_of_shards_never_decreases() {
     let root = tempdir().unwrap();
     for (shards, expected) in [(0, 0), (2, 2), (1, 2), (3, 3)] {
         let directory = DataDirectory::open(root.path()).unwrap();
@@ -202,7 +202,7 @@ fn the_shards_that_have_begun_are_noted_and_never_fewer() {
 }
 
 #[test]
-fn shards_are_the_folders_with_a_shards_name() {
+fn only_folders_with_a_shard_name_are_shards() {
     let root = tempdir().unwrap();
     let directory = DataDirectory::open(root.path()).unwrap();
     assert_eq!(directory.shards().unwrap(), [0; 0]);
@@ -238,7 +238,7 @@ fn a_path_through_a_file_cannot_be_created() {
 }
 
 #[test]
-fn a_folder_without_write_access_is_told() {
+fn a_folder_without_write_access_is_reported() {
     if rustix::process::geteuid().is_root() {
         eprintln!("not tested: root may write everywhere");
         return;

@@ -138,12 +138,12 @@ fn read(bytes: &[u8]) -> (Vec<OwnedOp>, Option<Fault>, usize) {
             Err(error) => fault = Some(error),
         }
     }
-    assert!(reader.next().is_none(), "nothing after the end");
+    assert!(reader.next().is_none(), "an item after the end");
     if let Some(fault) = fault {
         assert_eq!(
             fault.offset,
             reader.offset(),
-            "all before the fault is valid"
+            "ops before the fault were lost"
         );
     }
     (ops, fault, reader.offset())
@@ -201,7 +201,7 @@ fn any_batches() -> impl Strategy<Value = Vec<(Vec<OwnedOp>, bool)>> {
 }
 
 #[test]
-fn the_bytes_are_those_of_the_tables() {
+fn the_bytes_match_the_documented_tables() {
     let mut batch = Vec::new();
     begin_batch(&mut batch);
     let op = LoggedOp {
@@ -243,7 +243,7 @@ fn the_bytes_are_those_of_the_tables() {
 }
 
 #[test]
-fn a_segment_header_is_whole_or_refused() {
+fn a_segment_header_is_intact_or_refused() {
     let bytes = HEADER.encode();
     assert_eq!(SegmentHeader::decode(&bytes), Ok(HEADER));
     for end in 0..SEGMENT_HEADER_BYTES {
@@ -280,7 +280,7 @@ fn a_segment_header_is_whole_or_refused() {
 }
 
 #[test]
-fn a_compacted_segment_stands_behind_those_that_it_replaced() {
+fn a_compacted_segment_sorts_after_those_it_replaced() {
     let (index, first_position) = (5, LogPosition::new(1000));
     for (replaced, end_position, is_whole) in [
         (4, 1000, true),
@@ -315,14 +315,14 @@ fn every_truncation_leaves_a_prefix_and_a_torn_tail() {
         let (ops, fault, offset) = read(bytes);
         assert_eq!(ops, built.ops[..ops.len()]);
         let end = *built.ends.iter().rfind(|&&end| end <= length).unwrap();
-        assert_eq!(offset, end, "all that is whole is kept, at length {length}");
+        assert_eq!(offset, end, "intact records were lost at length {length}");
         let whole_batches = length == built.bytes.len() || built.batch_starts.contains(&length);
         assert_eq!(fault.is_none(), whole_batches, "length {length}");
         if let Some(fault) = fault {
             assert_eq!(
                 fault.kind == FaultKind::Cut,
                 offset == length,
-                "a cut file tells so, at length {length}"
+                "the cut is not reported at length {length}"
             );
             assert_eq!(
                 damage_behind(&HEADER, &bytes[fault.offset..], fault.offset),
@@ -347,14 +347,14 @@ fn for_each_flip(built: &Built, mut check: impl FnMut(usize, &[u8])) {
 }
 
 #[test]
-fn a_flipped_bit_in_synced_bytes_is_proven_by_a_header_and_in_the_last_batch_by_what_is_there() {
+fn a_flipped_bit_is_proven_damage_by_a_later_header_or_by_complete_sectors() {
     let built = sample();
     let unsynced = *built.batch_starts.last().unwrap();
     for_each_flip(&built, |at, bytes| {
         let (ops, fault, offset) = read(bytes);
-        assert!(offset <= at, "byte {at} was read over");
-        assert_eq!(ops, built.ops[..ops.len()], "byte {at} was served altered");
-        let fault = fault.expect("a flip is a fault");
+        assert!(offset <= at, "altered byte {at} was skipped");
+        assert_eq!(ops, built.ops[..ops.len()], "altered byte {at} was served");
+        let fault = fault.expect("the flip is reported as a fault");
         assert!(!matches!(fault.kind, FaultKind::Content(_)), "byte {at}");
         let proof = (at < unsynced).then_some(unsynced);
         // The first intact header after the flip that was written once the flipped bytes were
@@ -373,7 +373,7 @@ fn a_sealed_tail_has_no_blind_spot() {
     let seal = *built.batch_starts.last().unwrap();
     for_each_flip(&built, |at, bytes| {
         let (ops, fault, offset) = read(bytes);
-        let fault_offset = fault.expect("a flip is a fault").offset;
+        let fault_offset = fault.expect("the flip is reported as a fault").offset;
         let proof = damage_behind(&HEADER, &bytes[fault_offset..], fault_offset);
         if at < seal {
             assert!(proof.is_some(), "byte {at}");
@@ -389,7 +389,7 @@ fn a_sealed_tail_has_no_blind_spot() {
 }
 
 #[test]
-fn a_batch_is_valid_only_in_its_segment_and_at_its_place() {
+fn a_batch_is_valid_only_in_its_segment_and_at_its_offset() {
     let built = build(&[(vec![op(1, "1")], true), (vec![op(2, "2")], true)]);
     let [first, second] = built.batch_starts[..] else {
         unreachable!()
@@ -404,11 +404,14 @@ fn a_batch_is_valid_only_in_its_segment_and_at_its_place() {
     assert_eq!(ops, []);
     assert!(
         matches!(fault.unwrap().kind, FaultKind::Content(_)),
-        "written so, not torn"
+        "invalid content is reported as torn"
     );
     let shifted = [&built.bytes[..first], &[0], &whole, &rest].concat();
     let proof = damage_behind(&HEADER, &shifted[first..], first);
-    assert_eq!(proof, None, "a header that stands elsewhere proves nothing");
+    assert_eq!(
+        proof, None,
+        "a header at another offset was accepted as proof"
+    );
 
     let other = SegmentHeader { index: 8, ..HEADER };
     let reader = Reader::new(&other, &built.bytes).next();
@@ -422,7 +425,7 @@ fn a_batch_is_valid_only_in_its_segment_and_at_its_place() {
 }
 
 #[test]
-fn content_that_no_writer_makes_is_told_apart_from_a_torn_tail() {
+fn invalid_content_is_distinguished_from_a_torn_tail() {
     // Each case alters a field of a record and reseals the batch, so that all checksums are
     // correct.
     let cases: [(usize, u8); 4] = [(28, 2), (24, 200), (27, 1), (29, 0xC0)];
@@ -448,7 +451,7 @@ fn content_that_no_writer_makes_is_told_apart_from_a_torn_tail() {
 }
 
 #[test]
-fn sealing_again_is_sealing_once() {
+fn sealing_twice_is_the_same_as_sealing_once() {
     let mut batch = Vec::new();
     begin_batch(&mut batch);
     push_op(&mut batch, &op(1, "1").op());
@@ -463,7 +466,7 @@ fn sealing_again_is_sealing_once() {
 
 proptest! {
     #[test]
-    fn what_is_written_is_read(batches in any_batches()) {
+    fn written_records_are_read_back(batches in any_batches()) {
         let built = build(&batches);
         let (ops, fault, offset) = read(&built.bytes);
         prop_assert_eq!(&ops, &built.ops);
@@ -475,7 +478,7 @@ proptest! {
     /// After a power cut, the synced bytes are intact, any of the other sectors contain zeros, and
     /// the file may have lost any part of its unsynced end.
     #[test]
-    fn a_power_cut_leaves_a_torn_tail(
+    fn a_power_cut_leaves_only_a_torn_tail(
         batches in any_batches(),
         lost in prop::collection::vec(any::<bool>(), 64),
         length_lost in 0_usize..4096,
@@ -495,12 +498,12 @@ proptest! {
             }
         }
         let (ops, fault, offset) = read(&bytes);
-        prop_assert!(ops.len() >= durable_ops && offset >= durable_bytes, "a synced op is lost");
+        prop_assert!(ops.len() >= durable_ops && offset >= durable_bytes, "a synced op was lost");
         prop_assert_eq!(&ops[..], &built.ops[..ops.len()]);
         if let Some(fault) = fault {
             prop_assert!(!matches!(fault.kind, FaultKind::Content(_)));
             prop_assert_eq!(damage_behind(&HEADER, &bytes[fault.offset..], fault.offset), None);
-            prop_assert!(is_torn(&bytes), "a power cut is not damage");
+            prop_assert!(is_torn(&bytes), "a power cut was reported as damage");
         }
     }
 
@@ -527,7 +530,10 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_panic(garbage in prop::collection::vec(any::<u8>(), 0..400), from in 0_usize..500) {
+    fn arbitrary_bytes_cause_no_panic(
+        garbage in prop::collection::vec(any::<u8>(), 0..400),
+        from in 0_usize..500,
+    ) {
         let _ = SegmentHeader::decode(&garbage);
         let bytes = [&HEADER.encode()[..], &BATCH_MAGIC, &garbage].concat();
         prop_assert_eq!(read(&bytes).0, []);
@@ -538,7 +544,7 @@ proptest! {
 }
 
 #[test]
-fn a_segment_that_is_read_in_parts_gives_the_same_ops() {
+fn a_segment_read_in_parts_yields_the_same_ops() {
     let built = sample();
     let whole = read(&built.bytes);
     for part_bytes in (1..200).chain([1000]) {

@@ -155,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_gap_is_what_misses_over_a_damage_and_no_more() {
+    fn a_gap_covers_only_seqs_missing_across_damage() {
         for (before, behind, gap) in [
             (1, 5, Some((2, 4))),
             (1, 3, Some((2, 2))),

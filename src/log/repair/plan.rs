@@ -253,7 +253,7 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
         end_position: LogPosition,
         replaced: u64,
     ) -> SegmentHeader {
-        let replaced = u32::try_from(replaced).expect("select leaves no greater gap");
+        let replaced = u32::try_from(replaced).expect("select leaves no larger gap");
         SegmentHeader {
             compacted: Some(Compacted {
                 replaced,
@@ -431,7 +431,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_disk_cannot_read_is_damage_and_other_errors_stop_a_repair() {
+    fn unreadable_bytes_are_damage_and_other_errors_stop_a_repair() {
         for (errno, is_damage) in [
             (Errno::IO, true),
             (Errno::ACCESS, false),

@@ -155,7 +155,8 @@ pub fn load<D: Disk>(disk: &D, path: &Path, bytes: &mut Vec<u8>) -> Result<usize
             Ok(_) => {}
             Err(error) if is_unreadable(&error) => {
                 block.fill(0);
-                unreadable_end = usize::try_from(offset).expect("it is in memory") + block.len();
+                unreadable_end =
+                    usize::try_from(offset).expect("the offset fits in memory") + block.len();
             }
             Err(error) => return Err(RecoveryError::at(path)(error)),
         }
@@ -218,7 +219,7 @@ mod tests {
     const FIRST: LogPosition = LogPosition::new(1000);
 
     #[test]
-    fn what_cannot_be_read_at_the_end_is_told_and_zeros_are_not() {
+    fn unreadable_bytes_at_the_end_are_reported_but_zeros_are_not() {
         let header = SegmentHeader::new(2, [9; 16], 9, FIRST);
         let mut batch = Vec::new();
         record::begin_batch(&mut batch);
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_header_is_found_again_by_its_place_and_its_first_batch() {
+    fn a_damaged_header_is_recovered_from_its_location_and_first_batch() {
         let compacted = Compacted {
             replaced: 3,
             end_position: LogPosition::new(5000),

@@ -94,7 +94,7 @@ fn check(bytes: &[u8], expected: Result<&Request, u16>) {
     for cut in 0..bytes.len() {
         let early = parse_head(&bytes[..cut]);
         let is_legal = early == Ok(None) || early.is_err() && expected.is_err();
-        assert!(is_legal, "{shown} cut at {cut}: {early:?}");
+        assert!(is_legal, "{shown} truncated at {cut}: {early:?}");
     }
 }
 
@@ -304,7 +304,7 @@ fn request_lines() {
         ),
         ("HEAD /client.mjs HTTP/1.1", {
             let Request::Page(request) = page(WebPage::ClientModule) else {
-                unreachable!("a page is one");
+                unreachable!("the page request is a page");
             };
             Ok(Request::Page(PageRequest {
                 head_only: true,
@@ -382,7 +382,7 @@ fn a_head_is_too_long_before_it_has_too_many_fields() {
     bytes.extend_from_slice(b"\r\n");
     assert_eq!(parse_head(&bytes), Ok(Some((bytes.len(), room))));
     let cut = parse_head(&bytes[..bytes.len() - 1]);
-    assert_eq!(cut, Ok(None), "the end may follow");
+    assert_eq!(cut, Ok(None), "the head is not complete yet");
 }
 
 #[test]
@@ -452,7 +452,7 @@ fn an_error_for_head_has_no_body() {
 
 /// P2.
 #[test]
-fn no_token_is_shown() {
+fn no_token_is_printed() {
     let bytes = upgrade_with("", &["Authorization: Bearer hidden"]);
     let bytes = String::from_utf8(bytes).unwrap().replace("a.b.c", "hidden");
     let shown = format!("{:?}", parse_head(bytes.as_bytes()));

@@ -14,7 +14,7 @@ fn filled_sample(before_bytes: usize) -> Built {
 }
 
 #[test]
-fn a_flipped_bit_in_a_last_batch_is_damage_wherever_the_sectors_begin() {
+fn a_flipped_bit_in_the_last_batch_is_damage_at_any_sector_alignment() {
     for before_bytes in 0..SECTOR_BYTES {
         let built = filled_sample(before_bytes);
         let (start, end) = (built.batch_starts[1], built.ends.last().copied().unwrap());
@@ -48,7 +48,7 @@ fn a_flipped_bit_in_a_last_batch_is_damage_wherever_the_sectors_begin() {
 }
 
 #[test]
-fn any_sectors_of_a_last_batch_are_missing_and_it_is_torn() {
+fn a_last_batch_with_any_missing_sectors_is_torn() {
     for before_bytes in 0..SECTOR_BYTES {
         let built = filled_sample(before_bytes);
         let (start, end) = (built.batch_starts[1], built.ends.last().copied().unwrap());
@@ -68,13 +68,13 @@ fn any_sectors_of_a_last_batch_are_missing_and_it_is_torn() {
 }
 
 #[test]
-fn a_flipped_bit_in_the_zeros_right_behind_the_last_batch_is_damage_and_later_ones_are_cut_off() {
+fn a_flipped_bit_right_after_the_last_batch_is_damage_and_later_ones_are_truncated() {
     let built = filled_sample(0);
     let end = built.ends.last().copied().unwrap();
     for at in end..built.bytes.len() {
         let mut bytes = built.bytes.clone();
         bytes[at] ^= 1;
         let is_in_header = at < end + BATCH_HEADER_BYTES;
-        assert_eq!(is_torn(&bytes), !is_in_header, "byte {at} behind {end}");
+        assert_eq!(is_torn(&bytes), !is_in_header, "byte {at} after {end}");
     }
 }

@@ -151,7 +151,7 @@ fn ruined() -> Log {
 }
 
 #[test]
-fn a_repair_that_is_killed_at_any_step_is_ended_by_the_next_one() {
+fn a_repair_killed_at_any_step_is_completed_by_the_next_one() {
     let expected = ruined().repair().0;
     for changes in 0.. {
         let log = ruined();
@@ -167,10 +167,13 @@ fn a_repair_that_is_killed_at_any_step_is_ended_by_the_next_one() {
             "killed after {changes} changes"
         );
         if let Ok(kept_now) = kept_now {
-            assert_eq!(kept_now, expected, "it is served after {changes} changes");
+            assert_eq!(
+                kept_now, expected,
+                "the log is not served after {changes} changes"
+            );
         }
         if is_done {
-            assert!(changes > 20, "so many changes were to do: {changes}");
+            assert!(changes > 20, "only {changes} changes were made");
             return;
         }
     }

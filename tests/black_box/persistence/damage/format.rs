@@ -70,7 +70,7 @@ impl Unit {
     pub fn field(&self, name: &str) -> usize {
         let field = self.fields.iter().find(|(known, _)| *known == name);
         field
-            .unwrap_or_else(|| panic!("{name} is a field of {self:?}"))
+            .unwrap_or_else(|| panic!("{name} is not a field of {self:?}"))
             .1
     }
 }
@@ -97,7 +97,7 @@ impl Layout {
         };
         let mut at = SEGMENT_HEADER_BYTES;
         while bytes[at..].iter().any(|byte| *byte != 0) {
-            assert_eq!(&bytes[at..at + 4], b"\xFFEPB", "a batch begins at {at}");
+            assert_eq!(&bytes[at..at + 4], b"\xFFEPB", "no batch starts at {at}");
             layout.push(Unit::new(
                 Kind::BatchHeader,
                 at,
@@ -115,7 +115,7 @@ impl Layout {
                 layout.push(record);
                 at += len;
             }
-            assert_eq!(at, batch_end, "the records fill their batch");
+            assert_eq!(at, batch_end, "the records do not fill their batch");
             layout.batches_count += 1;
         }
         layout.len = at;
@@ -133,28 +133,28 @@ impl Layout {
     pub fn unit_at(&self, offset: usize) -> &Unit {
         let holds = |unit: &&Unit| (unit.start..unit.end).contains(&offset);
         let unit = self.units.iter().find(holds);
-        unit.unwrap_or_else(|| panic!("{offset} is in the segment"))
+        unit.unwrap_or_else(|| panic!("offset {offset} is not in the segment"))
     }
 
     /// Returns the header of a batch.
     pub fn batch(&self, batch: usize) -> &Unit {
         let units = &mut self.units.iter();
         let unit = units.find(|unit| unit.kind == Kind::BatchHeader && unit.batch == batch);
-        unit.expect("there is such a batch")
+        unit.expect("the batch exists")
     }
 
     /// Returns the record of an op.
     pub fn record(&self, op: usize) -> &Unit {
         let units = &mut self.units.iter();
         let unit = units.find(|unit| unit.kind == Kind::Record && unit.ops_before == op);
-        unit.expect("there is such an op")
+        unit.expect("the op exists")
     }
 
     /// Returns the range of a batch, including its records.
     pub fn range(&self, batch: usize) -> std::ops::Range<usize> {
         let in_batch = |unit: &&Unit| unit.kind != Kind::SegmentHeader && unit.batch == batch;
         let last = self.units.iter().rfind(in_batch);
-        self.batch(batch).start..last.expect("there is such a batch").end
+        self.batch(batch).start..last.expect("the batch exists").end
     }
 }
 
@@ -180,7 +180,7 @@ pub fn reseal(bytes: &mut [u8], layout: &Layout) {
 
 fn u32_at(bytes: &[u8], at: usize) -> usize {
     let field = bytes[at..at + 4].try_into().expect("four bytes");
-    usize::try_from(u32::from_le_bytes(field)).expect("a small number")
+    usize::try_from(u32::from_le_bytes(field)).expect("the number is small")
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> usize {
