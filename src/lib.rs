@@ -79,8 +79,8 @@
 //!
 //! Imports go one way: `main` → [`command`] → [`io`] → [`admin`] → {[`status`], [`config`]} →
 //! {[`core`], the rest of [`log`]} → {[`wire`], [`log::commit`], [`log::record`],
-//! [`log::position`]} → {[`limits`], [`seq`], [`generation`]}. A layer may skip others, and there are
-//! no import cycles between files or folders, direct or indirect.
+//! [`log::position`]} → {[`limits`], [`seq`], [`generation`]}. A layer may skip others, and there
+//! are no import cycles between files or folders, direct or indirect.
 //!
 //! [`core`], [`wire`], [`log::commit`], [`log::record`] and [`log::position`] are pure: no clock,
 //! no randomness, no file, no socket; time is an argument. `unsafe` appears only in [`io::ring`]

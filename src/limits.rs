@@ -17,6 +17,14 @@ pub const HEADERS_USUAL: usize = 64;
 /// The maximum number of requests that are answered per turn after having waited for their shard's
 /// state. Each of them may cause [`SNAPSHOT_PART_BYTES`] to be encoded.
 pub const WAITING_PER_TURN_MAX: usize = 64;
+/// The maximum number of keys that expire and tombstones that are dropped per turn. Together they
+/// take about as long as reading the messages of a few busy clients.
+pub const EXPIRIES_PER_TURN_MAX: usize = 1000;
+/// The delay before tombstones that a slow client still has to be sent are examined again.
+pub const TOMBSTONES_RETRY_US: u64 = SECOND_US;
+/// The longest time for which a shard sleeps until a deadline of the wall clock. If the wall clock
+/// is set, keys expire late by at most this.
+pub const WALL_CLOCK_CHECK_US: u64 = 5 * SECOND_US;
 /// The time limit from accepting a connection to answering its request. If the head is still
 /// incomplete by then, the answer is 408; otherwise it is 503.
 pub const HEAD_TIMEOUT_US: u64 = 10 * SECOND_US;
@@ -267,6 +275,16 @@ pub const SHARED_FRAME_BYTES_MIN: usize = SESSION_BYTES_SPARED;
 /// The maximum number of names in an answer about presence, which lists the first ones in order and
 /// the total number of names.
 pub const PRESENCE_NAMES_MAX: usize = 1000;
+/// The largest number of version 2 peers in such an answer, in the order of their connections.
+pub const PRESENCE_PEERS_MAX: usize = 1000;
+/// The default of `--max-presence-bytes`: the total length of the entries of a workspace's peers.
+pub const PRESENCE_BYTES_DEFAULT: usize = 1024 * 1024;
+/// The smallest `--max-presence-bytes`.
+pub const PRESENCE_BYTES_MIN: usize = 1024;
+/// The largest `--max-presence-bytes`. A peer that has missed a message is sent all entries.
+pub const PRESENCE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// The capacity that a peer's entry keeps, however short the entry becomes.
+pub const PEER_BYTES_KEPT: usize = 512;
 /// The smallest capacity of a new chunk of outgoing bytes.
 pub const CHUNK_BYTES_MIN: usize = 256;
 /// The size up to which frames share a chunk. A longer frame gets a chunk of its own.
@@ -328,8 +346,16 @@ pub const MESSAGE_TIMEOUT_US: u64 = 30 * SECOND_US;
 pub const LINGER_US: u64 = 2 * SECOND_US;
 /// The default of `--drain-ms`.
 pub const DRAIN_MS_DEFAULT: u64 = 5_000;
+/// The default of `--presence-interval-ms`.
+pub const PRESENCE_INTERVAL_MS_DEFAULT: u64 = 50;
+/// The longest `--presence-interval-ms`.
+pub const PRESENCE_INTERVAL_MS_MAX: u64 = 60_000;
+/// The time for which a presence message that is due waits for the round of sends to end.
+pub const PRESENCE_WAIT_US: u64 = SECOND_US;
 /// The default of `--max-future-skew`, in seconds.
 pub const FUTURE_SKEW_S_DEFAULT: u64 = 24 * 3600;
+/// The default of `--tombstone-retention`, in seconds.
+pub const TOMBSTONE_RETENTION_S_DEFAULT: u64 = 7 * 24 * 3600;
 /// The `Retry-After` of a 503, in seconds.
 pub const RETRY_AFTER_S: u32 = 5;
 /// The lateness of a turn beyond which the shard counts as absent, which postpones its deadlines
@@ -461,6 +487,13 @@ const _: () = assert!(
 const _: () = assert!(
     PRESENCE_NAMES_MAX * (6 * USER_ID_BYTES_MAX + 64) < SESSION_BUDGET_BYTES / 16,
     "a list of users is a small part of the budget, however much its names are escaped"
+);
+const _: () = assert!(
+    PRESENCE_BYTES_MAX + PRESENCE_PEERS_MAX * 64 < SESSION_BUDGET_BYTES / 2
+        && 64 * PRESENCE_VALUE_BYTES_MAX <= PRESENCE_BYTES_DEFAULT
+        && PRESENCE_BYTES_DEFAULT + 64 < ANSWER_SEND_BYTES_MAX
+        && PEER_BYTES_KEPT <= PRESENCE_VALUE_BYTES_MAX,
+    "all peers fit the budget, and by default a message fits one send and has room for many values"
 );
 const _: () = assert!(
     SNAPSHOT_PATIENCE_US < SNAPSHOT_TRANSFER_US

@@ -293,6 +293,7 @@ fn messages_v2() -> Seeds {
         ("token_empty", message("token", r#"{"token":""}"#)),
         ("unknown", message("join", "{}")),
         ("twice", twice.to_vec()),
+        ("id_of_a_refused_text", br#"{"type":"ping","id":0,"x":1e400}"#.to_vec()),
         ("one_after_the_other", row.join(&0x1e)),
     ]
 }

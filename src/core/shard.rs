@@ -25,6 +25,7 @@
 //! | --- | --- |
 //! | `Sessions` | the table of connections, their user names, rate meters and timers |
 //! | `Rooms` | the table of workspaces in memory, its index, and the rooms with new ops |
+//! | `ExpiryQueue` | the rooms with keys that expire or tombstones, by their next deadline |
 //! | `SendQueues` | the order of sends, pauses, and sessions that wait for the log |
 //! | `ReadQueues` | sessions to read: from the socket, in turn, or once the log has room |
 //! | `Generations` | the current generation and the one before it |
@@ -38,7 +39,7 @@
 //! The steps of a turn work on those parts, with one file per subject: `handshake` (the request
 //! head, joining), `http_read` and `waiting` (answers without a WebSocket, requests that wait),
 //! `intake` (from bytes to messages to the state), `held_writers` (clients that wait for
-//! compaction), `delivery` (what each session receives, and when), `conflation` (clients that read
+//! compaction), `expiry` (keys that expire, tombstones), `delivery` (what each session receives, and when), `conflation` (clients that read
 //! too slowly), `deadlines` (timers), `closing` (closing, drain), `encoding` (snapshots),
 //! `eviction` and `shedding` (which session is closed when memory or connections run out),
 //! `clock_corrections` (after an absence), `failure` (a log that cannot be written, a panic).
@@ -62,6 +63,8 @@ mod deadlines;
 mod delivery;
 mod encoding;
 mod eviction;
+mod expiry;
+pub(in crate::core) mod expiry_queue;
 mod failure;
 mod generations;
 mod handshake;
@@ -69,6 +72,7 @@ mod held_writers;
 mod http_read;
 mod intake;
 mod messages_v2;
+mod presence_turns;
 mod read_queues;
 mod rooms;
 mod send_queues;
@@ -86,12 +90,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use crate::core::fanout::outbox::OutboxPool;
+use crate::core::fanout::presence_queue::PresenceQueue;
 use crate::core::fanout::room::Room;
 use crate::core::fanout::window::Chunk;
 use crate::core::shard::admission::Admission;
 use crate::core::shard::connection_log::{ConnectionLog, Party};
 use crate::core::shard::contract::{Clock, Input, Output, PeerStatus, RestoredState, ShardConfig};
 use crate::core::shard::counters::Counters;
+use crate::core::shard::expiry_queue::ExpiryQueue;
 use crate::core::shard::generations::Generations;
 use crate::core::shard::read_queues::ReadQueues;
 use crate::core::shard::rooms::Rooms;
@@ -108,7 +114,7 @@ use crate::core::state::workspace::Workspace;
 use crate::limits::SNAPSHOTS_SWEPT_PER_TURN;
 use crate::log::commit::{Durability, LogStep};
 use crate::wire::message::Parser;
-use crate::wire::message::v2::StateChunk;
+use crate::wire::message::v2::{PresenceFrame, StateChunk};
 
 /// A shard; see the [module documentation](self).
 pub struct Shard {
@@ -117,6 +123,9 @@ pub struct Shard {
     peer_status: PeerStatus,
     sessions: Sessions,
     rooms: Rooms,
+    expiry: ExpiryQueue,
+    /// A buffer for the key that is being deleted because it has expired.
+    expired_key: String,
     /// The most recently sent list of users, kept for the next request.
     kept_presence: Option<Chunk>,
     /// The memory held for individual sessions.
@@ -136,6 +145,12 @@ pub struct Shard {
     sends: SendQueues,
     pool: OutboxPool,
     outputs: VecDeque<Output>,
+    /// The rooms whose peers have changed.
+    presence_queue: PresenceQueue,
+    /// The presence message that is being encoded, whose memory is reused.
+    presence_frame: PresenceFrame,
+    /// The shard's time when the current turn, or the current input, began.
+    turn_us: u64,
     drain: Drain,
     absence: Absence,
 }
@@ -188,9 +203,14 @@ impl Shard {
             generations: Generations::default(),
             reads: ReadQueues::default(),
             sends: SendQueues::default(),
+            expiry: ExpiryQueue::new(config.tombstone_retention_us),
+            expired_key: String::new(),
             config,
             pool: OutboxPool::default(),
             outputs: VecDeque::new(),
+            presence_queue: PresenceQueue::default(),
+            presence_frame: PresenceFrame::new(),
+            turn_us: clock.now_us,
             drain: Drain::No,
             absence: Absence::default(),
         }
@@ -205,7 +225,8 @@ impl Shard {
         self.log
             .open(state.segment, live_bytes, record, clock.now_us);
         for workspace in state.workspaces {
-            self.rooms.insert(Room::new(workspace));
+            let id = self.rooms.insert(Room::new(workspace));
+            self.expiry.update(id, &mut self.rooms[id]);
         }
     }
 
@@ -229,6 +250,10 @@ impl Shard {
 
     /// Ends a turn. Durability depends on the order of its steps:
     ///
+    /// 1. Keys that have expired are deleted, and tombstones are dropped. It comes first, so that
+    ///    requests that wait for it are answered in the same turn, and that clients that fill every
+    ///    batch do not keep it from happening; it is bounded, so that it does not keep them out.
+    ///    Its ops join this turn's batch, and are visible only once that is durable.
     /// 1. Waiting requests are answered once the state is available, timers expire, sessions are
     ///    evicted while too much memory is held, and the log is measured. A generation that has
     ///    begun is recorded.
@@ -251,6 +276,7 @@ impl Shard {
     /// 9. A drain advances. It ends once no session is left and the log is sealed.
     pub fn flush(&mut self, clock: Clock) {
         let clock = self.woke(clock);
+        self.guard(None, clock, |shard| shard.expire(clock));
         self.answer_waiting(clock);
         self.guard(None, clock, |shard| {
             shard.expire_timers(clock);
@@ -264,6 +290,7 @@ impl Shard {
             shard.start_commit(clock);
             shard.encode_states();
             shard.send_slice(clock);
+            shard.announce_presence(clock);
             shard.trim_windows();
             shard.arm_receives();
             shard.go_on_draining(clock);
@@ -298,6 +325,7 @@ impl Shard {
         let may_commit = self.sends.is_empty() && self.log.is_ready();
         let may_encode = self.snapshots.is_encoding();
         let may_read = !self.log.is_full() && self.reads.unread_count() > 0;
+        let may_read = may_read || self.has_due_room();
         may_send || may_commit || may_encode || may_read || self.may_answer_waiting()
     }
 
@@ -324,7 +352,9 @@ impl Shard {
             retry_us,
             drain_us,
             self.sends.pause_until_us(),
+            self.presence_queue.next_due_us(self.sends.is_round_done()),
             self.held_due_us(),
+            self.expiry.next_turn_us(),
         ]
         .into_iter()
         .flatten()
@@ -357,6 +387,7 @@ impl Shard {
     pub fn invariants(&self) {
         self.sessions.invariants();
         self.rooms.invariants(&self.sessions);
+        self.expiry.invariants(&self.rooms);
         self.sends.invariants(&self.sessions);
         self.reads.invariants(&self.sessions);
         self.log.invariants();
@@ -374,6 +405,8 @@ impl Shard {
         counters.sessions_closing =
             self.sessions.len() as u64 - sessions.gone - sessions.members - sessions.unanswered;
         counters.workspaces = self.rooms.len() as u64;
+        counters.tombstones = self.expiry.tombstones_count();
+        counters.expiring_keys = self.expiry.expiries_count();
         counters.window_bytes = self.pool.window_bytes() as u64;
         counters.answer_bytes = self.pool.answer_bytes() as u64;
         counters.unfinished_bytes = self.budget.unfinished_bytes() as u64;

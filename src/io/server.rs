@@ -466,7 +466,8 @@ fn shard_config(common: &Common<'_>, shard: u32) -> ShardConfig {
         session_bytes_max: session_budget_bytes(settings.max_message_bytes),
         snapshot_bytes_max: SNAPSHOT_BYTES_MAX,
         snapshot_part_bytes: SNAPSHOT_PART_BYTES,
-        future_skew_us: u64::try_from(settings.max_future_skew.as_micros()).unwrap_or(u64::MAX),
+        future_skew_us: micros(settings.max_future_skew),
+        tombstone_retention_us: micros(settings.tombstone_retention),
         drain_us: settings.drain_ms * 1000,
         batch_bytes_max: BATCH_BYTES_MAX,
         segment_bytes_min: SEGMENT_BYTES_MIN,
@@ -476,9 +477,14 @@ fn shard_config(common: &Common<'_>, shard: u32) -> ShardConfig {
         verifier: Arc::clone(&common.verifier),
         origins: Arc::clone(&common.origins),
         limits: (&settings.limits).into(),
+        presence: (&settings.presence).into(),
         has_journal: tracing::enabled!(tracing::Level::DEBUG),
         fault_panic_key,
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn watch_signals(events: Sender<ServerEvent>) -> Result<(), ServeError> {

@@ -17,6 +17,7 @@ use etherply::limits::SECOND_US;
 use etherply::log::commit::Durability;
 
 mod driver;
+mod peers;
 mod worker;
 
 struct Counting;

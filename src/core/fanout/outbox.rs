@@ -345,14 +345,6 @@ impl Outbox {
         extras.is_some_and(|extras| !extras.answers.is_empty())
     }
 
-    /// Returns the window offset that the last queued answer follows.
-    #[must_use]
-    pub fn last_due_at(&self) -> WindowOffset {
-        let extras = self.extras.as_ref();
-        let last = extras.and_then(|extras| extras.answers.back());
-        last.map_or(WindowOffset::START, |answer| answer.due.at)
-    }
-
     /// Returns whether a queued answer waits for a log position that is not visible, or for a state
     /// that is not ready.
     #[must_use]
@@ -555,6 +547,30 @@ impl Outbox {
         } else {
             spans
         }
+    }
+
+    /// Returns whether a message may be appended to a send that is about to start. It may not if
+    /// the send is full, or if answers are queued: one of them may have been sent in part, and its
+    /// rest must follow.
+    #[must_use]
+    pub fn may_append(&self, spans: &Spans) -> bool {
+        let is_full = spans.len() >= SEND_SPANS_MAX || spans_bytes(spans) >= SEND_BYTES_MAX;
+        !is_full && !self.has_answers()
+    }
+
+    /// Appends a message to a send that is about to start. Several sessions may share it.
+    ///
+    /// # Panics
+    /// If it may not be appended ([`Outbox::may_append`]).
+    pub fn append_shared(&mut self, chunk: Chunk, spans: &mut Spans, pool: &mut OutboxPool) {
+        assert!(self.may_append(spans), "the rest of an answer comes first");
+        let end = chunk.len();
+        self.in_flight.add(AnswerCost {
+            shared_bytes: end,
+            ..AnswerCost::default()
+        });
+        let span = Span::new(chunk, 0, end);
+        pool.windows.chunks.push_span(spans, span);
     }
 
     /// Interleaves answers and frames: takes the frames up to the offset that the next answer

@@ -7,6 +7,7 @@ use crate::core::fanout::outbox::View;
 use crate::core::fanout::presence::Presence;
 use crate::core::fanout::window::{Window, WindowPool};
 use crate::core::fanout::window_offset::WindowOffset;
+use crate::core::shard::expiry_queue::RoomDeadline;
 use crate::core::state::workspace::{Entry, Workspace};
 use crate::core::state::write_allowance::WriteAllowance;
 use crate::log::position::LogPosition;
@@ -107,6 +108,8 @@ pub(crate) struct Room {
     pub touched: bool,
     /// The allowance for free writes while the log is long.
     pub allowance: WriteAllowance,
+    /// The next time at which a key expires or a tombstone is dropped.
+    pub deadline: RoomDeadline,
     /// The log position of the room's last op; `NONE` if the op was read from disk.
     position: LogPosition,
 }
@@ -119,6 +122,7 @@ impl Room {
             presence: None,
             touched: false,
             allowance: WriteAllowance::default(),
+            deadline: RoomDeadline::default(),
             position: LogPosition::NONE,
         }
     }
@@ -205,6 +209,11 @@ impl Room {
             .as_mut()
             .expect("a member that leaves was present");
         presence.remove(user);
+        self.drop_unused_presence();
+    }
+
+    /// Frees the table of users and peers if it is empty.
+    pub fn drop_unused_presence(&mut self) {
         self.presence.take_if(|presence| presence.count() == 0);
     }
 
@@ -213,6 +222,12 @@ impl Room {
     /// Returns the log position that must be visible before the newest op may be sent.
     pub fn visible_from(&self) -> LogPosition {
         self.position
+    }
+
+    /// Records that a record of the room other than an op ends at `position`. Answers that depend on
+    /// it must wait until it is visible.
+    pub fn logged_to(&mut self, position: LogPosition) {
+        self.position = position;
     }
 
     /// Returns the window of a version's feed and the end of its visible frames.

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
+use crate::core::fanout::peers::PresenceSettings;
 use crate::core::fanout::window::Spans;
 use crate::core::shard::connection_log::Note;
 use crate::core::shard::log_space::LogSize;
@@ -61,6 +62,8 @@ pub struct ShardConfig {
     pub log_spare_bytes: u64,
     /// How far a timestamp may be ahead of the clock.
     pub future_skew_us: u64,
+    /// How long tombstones are kept.
+    pub tombstone_retention_us: u64,
     /// The longest time that a drain may take.
     pub drain_us: u64,
     /// The seed of the hash of every workspace's keys, so that no client can choose keys that
@@ -73,6 +76,8 @@ pub struct ShardConfig {
     pub origins: Arc<[String]>,
     /// The limits that protect the server from its clients.
     pub limits: Limits,
+    /// The settings of presence.
+    pub presence: PresenceSettings,
     /// Whether each connection is reported in the server's log ([`Output::Note`]).
     pub has_journal: bool,
     /// The key of an op that makes the shard panic, for tests.

@@ -159,6 +159,14 @@ counters! {
     refused_future_skew,
     /// Messages that are too long.
     refused_too_large,
+    /// Ops that lost because their keys have no entry and their timestamps are not above the floor.
+    refused_floor,
+    /// Keys that expired.
+    expiries,
+    /// Tombstones dropped after their retention.
+    tombstones_dropped,
+    /// Times that tombstones were dropped and the floor of their workspace was logged.
+    floors,
     /// Messages, mostly ops, from connections that exceeded `--max-ops-per-second`.
     refused_rate,
     /// Ops that would have grown a workspace beyond `--max-workspace-bytes`.
@@ -203,6 +211,10 @@ counters! {
     state_chunks,
     /// Times that a client of version 2 was told which of its messages are settled.
     saved,
+    /// Presence messages made, each once for all peers of a room.
+    presence_messages,
+    /// Casts received from clients of version 2.
+    casts,
     /// Bytes written to the log.
     log_bytes_written,
     /// Failures that made the shard stop serving.
@@ -222,6 +234,10 @@ counters! {
     sessions_closing,
     /// Workspaces in memory.
     workspaces,
+    /// Tombstones in memory.
+    tombstones,
+    /// Keys that will expire.
+    expiring_keys,
     /// The memory of all windows.
     window_bytes,
     /// The memory of answers to individual clients that are queued or being sent.

@@ -16,7 +16,7 @@ use crate::core::shard::{Drain, Shard};
 use crate::log::position::LogPosition;
 use crate::wire::frame;
 use crate::wire::message;
-use crate::wire::message::v2::StateChunk;
+use crate::wire::message::v2::{PresenceFrame, StateChunk};
 use crate::wire::upgrade::Answer;
 
 /// RFC 6455 section 7.4.1: "an unexpected condition that prevented it from fulfilling the request".
@@ -51,6 +51,7 @@ impl Shard {
     /// them again. The rooms are read back from the log.
     fn reset(&mut self) {
         self.rooms.reset();
+        self.expiry.reset();
         self.sessions.reset();
         self.sends.reset(&mut self.sessions);
         self.reads.reset();
@@ -61,6 +62,8 @@ impl Shard {
         self.pool.reset();
         self.budget.reset();
         self.kept_presence = None;
+        self.presence_queue.reset();
+        self.presence_frame = PresenceFrame::new();
         self.scratch = Rc::default();
         for slot in self.sessions.slots() {
             if let Some(id) = self.sessions.id_at(slot) {

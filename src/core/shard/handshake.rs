@@ -244,6 +244,9 @@ impl Shard {
         if self.is_reading_state() {
             return self.let_wait(id, handoff);
         }
+        if self.awaits_expiry(&handoff.workspace, clock) {
+            return self.let_wait_for_expiry(id, handoff);
+        }
         let refusal = self.refusal();
         self.fulfil(id, handoff, refusal, clock);
     }
@@ -270,7 +273,9 @@ impl Shard {
                 };
                 match entry {
                     Ok(entry) => {
-                        if let Some(user) = request.user.as_deref().map(Rc::from) {
+                        let is_named = request.version == ProtocolVersion::V1;
+                        let user = request.user.as_deref().filter(|_| is_named);
+                        if let Some(user) = user.map(Rc::from) {
                             self.rooms[entry.room_id].user_came(Rc::clone(&user));
                             self.sessions.set_user(id, user);
                         }
@@ -390,7 +395,10 @@ impl Shard {
         });
         match snapshot {
             Some(snapshot) => self.queue_init(id, room_id, answer, snapshot),
-            None => self.queue_welcome(id, room_id, answer, request, clock),
+            None => {
+                self.queue_welcome(id, room_id, answer, request, clock);
+                self.join_peers(id, room_id, request, clock);
+            }
         }
         let session = &mut self.sessions[id];
         session.intake = if unparsed.is_empty() {

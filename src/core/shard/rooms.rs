@@ -61,8 +61,17 @@ impl Rooms {
         })
     }
 
+    pub fn get_mut(&mut self, id: RoomId) -> Option<&mut Room> {
+        self.table.get_mut(id.slot())
+    }
+
     pub fn len(&self) -> usize {
         self.table.len()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (RoomId, &Room)> {
+        let rooms = self.table.iter();
+        rooms.map(|(slot, room)| (RoomId::new(slot), room))
     }
 
     // ---- members ----
@@ -204,10 +213,6 @@ impl IndexMut<RoomId> for Rooms {
 
 #[cfg(test)]
 impl Rooms {
-    pub fn iter(&self) -> impl Iterator<Item = &Room> {
-        self.table.iter().map(|(_, room)| room)
-    }
-
     pub fn touched(&self) -> &[RoomId] {
         &self.touched
     }

@@ -235,6 +235,12 @@ impl Session {
         v2.expect("the session speaks version 2")
     }
 
+    /// Returns the session's room if the session is a peer of it.
+    pub fn peer_room(&self) -> Option<RoomId> {
+        self.v2.as_ref().filter(|v2| v2.is_peer)?;
+        self.room()
+    }
+
     /// Returns whether one of the session's messages waits for the log before it is settled.
     pub fn awaits_settlement(&self, visible_position: LogPosition) -> bool {
         let v2 = self.v2.as_ref().filter(|_| self.is_open());

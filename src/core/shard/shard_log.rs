@@ -450,6 +450,11 @@ impl ShardLog {
     }
 
     #[cfg(test)]
+    pub fn segment_index(&self) -> u64 {
+        self.commit.segment_index()
+    }
+
+    #[cfg(test)]
     pub fn end_position(&self) -> LogPosition {
         self.commit.end_position()
     }

@@ -12,6 +12,7 @@ mod absence;
 mod budgets;
 mod counters;
 mod delivery;
+mod expiry;
 mod failures;
 mod frames;
 mod generations;

@@ -246,7 +246,7 @@ fn named(version: ProtocolVersion, token: Option<&str>) -> SyncRequest {
 
 const OTHER_TOKEN: &str = "Authorization: Bearer other";
 
-/// P100 to P107.
+/// P100, P101, P103, P104, P105, P106, P107.
 #[test]
 fn offers_of_version_2() {
     let offer = "Sec-WebSocket-Protocol: etherply.v2, bearer.a.b.c";
@@ -270,7 +270,7 @@ fn offers_of_version_2() {
     check_offer("", &[offer, OTHER_TOKEN], Err(400));
 }
 
-/// P21, P101 to P103.
+/// P21, P101, P102, P103.
 #[test]
 fn offers_of_version_1() {
     // Version 1 knows no parameters but `token` and `userId`, under its name or not.

@@ -11,7 +11,7 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-const FLAGS: [&str; 21] = [
+const FLAGS: [&str; 24] = [
     "--admin-host",
     "--admin-port",
     "--metrics-public",
@@ -25,7 +25,10 @@ const FLAGS: [&str; 21] = [
     "--outbox-max-bytes",
     "--max-message-bytes",
     "--max-connections",
+    "--presence-interval-ms",
+    "--max-presence-bytes",
     "--max-future-skew",
+    "--tombstone-retention",
     "--drain-ms",
     "--no-pin",
     "--log-level",
@@ -94,7 +97,7 @@ fn expect_usage_error(outcome: &Outcome, words: &[&str]) {
 
 #[tokio::test]
 async fn a_wrong_value_is_one_line_that_names_the_flag_what_it_got_and_what_it_takes() {
-    let cases: [(&str, &str, &[&str]); 14] = [
+    let cases: [(&str, &str, &[&str]); 15] = [
         ("--port", "http", &[]),
         ("--port", "65536", &["65535"]),
         ("--host", "nowhere at all", &[]),
@@ -107,6 +110,7 @@ async fn a_wrong_value_is_one_line_that_names_the_flag_what_it_got_and_what_it_t
         ("--max-message-bytes", "huge", &[]),
         ("--max-connections", "0", &["1"]),
         ("--max-future-skew", "a day", &["24h"]),
+        ("--tombstone-retention", "0s", &["1s", "7days"]),
         ("--log-level", "loud", &["info"]),
         ("--log-format", "xml", &["text", "json"]),
     ];

@@ -375,3 +375,50 @@ fn a_long_stretch_of_its_own_holds_nothing_up() {
     while rig.send() {}
     assert!(rig.owed.is_empty());
 }
+
+#[test]
+fn a_message_is_appended_to_a_send_unless_an_answer_is_left() {
+    let mut rig = OutboxRig::default();
+    let message = Chunk::new(vec![9; 5]);
+    let take = |rig: &mut OutboxRig| {
+        let visible_end = rig.window.visible_end(rig.visible_position);
+        let view = View {
+            window: &mut rig.window,
+            visible_end,
+        };
+        rig.outbox
+            .take(Some(view), rig.visible_position, &mut rig.pool)
+    };
+    // The answer waits for the log, and what comes after it must wait as well.
+    rig.frame(10, false);
+    rig.visible_position = rig.position;
+    rig.frame(10, false);
+    rig.answer(3, true);
+    let spans = take(&mut rig);
+    assert_eq!(spans_bytes(&spans), 10);
+    assert!(!rig.outbox.may_append(&spans));
+    rig.visible_position = rig.position;
+    let mut spans = take(&mut rig);
+    assert!(rig.outbox.may_append(&spans));
+    let before_bytes = rig.outbox.shared_answer_bytes();
+    rig.outbox
+        .append_shared(Chunk::clone(&message), &mut spans, &mut rig.pool);
+    assert_eq!(bytes(&spans)[13..], [9; 5]);
+    assert_eq!(rig.outbox.shared_answer_bytes(), before_bytes + 5);
+    rig.outbox.sent(&mut rig.pool);
+    assert_eq!(rig.outbox.shared_answer_bytes(), 0);
+    // A session that is owed nothing else is sent the message alone, but not a long send as well.
+    let mut spans = Spans::new();
+    assert!(rig.outbox.may_append(&spans));
+    spans.push(Span::new(
+        Chunk::new(vec![0; SEND_BYTES_MAX]),
+        0,
+        SEND_BYTES_MAX,
+    ));
+    assert!(!rig.outbox.may_append(&spans));
+    let short = Span::new(message, 0, 1);
+    assert!(
+        !rig.outbox
+            .may_append(&Spans::from_elem(short, SEND_SPANS_MAX))
+    );
+}

@@ -49,6 +49,7 @@ fn reason(rig: &Rig, workspace: &str, resume: Option<ResumePoint>) -> WelcomeRea
     rig.shard.generations.welcome_reason(resume, workspace)
 }
 
+/// P140.
 #[test]
 fn a_generation_is_recorded_before_the_first_op_after_a_start_and_after_each_rebuild() {
     for durability in [Durability::Always, Durability::Interval] {
@@ -126,6 +127,8 @@ fn the_segment_of_the_record_is_never_reported_dead() {
     assert!(dead.has(&(5..=5)) && !dead.has(&(1..=1)) && !dead.has(&(2..=2)));
 }
 
+/// P141.
+///
 /// Each case of the contract, for a workspace that had three ops when the generation began and has
 /// five now.
 #[test]
@@ -173,6 +176,7 @@ fn a_client_resumes_in_the_current_and_in_the_previous_generation() {
     }
 }
 
+/// P141.
 #[test]
 fn without_a_previous_generation_only_the_current_one_is_resumed() {
     let mut rig = Rig::recovering(|_| ());
@@ -181,6 +185,8 @@ fn without_a_previous_generation_only_the_current_one_is_resumed() {
     assert_eq!(reason(&rig, "w", resume(0, 0)), OtherGeneration);
 }
 
+/// P140. P141.
+///
 /// In `none` mode, a rebuild loses ops that clients have seen.
 #[test]
 fn a_rebuild_begins_a_generation_at_the_ops_that_were_kept() {
@@ -207,6 +213,7 @@ fn a_rebuild_begins_a_generation_at_the_ops_that_were_kept() {
     assert_eq!(reason(&rig, "w", resume(2, kept + 1)), Resumed);
 }
 
+/// P141.
 #[test]
 fn a_client_older_than_a_dropped_tombstone_does_not_resume() {
     let mut workspace = Workspace::new("w", 5);
@@ -216,7 +223,7 @@ fn a_client_older_than_a_dropped_tombstone_does_not_resume() {
     }
     workspace.finish_restore();
     workspace.begin_generation();
-    workspace.drop_tombstones(WEEK_US + 2, WEEK_US, 9, 0);
+    workspace.drop_tombstones((WEEK_US + 2, WEEK_US), 9, None, 0);
     let mut rig = Rig::recovering(|_| ());
     rig.logged.previous = Some(Generation::new(10));
     rig.recover(vec![workspace]);

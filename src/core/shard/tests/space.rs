@@ -122,7 +122,7 @@ fn floods_share_the_rate() {
     }
     let seqs = |rig: &Rig| -> Vec<u64> {
         let rooms = rig.shard.rooms.iter();
-        rooms.map(|room| room.workspace.seq().get()).collect()
+        rooms.map(|(_, room)| room.workspace.seq().get()).collect()
     };
     let before = seqs(&rig);
     rig.sleep_until(0.06);
