@@ -22,19 +22,19 @@ use etherply_bench::process::thread_cpu_ns;
 pub struct Join;
 pub struct Reconnect;
 
-const CPU_PER_JOIN: Figure = Figure {
+pub(super) const CPU_PER_JOIN: Figure = Figure {
     id: "cpu_us_per_join",
     name: "server CPU",
     unit: "µs/join",
     decimals: 1,
 };
-const JOINS: Figure = Figure {
+pub(super) const JOINS: Figure = Figure {
     id: "joins_per_s",
     name: "joins/s",
     unit: "",
     decimals: 0,
 };
-const ALL_IN: Figure = Figure {
+pub(super) const ALL_IN: Figure = Figure {
     id: "all_in_ms",
     name: "until all have their state",
     unit: "ms",
@@ -43,7 +43,7 @@ const ALL_IN: Figure = Figure {
 
 const ROOM: &str = "large";
 /// 1 MB as a first message.
-const LARGE: State = State {
+pub(super) const LARGE: State = State {
     keys: 100,
     value_bytes: 9984,
 };
@@ -307,14 +307,14 @@ fn reconnect(server: &Server, rooms: &Rooms, keeps: bool) -> Result<Numbers, Str
 }
 
 /// The readings at the beginning or the end of a measurement.
-struct Mark {
-    at_ns: u64,
+pub(super) struct Mark {
+    pub(super) at_ns: u64,
     server_cpu_s: Option<f64>,
     own_cpu_ns: u64,
 }
 
 impl Mark {
-    fn new(server: &Server, clock: Clock) -> Self {
+    pub(super) fn new(server: &Server, clock: Clock) -> Self {
         Self {
             at_ns: clock.now_ns(),
             server_cpu_s: server.cpu_s(),
@@ -323,7 +323,13 @@ impl Mark {
     }
 
     #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-    fn since(&self, before: &Self, joins: u64, crowd: &Crowd, server: &Server) -> Numbers {
+    pub(super) fn since(
+        &self,
+        before: &Self,
+        joins: u64,
+        crowd: &Crowd,
+        server: &Server,
+    ) -> Numbers {
         let seconds = (self.at_ns - before.at_ns) as f64 / 1e9;
         let own_s = (self.own_cpu_ns - before.own_cpu_ns) as f64 / 1e9;
         let latencies = crowd.latencies_ns();

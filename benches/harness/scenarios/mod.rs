@@ -9,13 +9,15 @@ pub mod durable;
 pub mod fanout;
 pub mod idle;
 pub mod loads;
+pub mod presence;
 pub mod recovery;
+pub mod resume;
 pub mod rooms;
 pub mod slow;
 pub mod soak;
 
 /// All scenarios, in the order in which they run.
-pub const ALL: [&dyn Scenario; 10] = [
+pub const ALL: [&dyn Scenario; 12] = [
     &fanout::Fanout,
     &rooms::Rooms,
     &rooms::Shards,
@@ -24,6 +26,8 @@ pub const ALL: [&dyn Scenario; 10] = [
     &crowds::Join,
     &slow::Slow,
     &crowds::Reconnect,
+    &resume::Resume,
+    &presence::Presence,
     &recovery::Recovery,
     &soak::Soak,
 ];

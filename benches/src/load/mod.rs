@@ -12,6 +12,8 @@ pub mod joiner;
 pub mod layout;
 pub mod op;
 pub mod pace;
+pub mod peer_run;
+pub mod peers;
 pub mod plan;
 pub mod protocol;
 pub mod ring;

@@ -162,10 +162,22 @@ pub fn put_client_frame(out: &mut Vec<u8>, text: &[u8]) {
     out.extend(masked.map(|(byte, mask)| byte ^ mask));
 }
 
+/// Appends the frame of a text of at most 125 bytes as a client sends it.
+pub fn put_short_client_frame(out: &mut Vec<u8>, text: &[u8]) {
+    put_short_frame(out, TEXT, text);
+}
+
 /// Appends the answer to a ping.
 pub fn put_pong(out: &mut Vec<u8>, payload: &[u8]) {
-    let bytes = u8::try_from(payload.len()).expect("a control frame is short");
-    out.extend_from_slice(&[0x8A, 0x80 | bytes]);
+    put_short_frame(out, 0x8A, payload);
+}
+
+fn put_short_frame(out: &mut Vec<u8>, first: u8, payload: &[u8]) {
+    let bytes = u8::try_from(payload.len())
+        .ok()
+        .filter(|bytes| *bytes <= 125);
+    let bytes = bytes.expect("a short frame has at most 125 bytes");
+    out.extend_from_slice(&[first, 0x80 | bytes]);
     out.extend_from_slice(&MASK);
     let masked = payload.iter().zip(MASK.iter().cycle());
     out.extend(masked.map(|(byte, mask)| byte ^ mask));
