@@ -541,7 +541,7 @@ mod tests {
             .command
         {
             Command::Serve(serve) => Ok(*serve),
-            _ => unreachable!("the line says serve"),
+            _ => unreachable!("the command is serve"),
         }
     }
 
@@ -551,7 +551,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_value_is_one_line_that_names_the_flag() {
+    fn a_wrong_value_is_reported_in_one_line_that_names_the_flag() {
         for (flag, value, expected) in [
             ("--port", "70000", "must be a whole number from 0 to 65535"),
             ("--shards", "0", "must be a whole number from 1 to"),
@@ -583,7 +583,10 @@ mod tests {
             let error = serve(&[&format!("{flag}={value}")]).unwrap_err();
             assert!(!error.contains('\n'), "{error}");
             for part in [flag, value, expected] {
-                assert!(error.contains(part), "{error} names {part}");
+                assert!(
+                    error.contains(part),
+                    "the error does not name {part}: {error}"
+                );
             }
         }
     }

@@ -286,11 +286,11 @@ pub fn all_speaking(config: &HarnessConfig, protocols: &[ClientProtocol]) -> Vec
 }
 
 fn token() -> String {
-    let secret = Secret::new(SECRET.into()).expect("it is not empty");
+    let secret = Secret::new(SECRET.into()).expect("the secret is not empty");
     mint(&secret, "harness", unix_time().as_secs(), None)
 }
 
 fn unix_time() -> Duration {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.expect("the clock is past 1970")
+    now.expect("the clock is after 1970")
 }

@@ -31,7 +31,7 @@ enum Fault {
     DroppedLast,
     DoubledLast,
     Closed,
-    /// Version 2: the sender is told that an op is saved before it has sent it.
+    /// Version 2: the sender is told that an op is saved that it has not sent.
     SavedUnsent,
     /// Version 2: the sender is never told that its last op is saved.
     UnsavedLast,
@@ -210,7 +210,9 @@ fn serve(
         }
         number += 1;
         if protocol.is_v2() && !(fault == Fault::UnsavedLast && number == OPS) {
-            let id = number + u64::from(fault == Fault::SavedUnsent && is_victim);
+            let is_unsent = fault == Fault::SavedUnsent && is_victim;
+            // No op of the run has this id, however far ahead of the server the sender is.
+            let id = if is_unsent { OPS + 1 } else { number };
             let saved = format!(r#"{{"type":"saved","payload":{{"id":{id}}},"seq":{id}}}"#);
             sender.stream.write_all(&text_frame(&saved))?;
         }

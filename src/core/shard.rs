@@ -39,9 +39,10 @@
 //! The steps of a turn work on those parts, with one file per subject: `handshake` (the request
 //! head, joining), `http_read` and `waiting` (answers without a WebSocket, requests that wait),
 //! `intake` (from bytes to messages to the state), `held_writers` (clients that wait for
-//! compaction), `expiry` (keys that expire, tombstones), `delivery` (what each session receives, and when), `conflation` (clients that read
-//! too slowly), `deadlines` (timers), `closing` (closing, drain), `encoding` (snapshots),
-//! `eviction` and `shedding` (which session is closed when memory or connections run out),
+//! compaction), `expiry` (keys that expire, tombstones), `delivery` (what each session receives,
+//! and when), `conflation` (clients that read too slowly), `deadlines` (timers), `closing`
+//! (closing, drain), `encoding` (snapshots), `eviction` and `shedding` (which session is closed
+//! when memory or connections run out),
 //! `clock_corrections` (after an absence), `failure` (a log that cannot be written, a panic).
 
 pub mod connection_log;
@@ -64,7 +65,7 @@ mod delivery;
 mod encoding;
 mod eviction;
 mod expiry;
-pub(in crate::core) mod expiry_queue;
+mod expiry_queue;
 mod failure;
 mod generations;
 mod handshake;
@@ -250,30 +251,30 @@ impl Shard {
 
     /// Ends a turn. Durability depends on the order of its steps:
     ///
-    /// 1. Keys that have expired are deleted, and tombstones are dropped. It comes first, so that
-    ///    requests that wait for it are answered in the same turn, and that clients that fill every
-    ///    batch do not keep it from happening; it is bounded, so that it does not keep them out.
-    ///    Its ops join this turn's batch, and are visible only once that is durable.
-    /// 1. Waiting requests are answered once the state is available, timers expire, sessions are
+    /// 1. Keys that have expired are deleted, and tombstones are dropped, at most a certain number
+    ///    of them. Requests that wait for this are then answered in the same turn. The deletes join
+    ///    this turn's batch, and are visible only once it is durable. If the batch is full, because
+    ///    clients fill every batch, this is done again once the batch has been handed over.
+    /// 2. Waiting requests are answered once the state is available, timers expire, sessions are
     ///    evicted while too much memory is held, and the log is measured. A generation that has
     ///    begun is recorded.
-    /// 2. Bytes that an earlier turn left unread are read, so that their ops join this turn's
+    /// 3. Bytes that an earlier turn left unread are read, so that their ops join this turn's
     ///    batch.
-    /// 3. Members are queued to receive the ops that became visible since the last turn, and the
+    /// 4. Members are queued to receive the ops that became visible since the last turn, and the
     ///    sends of those ops are watched to measure their latency.
-    /// 4. The log: a batch is handed over when no log operation is in flight and either the round
+    /// 5. The log: a batch is handed over when no log operation is in flight and either the round
     ///    of sends is complete or the batch is old. From here on the batch is closed, so no op can
     ///    end up counted as synced by an fdatasync that does not cover it. A failed log is
     ///    reopened.
-    /// 5. The large states being encoded advance by one step, so that finished ones are sent in
+    /// 6. The large states being encoded advance by one step, so that finished ones are sent in
     ///    this turn.
-    /// 6. Sends start, but only while no commit is in flight (`Commit::holds_sends`) and the shard
+    /// 7. Sends start, but only while no commit is in flight (`Commit::holds_sends`) and the shard
     ///    is not pausing. Each send carries only ops at or before the visible position, which does
     ///    not move again within a turn once the inputs have been handled.
-    /// 7. Windows drop the frames that have been sent to all members.
-    /// 8. Receives are armed after the sends, so a client that responds immediately is read in the
+    /// 8. Windows drop the frames that have been sent to all members.
+    /// 9. Receives are armed after the sends, so a client that responds immediately is read in the
     ///    next turn together with all others that respond, and batches grow with the load.
-    /// 9. A drain advances. It ends once no session is left and the log is sealed.
+    /// 10. A drain advances. It ends once no session is left and the log is sealed.
     pub fn flush(&mut self, clock: Clock) {
         let clock = self.woke(clock);
         self.guard(None, clock, |shard| shard.expire(clock));
@@ -287,7 +288,11 @@ impl Shard {
             shard.read_held(clock);
             shard.announce();
             shard.watch_sends(clock);
+            let was_full = shard.log.is_full();
             shard.start_commit(clock);
+            if was_full {
+                shard.expire(clock);
+            }
             shard.encode_states();
             shard.send_slice(clock);
             shard.announce_presence(clock);

@@ -65,7 +65,7 @@ pub fn shard_config() -> ShardConfig {
 #[must_use]
 pub fn secret() -> Secret {
     let secret = Secret::new(b"a secret of the tests, which is long enough".to_vec());
-    secret.expect("it is not empty")
+    secret.expect("the secret is not empty")
 }
 
 /// Returns a token for [`shard_config`], issued at [`START_UNIX_S`] and valid for `ttl_s` seconds,
@@ -127,7 +127,7 @@ impl Dice {
     ///
     /// If `bound` is 0.
     pub fn below(&mut self, bound: usize) -> usize {
-        usize::try_from(self.below_u64(bound as u64)).expect("it is below a usize")
+        usize::try_from(self.below_u64(bound as u64)).expect("the value fits in a usize")
     }
 
     /// Returns a number below `bound`, like [`Dice::below`].
@@ -136,7 +136,7 @@ impl Dice {
     ///
     /// If `bound` is 0.
     pub fn below_u64(&mut self, bound: u64) -> u64 {
-        assert!(bound > 0, "there is something to choose from");
+        assert!(bound > 0, "the range is not empty");
         self.next() % bound
     }
 

@@ -39,7 +39,7 @@ use crate::log::commit::Durability;
 use crate::log::directory::{DataDirectory, DirectoryError};
 use crate::log::disk::{Disk, HostDisk};
 use crate::log::log_files::LogFiles;
-use crate::log::recovery::{RecoveryError, RecoveryReport};
+use crate::log::recovery::{RecoveryError, RecoveryReport, previous_generation};
 use crate::log::remedy::WithRemedy;
 use crate::log::reserve::Reserve;
 use crate::log::schedule::{DiskRoom, LowMarks};
@@ -133,6 +133,7 @@ pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
     let connections_max = connections_max(settings, shards)?;
     let directory = Arc::new(DataDirectory::open(&settings.data_dir)?);
     warn_of_public_directory(&directory);
+    report_upgrade(&directory);
     secrets.keep_in(directory.path())?;
 
     let (events, inbox) = channel();
@@ -194,6 +195,7 @@ fn begin_to_serve(
     // All shards begin the same generation, so that a later start with another number of shards can
     // still name it.
     let generation = Generation::new(random_u64()?);
+    let shards = u32::try_from(senders.len()).expect("SHARDS_MAX fits in 32 bits");
     let mut room = DiskRoom::new(LowMarks::default(), senders.len() as u64);
     for (number, (sender, workspaces)) in (0..).zip(senders.iter().zip(partitions)) {
         let open = || LogFiles::open(Arc::clone(directory), number, report, fill_bytes);
@@ -218,11 +220,13 @@ fn begin_to_serve(
             log,
             workspaces,
             generation,
-            logged: LoggedGenerations::default(),
+            logged: LoggedGenerations {
+                last_number: report.next_generation_number() - 1,
+                previous: previous_generation(&report.generations, number, shards),
+            },
             serves,
         })));
     }
-    let shards = u32::try_from(senders.len()).expect("SHARDS_MAX fits");
     let noted = directory.note_shards(shards);
     noted.map_err(|source| ServeError::Segment {
         path: directory.path().to_owned(),
@@ -250,6 +254,19 @@ fn warn_of_public_directory(directory: &DataDirectory) {
     }
 }
 
+fn report_upgrade(directory: &DataDirectory) {
+    if let Some(before) = directory.upgraded_from() {
+        let (path, now) = (
+            directory.path().display(),
+            directory.identity().format_version,
+        );
+        tracing::info!(
+            "the data directory {path} was upgraded from format {before} to format {now}: older \
+             servers refuse it"
+        );
+    }
+}
+
 fn pages(settings: &ServeArgs, dev_token: Option<String>) -> Pages {
     Pages::new(settings.console || settings.dev, dev_token)
         .with_admin_host(settings.admin.address().map(|address| address.ip()))
@@ -264,10 +281,7 @@ fn run_until_stopped(
 ) -> Result<(), ServeError> {
     let mut running = senders.len();
     while running > 0 {
-        match inbox
-            .recv()
-            .expect("a thread that sends events runs as long as this one")
-        {
+        match inbox.recv().expect("a thread that sends events is running") {
             ServerEvent::Signal(SIGHUP) => {
                 secrets.read_again(senders);
                 pages.renew_token(|| dev_token(secrets.secrets()));
@@ -321,7 +335,7 @@ fn wait_for_recovery(
         match inbox.recv_timeout(Duration::from_millis(PROGRESS_STEP_MS)) {
             Err(RecvTimeoutError::Timeout) => display.show(&status.recovery),
             Err(RecvTimeoutError::Disconnected) => {
-                unreachable!("a thread that sends events runs as long as this one")
+                unreachable!("a thread that sends events is running")
             }
             Ok(ServerEvent::Signal(SIGHUP)) => secrets.read_again(senders),
             Ok(ServerEvent::Signal(signal)) => {

@@ -250,7 +250,7 @@ impl Worker {
                 self.stats().written(self.log_took_us(clock));
                 self.stats().synced(self.log_took_us(clock));
                 let writer = self.log().blocks();
-                let writer = writer.expect("a segment is not replaced while it is written");
+                let writer = writer.expect("the segment is not replaced during a write");
                 let (bytes, outcome) = writer.finish(blocks, outcome);
                 self.written(bytes, outcome, clock);
             }
@@ -410,9 +410,7 @@ impl Worker {
     }
 
     fn log(&mut self) -> &mut LogFiles<HostDisk> {
-        self.log
-            .as_mut()
-            .expect("the log was read before it is used")
+        self.log.as_mut().expect("the log has been read")
     }
 
     /// Reports to the compactor that the segments before the open one are complete.
@@ -446,7 +444,7 @@ impl Worker {
         }
         assert!(
             self.connections[slot].is_none(),
-            "a slot has one connection"
+            "two connections in one slot"
         );
         self.connections[slot] = Some(connection);
     }
@@ -515,7 +513,8 @@ impl Worker {
             }
             Output::Log(step) => self.step_log(step, ring),
             Output::Rebuild(end) => {
-                let shards = u32::try_from(self.context.senders.len()).expect("SHARDS_MAX fits");
+                let shards =
+                    u32::try_from(self.context.senders.len()).expect("SHARDS_MAX fits in 32 bits");
                 let sender = self.own_sender();
                 let hash_seed = self.context.hash_seed;
                 match self.log().rebuild(end) {

@@ -81,7 +81,7 @@ pub fn put_init<'a>(
     assert_eq!(
         out.len() - start,
         frame_bytes,
-        "the byte count of the state is right"
+        "the byte count of the state is wrong"
     );
 }
 
@@ -261,7 +261,7 @@ mod tests {
 
     /// P47, P80.
     #[test]
-    fn a_state_has_the_values_as_they_were_written() {
+    fn a_state_contains_values_exactly_as_written() {
         let empty = r#"{"data":{},"timestamps":{},"seq":7,"connections":2}"#;
         check(&[], empty);
         check(

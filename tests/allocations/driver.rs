@@ -124,7 +124,7 @@ impl Driver {
         assert_eq!(
             (counter.is_joined, counter.frames),
             (true, 1),
-            "101 and init"
+            "the member received 101 and init"
         );
         counter.frames = 0;
         place
@@ -141,7 +141,7 @@ impl Driver {
 
     fn receive(&mut self, place: usize, bytes: &mut [u8]) {
         let member = &mut self.members[place];
-        assert!(member.is_receiving, "member {place} is read");
+        assert!(member.is_receiving, "member {place} is not being read");
         member.is_receiving = false;
         let id = member.id;
         self.shard
@@ -166,7 +166,7 @@ impl Driver {
                 return;
             }
         }
-        panic!("a loop");
+        panic!("the shard loops without end");
     }
 
     /// Runs one turn and completes all operations that it started. Returns whether there were any.
@@ -191,13 +191,13 @@ impl Driver {
             Output::Send(id, spans) => {
                 let place = self.places[id.slot as usize];
                 let before = self.members[place].sending.replace(spans);
-                assert!(before.is_none(), "one send at a time");
+                assert!(before.is_none(), "only one send is in flight");
             }
             Output::Log(LogStep::Write { .. } | LogStep::Sync) => {
-                assert!(self.log.is_none(), "one operation of the log at a time");
+                assert!(self.log.is_none(), "only one log operation is in flight");
                 self.log = Some(output);
             }
-            output => panic!("{output:?} does not happen here"),
+            output => panic!("unexpected output {output:?}"),
         }
     }
 
@@ -247,7 +247,7 @@ impl FrameCounter {
             let head_bytes = bytes
                 .windows(4)
                 .position(|end| end == b"\r\n\r\n")
-                .expect("the answer comes in one piece");
+                .expect("the answer is in one piece");
             self.is_joined = bytes.starts_with(b"HTTP/1.1 101");
             bytes = &bytes[head_bytes + 4..];
         }
@@ -265,7 +265,7 @@ impl FrameCounter {
                 ([_, _, high, low], Some(126)) => usize::from(u16::from_be_bytes([*high, *low])),
                 ([_, _, long @ ..], Some(127)) if long.len() == 8 => {
                     usize::try_from(u64::from_be_bytes(long.try_into().expect("eight bytes")))
-                        .expect("it fits")
+                        .expect("the value fits")
                 }
                 _ => continue,
             };
@@ -285,7 +285,7 @@ pub fn put_frame(out: &mut Vec<u8>, opcode: u8, write: impl FnOnce(&mut Vec<u8>)
     write(out);
     let payload_bytes = out.len() - payload_start;
     if payload_bytes < 126 {
-        out[start + 1] = 0x80 | u8::try_from(payload_bytes).expect("it is short");
+        out[start + 1] = 0x80 | u8::try_from(payload_bytes).expect("the length is small");
         out.drain(start + 2..start + 4);
     } else {
         let length = u16::try_from(payload_bytes).expect("at most 64 KiB");
@@ -305,6 +305,6 @@ pub fn put_op(out: &mut Vec<u8>, key: u64, value_bytes: usize, timestamp: u64) {
             r#"{{"type":"op","payload":{{"key":"key-{key}","value":"{:0value_bytes$}","timestamp":{timestamp}}}}}"#,
             timestamp % 1_000_000_000,
         )
-        .expect("a Vec takes every write");
+        .expect("writing to a Vec cannot fail");
     });
 }

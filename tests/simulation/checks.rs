@@ -58,10 +58,10 @@ impl Model {
     /// one after those wins.
     fn matches(&self, workspace: &Workspace) -> usize {
         let (seq, entries) = recovered(workspace);
-        let count = usize::try_from(seq).expect("a few");
+        let count = usize::try_from(seq).expect("the number is small");
         assert!(
             count <= self.wins.len(),
-            "{count} ops were recovered, and {} written",
+            "{count} ops were recovered, but {} were written",
             self.wins.len()
         );
         let mut expected: Vec<usize> = self.state(count).into_values().collect();
@@ -84,12 +84,12 @@ impl Model {
             .find(|(entry, expected)| entry != expected);
         assert_eq!(
             differs, None,
-            "what was recovered is the state after {count} ops"
+            "the recovered state differs from the state after {count} ops"
         );
         assert_eq!(
             entries.len(),
             expected.len(),
-            "what was recovered is the state after {count} ops"
+            "the recovered state differs from the state after {count} ops"
         );
         count
     }
@@ -111,8 +111,14 @@ impl World {
         let mut counts = vec![0; self.models.len()];
         for (shard, workspaces) in dealt.iter().enumerate() {
             for workspace in workspaces {
-                let owner = shard_of(workspace.id(), u32::try_from(dealt.len()).expect("a few"));
-                assert_eq!(owner as usize, shard, "a workspace goes to its owner");
+                let owner = shard_of(
+                    workspace.id(),
+                    u32::try_from(dealt.len()).expect("the number is small"),
+                );
+                assert_eq!(
+                    owner as usize, shard,
+                    "the workspace belongs to another shard"
+                );
                 let place = self.workspace(workspace.id());
                 counts[place] = self.models[place].matches(workspace);
             }
@@ -121,7 +127,7 @@ impl World {
             let id = WORKSPACES[place];
             assert!(
                 count >= promised,
-                "of {id:?} there are {count} ops, promised were {promised}"
+                "{id:?} has {count} ops, but {promised} were promised"
             );
         }
         counts
@@ -142,7 +148,7 @@ impl World {
         self.journal.note(|| format!("recovered {counts:?}"));
         for (model, count) in self.models.iter_mut().zip(counts) {
             if self.is_sealed {
-                assert_eq!(count, model.wins.len(), "a sealed log holds everything");
+                assert_eq!(count, model.wins.len(), "a sealed log lost ops");
             }
             model.cut(count);
         }
@@ -161,7 +167,7 @@ impl World {
                 write.is_some_and(|write| write.value == *value && write.timestamp == *timestamp);
             assert!(
                 is_same,
-                "{workspace} has {value:.40} as its op {seq}, which is {write:?}"
+                "{workspace}: op {seq} is {value:.40} instead of {write:?}"
             );
             seen[place].push(*seq);
         }
@@ -177,14 +183,14 @@ impl World {
             if !self.is_compacted {
                 assert!(
                     seqs.iter().copied().eq(1..=*count as u64),
-                    "seqs have a gap: {seqs:?} of {count}"
+                    "the seqs have a gap: {seqs:?} of {count}"
                 );
             }
             seqs.dedup();
             assert_eq!(
                 seqs.last().copied().unwrap_or(0),
                 *count as u64,
-                "the last op is on disk"
+                "the last op is not on disk"
             );
         }
     }
@@ -219,7 +225,7 @@ impl World {
         if seat.is_end_known {
             return;
         }
-        let syncs = seat.log.as_ref().expect("it is open").file().syncs();
+        let syncs = seat.log.as_ref().expect("the log is open").file().syncs();
         let is_lost = syncs.failed > before.failed;
         let is_synced = syncs.succeeded > before.succeeded;
         seat.is_sync_lost |= is_lost;
@@ -240,7 +246,7 @@ impl World {
             let promised = model.synced;
             assert!(
                 count >= promised,
-                "of {:?} there are {count} ops, promised were {promised}",
+                "{:?} has {count} ops, but {promised} were promised",
                 WORKSPACES[place]
             );
             model.cut(count);
@@ -282,13 +288,13 @@ impl World {
                 fork.crash(Crash::Kill);
             }
         }
-        let shards = 1 + u32::try_from(dice.below(3)).expect("a few");
+        let shards = 1 + u32::try_from(dice.below(3)).expect("the number is small");
         match try_recover(fork, shards, &mut dice) {
             Ok((dealt, found)) => {
                 let counts = self.compare(&dealt, promised);
                 self.check_found(&found, &counts);
             }
-            Err(error) => panic!("after a trial {crash:?}: {error}"),
+            Err(error) => panic!("after a simulated {crash:?}: {error}"),
         }
     }
 
@@ -336,7 +342,7 @@ impl World {
                     let is_same = states(&dealt) == expected;
                     assert!(
                         is_same || !is_provable,
-                        "byte {at} of {} was altered, and nobody finds it",
+                        "altered byte {at} of {} was not detected",
                         path.display()
                     );
                     self.coverage.flips_harmless += 1;
@@ -358,7 +364,7 @@ impl World {
         if shards_begun == 0 {
             return;
         }
-        let shard = u32::try_from(dice.below(shards_begun as usize)).expect("a few");
+        let shard = u32::try_from(dice.below(shards_begun as usize)).expect("the number is small");
         let fork = clean.fork();
         let folder = PathBuf::from(DATA).join(shard_folder(shard));
         for (path, _) in fork.files(&folder) {
@@ -367,7 +373,7 @@ impl World {
         let is_found = try_recover(&fork, self.shards, dice).is_err();
         assert!(
             is_found,
-            "the folder of shard {shard} was emptied, and nobody finds it"
+            "the emptied folder of shard {shard} was not detected"
         );
         self.coverage.emptied_found += 1;
     }
@@ -402,12 +408,16 @@ impl World {
             .one_in(2)
             .then(|| self.disk.take_name(&Path::new(DATA).join("LOCK")));
         let second = DataDirectory::open_on(self.disk.clone(), PathBuf::from(DATA), [8; 16]);
-        let server = self.server.as_ref().expect("it runs");
+        let server = self.server.as_ref().expect("the server is running");
         let is_noticed = server
             .directory
             .is_lock_in_place()
             .is_ok_and(|is_there| !is_there);
-        assert_eq!(is_noticed, lock.is_some(), "the first one notices");
+        assert_eq!(
+            is_noticed,
+            lock.is_some(),
+            "the first server did not notice"
+        );
         if let Some(lock) = lock {
             self.disk.put_name(&Path::new(DATA).join("LOCK"), lock);
             self.coverage.locks_deleted += 1;
@@ -415,7 +425,7 @@ impl World {
         self.set_trial(false);
         match second {
             Err(DirectoryError::InUse { .. }) => self.coverage.locks_refused += 1,
-            other => panic!("a second server on the directory: {other:?}"),
+            other => panic!("a second server opened the directory: {other:?}"),
         }
     }
 
@@ -439,9 +449,9 @@ impl World {
             self.read(place);
             self.check_client(place);
         }
-        let server = self.server.as_ref().expect("it runs");
+        let server = self.server.as_ref().expect("the server is running");
         for (shard, seat) in server.seats.iter().enumerate() {
-            assert!(seat.is_serving, "shard {shard} serves again");
+            assert!(seat.is_serving, "shard {shard} is not serving again");
             let live_bytes: usize = self
                 .places_of(shard)
                 .into_iter()
@@ -461,7 +471,7 @@ impl World {
             assert_eq!(
                 seat.shard.live_bytes(),
                 live_bytes as u64,
-                "the live bytes of shard {shard}"
+                "the live bytes of shard {shard} are wrong"
             );
         }
         for model in &self.models {
@@ -469,7 +479,7 @@ impl World {
                 Durability::None => model.written,
                 _ => model.synced,
             };
-            assert_eq!(kept, model.wins.len(), "what is quiet is on disk");
+            assert_eq!(kept, model.wins.len(), "a settled log has unwritten ops");
         }
         self.check_size();
         self.check_room();
@@ -477,13 +487,17 @@ impl World {
 
     /// Checks that compaction has freed space on a small disk and that ops are accepted again.
     fn check_room(&self) {
-        let server = self.server.as_ref().expect("it runs");
+        let server = self.server.as_ref().expect("the server is running");
         if server.schedule.is_over() || !self.plan.may(crate::plan::faults::COMPACTION) {
             return;
         }
-        assert!(!server.room.is_short(), "the disk is full of what is dead");
+        assert!(!server.room.is_short(), "the disk stays full of dead ops");
         for seat in &server.seats {
-            assert_eq!(seat.shard.counters().disk_is_full, 0, "ops are taken");
+            assert_eq!(
+                seat.shard.counters().disk_is_full,
+                0,
+                "ops are still refused"
+            );
         }
     }
 
@@ -496,7 +510,7 @@ impl World {
         let is_answered = client.sent_bytes > 0;
         assert!(
             is_answered || waited_us < HEAD_TIMEOUT_US + SECOND_US,
-            "client {place} waits for its answer"
+            "client {place} is still waiting for an answer"
         );
         let model = &self.models[client.workspace];
         let is_served = client.init.is_some()
@@ -508,7 +522,7 @@ impl World {
         }
         assert!(
             client.told.is_empty(),
-            "client {place} has read all: {:?}",
+            "client {place} has not read everything: {:?}",
             client.told
         );
         let all = client.sent.len();
@@ -525,11 +539,11 @@ impl World {
         client.check_left_out(model);
         assert_eq!(
             client.refusals, client.refusals_due,
-            "client {place} is told of each bad message"
+            "client {place} received no error for some invalid message"
         );
         assert_eq!(
             client.pongs, client.pongs_due,
-            "client {place} gets its pongs"
+            "client {place} is missing pongs"
         );
         let state = model.state(model.wins.len());
         let state: Vec<_> = state
@@ -541,12 +555,15 @@ impl World {
             .iter()
             .map(|(key, held)| (key.as_str(), held.0.as_str()))
             .collect();
-        assert_eq!(held, state, "client {place} ends in the server's state");
+        assert_eq!(
+            held, state,
+            "client {place} does not end with the server's state"
+        );
         let can_fall_behind =
             self.plan.outbox_bytes_max < 1 << 20 || self.plan.value_bytes > 100_000;
         assert!(
             can_fall_behind || !client.was_conflated,
-            "client {place} never was far behind"
+            "client {place} was never far behind"
         );
     }
 
@@ -556,7 +573,7 @@ impl World {
         self.settle_for(silence_us.max(STALL_TIMEOUT_US) + STALL_LINGER_US + 2 * SECOND_US);
         let is_vanished = |place: &&usize| self.clients[**place].reading == Reading::HalfOpen;
         let vanished = self.live.iter().find(is_vanished);
-        assert_eq!(vanished, None, "this client is gone for long");
+        assert_eq!(vanished, None, "a vanished client is still connected");
     }
 
     /// Checks that no log ever exceeds its bound. A log whose data have just died may be longer for
@@ -591,7 +608,7 @@ impl World {
 
     /// Checks that the log is not longer than its live data allow.
     fn check_size(&self) {
-        let server = self.server.as_ref().expect("it runs");
+        let server = self.server.as_ref().expect("the server is running");
         if server.schedule.is_over() || !self.plan.may(crate::plan::faults::COMPACTION) {
             return;
         }
@@ -615,7 +632,7 @@ impl World {
         let bound = live_bytes * 5 / 2 + floor_bytes;
         assert!(
             log_bytes <= bound,
-            "the log has {log_bytes} bytes, {live_bytes} of them live"
+            "the log has {log_bytes} bytes, of which {live_bytes} are live"
         );
     }
 }

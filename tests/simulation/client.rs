@@ -237,7 +237,7 @@ impl Client {
                 || self.has_little_room;
             assert!(
                 is_handled || may_be_refused,
-                "client {}: {write:?} is neither won nor lost, there is {held:?}",
+                "client {}: {write:?} neither won nor lost; the server has {held:?}",
                 self.number
             );
             if !is_handled {
@@ -252,7 +252,7 @@ impl Client {
     pub fn read(&mut self, told: &Told, model: &Model, is_sender: &dyn Fn(&str) -> bool) -> bool {
         assert!(
             self.code.is_none(),
-            "client {}: {told:?} behind a close frame",
+            "client {}: {told:?} after a close frame",
             self.number
         );
         match told {
@@ -270,18 +270,24 @@ impl Client {
             Told::Init(data) => return self.read_init(data, model),
             Told::Op(write) => return self.read_op(write, model, is_sender),
             Told::Error(429, Some(about)) => {
-                assert!(self.limits.ops_per_second.is_some(), "nothing is too many");
+                assert!(
+                    self.limits.ops_per_second.is_some(),
+                    "no rate is configured"
+                );
                 self.undo(about, model);
             }
             Told::Error(413, Some(about)) => {
                 assert!(
                     self.limits.workspace_bytes.is_some(),
-                    "nothing is too large"
+                    "no size limit is configured"
                 );
                 self.undo(about, model);
             }
             Told::Error(500, Some(about)) => {
-                assert!(self.has_little_room, "there is room on the disk");
+                assert!(
+                    self.has_little_room,
+                    "a client got 500 although the disk has space"
+                );
                 self.undo(about, model);
             }
             Told::Error(400 | 429, None) => self.count_refusal(),
@@ -289,7 +295,7 @@ impl Client {
                 let is_right = self.lost_an_op || self.may_have_lost;
                 assert!(
                     is_right,
-                    "client {}: 500 is for those whose op is lost",
+                    "client {}: received 500 without losing an op",
                     self.number
                 );
                 self.is_told_500 = true;
@@ -304,7 +310,7 @@ impl Client {
                 self.pongs += 1;
                 assert!(
                     self.pongs <= self.pongs_due,
-                    "client {}: a pong to no ping",
+                    "client {}: an unsolicited pong",
                     self.number
                 );
             }
@@ -317,7 +323,7 @@ impl Client {
                 );
                 assert!(
                     *code != 1011 || self.is_told_500 || !self.lost_an_op,
-                    "client {}: it was not told of its lost op",
+                    "client {}: received no error for its lost op",
                     self.number
                 );
                 self.code = Some(*code);
@@ -331,7 +337,7 @@ impl Client {
         self.refusals += 1;
         assert!(
             self.refusals <= self.refusals_due,
-            "client {}: nothing was bad",
+            "client {}: an error for a valid message",
             self.number
         );
     }
@@ -350,15 +356,15 @@ impl Client {
         };
         assert!(
             self.has_resent || model.place(&write.value).is_none(),
-            "client {number}: {write:?} was refused, and won"
+            "client {number}: {write:?} was refused but won"
         );
         let is_first = self.refused.insert(write.value.clone());
-        assert!(is_first, "client {number}: {write:?} is refused once");
+        assert!(is_first, "client {number}: {write:?} is refused twice");
         let place = self
             .known
             .iter()
             .position(|(write, is_own)| *is_own && is_it(write));
-        self.known.remove(place.expect("it held what it sent"));
+        self.known.remove(place.expect("the client has its own op"));
         self.held.remove(key);
         for (write, _) in self.known.clone() {
             if write.key == *key {
@@ -377,7 +383,7 @@ impl Client {
             .collect();
         assert!(
             left_out.is_empty(),
-            "client {} was not sent {left_out:?}",
+            "client {} did not receive {left_out:?}",
             self.number
         );
     }
@@ -424,7 +430,7 @@ impl Client {
             });
         assert!(
             is_state,
-            "client {}: {data:?} is no state of {:?}",
+            "client {}: {data:?} is not a state of {:?}",
             self.number, model.wins
         );
         Some(place)
@@ -458,7 +464,7 @@ impl Client {
     fn read_op(&mut self, write: &Write, model: &Model, is_sender: &dyn Fn(&str) -> bool) -> bool {
         assert!(
             self.init.is_some(),
-            "client {}: init comes first",
+            "client {}: a message arrived before init",
             self.number
         );
         let Some(place) = model.place(&write.value) else {
@@ -466,7 +472,7 @@ impl Client {
         };
         assert_eq!(
             *write, model.wins[place],
-            "client {}: an op is what won",
+            "client {}: received an op that did not win",
             self.number
         );
         let lost_to = |sent: &Write| {
@@ -487,7 +493,7 @@ impl Client {
         if place < self.place || is_sender(&write.value) && is_correction {
             assert!(
                 is_correction,
-                "client {}: {write:?} comes again, or too late",
+                "client {}: {write:?} arrived twice or too late",
                 self.number
             );
             self.was_corrected += 1;
@@ -499,7 +505,7 @@ impl Client {
             // If two connections of the same client sent it, the op may be either's.
             assert!(
                 self.has_resent || !is_sender(&write.value),
-                "client {}: its own op comes back: {write:?}",
+                "client {}: its own op was sent back: {write:?}",
                 self.number
             );
             let left_out: Vec<usize> = skipped.filter(is_owed).collect();

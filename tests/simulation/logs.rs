@@ -38,7 +38,7 @@ impl World {
                         return;
                     }
                     let Some(LogOperation::Done(input)) = self.seat(shard).operation.take() else {
-                        unreachable!("it was just put there");
+                        unreachable!("the operation was just stored");
                     };
                     return self.tell(shard, input);
                 }
@@ -51,7 +51,7 @@ impl World {
     fn perform(&mut self, shard: usize, output: Output) -> Input<'static> {
         self.doing = Doing::Commit;
         let seat = self.seat(shard);
-        let log = seat.log.as_mut().expect("it is open");
+        let log = seat.log.as_mut().expect("the log is open");
         match output {
             Output::Log(LogStep::Write {
                 offset,
@@ -88,7 +88,7 @@ impl World {
                 }
                 Input::LogSynced(if ok { Ok(()) } else { Err(wire::failure()) })
             }
-            other => unreachable!("{other:?} is no operation of the ring"),
+            other => unreachable!("{other:?} is not a ring operation"),
         }
     }
 
@@ -104,7 +104,7 @@ impl World {
         // Completions after a failure are ignored.
         let is_late = seat.may_fail;
         seat.may_fail |= is_failure;
-        let log = seat.log.as_ref().expect("it is open");
+        let log = seat.log.as_ref().expect("the log is open");
         let writes_through = log.open_segment().writes_through;
         // A short write continues. The sync of an `always` log is still to come, unless writes
         // bypass the cache.
@@ -147,7 +147,7 @@ impl World {
                 if self.disk.is_dead() {
                     return;
                 }
-                check_keeper(outcome.as_ref().err());
+                check_log_files(outcome.as_ref().err());
                 let clock = self.clock;
                 let seat = self.seat(shard);
                 let segment = outcome
@@ -189,7 +189,7 @@ impl World {
                 if self.disk.is_dead() {
                     return;
                 }
-                check_keeper(outcome.as_ref().err());
+                check_log_files(outcome.as_ref().err());
                 deal.finish_restore();
                 let workspaces = deal.finish(shards).swap_remove(shard);
                 let clock = self.clock;
@@ -215,7 +215,10 @@ impl World {
             }
         }
         self.doing = Doing::Nothing;
-        self.server.as_mut().expect("it runs").tell_rotation(shard);
+        self.server
+            .as_mut()
+            .expect("the server is running")
+            .tell_rotation(shard);
         self.look_at_log();
     }
 }
@@ -246,13 +249,13 @@ fn write(
     };
     let BlockWrite { offset, blocks } = writer.begin(bytes, from, offset);
     let outcome = log.file().write_at(&blocks, offset);
-    let writer = log.blocks().expect("it is the same segment");
+    let writer = log.blocks().expect("the segment has not been replaced");
     let (bytes, outcome) = writer.finish(blocks, outcome);
     (bytes, outcome.ok())
 }
 
 /// Checks that an error does not report damage, since no bit was flipped.
-fn check_keeper(error: Option<&LogFilesError>) {
+fn check_log_files(error: Option<&LogFilesError>) {
     let is_damage = matches!(
         error,
         Some(
@@ -322,7 +325,7 @@ impl World {
 }
 
 #[test]
-fn a_rebuild_promises_what_its_sync_has_put_on_disk() {
+fn a_rebuild_keeps_what_its_sync_has_written() {
     crate::turns::count_panics();
     let mut met = 0;
     for seed in 0..1000 {
@@ -354,5 +357,5 @@ fn a_rebuild_promises_what_its_sync_has_put_on_disk() {
             return;
         }
     }
-    panic!("only {met} rebuilds had to sync what was shown");
+    panic!("only {met} rebuilds had to sync delivered ops");
 }

@@ -33,11 +33,15 @@ pub struct Model {
 impl Model {
     /// Applies the next op in the log.
     pub fn win(&mut self, write: Write, seq: u64) {
-        assert_eq!(seq, self.wins.len() as u64 + 1, "seq has no gap: {write:?}");
+        assert_eq!(
+            seq,
+            self.wins.len() as u64 + 1,
+            "the seqs have a gap: {write:?}"
+        );
         if let Some(held) = self.held(&write.key) {
             assert!(
                 write.timestamp > held.timestamp,
-                "{write:?} wins over {held:?}"
+                "{write:?} does not win over {held:?}"
             );
         }
         self.places.insert(write.value.clone(), self.wins.len());

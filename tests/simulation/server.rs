@@ -238,7 +238,7 @@ impl Server {
             return;
         }
         for (number, seat) in self.seats.iter_mut().enumerate() {
-            let rotation = self.rotations[number].expect("all have told theirs");
+            let rotation = self.rotations[number].expect("each shard has reported its segment");
             let is_it = |folder: &&FolderUsage| folder.shard as usize == number;
             let Some(folder) = self.folders.iter().find(is_it) else {
                 continue;
@@ -358,7 +358,7 @@ pub fn recover(
     }
     let reads: Vec<_> = reads
         .into_iter()
-        .map(|read| read.expect("all were read"))
+        .map(|read| read.expect("every part has been read"))
         .collect();
     let report = recovery.finish(&reads)?;
     Ok((report, all.finish(shards)))

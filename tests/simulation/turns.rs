@@ -53,7 +53,7 @@ const CROWD: usize = 32;
 
 impl World {
     pub fn seat(&mut self, shard: usize) -> &mut Seat {
-        &mut self.server.as_mut().expect("a server runs").seats[shard]
+        &mut self.server.as_mut().expect("a server is running").seats[shard]
     }
 
     /// Returns whether the shard would wake up now.
@@ -78,7 +78,7 @@ impl World {
             return;
         }
         let clock = self.clock;
-        let server = self.server.as_mut().expect("it has a reason");
+        let server = self.server.as_mut().expect("the server is running");
         let ready = server.seats.iter().all(|seat| seat.is_serving);
         let seat = &mut server.seats[shard];
         seat.is_woken = false;
@@ -104,7 +104,7 @@ impl World {
         self.note_sleep(shard);
         assert!(
             sends <= sends_max,
-            "a turn sends to {sends_max} sessions, not {sends}"
+            "a turn sends to at most {sends_max} sessions, not {sends}"
         );
         self.coverage.full_turns += u64::from(sends >= SENDS_PER_TURN_MAX);
         self.check_members(shard);
@@ -171,7 +171,7 @@ impl World {
         };
         seat.is_woken = true;
         let place = self.client_of(shard, yielded.id);
-        self.journal.note(|| format!("client {place} gives way"));
+        self.journal.note(|| format!("client {place} is shed"));
         let client = &self.clients[place];
         let is_over = client.code.is_some() || client.is_leaving;
         assert!(
@@ -180,7 +180,7 @@ impl World {
             } else {
                 is_over
             },
-            "client {place} is being served, and gives way"
+            "client {place} was shed while it was being served"
         );
         self.coverage.gave_way += 1;
     }
@@ -204,7 +204,7 @@ impl World {
         let most_bytes = plan.snapshot_bytes_max.max(state_bytes) + tiny_bytes;
         assert!(
             counters.snapshot_bytes <= most_bytes as u64,
-            "{} bytes of states, and {most_bytes} may be",
+            "{} bytes of encoded states exceed {most_bytes}",
             counters.snapshot_bytes
         );
         let given_up = counters.given_up_sessions;
@@ -214,11 +214,11 @@ impl World {
 
     /// Checks that no workspace exceeds its member limit.
     fn check_members(&self, shard: usize) {
-        let server = self.server.as_ref().expect("it just took a turn");
+        let server = self.server.as_ref().expect("the server just ran a turn");
         if let Some(most) = server.limits.connections_per_workspace {
             let members = server.seats[shard].shard.counters().connections;
             let bound = (most * self.places_of(shard).len()) as u64;
-            assert!(members <= bound, "{members} members where {bound} may be");
+            assert!(members <= bound, "{members} members exceed {bound}");
         }
     }
 
@@ -234,9 +234,9 @@ impl World {
     }
 
     fn client_of(&self, shard: usize, id: SessionId) -> usize {
-        let server = self.server.as_ref().expect("a server runs");
+        let server = self.server.as_ref().expect("a server is running");
         let place = server.seats[shard].clients.get(&id);
-        *place.expect("an output names a session that is there")
+        *place.expect("the session of an output exists")
     }
 
     fn take(&mut self, shard: usize, output: Output) {
@@ -246,11 +246,11 @@ impl World {
             Output::Receive(id) => {
                 let place = self.client_of(shard, id);
                 let client = &mut self.clients[place];
-                assert!(!client.receiving, "one receive at a time");
+                assert!(!client.receiving, "only one receive is in flight");
                 client.receiving = true;
             }
-            Output::Page(..) => unreachable!("nobody asks for a page"),
-            Output::Note(..) => unreachable!("nobody keeps a journal"),
+            Output::Page(..) => unreachable!("unexpected request for a page"),
+            Output::Note(..) => unreachable!("unexpected journal entry"),
             Output::Send(id, spans) => self.take_send(shard, id, spans),
             Output::Finish(id) => {
                 let place = self.client_of(shard, id);
@@ -265,7 +265,7 @@ impl World {
                 let client = &mut self.clients[place];
                 assert!(
                     !client.receiving && client.sending.is_none(),
-                    "nothing is in flight"
+                    "something is still in flight"
                 );
                 client.home = Home::Gone;
                 self.forget(shard, id, place);
@@ -275,16 +275,16 @@ impl World {
                 let client = &mut self.clients[place];
                 assert!(
                     !client.receiving && client.sending.is_none(),
-                    "nothing is in flight"
+                    "something is still in flight"
                 );
                 assert_eq!(
                     owner,
                     shard_of(WORKSPACES[client.workspace], self.shards),
-                    "it goes to the owner"
+                    "the session is handed off to the owner"
                 );
                 client.home = Home::Travelling;
                 self.seat(shard).clients.remove(&id);
-                let server = self.server.as_mut().expect("it runs");
+                let server = self.server.as_mut().expect("the server is running");
                 server.letters.push_back((owner as usize, place, handoff));
                 self.coverage.handoffs += 1;
             }
@@ -302,20 +302,20 @@ impl World {
                 first_position,
             }) => {
                 let seat = self.seat(shard);
-                let log = seat.log.as_ref().expect("it is open");
+                let log = seat.log.as_ref().expect("the log is open");
                 let errand = Errand::Create(log.next(index, first_position));
                 assert!(
                     seat.operation.is_none() && seat.errand.replace(errand).is_none(),
-                    "one operation at a time"
+                    "only one operation is in flight"
                 );
             }
             Output::Rebuild(end) => {
                 let seat = self.seat(shard);
-                let log = seat.log.as_ref().expect("it is open");
+                let log = seat.log.as_ref().expect("the log is open");
                 let errand = Errand::Rebuild(log.rebuild(end));
                 assert!(
                     seat.operation.is_none() && seat.errand.replace(errand).is_none(),
-                    "one operation at a time"
+                    "only one operation is in flight"
                 );
             }
             Output::Ready(ready) => self.take_ready(shard, ready),
@@ -331,7 +331,7 @@ impl World {
     fn ask(&mut self, shard: usize, output: Output) {
         let seat = self.seat(shard);
         let is_alone = seat.errand.is_none() && seat.operation.is_none();
-        assert!(is_alone, "one operation of the log at a time");
+        assert!(is_alone, "only one log operation is in flight");
         seat.operation = Some(LogOperation::Asked(output));
     }
 
@@ -342,7 +342,7 @@ impl World {
         for record in records(batch) {
             let workspace = self.workspace(&record.workspace);
             let owner = shard_of(&record.workspace, self.shards) as usize;
-            assert_eq!(owner, shard, "a workspace is logged by its shard");
+            assert_eq!(owner, shard, "an op was logged by another shard");
             let value = record.write.value.clone();
             let id_bytes = record.workspace.len();
             let before_bytes = self.models[workspace].bytes(id_bytes);
@@ -363,15 +363,15 @@ impl World {
                 ..
             } = &mut *self;
             let model = &models[workspace];
-            let senders = senders.get(&value).expect("somebody sent it");
+            let senders = senders.get(&value).expect("the op has a sender");
             for sender in senders {
                 let client = &mut clients[*sender];
-                assert_eq!(client.workspace, workspace, "nothing crosses workspaces");
+                assert_eq!(client.workspace, workspace, "an op crossed workspaces");
                 let at = client
                     .sent
                     .iter()
                     .position(|write| write.value == value)
-                    .expect("it sent it");
+                    .expect("the client sent the op");
                 if senders.len() == 1 {
                     client.judge_until(at + 1, model);
                 }
@@ -393,8 +393,8 @@ impl World {
         let now_us = self.clock.now_us;
         let bytes = wire::bytes_of(&spans);
         let client = &mut self.clients[place];
-        assert!(client.sending.is_none(), "one send at a time");
-        assert!(!bytes.is_empty(), "a send carries something");
+        assert!(client.sending.is_none(), "only one send is in flight");
+        assert!(!bytes.is_empty(), "an empty send");
         // The remainder of a short send was checked when the send began.
         let known = client.sent_bytes - client.read_bytes;
         if known == 0 {
@@ -423,7 +423,7 @@ impl World {
             assert_eq!(
                 known,
                 bytes.len() as u64,
-                "the rest of a send is all that was not taken"
+                "the rest of a send differs from the unsent bytes"
             );
         }
         self.clients[place].sending = Some((spans, bytes));
@@ -442,7 +442,7 @@ impl World {
             let is_kept = model.place(value).is_some_and(|at| at < model.synced);
             assert!(
                 is_kept || may_be_lost,
-                "client {place} is shown {value:.40}, which is not durable"
+                "client {place} received {value:.40}, which is not durable"
             );
         };
         match told {
@@ -462,7 +462,7 @@ impl World {
                 let waited_us = now_us - client.came_us;
                 assert!(
                     waited_us >= HEAD_TIMEOUT_US,
-                    "client {place} came {waited_us} us ago"
+                    "client {place} connected {waited_us} us ago"
                 );
                 self.clients[place].status_wanted = 408;
             }
@@ -470,7 +470,7 @@ impl World {
                 let waited_us = now_us - client.came_us;
                 assert!(
                     waited_us >= HEAD_TIMEOUT_US,
-                    "client {place} came {waited_us} us ago, and is refused"
+                    "client {place} connected {waited_us} us ago and is refused"
                 );
                 self.clients[place].met_pause = true;
             }
@@ -495,12 +495,12 @@ impl World {
             }
             Told::Close(1008) => {
                 let per_second = self.plan.limits.ops_per_second;
-                let per_second = u64::from(per_second.expect("nothing is too many"));
+                let per_second = u64::from(per_second.expect("a rate is configured"));
                 let least = per_second * RATE_BURST_S + (per_second * PATIENCE_S).max(REFUSALS_MIN);
                 let sent = client.messages;
                 assert!(
                     sent > least,
-                    "client {place} sent {sent} messages, and is closed"
+                    "client {place} was closed after {sent} messages"
                 );
                 self.coverage.closed_by_policy += 1;
                 self.clients[place].codes.insert(1008);
@@ -510,7 +510,7 @@ impl World {
                 let is_stalled = stalled_us >= STALL_TIMEOUT_US;
                 assert!(
                     is_stalled || self.plan.session_bytes_max < SESSION_BUDGET_BYTES,
-                    "client {place} never took nothing for longer than {stalled_us} us"
+                    "client {place} was never stalled for longer than {stalled_us} us"
                 );
                 self.coverage.stalls += u64::from(is_stalled);
                 self.clients[place].codes.insert(1013);
@@ -553,7 +553,7 @@ impl World {
             if !client.read(&told, model, &is_sender) {
                 assert!(
                     !is_kept,
-                    "client {number} is told of an op that did not win: {told:?}"
+                    "client {number} received an op that did not win: {told:?}"
                 );
                 break;
             }
@@ -578,13 +578,13 @@ impl World {
 
     fn take_ready(&mut self, shard: usize, ready: bool) {
         let seat = self.seat(shard);
-        assert_ne!(seat.is_serving, ready, "a change is told");
+        assert_ne!(seat.is_serving, ready, "an unchanged value was reported");
         seat.is_serving = ready;
         if ready {
             seat.may_fail = false;
             return;
         }
-        assert!(seat.may_fail, "shard {shard} fails without a reason");
+        assert!(seat.may_fail, "shard {shard} failed without a reason");
         seat.handed.clear();
         let clients: Vec<usize> = seat.clients.values().copied().collect();
         for place in clients {
@@ -602,7 +602,7 @@ impl World {
                 || client.judged < client.sent.len();
             client.codes.insert(1011);
         }
-        let server = self.server.as_mut().expect("it runs");
+        let server = self.server.as_mut().expect("the server is running");
         server.had_failure = true;
         for place in &self.live {
             self.clients[*place].met_failure |= self.clients[*place].status.is_none();

@@ -24,7 +24,7 @@ pub fn failure() -> io::Error {
 pub fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![0x80 | opcode];
     match payload.len() {
-        length @ 0..126 => frame.push(0x80 | u8::try_from(length).expect("it is short")),
+        length @ 0..126 => frame.push(0x80 | u8::try_from(length).expect("the length is small")),
         length => {
             if let Ok(length) = u16::try_from(length) {
                 frame.push(0x80 | 0x7E);
@@ -109,7 +109,7 @@ impl Stream {
     fn first(&mut self) -> Option<(usize, Told)> {
         if self.status.is_none() {
             let head = self.bytes.windows(4).position(|at| at == b"\r\n\r\n")? + 4;
-            let text = str::from_utf8(&self.bytes[..head]).expect("a head is text");
+            let text = str::from_utf8(&self.bytes[..head]).expect("the head is UTF-8");
             let status = text[9..12].parse().expect("a status");
             let is_switch = status == 101;
             let lengths = text
@@ -123,7 +123,7 @@ impl Stream {
             }
             assert!(
                 is_switch || head + body == self.bytes.len(),
-                "an answer ends the connection"
+                "data after an answer that ends the connection"
             );
             self.status = Some(status);
             let body = &self.bytes[head..head + body];
@@ -151,7 +151,7 @@ impl Stream {
             0x88 => Told::Close(u16::from_be_bytes([payload[0], payload[1]])),
             0x89 => Told::Ping,
             0x8A => Told::Pong,
-            other => panic!("no such frame is sent: {other:#x}"),
+            other => panic!("the server never sends such a frame: {other:#x}"),
         };
         Some((start + length, told))
     }
@@ -164,7 +164,7 @@ fn data(of: &serde_json::Value) -> BTreeMap<String, String> {
 }
 
 fn look(body: &[u8]) -> BTreeMap<String, String> {
-    let state: serde_json::Value = serde_json::from_slice(body).expect("a body is JSON");
+    let state: serde_json::Value = serde_json::from_slice(body).expect("the body is JSON");
     let stamps = state["timestamps"].as_object().expect("an object");
     let data = data(&state);
     assert!(stamps.keys().eq(data.keys()), "each key has a timestamp");
@@ -172,7 +172,7 @@ fn look(body: &[u8]) -> BTreeMap<String, String> {
 }
 
 fn message(text: &[u8]) -> Told {
-    let message: serde_json::Value = serde_json::from_slice(text).expect("a message is JSON");
+    let message: serde_json::Value = serde_json::from_slice(text).expect("the message is JSON");
     let payload = &message["payload"];
     match message["type"].as_str() {
         Some("op") => Told::Op(Write {
@@ -186,7 +186,7 @@ fn message(text: &[u8]) -> Told {
             Told::Error(payload["code"].as_u64().expect("a code"), about)
         }
         Some("init") => Told::Init(data(&message)),
-        other => panic!("no such message is sent: {other:?}"),
+        other => panic!("the server never sends such a message: {other:?}"),
     }
 }
 

@@ -159,7 +159,7 @@ impl World {
 
     fn happen(&mut self) {
         if self.server.is_none() {
-            return self.happen_without_server();
+            return self.step_without_server();
         }
         match self.dice.below(100) {
             0..8 => self.connect(),
@@ -184,7 +184,7 @@ impl World {
         }
     }
 
-    fn happen_without_server(&mut self) {
+    fn step_without_server(&mut self) {
         match self.dice.below(4) {
             0 if self.plan.may(faults::TRIALS) => self.try_flips(),
             1 | 2 => self.boot(),
@@ -302,7 +302,7 @@ impl World {
         let id = seat.shard.accept(is_over_limit, self.clock);
         seat.is_woken = true;
         let is_taken = seat.clients.keys().any(|other| other.slot == id.slot);
-        assert!(!is_taken, "a slot is free before it is used again");
+        assert!(!is_taken, "the slot is still in use");
         seat.clients.insert(id, number);
         client.home = Home::At(shard, id);
         let now_us = self.clock.now_us;
@@ -310,7 +310,7 @@ impl World {
         client.emptied_us = now_us;
         self.journal.note(|| {
             format!(
-                "client {number} comes to shard {shard} for {}",
+                "client {number} connects to shard {shard} for {}",
                 WORKSPACES[workspace]
             )
         });
@@ -321,7 +321,7 @@ impl World {
             // The client does not know the outcome of its last op.
             self.senders
                 .get_mut(&write.value)
-                .expect("it was sent")
+                .expect("the op was sent")
                 .push(number);
             client.write(write);
             (client.judged, client.has_resent) = (1, true);
@@ -348,7 +348,7 @@ impl World {
         // The clock ticks rarely, so ties are common.
         let tick = (self.count / 6 + self.dice.below_u64(4)) * SECOND_US;
         let timestamp = (BEGIN_UNIX_US + tick).checked_add_signed(self.clients[place].skew_us);
-        let mut timestamp = timestamp.expect("hours");
+        let mut timestamp = timestamp.expect("the timestamp is in range");
         // A refusal names an op by its key and timestamp.
         let sent = &self.clients[place].sent;
         let is_taken = |at| {
@@ -411,7 +411,7 @@ impl World {
         let client = &mut self.clients[place];
         client.receiving = false;
         let Home::At(shard, id) = client.home else {
-            unreachable!("only a shard receives");
+            unreachable!("only a running shard receives");
         };
         let most = client.outgoing.len().min(RECEIVE_BYTES_MAX);
         let length = if is_whole || most == 0 {
@@ -434,7 +434,7 @@ impl World {
         } else {
             Received::Bytes(&mut bytes)
         };
-        let seat = &mut self.server.as_mut().expect("it runs").seats[shard];
+        let seat = &mut self.server.as_mut().expect("the server is running").seats[shard];
         seat.shard.handle(Input::Received(id, received), self.clock);
         seat.is_woken = true;
         self.note_panic(shard);
@@ -459,9 +459,9 @@ impl World {
         let cut = self.dice.below(4);
         let part = self.dice.below(usize::MAX);
         let client = &mut self.clients[place];
-        let (spans, bytes) = client.sending.take().expect("it was just there");
+        let (spans, bytes) = client.sending.take().expect("a send is in flight");
         let now = wire::bytes_of(&spans);
-        assert!(now == bytes, "what is being sent does not change");
+        assert!(now == bytes, "bytes of a send in flight changed");
         let all = spans_bytes(&spans);
         let taken = match cut {
             _ if client.is_broken => None,
@@ -469,9 +469,9 @@ impl World {
             _ => Some(all),
         };
         self.journal
-            .note(|| format!("client {place} takes {taken:?} of {all} bytes"));
+            .note(|| format!("client {place} accepts {taken:?} of {all} bytes"));
         let Home::At(shard, id) = client.home else {
-            unreachable!("only a shard sends");
+            unreachable!("only a running shard sends");
         };
         if let Some(taken) = taken {
             client.read_bytes += taken as u64;
@@ -480,7 +480,7 @@ impl World {
             let mut rest = spans.clone();
             skip_sent(&mut rest, taken);
         }
-        let seat = &mut self.server.as_mut().expect("it runs").seats[shard];
+        let seat = &mut self.server.as_mut().expect("the server is running").seats[shard];
         seat.cut_sends += usize::from(taken.is_some_and(|taken| taken < all));
         let outcome = taken.ok_or_else(wire::failure);
         seat.shard
@@ -524,7 +524,7 @@ impl World {
                 let long = vec![b'x'; self.plan.message_bytes_max + 1];
                 self.leave(place, 1009, &wire::frame(wire::TEXT, &long));
             }
-            10 | 11 if open => self.write_badly(place),
+            10 | 11 if open => self.write_invalid(place),
             12 if open && self.plan.may(faults::PANICS) => self.plant_panic(place),
             _ => self.clients[place].reading = Reading::Swift,
         }
@@ -558,7 +558,7 @@ impl World {
         }
     }
 
-    fn write_badly(&mut self, place: usize) {
+    fn write_invalid(&mut self, place: usize) {
         let far_us = (self.clock.unix_us + 400 * 24 * 3600 * SECOND_US).to_string();
         let bad = [
             format!(r#"{{"type":"op","payload":{{"key":"k0","value":666,"timestamp":{far_us}}}}}"#),
@@ -596,7 +596,7 @@ impl World {
         self.disk.set_full(false);
         self.disk.state().dies_at = None;
         if self.disk.state().is_read_only {
-            self.end_process("the machine starts anew");
+            self.end_process("the machine restarts");
         }
         for place in self.live.clone() {
             let client = &mut self.clients[place];

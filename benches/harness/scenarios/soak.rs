@@ -144,7 +144,7 @@ impl Scenario for Soak {
                 server.cpu_s()
             });
             is_over.store(true, Ordering::Relaxed);
-            (outcomes, visits.join().expect("it does not panic"))
+            (outcomes, visits.join().expect("the thread does not panic"))
         });
         let outcomes = outcomes.map_err(|failure| server.with_log(failure))?;
         let visits = visits.map_err(|failure| server.with_log(failure))?;

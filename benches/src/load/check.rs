@@ -87,7 +87,8 @@ impl Window {
     }
 
     fn offset(&self, position: u64) -> usize {
-        usize::try_from(position % self.bytes.len() as u64).expect("a remainder of a length")
+        usize::try_from(position % self.bytes.len() as u64)
+            .expect("the remainder is smaller than the divisor")
     }
 
     /// Returns the stream from a position on, as far as it is contiguous.
@@ -170,11 +171,12 @@ impl Cursor {
         self.held.extend_from_slice(bytes);
         let mut reader = std::io::Cursor::new(&self.held);
         let parsed = FrameHeader::parse(&mut reader);
-        let header_bytes = usize::try_from(reader.position()).expect("a header is short");
+        let header_bytes = usize::try_from(reader.position()).expect("the header length is small");
         let (header, payload_bytes) = match parsed {
-            Ok(Some((header, payload_bytes))) if payload_bytes <= 125 && header.is_final => {
-                (header, usize::try_from(payload_bytes).expect("it is short"))
-            }
+            Ok(Some((header, payload_bytes))) if payload_bytes <= 125 && header.is_final => (
+                header,
+                usize::try_from(payload_bytes).expect("the length is small"),
+            ),
             Ok(None) => return Ok(&[]),
             Ok(Some(_)) | Err(_) => return Err(self.stranger(window)),
         };
@@ -242,7 +244,7 @@ pub(super) fn describe(bytes: &[u8]) -> String {
     let Ok(Some((header, payload_bytes))) = FrameHeader::parse(&mut reader) else {
         return format!("no frame: {:?}", String::from_utf8_lossy(bytes));
     };
-    let start = usize::try_from(reader.position()).expect("a header is short");
+    let start = usize::try_from(reader.position()).expect("the header length is small");
     let payload = &bytes[start..];
     let payload_bytes = usize::try_from(payload_bytes).unwrap_or(usize::MAX);
     let (payload, more) = match payload.get(..payload_bytes.min(1024)) {

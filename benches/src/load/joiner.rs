@@ -56,7 +56,7 @@ impl Joiner {
 
     /// Expects this frame next, and nothing before it.
     pub fn expect(&mut self, frame: &Rc<[u8]>) {
-        assert!(self.is_served(), "it has got what it waited for");
+        assert!(self.is_served(), "the previous frame has not arrived");
         self.wanted = Expected::Bytes(Rc::clone(frame), 0);
     }
 
@@ -86,7 +86,7 @@ impl Joiner {
             return Ok(false);
         }
         match &mut self.wanted {
-            Expected::Upgrade(_) | Expected::Welcome(..) => unreachable!("they were just handled"),
+            Expected::Upgrade(_) | Expected::Welcome(..) => unreachable!("they were handled above"),
             Expected::Parts(parts) => {
                 let rest = parts.take(bytes)?;
                 let is_whole = parts.is_complete();
@@ -158,7 +158,7 @@ impl Joiner {
                 };
                 let wanted = std::mem::replace(&mut self.wanted, Expected::Nothing);
                 let Expected::Upgrade(welcome) = wanted else {
-                    unreachable!("it was just matched");
+                    unreachable!("it was matched above");
                 };
                 self.wanted = match welcome {
                     Welcome::AnyMessage => Expected::AnyMessage,
@@ -178,7 +178,7 @@ impl Joiner {
                 }
                 let wanted = std::mem::replace(&mut self.wanted, Expected::Nothing);
                 let Expected::Welcome(_, parts) = wanted else {
-                    unreachable!("it was just matched");
+                    unreachable!("it was matched above");
                 };
                 self.wanted = Expected::Parts(parts);
                 Ok(Some(end))

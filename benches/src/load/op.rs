@@ -89,7 +89,10 @@ impl Text {
                 format!(r#"{{"payload":{{{key},{timestamp},{value}}},"type":"op"}}"#)
             }
         };
-        let place = |of: &str, count| text.find(&of.repeat(count)).expect("it was just put there");
+        let place = |of: &str, count| {
+            text.find(&of.repeat(count))
+                .expect("the text was just inserted")
+        };
         Self {
             key_at: place("K", KEY_DIGITS),
             number_at: place("N", NUMBER_DIGITS),
@@ -145,7 +148,7 @@ fn put_digits(into: &mut [u8], mut value: u64) {
         *digit = b"0123456789"[usize::try_from(value % 10).expect("a digit")];
         value /= 10;
     }
-    assert!(value == 0, "the layout has room for the number");
+    assert!(value == 0, "the number does not fit in the layout");
 }
 
 /// Appends the frame of a text as a server sends it.
@@ -185,7 +188,7 @@ fn put_short_frame(out: &mut Vec<u8>, first: u8, payload: &[u8]) {
 
 /// Returns the shortest header of a text of 126 to 65,535 bytes (RFC 6455, section 5.2).
 fn header_of(text: &[u8], mask_bit: u8) -> [u8; HEADER_BYTES] {
-    assert!(text.len() >= 126, "the layout is that long");
+    assert!(text.len() >= 126, "the text is too short for this layout");
     let [high, low] = u16::try_from(text.len())
         .expect("an op is short")
         .to_be_bytes();

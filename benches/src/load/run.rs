@@ -89,7 +89,7 @@ impl Outcome {
         self.ops += other.ops;
         self.saved_messages += other.saved_messages;
         let added = self.latencies_ns.add(&other.latencies_ns);
-        added.expect("the histograms are alike");
+        added.expect("the histograms have the same layout");
     }
 
     fn between(begin: &Mark, end: &Mark, latencies_ns: Histogram<u64>) -> Self {
@@ -221,7 +221,10 @@ impl Load {
                 return Ok(due_ns);
             }
             let room = self.scheduled % u64::from(self.plan.rooms);
-            self.put(u32::try_from(room).expect("a remainder of one"), due_ns)?;
+            self.put(
+                u32::try_from(room).expect("the remainder fits in 32 bits"),
+                due_ns,
+            )?;
             self.scheduled += 1;
         }
     }
@@ -294,5 +297,5 @@ impl Load {
 }
 
 fn whole_ns(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).expect("a load ends within centuries")
+    u64::try_from(duration.as_nanos()).expect("the duration fits in 64 bits of nanoseconds")
 }

@@ -21,7 +21,8 @@ impl Clock {
     }
 
     pub fn now_ns(self) -> u64 {
-        u64::try_from(self.0.elapsed().as_nanos()).expect("a load ends within centuries")
+        u64::try_from(self.0.elapsed().as_nanos())
+            .expect("the duration fits in 64 bits of nanoseconds")
     }
 }
 
@@ -135,7 +136,7 @@ impl Tracker {
     }
 
     pub fn rooms(&self) -> u32 {
-        u32::try_from(self.rooms.len()).expect("it was made of one")
+        u32::try_from(self.rooms.len()).expect("the value came from a u32")
     }
 
     /// Returns the connection that sends in a room.
@@ -261,7 +262,8 @@ impl Tracker {
     /// Fails if an op has been in flight for longer than `limit`, or if a sender has waited that
     /// long for the next op to be saved.
     pub fn check_lateness(&self, limit: Duration) -> Result<(), Failure> {
-        let limit_ns = u64::try_from(limit.as_nanos()).expect("a limit is short");
+        let limit_ns =
+            u64::try_from(limit.as_nanos()).expect("the limit fits in 64 bits of nanoseconds");
         let now_ns = self.clock.now_ns();
         for (room_number, room) in (0..).zip(&self.rooms) {
             let is_late = room.done < room.window.count()
@@ -312,8 +314,8 @@ impl Tracker {
         let kept = count.saturating_sub(KEYS)..count;
         let fields = kept.map(|number| {
             let text = self.sent_text.of(room_number, number);
-            let op: serde_json::Value = serde_json::from_slice(text).expect("an op is JSON");
-            let key = op["payload"]["key"].as_str().expect("a key is a string");
+            let op: serde_json::Value = serde_json::from_slice(text).expect("the op is JSON");
+            let key = op["payload"]["key"].as_str().expect("the key is a string");
             (key.to_owned(), op["payload"]["value"].clone())
         });
         fields.collect()
@@ -322,15 +324,15 @@ impl Tracker {
 
 /// Returns an empty histogram of nanoseconds up to ten minutes.
 pub fn histogram() -> Histogram<u64> {
-    Histogram::new_with_max(600_000_000_000, 3).expect("the bounds are legal")
+    Histogram::new_with_max(600_000_000_000, 3).expect("the bounds are valid")
 }
 
 fn slot(number: u64, kept_ops: usize) -> usize {
-    usize::try_from(number % kept_ops as u64).expect("a remainder of a length")
+    usize::try_from(number % kept_ops as u64).expect("the remainder is smaller than the divisor")
 }
 
 fn unix_us() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let now = now.expect("the clock is past 1970");
+    let now = now.expect("the clock is after 1970");
     u64::try_from(now.as_micros()).expect("the clock is before the year 580000")
 }

@@ -252,17 +252,20 @@ impl Outbox {
         let is_behind = self.behind().is_some();
         assert!(
             is_behind || start <= self.cursor && self.cursor <= end,
-            "a session whose cursor is not in the window is behind"
+            "the cursor is outside the window, but the session is not behind"
         );
         let Some(extras) = &self.extras else { return };
         assert!(
             !is_behind || extras.own.is_empty(),
-            "a session that is behind reads no window"
+            "a session that is behind has a cursor"
         );
         let mut passed = None;
         for (own_start, own_end) in &extras.own {
             assert!(own_start < own_end && self.cursor <= *own_start && *own_end <= end);
-            assert!(passed < Some(*own_start), "own frames that touch are one");
+            assert!(
+                passed < Some(*own_start),
+                "adjacent own frames are not merged"
+            );
             passed = Some(*own_end);
         }
         let mut cost = AnswerCost::default();
@@ -270,7 +273,7 @@ impl Outbox {
         for answer in &extras.answers {
             assert!(
                 due <= answer.due.at,
-                "answers are sent in the order of their offsets"
+                "answers must be in the order of their offsets"
             );
             assert!(answer.start <= answer.end);
             due = answer.due.at;
@@ -678,7 +681,10 @@ impl Extras {
         pool: &mut OutboxPool,
         spans: &mut Spans,
     ) -> (usize, AnswerCost) {
-        let answer = self.answers.front_mut().expect("the caller saw an answer");
+        let answer = self
+            .answers
+            .front_mut()
+            .expect("the caller checked that there is an answer");
         let Some(chunk) = answer.sendable(visible_position).filter(|_| bytes_max > 0) else {
             return (0, AnswerCost::default());
         };
@@ -716,7 +722,7 @@ impl InFlight {
     fn add(&mut self, cost: AnswerCost) {
         // No answer is longer than the largest frame, and a send carries little more than one
         // answer.
-        let narrow = |bytes: usize| u32::try_from(bytes).expect("a send is shorter than 4 GiB");
+        let narrow = |bytes: usize| u32::try_from(bytes).expect("a send is smaller than 4 GiB");
         self.own_bytes += narrow(cost.own_bytes);
         self.shared_bytes += narrow(cost.shared_bytes);
     }

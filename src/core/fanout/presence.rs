@@ -39,7 +39,10 @@ impl Presence {
     /// # Panics
     /// If the user has no connection.
     pub fn remove(&mut self, user: &str) {
-        let count = self.users.get_mut(user).expect("a leaving user is present");
+        let count = self
+            .users
+            .get_mut(user)
+            .expect("the leaving user is present");
         *count -= 1;
         if *count == 0 {
             self.users.remove(user);
@@ -104,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn users_are_listed_once_each_and_in_order() {
+    fn users_are_listed_once_and_in_order() {
         let mut presence = Presence::default();
         for user in ["ben", "ann", "ben"] {
             presence.add(user.into());
@@ -124,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn at_most_the_maximum_is_listed_and_all_are_counted() {
+    fn at_most_the_maximum_is_listed_but_all_are_counted() {
         let mut presence = Presence::default();
         for user in 0..PRESENCE_NAMES_MAX + 5 {
             presence.add(format!("{user:05}").into());

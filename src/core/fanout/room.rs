@@ -7,7 +7,6 @@ use crate::core::fanout::outbox::View;
 use crate::core::fanout::presence::Presence;
 use crate::core::fanout::window::{Window, WindowPool};
 use crate::core::fanout::window_offset::WindowOffset;
-use crate::core::shard::expiry_queue::RoomDeadline;
 use crate::core::state::workspace::{Entry, Workspace};
 use crate::core::state::write_allowance::WriteAllowance;
 use crate::log::position::LogPosition;
@@ -93,6 +92,16 @@ pub(crate) struct Feed {
     pub members: Vec<u32>,
     /// The window offset up to which the members have been queued for sending.
     pub announced_end: WindowOffset,
+}
+
+/// The place of a room in the queue of rooms that become due as time passes, and its part of the
+/// queue's totals.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct RoomDeadline {
+    /// The Unix time in microseconds at which the room is due.
+    pub due_us: Option<u64>,
+    pub tombstones_count: usize,
+    pub expiries_count: usize,
 }
 
 /// A live workspace on its shard, with its feeds.
@@ -207,7 +216,7 @@ impl Room {
         let presence = self
             .presence
             .as_mut()
-            .expect("a member that leaves was present");
+            .expect("the leaving member was present");
         presence.remove(user);
         self.drop_unused_presence();
     }
@@ -224,8 +233,8 @@ impl Room {
         self.position
     }
 
-    /// Records that a record of the room other than an op ends at `position`. Answers that depend on
-    /// it must wait until it is visible.
+    /// Records that a record of the room other than an op ends at `position`. Answers that depend
+    /// on it must wait until it is visible.
     pub fn logged_to(&mut self, position: LogPosition) {
         self.position = position;
     }

@@ -139,18 +139,21 @@ impl Window {
             assert!(end < frame.end && seq <= frame.seq && position <= frame.position);
             (end, seq, position) = (frame.end, frame.seq, frame.position);
         }
-        assert_eq!(end, self.end, "the last frame ends where the window does");
+        assert_eq!(
+            end, self.end,
+            "the last frame does not end at the end of the window"
+        );
         let mut pieces = self.pieces.iter().peekable();
         while let Some(piece) = pieces.next() {
             assert!(
                 piece.end() > self.start,
-                "a piece that every cursor has passed is freed"
+                "a piece that no cursor needs is still held"
             );
             let next = pieces.peek().map_or(self.end, |next| next.start);
-            assert_eq!(piece.end(), next, "pieces follow each other");
+            assert_eq!(piece.end(), next, "the pieces are not contiguous");
         }
         let first = self.pieces.front().map_or(self.end, |piece| piece.start);
-        assert!(first <= self.start, "the oldest frame is in a piece");
+        assert!(first <= self.start, "the oldest frame is in no piece");
         let held: usize = self.pieces.iter().map(|piece| piece.chunk.capacity()).sum();
         assert_eq!(held, self.capacity_bytes);
     }
@@ -178,7 +181,7 @@ impl Window {
             self.frames
                 .back()
                 .is_none_or(|last| last.seq < seq && last.position <= position),
-            "frames come in order"
+            "frames are pushed out of order"
         );
         self.append(pool, seq, position, bytes, write);
     }
@@ -218,7 +221,7 @@ impl Window {
         assert_eq!(
             chunk.len() - old_bytes,
             bytes,
-            "a frame has the length that was announced"
+            "the frame has another length than announced"
         );
         let (grown, filled) = (chunk.capacity() - old_capacity, chunk.len());
         self.capacity_bytes += grown;
@@ -252,7 +255,7 @@ impl Window {
         self.capacity_bytes -= piece.chunk.capacity();
         pool.grow(&mut piece.chunk, bytes);
         self.capacity_bytes += piece.chunk.capacity();
-        Rc::get_mut(&mut piece.chunk).expect("an open chunk has one owner")
+        Rc::get_mut(&mut piece.chunk).expect("an open chunk has only one owner")
     }
 
     /// Returns the offset up to which frames may be sent if the log is durable up to `position`.
@@ -324,7 +327,7 @@ impl Window {
     ) {
         assert!(
             self.start <= from && from <= until && until <= self.end,
-            "a cursor lies within the window"
+            "the cursor is in the window"
         );
         pool.frames_taken += self.frames_between(from, until);
         let mut from = from;
@@ -338,7 +341,7 @@ impl Window {
             }
             let end = piece.end().min(until);
             if end > from {
-                let span = piece.span(from, end).expect("pieces are neighbours");
+                let span = piece.span(from, end).expect("the pieces are adjacent");
                 pool.chunks.push_span(out, span);
                 from = end;
             }
@@ -398,7 +401,7 @@ impl Window {
             }
             self.capacity_bytes -= piece.chunk.capacity();
             pool.window_bytes -= piece.chunk.capacity();
-            let piece = self.pieces.pop_front().expect("it was just checked");
+            let piece = self.pieces.pop_front().expect("the piece was just checked");
             pool.chunks.give(piece.chunk);
         }
         if self

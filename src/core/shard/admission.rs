@@ -152,25 +152,25 @@ impl Admission {
             let request = request.or_else(|| self.expiring.get(&session.number));
             assert!(
                 request.is_some_and(|(of, _)| *of == id),
-                "{id:?} waits without a request"
+                "{id:?} is waiting without a request"
             );
         }
         for (id, _) in self.waiting.values().chain(self.expiring.values()) {
             assert!(
                 is_waiting(sessions, *id),
-                "{id:?} has a request and does not wait"
+                "{id:?} has a request but is not waiting"
             );
         }
         for queue in &self.shedding {
             let silent = queue.silent.values();
             assert!(
                 silent.copied().all(|id| is_silent(sessions, id)),
-                "a silent connection"
+                "a connection in the silent queue is not silent"
             );
             let answered = queue.answered.values();
             assert!(
                 answered.copied().all(|id| is_answered(sessions, id)),
-                "an answered one"
+                "a connection in the answered queue is not answered"
             );
         }
     }
@@ -198,7 +198,7 @@ mod tests {
     use crate::core::shard::contract::Clock;
 
     #[test]
-    fn a_reset_forgets_connections_that_went_on() {
+    fn a_reset_forgets_connections_that_moved_on() {
         let clock = Clock::default();
         let mut sessions = Sessions::new(1, clock);
         let mut admission = Admission::default();

@@ -132,21 +132,7 @@ impl Shard {
                 let correction = correction(room_id, winner, version, budget, pool);
                 self.correct(id, correction);
             }
-            Verdict::Absent(floor) => {
-                if edit.timestamp <= floor {
-                    self.counters.refused_floor += 1;
-                } else {
-                    self.counters.ops_lost += 1;
-                }
-                let absent = ShownOp {
-                    key: edit.key,
-                    value: None,
-                    timestamp: floor,
-                };
-                let bytes = absent.frame_bytes(version, None);
-                let frame = self.pool.fill(bytes, |out| absent.put(out, version, None));
-                self.correct(id, Correction::Own(frame));
-            }
+            Verdict::Absent(floor) => self.correct_absent(id, edit, floor),
             Verdict::TooLarge(held) => {
                 if let Some(held) = held {
                     let (budget, pool) = (&mut self.budget, &mut self.pool);
@@ -258,6 +244,25 @@ impl Shard {
         }
         self.update_memory(id);
         self.enqueue(id);
+    }
+
+    /// Answers an op that lost although its key has no entry: it is not above the floor, or has a
+    /// condition.
+    fn correct_absent(&mut self, id: SessionId, edit: &Edit<'_>, floor: u64) {
+        if edit.timestamp <= floor {
+            self.counters.refused_floor += 1;
+        } else {
+            self.counters.ops_lost += 1;
+        }
+        let version = self.sessions[id].version;
+        let absent = ShownOp {
+            key: edit.key,
+            value: None,
+            timestamp: floor,
+        };
+        let bytes = absent.frame_bytes(version, None);
+        let frame = self.pool.fill(bytes, |out| absent.put(out, version, None));
+        self.correct(id, Correction::Own(frame));
     }
 
     /// Refuses an op whose timestamp is too far ahead of the clock. Returns whether it was refused.

@@ -162,8 +162,8 @@ pub struct RestoredState {
 /// The earlier generations of a shard, as far as the log shows them when the server starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LoggedGenerations {
-    /// The number of the last generation in the shard's folder, 0 if there is none.
-    pub count: u64,
+    /// The highest number of a generation in the log, in any folder; 0 if there is none.
+    pub last_number: u64,
     /// The generation that the state continues; `None` if that is not certain for all workspaces of
     /// the shard.
     pub previous: Option<Generation>,

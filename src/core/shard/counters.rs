@@ -266,7 +266,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bound_belongs_to_the_class_below_it() {
+    fn an_upper_bound_belongs_to_its_class() {
         for (us, class) in [
             (0, 0),
             (10, 0),

@@ -254,7 +254,7 @@ impl Shard {
         let session = self
             .sessions
             .get_mut(id)
-            .expect("a session outlives its send");
+            .expect("the session exists until its send completes");
         session.sending = false;
         if is_ended || session.is_aborted() {
             let outbox = &mut self.sessions[id].outbox;

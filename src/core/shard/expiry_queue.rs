@@ -7,19 +7,10 @@
 
 use std::collections::BTreeSet;
 
-use crate::core::fanout::room::{Room, RoomId};
+use crate::core::fanout::room::{Room, RoomDeadline, RoomId};
 use crate::core::shard::contract::Clock;
 use crate::core::shard::rooms::Rooms;
 use crate::limits::WALL_CLOCK_CHECK_US;
-
-/// The place of a room in the [`ExpiryQueue`], and its part of the queue's totals.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct RoomDeadline {
-    /// The Unix time in microseconds at which the room is due.
-    due_us: Option<u64>,
-    tombstones_count: usize,
-    expiries_count: usize,
-}
 
 /// The rooms that become due as time passes. The wall clock decides, because a deadline must
 /// survive a restart.

@@ -44,21 +44,24 @@ pub(super) struct Generations {
     current: Option<Generation>,
     /// The generation that the current one continues; `None` if it is not known.
     previous: Option<Generation>,
-    /// The number of the current generation among those in the shard's folder.
+    /// The number of the current generation, which is greater than those before it in the log.
     number: u64,
 }
 
 impl Generations {
     /// Begins the generation of a state that was read from the log.
     pub fn begin(&mut self, state: &RestoredState) {
-        let LoggedGenerations { count, previous } = state.logged.unwrap_or(LoggedGenerations {
-            count: self.number,
+        let LoggedGenerations {
+            last_number,
+            previous,
+        } = state.logged.unwrap_or(LoggedGenerations {
+            last_number: self.number,
             previous: self.current,
         });
         *self = Self {
             current: Some(state.generation),
             previous,
-            number: count + 1,
+            number: last_number + 1,
         };
     }
 

@@ -233,7 +233,7 @@ impl Shard {
         let Snapshot {
             init, timestamps, ..
         } = snapshot;
-        let timestamps = timestamps.expect("a snapshot for a read over HTTP has timestamps");
+        let timestamps = timestamps.expect("a snapshot for an HTTP read has timestamps");
         // Eviction uses the transfers to find a state's receivers and how far they lag behind.
         let both = smallvec![init.clone(), timestamps.clone()];
         *transfer = Some(Box::new(StateTransfer::new(room_id, both)));

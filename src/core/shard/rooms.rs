@@ -167,7 +167,11 @@ impl Rooms {
 
     /// Checks the invariant.
     pub fn invariants(&self, sessions: &Sessions) {
-        assert_eq!(self.table.len(), self.index.len(), "the index of rooms");
+        assert_eq!(
+            self.table.len(),
+            self.index.len(),
+            "the index and the table of rooms differ in length"
+        );
         let mut members_count = 0;
         for (slot, room) in &self.table {
             let id = RoomId::new(slot);
@@ -186,13 +190,13 @@ impl Rooms {
             }
             assert!(
                 !room.touched || self.touched.contains(&id),
-                "{id:?} is touched"
+                "{id:?} is not in the list of touched rooms"
             );
         }
         assert_eq!(
             members_count,
             sessions.counts().members,
-            "each member has its room"
+            "the members of all rooms differ from the session count"
         );
     }
 }

@@ -162,7 +162,7 @@ impl ShardLog {
         let is_rebuild = self.health == Health::Rebuilding;
         assert!(
             is_rebuild || self.health == Health::Recovering,
-            "an outcome follows its rebuild"
+            "an outcome arrived without a rebuild"
         );
         if is_rebuild {
             self.reopen_wait_us = (self.reopen_wait_us * 2).min(REOPEN_WAIT_MAX_US);
@@ -431,7 +431,7 @@ impl ShardLog {
     pub fn invariants(&self) {
         assert!(
             self.written_senders <= self.senders.len(),
-            "senders of the batch in flight"
+            "more written senders than senders"
         );
         let is_open = !self.commit.is_failed();
         assert_eq!(is_open, self.is_serving(), "{:?}", self.health);
@@ -439,13 +439,10 @@ impl ShardLog {
             let visible = self.commit.visible_position();
             assert!(
                 self.visible_position <= visible,
-                "no op is visible before the commit allows it"
+                "an op is visible too early"
             );
         } else {
-            assert!(
-                self.senders.is_empty(),
-                "the senders of lost ops are dropped"
-            );
+            assert!(self.senders.is_empty(), "senders of lost ops are kept");
         }
     }
 

@@ -12,8 +12,9 @@
 //!
 //! - The log is being read at startup: the request waits, and is answered with 503 if it waits too
 //!   long. Reading ends without intervention, usually soon.
-//! - Keys of the workspace have expired and are not deleted yet, because there are many: the request
-//!   waits ([`expiry`](crate::core::shard::expiry)), and is answered with 503 if it waits too long.
+//! - Keys of the workspace have expired and are not deleted yet, because there are many: the
+//!   request waits ([`expiry`](crate::core::shard::expiry)), and is answered with 503 if it waits
+//!   too long.
 //! - The state is being read after a failure: the request waits for the same reason, and is
 //!   answered with 500 if it waits too long. If the disk fails again, the answer is 500
 //!   immediately.
@@ -87,7 +88,7 @@ impl Shard {
     /// client has closed its sending side.
     pub(super) fn received_waiting(&mut self, id: SessionId, bytes: &[u8]) {
         let handoff = self.admission.waiting(&self.sessions[id]);
-        let handoff = handoff.expect("a session waits with its request");
+        let handoff = handoff.expect("a waiting session has a request");
         if !bytes.is_empty() {
             handoff.unparsed.extend_from_slice(bytes);
             if handoff.unparsed.len() < HEAD_BYTES_MAX {

@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_command_line_is_one_line_that_names_the_flag() {
+    fn a_command_line_error_is_one_line_that_names_the_flag() {
         for (arguments, flag) in [
             (&[][..], "<URL>"),
             (&["ws://x", "--rooms", "0"], "--rooms"),

@@ -29,7 +29,7 @@ fn take(cursor: &mut Cursor, window: &Window, bytes: &[u8]) -> Result<Vec<u8>, M
 }
 
 #[test]
-fn a_stream_is_taken_in_pieces_of_any_size() {
+fn a_stream_may_arrive_in_pieces_of_any_size() {
     for (protocol, piece) in [ClientProtocol::V1, ClientProtocol::V2]
         .into_iter()
         .flat_map(|protocol| (1..500).map(move |piece| (protocol, piece)))
@@ -52,7 +52,7 @@ fn a_stream_is_taken_in_pieces_of_any_size() {
 }
 
 #[test]
-fn control_frames_may_stand_between_ops_and_pings_are_answered() {
+fn control_frames_may_appear_between_ops_and_pings_are_answered() {
     let (window, frames) = window(3);
     let ping = [0x89, 2, b'h', b'i'];
     let stream = [&ping[..], &frames[0], &ping, &ping, &frames[1], &[0x8A, 0]].concat();
@@ -70,7 +70,7 @@ fn control_frames_may_stand_between_ops_and_pings_are_answered() {
 }
 
 #[test]
-fn what_is_missing_doubled_or_swapped_is_seen() {
+fn missing_duplicated_and_swapped_ops_are_detected() {
     let (window, frames) = window(4);
     for (order, number) in [
         (&[0, 2][..], 1),
@@ -100,7 +100,7 @@ fn what_is_missing_doubled_or_swapped_is_seen() {
 }
 
 #[test]
-fn every_altered_byte_is_seen() {
+fn every_altered_byte_is_detected() {
     let (window, frames) = window(2);
     for at in 0..frames[1].len() {
         let mut altered = frames[1].clone();
@@ -116,7 +116,7 @@ fn every_altered_byte_is_seen() {
 }
 
 #[test]
-fn one_more_than_were_sent_is_seen() {
+fn an_op_that_was_never_sent_is_detected() {
     let (window, frames) = window(2);
     let stream = [&frames[0][..], &frames[1], &frames[1]].concat();
     let outcome = take(&mut Cursor::default(), &window, &stream);
@@ -126,7 +126,7 @@ fn one_more_than_were_sent_is_seen() {
 }
 
 #[test]
-fn a_close_is_told_with_its_reason() {
+fn a_close_is_reported_with_its_reason() {
     let (window, _) = window(1);
     let close = [&[0x88, 5, 0x03, 0xF5][..], b"bye"].concat();
     let wrong = take(&mut Cursor::default(), &window, &close).unwrap_err();

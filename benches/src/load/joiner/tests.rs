@@ -36,7 +36,7 @@ fn take(joiner: &mut Joiner, stream: &[u8], piece: usize) -> Result<u32, String>
 }
 
 #[test]
-fn it_is_served_once_in_pieces_of_any_size() {
+fn a_join_completes_once_with_pieces_of_any_size() {
     let stream = [&upgrade(KEY)[..], &frame(INIT)].concat();
     for piece in 1..=stream.len() {
         let mut joiner = Joiner::new(Welcome::Frame(frame(INIT)));
@@ -52,7 +52,7 @@ fn it_is_served_once_in_pieces_of_any_size() {
 }
 
 #[test]
-fn every_altered_byte_is_seen() {
+fn every_altered_byte_is_detected() {
     let (head, init) = (upgrade(KEY), frame(INIT));
     for at in 0..init.len() {
         let mut altered = init.to_vec();
@@ -69,7 +69,7 @@ fn every_altered_byte_is_seen() {
 }
 
 #[test]
-fn what_comes_unasked_is_seen() {
+fn unsolicited_messages_are_detected() {
     let stream = [&upgrade(KEY)[..], &frame(INIT), &frame(INIT)].concat();
     for piece in [1, 7, stream.len()] {
         for welcome in [Welcome::Frame(frame(INIT)), Welcome::AnyMessage] {
@@ -80,7 +80,7 @@ fn what_comes_unasked_is_seen() {
 }
 
 #[test]
-fn it_is_served_again_with_what_it_expects() {
+fn a_joiner_can_expect_further_frames() {
     let mut joiner = Joiner::new(Welcome::Frame(frame(INIT)));
     let stream = [&upgrade(KEY)[..], &frame(INIT)].concat();
     assert_eq!(take(&mut joiner, &stream, 5), Ok(1));
@@ -92,7 +92,7 @@ fn it_is_served_again_with_what_it_expects() {
 }
 
 #[test]
-fn an_upgrade_that_proves_nothing_is_seen() {
+fn an_invalid_upgrade_answer_is_detected() {
     for head in [upgrade("another"), b"HTTP/1.1 503 Busy\r\n\r\n".to_vec()] {
         let outcome = Joiner::new(Welcome::AnyMessage).take(&head);
         assert!(outcome.is_err(), "{}", String::from_utf8_lossy(&head));

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn an_op_is_json_with_its_number_at_the_fixed_places() {
+fn an_op_is_json_with_its_number_at_fixed_offsets() {
     for order in [FieldOrder::AsSent, FieldOrder::ByName] {
         let mut text = Text::new(order, 1_700_000_000_000_000);
         let length = text.of(0, 0).len();
@@ -21,7 +21,7 @@ fn an_op_is_json_with_its_number_at_the_fixed_places() {
 }
 
 #[test]
-fn by_name_is_what_serde_json_makes_of_it() {
+fn fields_ordered_by_name_match_serde_json() {
     let sent = Text::new(FieldOrder::AsSent, 1_700_000_000_000_000)
         .of(3, 9)
         .to_vec();
@@ -33,7 +33,7 @@ fn by_name_is_what_serde_json_makes_of_it() {
 }
 
 #[test]
-fn the_frames_are_those_of_the_protocol() {
+fn frames_match_the_protocol() {
     use tungstenite::protocol::{Role, WebSocket};
     let mut text = Text::new(FieldOrder::AsSent, 1_700_000_000_000_000);
     let op = text.of(3, 9).to_vec();

@@ -18,7 +18,7 @@ fn totals(rig: &Rig) -> ((u64, u64), (u64, u64)) {
 }
 
 #[test]
-fn latency_is_that_of_the_oldest_op_of_a_commit() {
+fn latency_is_measured_from_the_oldest_op_of_a_commit() {
     let mut rig = Rig::new(|_| ());
     let (writer, reader) = (rig.join("w", None), rig.join("w", None));
     let (groups, durable) = totals(&rig);
@@ -47,7 +47,7 @@ fn latency_is_that_of_the_oldest_op_of_a_commit() {
 }
 
 #[test]
-fn an_fdatasync_on_a_timer_covers_the_oldest_op_since_the_one_before() {
+fn a_timed_fdatasync_is_measured_from_the_oldest_op_since_the_previous_one() {
     let mut rig = Rig::new(|config| config.durability = Durability::Interval);
     let (writer, _reader) = (rig.join("w", None), rig.join("w", None));
     let (groups, _) = totals(&rig);
@@ -85,7 +85,7 @@ fn no_client_waits_for_one_that_reads_nothing() {
 }
 
 #[test]
-fn sessions_are_counted_by_state_through_a_panic_too() {
+fn sessions_are_counted_by_state_even_after_a_panic() {
     let mut rig = Rig::new(|config| config.fault_panic_key = Some("boom".to_owned()));
     let states = |rig: &Rig| {
         let counters = rig.shard.counters();
@@ -102,7 +102,7 @@ fn sessions_are_counted_by_state_through_a_panic_too() {
     rig.receive(clients[0], &frame(8, b""));
     assert_eq!(states(&rig), [1, 2, 1]);
     rig.op(clients[1], "boom", "1", 1);
-    assert_eq!(states(&rig), [1, 0, 1], "the others are gone");
+    assert_eq!(states(&rig), [1, 0, 1], "sessions are still counted");
     let counters = rig.shard.counters();
     assert_eq!((counters.failures, counters.refused_log_failed), (1, 1));
     assert_eq!((counters.window_bytes, counters.closed_by_peer), (0, 1));

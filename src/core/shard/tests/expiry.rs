@@ -1,14 +1,12 @@
 //! Keys that expire, and tombstones that are dropped after their retention.
 
-use std::collections::BTreeMap;
-
 use super::rig::{LogOperation, Rig, START_US, head, look};
 use crate::core::fanout::room::{RoomId, ShownOp};
 use crate::core::shard::contract::{Input, Output};
 use crate::core::shard::log_space::LogSize;
 use crate::core::shard::shard_log::Append;
-use crate::core::state::workspace::{Edit, Floor, Source, Verdict, Workspace};
-use crate::core::testing::{Dice, START_UNIX_S};
+use crate::core::state::workspace::{Edit, Source, Verdict, Workspace};
+use crate::core::testing::START_UNIX_S;
 use crate::limits::{EXPIRIES_PER_TURN_MAX, SECOND_US, WALL_CLOCK_CHECK_US};
 use crate::log::commit::{Durability, LogStep};
 use crate::log::position::LogPosition;
@@ -22,30 +20,30 @@ fn unix_us(seconds: u64) -> u64 {
     BEGIN_UNIX_US + seconds * SECOND_US
 }
 
-fn expiring(seconds: u64) -> Change<'static> {
+pub fn expiring(seconds: u64) -> Change<'static> {
     Change::Write {
         value: "1",
         expires_at_us: Some(unix_us(seconds)),
     }
 }
 
-fn deleted(seconds: u64) -> Change<'static> {
+pub fn deleted(seconds: u64) -> Change<'static> {
     Change::Delete {
         deleted_at_us: unix_us(seconds),
     }
 }
 
-fn room(rig: &mut Rig) -> RoomId {
+pub fn room(rig: &mut Rig) -> RoomId {
     rig.shard.rooms.find_or_insert("w")
 }
 
-fn workspace(rig: &mut Rig) -> &Workspace {
+pub fn workspace(rig: &mut Rig) -> &Workspace {
     let id = room(rig);
     &rig.shard.rooms[id].workspace
 }
 
 /// Applies and logs an op of no client to the workspace `w`, without a turn.
-fn apply(rig: &mut Rig, key: &str, timestamp: u64, change: Change<'_>) {
+pub fn apply(rig: &mut Rig, key: &str, timestamp: u64, change: Change<'_>) {
     let id = room(rig);
     let shard = &mut rig.shard;
     let room = &mut shard.rooms[id];
@@ -88,13 +86,13 @@ fn apply(rig: &mut Rig, key: &str, timestamp: u64, change: Change<'_>) {
     shard.rooms.touch(id);
 }
 
-fn write(rig: &mut Rig, key: &str, timestamp: u64, change: Change<'_>) {
+pub fn write(rig: &mut Rig, key: &str, timestamp: u64, change: Change<'_>) {
     apply(rig, key, timestamp, change);
     rig.run();
 }
 
 /// Returns the records of `w` on the disk, each as a text, in order.
-fn logged(rig: &mut Rig) -> Vec<String> {
+pub fn logged(rig: &mut Rig) -> Vec<String> {
     let mut records = Vec::new();
     rig.disk.replay(|op| {
         let LoggedOp {
@@ -347,6 +345,26 @@ fn on_a_full_disk_nothing_expires_and_no_request_waits() {
     assert_eq!(rig.seen(joiner), seen);
 }
 
+/// The same holds for a log that is so long that everything waits for compaction.
+#[test]
+fn while_the_log_is_too_long_nothing_expires_and_no_request_waits() {
+    let mut rig = Rig::recovering(|_| ());
+    let size = LogSize {
+        closed_bytes: 1 << 30,
+        is_compacted: true,
+        ..LogSize::UNKNOWN
+    };
+    rig.shard.handle(Input::LogSize(size), rig.clock);
+    rig.turn();
+    rig.recover(with_expired(3));
+    let joiner = rig.join("w", None);
+    assert_eq!(rig.seen(joiner), ["101", "init 4"]);
+    assert!(!rig.shard.has_work());
+    set_space(&mut rig, LogPosition::MAX);
+    rig.run();
+    assert_eq!(rig.seen(joiner).len(), 3);
+}
+
 #[test]
 fn a_request_that_waits_for_expiries_is_answered_when_the_server_stops() {
     let mut rig = Rig::recovering(|config| {
@@ -363,6 +381,25 @@ fn a_request_that_waits_for_expiries_is_answered_when_the_server_stops() {
     rig.log_hangs = false;
     rig.run();
     assert_eq!(rig.drained, 1);
+}
+
+/// The ops that arrive before each turn fill its batch.
+#[test]
+fn clients_that_fill_every_batch_do_not_keep_keys_from_expiring() {
+    let mut rig = Rig::new(|config| config.batch_bytes_max = 100);
+    write(&mut rig, "k", 5, expiring(1));
+    rig.clock.now_us += SECOND_US;
+    rig.clock.unix_us += SECOND_US;
+    let value = format!("\"{}\"", "x".repeat(100));
+    for timestamp in 1..10 {
+        if !rig.shard.log.is_full() {
+            apply(&mut rig, "other", timestamp, Change::write(&value));
+        }
+        assert!(rig.shard.log.is_full());
+        rig.turn();
+        rig.end_log();
+    }
+    assert!(workspace(&mut rig).get("k").unwrap().is_deleted());
 }
 
 // ---- the wall clock ----
@@ -417,245 +454,4 @@ fn a_wall_clock_that_is_set_back_keeps_keys_and_causes_few_turns() {
     rig.clock.unix_us += 3600 * SECOND_US;
     rig.run();
     assert!(workspace(&mut rig).get("k").unwrap().is_deleted());
-}
-
-// ---- retention ----
-
-fn retaining(seconds: u64) -> Rig {
-    Rig::new(|config| config.tombstone_retention_us = seconds * SECOND_US)
-}
-
-/// P127.
-#[test]
-fn a_tombstone_is_dropped_after_its_retention_and_raises_the_floor() {
-    let mut rig = retaining(10);
-    write(&mut rig, "a", 50, deleted(0));
-    write(&mut rig, "b", 40, Change::write("1"));
-    rig.sleep_until(1.0);
-    write(&mut rig, "b", 60, deleted(1));
-    write(&mut rig, "kept", 30, Change::write("1"));
-    rig.sleep_until(9.9);
-    assert_eq!(rig.shard.counters().tombstones, 2);
-    rig.sleep_until(10.0);
-    let counters = rig.shard.counters();
-    assert_eq!((counters.tombstones, counters.tombstones_dropped), (1, 1));
-    rig.sleep_until(12.0);
-    let counters = rig.shard.counters();
-    assert_eq!((counters.tombstones, counters.tombstones_dropped), (0, 2));
-    assert_eq!(counters.floors, 2);
-    let floors: Vec<String> = logged(&mut rig).split_off(4);
-    assert_eq!(
-        floors,
-        ["floor 50, dropped 1 of 4", "floor 60, dropped 3 of 4"]
-    );
-    assert!(workspace(&mut rig).get("a").is_none());
-    let live_bytes = workspace(&mut rig).log_bytes();
-    let generation_bytes = Rig::new(|_| ()).shard.live_bytes();
-    assert_eq!(rig.shard.live_bytes(), live_bytes + generation_bytes);
-    assert_eq!(rig.shard.next_deadline_us(), None, "nothing is left to do");
-}
-
-/// P127. P128.
-///
-/// Seq and floor survive even if every entry is gone.
-#[test]
-fn an_empty_workspace_keeps_its_seq_and_its_floor_across_a_rebuild() {
-    let mut rig = retaining(10);
-    write(&mut rig, "a", 50, deleted(0));
-    rig.sleep_until(10.0);
-    assert_eq!(workspace(&mut rig).get("a").map(|_| ()), None);
-    // The next op fails, and the state is read back.
-    let client = rig.join("w", None);
-    rig.log_fails = true;
-    rig.op(client, "b", "1", 70);
-    rig.log_fails = false;
-    rig.sleep_until(12.0);
-    let floor = workspace(&mut rig).floor().expect("it was logged");
-    let Floor {
-        timestamp,
-        dropped_seq,
-        ..
-    } = floor;
-    assert_eq!((timestamp, dropped_seq), (50, Seq::new(1)));
-    assert_eq!(workspace(&mut rig).tombstones_count(), 0);
-    let client = rig.join("w", None);
-    // A client that was away does not bring the key back; a later write is accepted.
-    rig.op(client, "a", "2", 50);
-    assert!(workspace(&mut rig).get("a").is_none());
-    rig.op(client, "a", "3", 51);
-    assert_eq!(workspace(&mut rig).seq(), Seq::new(2));
-}
-
-/// Nothing supersedes a dropped tombstone, so the segment of its record must not be swept: an older
-/// write may still be in an earlier segment.
-#[test]
-fn the_segment_of_a_dropped_tombstone_is_never_reported_dead() {
-    let mut rig = Rig::new(|config| {
-        config.tombstone_retention_us = 10 * SECOND_US;
-        (config.segment_bytes_min, config.segment_bytes_max) = (300, 300);
-    });
-    write(&mut rig, "a", 50, deleted(0));
-    let tombstone_segment = rig.shard.log.segment_index();
-    for timestamp in 1..40 {
-        write(&mut rig, "b", timestamp, Change::write("1"));
-    }
-    rig.sleep_until(10.0);
-    assert_eq!(workspace(&mut rig).tombstones_count(), 0);
-    for timestamp in 40..120 {
-        write(&mut rig, "b", timestamp, Change::write("1"));
-    }
-    let dead_count = (1..rig.shard.log.segment_index())
-        .filter(|index| rig.shard.dead_segments().has(&(*index..=*index)))
-        .count();
-    assert!(dead_count > 5, "{dead_count} segments with superseded ops");
-    assert!(
-        !rig.shard
-            .dead_segments()
-            .has(&(tombstone_segment..=tombstone_segment))
-    );
-}
-
-/// A client that is behind must still be sent the tombstone, or it would keep the key.
-#[test]
-fn a_tombstone_stays_while_a_slow_client_needs_it() {
-    let mut rig = Rig::new(|config| {
-        config.tombstone_retention_us = 2 * SECOND_US;
-        config.outbox_bytes_max = 1024;
-    });
-    let (writer, slow) = (rig.join("w", None), rig.join("w", None));
-    rig.op(writer, "a", "1", 1);
-    rig.peers[slow].reads = false;
-    for timestamp in 1..50 {
-        rig.op(writer, "b", "\"a value of a certain length\"", timestamp);
-    }
-    write(&mut rig, "a", 2, deleted(0));
-    assert!(rig.is_behind(slow));
-    rig.sleep_until(5.0);
-    assert!(!rig.shard.has_work());
-    assert_eq!(rig.shard.counters().tombstones, 1);
-    rig.peers[slow].client.broken = true;
-    rig.sleep_until(7.0);
-    assert_eq!(rig.seen(slow).last().map(String::as_str), Some("gone"));
-    assert_eq!(rig.shard.counters().tombstones, 0);
-}
-
-/// Many tombstones that are due at once are dropped over several turns, with a floor each.
-#[test]
-fn due_tombstones_are_dropped_in_slices() {
-    let mut rig = retaining(10);
-    let count = EXPIRIES_PER_TURN_MAX as u64 * 2 + 10;
-    for key in 0..count {
-        apply(&mut rig, &format!("k{key}"), 1, deleted(0));
-    }
-    rig.run();
-    rig.sleep_until(20.0);
-    let counters = rig.shard.counters();
-    assert_eq!(
-        (counters.tombstones, counters.tombstones_dropped),
-        (0, count)
-    );
-    assert_eq!(counters.floors, 3);
-}
-
-// ---- a naive model ----
-
-/// A key as the model knows it: its timestamp, its expiry, and the time at which it was deleted,
-/// all times in seconds after the start.
-#[derive(Debug, Clone, Copy)]
-struct Key {
-    timestamp: u64,
-    expires_s: Option<u64>,
-    deleted_s: Option<u64>,
-}
-
-/// Random writes, deletes, waits and failures of the log: after each of them, the live keys are
-/// those of the model, and tombstones are kept for their retention and no longer.
-#[test]
-fn keys_and_tombstones_live_as_long_as_in_the_model() {
-    const RETENTION_S: u64 = 20;
-    let (mut expired, mut dropped) = (0, 0);
-    for seed in 0..60 {
-        let mut dice = Dice::new(seed);
-        let mut rig = retaining(RETENTION_S);
-        let mut model: BTreeMap<String, Key> = BTreeMap::new();
-        let mut now_s = 0;
-        for timestamp in (0..80).map(|step| step * 10 + 1) {
-            match dice.below(8) {
-                0..5 => {
-                    let key = format!("k{}", dice.below(6));
-                    let ttl_s = 1 + dice.below_u64(15);
-                    let (change, expires_s, deleted_s) = match dice.below(4) {
-                        0 => (Change::write("1"), None, None),
-                        1 => (deleted(now_s), None, Some(now_s)),
-                        _ => (expiring(now_s + ttl_s), Some(now_s + ttl_s), None),
-                    };
-                    write(&mut rig, &key, timestamp, change);
-                    let value = Key {
-                        timestamp,
-                        expires_s,
-                        deleted_s,
-                    };
-                    model.insert(key, value);
-                }
-                5..7 => {
-                    now_s += 1 + dice.below_u64(9);
-                    sleep_until(&mut rig, now_s);
-                }
-                _ => {
-                    // An op fails, and the shard serves again in the next second.
-                    rig.log_fails = true;
-                    apply(&mut rig, "lost", timestamp, Change::write("1"));
-                    rig.run();
-                    rig.log_fails = false;
-                    now_s += 1;
-                    sleep_until(&mut rig, now_s);
-                }
-            }
-            model.retain(|_, key| {
-                if let Some(expires_s) = key.expires_s.filter(|at_s| *at_s <= now_s) {
-                    (key.expires_s, key.deleted_s) = (None, Some(expires_s));
-                    key.timestamp += 1;
-                    expired += 1;
-                }
-                let is_kept = key.deleted_s.is_none_or(|at_s| at_s + RETENTION_S > now_s);
-                dropped += usize::from(!is_kept);
-                is_kept
-            });
-            let wanted: Vec<_> = model
-                .iter()
-                .map(|(name, key)| (name.clone(), key))
-                .collect();
-            let held = |name: &str| {
-                workspace(&mut rig)
-                    .get(name)
-                    .map(|entry| (entry.timestamp(), entry.is_deleted()))
-            };
-            check(held, &wanted, seed);
-            let counts = (
-                model.len(),
-                model.values().filter(|key| key.deleted_s.is_some()).count(),
-            );
-            let workspace = workspace(&mut rig);
-            let live_count = workspace.entries().count();
-            let tombstones_count = workspace.tombstones_count();
-            assert_eq!(
-                (live_count + tombstones_count, tombstones_count),
-                counts,
-                "seed {seed}"
-            );
-        }
-    }
-    assert!(expired > 300 && dropped > 300, "{expired} {dropped}");
-}
-
-fn check(mut held: impl FnMut(&str) -> Option<(u64, bool)>, wanted: &[(String, &Key)], seed: u64) {
-    for (name, key) in wanted {
-        let expected = (key.timestamp, key.deleted_s.is_some());
-        assert_eq!(held(name), Some(expected), "seed {seed}: {name} is {key:?}");
-    }
-}
-
-fn sleep_until(rig: &mut Rig, seconds: u64) {
-    let seconds = u32::try_from(seconds).expect("a short test");
-    rig.sleep_until(seconds.into());
 }

@@ -36,17 +36,19 @@ fn generation(id: u64, number: u64) -> String {
     format!("generation {} number {number} of 1", Generation::new(id))
 }
 
-fn resume(generation: u64, since: u64) -> Option<ResumePoint> {
-    Some(ResumePoint {
+fn resume(generation: u64, since: u64) -> ResumePoint {
+    ResumePoint {
         since: Seq::new(since),
         generation: Generation::new(generation),
-    })
+    }
 }
 
-fn reason(rig: &Rig, workspace: &str, resume: Option<ResumePoint>) -> WelcomeReason {
+fn reason(rig: &Rig, workspace: &str, resume: ResumePoint) -> WelcomeReason {
     let room = rig.shard.rooms.find(workspace);
     let workspace = room.map(|id| &rig.shard.rooms[id].workspace);
-    rig.shard.generations.welcome_reason(resume, workspace)
+    rig.shard
+        .generations
+        .welcome_reason(Some(resume), workspace)
 }
 
 /// P140.
@@ -55,7 +57,7 @@ fn a_generation_is_recorded_before_the_first_op_after_a_start_and_after_each_reb
     for durability in [Durability::Always, Durability::Interval] {
         let mut rig = Rig::recovering(|config| config.durability = durability);
         rig.generation = Generation::new(10);
-        rig.logged.count = 4;
+        rig.logged.last_number = 4;
         rig.recover(Vec::new());
         let writer = rig.join("w", None);
         rig.op(writer, "k", "1", 1);
@@ -143,7 +145,7 @@ fn a_client_resumes_in_the_current_and_in_the_previous_generation() {
     let mut rig = Rig::recovering(|_| ());
     rig.generation = Generation::new(20);
     rig.logged = LoggedGenerations {
-        count: 2,
+        last_number: 2,
         previous: Some(Generation::new(10)),
     };
     rig.recover(vec![workspace]);
@@ -151,7 +153,6 @@ fn a_client_resumes_in_the_current_and_in_the_previous_generation() {
     rig.op(writer, "a", "1", 7);
     rig.op(writer, "b", "1", 8);
     for (point, wanted) in [
-        (None, First),
         (resume(20, 0), Resumed),
         (resume(20, 5), Resumed),
         (resume(20, 6), OtherGeneration),
@@ -165,6 +166,7 @@ fn a_client_resumes_in_the_current_and_in_the_previous_generation() {
     ] {
         assert_eq!(reason(&rig, "w", point), wanted, "{point:?}");
     }
+    assert_eq!(rig.shard.generations.welcome_reason(None, None), First);
     // A workspace that nobody has written to.
     for (point, wanted) in [
         (resume(20, 0), Resumed),

@@ -192,7 +192,7 @@ impl Rig {
 
     pub fn receive_only(&mut self, place: usize, bytes: &[u8]) {
         let client = &mut self.peers[place].client;
-        assert!(client.receiving, "client {place} is read");
+        assert!(client.receiving, "client {place} is not being read");
         client.receiving = false;
         let id = client.id;
         let mut bytes = bytes.to_vec();
@@ -219,7 +219,7 @@ impl Rig {
                 return;
             }
         }
-        panic!("a loop at {} µs", self.clock.now_us);
+        panic!("the shard loops without end at {} µs", self.clock.now_us);
     }
 
     /// Runs one turn. Operations that it starts stay in flight.
@@ -255,7 +255,7 @@ impl Rig {
                 return self.run();
             }
         }
-        panic!("it does not sleep at {} µs", self.clock.now_us);
+        panic!("the shard never sleeps at {} µs", self.clock.now_us);
     }
 
     fn advance(&mut self, now_us: u64) {
@@ -268,7 +268,7 @@ impl Rig {
     fn place(&self, id: SessionId) -> usize {
         let is_it = |peer: &Peer| peer.client.id == id && !peer.client.closed;
         let place = self.peers.iter().position(is_it);
-        place.expect("an output names a session that is there")
+        place.expect("the session of an output exists")
     }
 
     fn take(&mut self, output: Output) {
@@ -283,12 +283,15 @@ impl Rig {
         };
         match output {
             Output::Receive(_) => {
-                assert!(!self.peers[place].client.receiving, "one receive at a time");
+                assert!(
+                    !self.peers[place].client.receiving,
+                    "only one receive is in flight"
+                );
                 self.peers[place].client.receiving = true;
             }
             Output::Send(_, spans) => {
                 let sending = self.peers[place].client.sending.replace(spans);
-                assert!(sending.is_none(), "one send at a time");
+                assert!(sending.is_none(), "only one send is in flight");
             }
             Output::Finish(_) => self.peers[place].client.finished = true,
             Output::Abort(_) => {
@@ -308,12 +311,12 @@ impl Rig {
             Output::Page(..) => self.pages.push(output),
             Output::Note(_, note) => self.notes.push(*note),
             Output::Ready(ready) => {
-                assert_ne!(self.ready, Some(ready), "only a change is reported");
+                assert_ne!(self.ready, Some(ready), "an unchanged value was reported");
                 self.ready = Some(ready);
             }
             Output::Drained => self.drained += 1,
             Output::Log(_) | Output::Rebuild(_) => {
-                assert!(self.log.is_none(), "one operation of the log at a time");
+                assert!(self.log.is_none(), "only one log operation is in flight");
                 self.log = Some(output);
             }
         }
@@ -426,7 +429,7 @@ impl Rig {
                 let rebuilt = outcome().map(|()| self.rebuild(end));
                 (LogOperation::Rebuild, Input::Rebuilt(rebuilt))
             }
-            output => unreachable!("{output:?} is no operation of this log"),
+            output => unreachable!("{output:?} is not an operation of this log"),
         };
         self.shard.handle(input, self.clock);
         Some(operation)

@@ -115,7 +115,7 @@ impl Workspace {
         mark: Mark,
     ) -> Option<Dropped> {
         let mut count = 0;
-        while (count as usize) < most
+        while count < most
             && let Some((deleted_at_us, slot)) = self.oldest_tombstone()
             && deleted_at_us.saturating_add(retention_us) <= unix_us
             && needed_after.is_none_or(|seq| self.entries[slot as usize].seq <= seq)
@@ -124,7 +124,7 @@ impl Workspace {
             count += 1;
         }
         (count > 0).then(|| Dropped {
-            count,
+            count: count as u64,
             replaced: std::mem::replace(&mut self.floor.mark, mark),
         })
     }
@@ -195,7 +195,7 @@ impl Workspace {
             Change::Delete { deleted_at_us } => {
                 lifetimes
                     .get_or_insert_default()
-                    .add_tombstone(slot, entry.seq, deleted_at_us)
+                    .add_tombstone(slot, entry.seq, deleted_at_us);
             }
             Change::Write { .. } | Change::Floor { .. } | Change::Generation { .. } => {
                 entry.is_timed = false;
