@@ -397,12 +397,11 @@ impl Shard {
         let answer = self.pool.fill(256, |out| {
             upgrade::switching_protocols(key, *subprotocol, out);
         });
-        match snapshot {
-            Some(snapshot) => self.queue_init(id, room_id, answer, snapshot),
-            None => {
-                self.queue_welcome(id, room_id, answer, request, clock);
-                self.join_peers(id, room_id, request, clock);
-            }
+        if let Some(snapshot) = snapshot {
+            self.queue_init(id, room_id, answer, snapshot);
+        } else {
+            self.queue_welcome(id, room_id, answer, request, clock);
+            self.join_peers(id, room_id, request, clock);
         }
         let session = &mut self.sessions[id];
         session.intake = if unparsed.is_empty() {
