@@ -143,7 +143,7 @@ fn encode_batch(batch: &mut Vec<u8>, keys: &[String], value: &str, header: &Segm
         let op = record::LoggedOp {
             workspace: "workspace",
             key: &keys[length(seq)],
-            change: Change::write(value),
+            change: record::Change::write(value),
             seq: Seq::new(seq + 1),
             timestamp: seq,
         };
@@ -167,7 +167,7 @@ fn log(c: &mut Criterion) {
         assert_eq!(ops.len() as u64, BATCH_OPS);
         for (seq, op) in (1..).zip(&ops) {
             let op = op.as_ref().expect("no fault");
-            assert_eq!((op.seq.get(), op.value), (seq, &value[..]));
+            assert_eq!((op.seq.get(), op.value()), (seq, &value[..]));
         }
         group.throughput(Throughput::Elements(BATCH_OPS));
         group.bench_function(BenchmarkId::new("encode", value_bytes), |b| {

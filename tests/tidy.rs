@@ -14,6 +14,8 @@ use source::{Source, imports, item_end, read, text_at};
 
 #[path = "tidy/bites.rs"]
 mod bites;
+#[path = "tidy/rules.rs"]
+mod rules;
 #[path = "tidy/source.rs"]
 mod source;
 

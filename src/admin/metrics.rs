@@ -113,6 +113,14 @@ const FAMILIES: &[Family] = &[
         ],
     },
     Family {
+        name: "etherply_early_timestamps_total",
+        kind: "counter",
+        help: "Ops of clients of protocol version 1 whose timestamps are before 2001, probably \
+            because they are in milliseconds. They are applied, but any op in microseconds wins \
+            over them.",
+        series: &[("", |c| c.early_timestamps)],
+    },
+    Family {
         name: "etherply_handshakes_refused_total",
         kind: "counter",
         help: "Requests refused with 503 because of a limit, by reason: members \

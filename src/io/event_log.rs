@@ -18,6 +18,13 @@ pub fn log(of: (u32, SessionId), peer: Option<SocketAddr>, note: Note, now_us: u
             sub = member.subject,
             "client connected"
         ),
+        Note::EarlyTimestamp(timestamp) => tracing::debug!(
+            shard = of.0,
+            connection = of.1.generation,
+            peer = peer.map(tracing::field::display),
+            timestamp,
+            "client sends timestamps before 2001: they are in microseconds, are these milliseconds?"
+        ),
         Note::Ended(ended) => log_end(of, ended, now_us),
     }
 }
@@ -57,6 +64,7 @@ fn log_end((shard, id): (u32, SessionId), ended: Ended, now_us: u64) {
         bytes_received,
         bytes_sent,
         ops,
+        has_early_timestamp: _,
     } = ended;
     let duration_ms = now_us.saturating_sub(begun_us) / 1000;
     let (code, reason, closed_by) = ending.map_or((None, None, None), |ending| {

@@ -103,6 +103,11 @@ impl Driver {
 
     /// Lets a client join and returns its place among the members.
     pub fn join(&mut self, workspace: &str) -> usize {
+        self.join_with(head(workspace), 1)
+    }
+
+    /// Lets a client join that sends `head` and receives `frames` frames after the 101.
+    pub fn join_with(&mut self, head: String, frames: u64) -> usize {
         let id = self.shard.accept(false, self.clock);
         let place = self.members.len();
         self.members.push(Member {
@@ -118,13 +123,13 @@ impl Driver {
         }
         self.places[slot] = place;
         self.settle();
-        self.receive(place, &mut head(workspace).into_bytes());
+        self.receive(place, &mut head.into_bytes());
         self.settle();
         let counter = &mut self.members[place].counter;
         assert_eq!(
             (counter.is_joined, counter.frames),
-            (true, 1),
-            "the member received 101 and init"
+            (true, frames),
+            "the member received 101 and the state"
         );
         counter.frames = 0;
         place

@@ -18,6 +18,7 @@ use etherply::log::commit::Durability;
 
 mod driver;
 mod peers;
+mod version2;
 mod worker;
 
 struct Counting;

@@ -19,6 +19,7 @@ mod protocol {
     mod op_order;
     mod specification;
     mod tokens;
+    mod version2;
 }
 
 /// Every limit: those of the server on its clients, and those of the system on the server.

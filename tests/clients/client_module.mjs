@@ -3,50 +3,37 @@
 import assert from 'node:assert/strict';
 
 import { connect } from '../../src/admin/client.mjs';
+import { FOR_EVER_MS, join, runCases, runSeeds, settled, shownBy, synced } from './cases.mjs';
 import { World } from './simulated.mjs';
 
 const SEEDS_COUNT = 400;
-const FOR_EVER_MS = Infinity;
 const DAY_MS = 24 * 3600 * 1000;
 
-// A client of a world, with all that it tells.
-function join(world, { token = 'good', clock, ...options } = {}) {
-  const room = connect({ url: 'http://server', workspace: 'w', token, ...options }, world.host(clock));
-  const heard = { change: [], state: [], error: [] };
-  for (const name of Object.keys(heard)) room.on(name, (event) => heard[name].push(event));
-  return Object.assign(room, { heard, states: () => heard.state.map(({ state }) => state) });
-}
-
-async function synced(world, ...rooms) {
-  assert(await world.run(FOR_EVER_MS, () => rooms.every(({ state }) => state === 'Synced')), 'never synced');
-}
-
-async function settled(world, ...rooms) {
-  assert(await world.run(FOR_EVER_MS, () => rooms.every(({ state, pending }) => state === 'Synced' && pending === 0)), 'never settled');
-}
-
 const stateOf = (server) => Object.fromEntries([...server.state].map(([key, { text }]) => [key, JSON.parse(text)]));
-const shownBy = (room) => Object.fromEntries(room.entries());
 const world_us = ({ now_ms }) => (1_700_000_000_000 + Math.floor(now_ms)) * 1000;
 const opsOf = (server) => server.heard.map((text) => JSON.parse(text).payload);
 
 const cases = {
   async 'the address of the server, the workspace and the token'() {
-    for (const [options, http, ws] of [
-      ['ws://h:8080/v1/sync/demo?token=a.b', 'http://h:8080/v1/presence/demo', 'ws://h:8080/v1/sync/demo?token=a.b'],
-      ['wss://h/v1/sync/a%2Fb?token=t', 'https://h/v1/presence/a%2Fb', 'wss://h/v1/sync/a%2Fb?token=t'],
-      [{ url: 'http://h', workspace: 'ü/?', token: 't' }, 'http://h/v1/presence/%C3%BC%2F%3F', 'ws://h/v1/sync/%C3%BC%2F%3F?token=t'],
-      [{ url: 'https://h/base/', workspace: 'w', token: 't&x' }, 'https://h/base/v1/presence/w', 'wss://h/base/v1/sync/w?token=t%26x'],
-      [{ url: 'http://h/client.mjs', workspace: 'w', token: () => 't' }, 'http://h/v1/presence/w', 'ws://h/v1/sync/w?token=t'],
+    for (const [options, http, ws, token] of [
+      [{ url: 'ws://h:8080/v1/sync/demo?token=a.b', version: 1 }, 'http://h:8080/v1/presence/demo', 'ws://h:8080/v1/sync/demo?token=a.b'],
+      ['ws://h:8080/v1/sync/demo?token=a.b', 'http://h:8080/v1/presence/demo', 'ws://h:8080/v1/sync/demo', 'a.b'],
+      ['ws://h:8080/v1/sync/demo?userId=a%20b&token=a.b', 'http://h:8080/v1/presence/demo', 'ws://h:8080/v1/sync/demo?userId=a+b', 'a.b'],
+      [{ url: 'wss://h/v1/sync/a%2Fb?token=t', version: 1 }, 'https://h/v1/presence/a%2Fb', 'wss://h/v1/sync/a%2Fb?token=t'],
+      [{ url: 'http://h', workspace: 'ü/?', token: 't' }, 'http://h/v1/presence/%C3%BC%2F%3F', 'ws://h/v1/sync/%C3%BC%2F%3F', 't'],
+      [{ url: 'https://h/base/', workspace: 'w', token: 't&x', version: 1 }, 'https://h/base/v1/presence/w', 'wss://h/base/v1/sync/w?token=t%26x'],
+      [{ url: 'http://h/client.mjs', workspace: 'w', token: () => 't' }, 'http://h/v1/presence/w', 'ws://h/v1/sync/w', 't'],
+      // No browser accepts this one as a subprotocol.
+      [{ url: 'http://h', workspace: 'w', token: 'a=' }, 'http://h/v1/presence/w', 'ws://h/v1/sync/w?token=a%3D'],
     ]) {
       const world = new World(1);
       const host = world.host();
       const asked = [];
       host.fetch = async (url) => asked.push(url) && { status: 200 };
-      host.WebSocket = class { constructor(url) { asked.push(url); } };
+      host.WebSocket = class { constructor(url, protocols) { asked.push(url, protocols); } };
       connect(options, host);
       await world.run(1);
-      assert.deepEqual(asked, [http, ws]);
+      assert.deepEqual(asked, [http, ws, token && ['etherply.v2', `bearer.${token}`]]);
     }
     assert.throws(() => connect({ url: 'http://h', token: 't' }), /workspace/);
   },
@@ -350,6 +337,19 @@ const cases = {
     world.server.drop([...world.server.sockets][0]);
     await settled(world, room);
     assert.deepEqual(stateOf(world.server), { k: 1, l: 2 });
+  },
+
+  async 'an op is known to be taken within a second'() {
+    const world = new World(40);
+    const room = join(world);
+    await synced(world, room);
+    room.set('k', 1);
+    assert(await world.run(world.now_ms + 1000, () => room.pending === 0));
+    // And one that is written while the echo is on its way, too.
+    room.set('k', 2);
+    await world.run(world.now_ms + 510);
+    room.set('k', 3);
+    assert(await world.run(world.now_ms + 1500, () => room.pending === 0));
   },
 
   async 'an echo of the only key, null with timestamp 0, is answered'() {
@@ -792,29 +792,9 @@ async function story(seed) {
 }
 
 cases['random stories of three clients in trouble'] = async () => {
-  const seeds = process.env.SEED === undefined ? Array.from({ length: SEEDS_COUNT }, (_, i) => i) : [Number(process.env.SEED)];
   let echoes_count = 0;
-  for (const seed of seeds) {
-    try {
-      echoes_count += await story(seed);
-    } catch (error) {
-      error.message = `SEED=${seed}: ${error.message}`;
-      throw error;
-    }
-  }
+  await runSeeds(SEEDS_COUNT, async (seed) => { echoes_count += await story(seed); });
   assert(echoes_count > 0);
 };
 
-process.exitCode = 1;
-let failed_count = 0;
-for (const [what, run] of Object.entries(cases)) {
-  try {
-    await run();
-    console.log(`ok - client module: ${what}`);
-  } catch (error) {
-    failed_count += 1;
-    console.log(`not ok - client module: ${what}: ${error.message.split('\n').slice(0, 30).join(' ')}`);
-    if (process.env.SEED) console.log(error.stack);
-  }
-}
-process.exitCode = failed_count === 0 ? 0 : 1;
+await runCases('client module', cases);

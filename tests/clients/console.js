@@ -12,7 +12,7 @@ const { play, within } = require('./story.js');
 
 const WAIT_MS = 20_000;
 const POLL_MS = 20;
-const PAGE_BYTES_MAX = 60_000;
+const PAGE_BYTES_MAX = 100_000;
 const DESKTOP = { width: 1280, height: 800 };
 const PHONE = { width: 390, height: 844 };
 const HOUR_MS = 3_600_000;
@@ -173,6 +173,31 @@ async function steps(step, server, browser) {
     for (const page of [a, b]) assert.equal(await page.locator('img, #rows b, #events b').count(), 0);
   });
 
+  const readPeers = (page) => page.locator('#peers li').allTextContents();
+
+  await step('each page shows who is here, and what the other one is editing', async () => {
+    for (const page of [a, b]) {
+      await until('two peers', async () => (await readPeers(page)).map((text) => text.endsWith('(you)')).sort(), [false, true]);
+    }
+    await a.getByRole('button', { name: 'Edit title' }).click();
+    await until('what A edits', async () => (await readPeers(b)).filter((text) => text.endsWith('edits title')).length, 1);
+    await a.keyboard.press('Escape');
+    await until('that A has stopped', async () => (await readPeers(b)).filter((text) => text.includes('edits')).length, 0);
+  });
+
+  await step('B deletes a key with the keyboard, it is gone for A too, and both are told', async () => {
+    await add(a, 'short-lived', '1');
+    await untilRow(b, 'short-lived', '1', 'other');
+    await b.getByRole('button', { name: 'Delete short-lived' }).focus();
+    await b.keyboard.press('Enter');
+    for (const page of [a, b]) {
+      await until('the deleted row', () => readRow(page, 'short-lived'), undefined);
+      await until('that it was deleted', () => page.locator('#events li', { hasText: 'short-lived deleted' }).count(), 1);
+      await until('that it is saved', () => page.textContent('#saved'), 'saved');
+    }
+    assert.match(await b.evaluate(() => document.activeElement.getAttribute('aria-label')), /^Delete /);
+  });
+
   await step('the round trip and the stats are shown', async () => {
     await until('the round trip', async () => /^[\d.]+ (µs|ms|s)$/.test(await a.textContent('#round-trip')), true);
     await until('lines of two shards', () => a.locator('#plots polyline').count(), 10);
@@ -182,13 +207,19 @@ async function steps(step, server, browser) {
 
   await step('killed with SIGKILL: both pages say so and let their users keep editing', async () => {
     await server.kill();
-    for (const page of [a, b]) await untilState(page, 'Disconnected');
+    for (const page of [a, b]) {
+      await untilState(page, 'Disconnected');
+      assert.equal(await page.locator('#here').isVisible(), false);
+    }
     await add(a, 'from a', '1');
     await add(b, 'from b', '2');
     await add(a, 'both', 'of a');
     await add(b, 'both', 'of b');
     await untilRow(a, 'both', '"of a"', 'you');
     await untilRow(b, 'both', '"of b"', 'you');
+    await a.getByRole('button', { name: 'Delete after' }).click();
+    await until('the deleted row', () => readRow(a, 'after'), undefined);
+    await until('what waits', () => a.textContent('#saved'), '3 waiting');
     await until('the message to A', async () => /retrying in .* [2-9] edits are pending/.test(await a.textContent('#told')), true);
   });
 
@@ -205,8 +236,13 @@ async function steps(step, server, browser) {
       await until('the row of both', async () => (await readRow(page, 'both')).value, '"of b"');
     }
     await untilRow(b, 'from a', '1', 'other');
-    await untilRow(a, 'from b', '2', 'earlier');
-    // An init does not tell it: the page has asked.
+    await untilRow(a, 'from b', '2', 'other');
+    await until('what A deleted meanwhile', () => readRow(b, 'after'), undefined);
+    for (const page of [a, b]) {
+      await until('that it is saved', () => page.textContent('#saved'), 'saved');
+      await until('that only what changed was sent', () => page.locator('#events li', { hasText: 'sent what changed' }).count(), 1);
+      await until('two peers', async () => (await readPeers(page)).length, 2);
+    }
     await until('when it was written', () => a.locator('#rows tr', { hasText: 'from b' }).locator('td').nth(1).textContent().then((text) => /^\d/.test(text)), true);
     const told = (page) => page.locator('#events li', { hasText: 'both = ' }).first().textContent();
     await until('the message to A', async () => /both = "of b" overrode yours: "of a" \(newer by \d/.test(await told(a)), true);

@@ -11,6 +11,7 @@ use crate::contestant::{self, Contestant, Server};
 use etherply_bench::figures::Bound::AtMost;
 use etherply_bench::figures::{Figure, Numbers};
 use etherply_bench::load::crowd::{Crowd, frame_of};
+use etherply_bench::load::joiner::Welcome;
 use etherply_bench::load::op::{FieldOrder, Text, put_client_frame};
 use etherply_bench::load::tracker::Clock;
 
@@ -147,7 +148,7 @@ fn measure(
 fn enter(crowd: &mut Crowd, case: usize, count: usize, empty: &Rc<[u8]>) -> Result<(), String> {
     for step in 0..count {
         let name = workspace(case, crowd.count());
-        crowd.enter(&name, 0, Some(Rc::clone(empty)))?;
+        crowd.enter(&name, 0, Welcome::Frame(Rc::clone(empty)))?;
         if step % BURST == 0 {
             crowd.finish(PATIENCE)?;
         }

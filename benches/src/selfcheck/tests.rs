@@ -83,6 +83,7 @@ fn every_planted_fault_is_detected_over_tls() {
     let certificate = other.path().join("certificate.pem");
     let outcome = try_fault(
         Fault::None,
+        ClientProtocol::V1,
         &Transport {
             wrap: encrypted,
             tls: Some(tls::trusting("127.0.0.1", Some(&certificate)).unwrap()),

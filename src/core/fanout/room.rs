@@ -248,8 +248,8 @@ impl Room {
         }
     }
 
-    /// Returns the seq of the newest op before `cursor` up to which all ops are visible, if the room
-    /// can tell.
+    /// Returns the seq of the newest op before `cursor` up to which all ops are visible, if the
+    /// room can tell.
     ///
     /// It cannot tell if that op is no longer in the window while a newer one is not visible yet:
     /// the window drops the ops of its only member at once.

@@ -9,9 +9,12 @@ use crate::limits::LINGER_US;
 use crate::log::position::LogPosition;
 use crate::wire::frame::Decoder;
 
-/// RFC 6455 section 7.4.1: the server is stopping, or is closing a connection that has been silent
-/// for too long.
+/// RFC 6455 section 7.4.1: the server is stopping (in version 1), or is closing a connection that
+/// has been silent for too long.
 pub(super) const GOING_AWAY: u16 = 1001;
+/// The IANA registry of close codes: "Service Restart". Replaces [`GOING_AWAY`] for a server that
+/// is stopping in version 2 (P183).
+pub(super) const SERVICE_RESTART: u16 = 1012;
 /// The IANA registry of close codes: "Try Again Later".
 pub(super) const TRY_AGAIN_LATER: u16 = 1013;
 /// RFC 6455 section 7.4.1: "a message that violates its policy".

@@ -6,11 +6,28 @@ use crate::core::fanout::room::{RoomId, ShownOp};
 use crate::core::fanout::window::{Chunk, Window};
 use crate::core::shard::Shard;
 use crate::core::shard::apply::shared_frame;
+use crate::core::shard::closing::TRY_AGAIN_LATER;
+use crate::core::shard::contract::Clock;
 use crate::core::shard::session::{Session, SessionId};
+use crate::core::shard::state_sync::{MISSED_DELETES_TEXT, misses_deletes};
 use crate::limits::{CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, SESSION_BYTES_SPARED};
 use crate::wire::ProtocolVersion;
 
 impl Shard {
+    /// Queues the next part of a conflated session's backlog, like [`Shard::encode_conflated`], or
+    /// closes the session if that would not tell it of all deletes.
+    pub(super) fn send_conflated(&mut self, id: SessionId, clock: Clock) -> bool {
+        let session = &self.sessions[id];
+        if let Some(behind) = session.outbox.behind()
+            && let Some(room_id) = session.room()
+            && misses_deletes(&self.rooms[room_id].workspace, behind.since)
+        {
+            self.close(id, TRY_AGAIN_LATER, MISSED_DELETES_TEXT, clock);
+            return true;
+        }
+        self.encode_conflated(id)
+    }
+
     /// Encodes the next part of a conflated session's backlog: the latest op for each key that has
     /// changed in the meantime, except the session's own ops. Returns `false` if the session is not
     /// conflated, or if the previous part is still queued.
@@ -19,7 +36,7 @@ impl Shard {
     /// cost steps but no bytes. If the walk stops before the newest entry, the session stays
     /// behind, at the last entry examined. Otherwise, the session follows the window again from its
     /// end: the entries cover everything in the window, so no frame is missed or sent twice.
-    pub(super) fn encode_conflated(&mut self, id: SessionId) -> bool {
+    fn encode_conflated(&mut self, id: SessionId) -> bool {
         let session = &mut self.sessions[id];
         let number = session.number;
         let Some(Behind {

@@ -19,6 +19,8 @@ const TEXT_BYTES_MAX: usize = 128;
 pub enum Note {
     /// The client has become a member of a workspace.
     Joined(Member),
+    /// The client of version 1 has sent an op with a timestamp before 2001, for the first time.
+    EarlyTimestamp(u64),
     /// The connection has ended.
     Ended(Ended),
 }
@@ -81,6 +83,8 @@ pub struct Ended {
     pub bytes_sent: u64,
     /// The number of ops that the client sent, including refused ones.
     pub ops: u64,
+    /// Whether one of them had a timestamp before 2001.
+    pub has_early_timestamp: bool,
 }
 
 /// The records of a shard's connections.
@@ -104,6 +108,7 @@ impl ConnectionLog {
             bytes_received: 0,
             bytes_sent: 0,
             ops: 0,
+            has_early_timestamp: false,
         }));
     }
 
@@ -142,6 +147,14 @@ impl ConnectionLog {
         if let Some(ended) = self.entry(id) {
             ended.ops += 1;
         }
+    }
+
+    /// Records an op with a timestamp before 2001. Returns the note to be logged if it is the first
+    /// one of its connection.
+    pub fn early_timestamp(&mut self, id: SessionId, timestamp: u64) -> Option<Note> {
+        let ended = self.entry(id)?;
+        let is_first = !std::mem::replace(&mut ended.has_early_timestamp, true);
+        is_first.then_some(Note::EarlyTimestamp(timestamp))
     }
 
     /// Records why a connection is about to end. Only the first reason is kept.
@@ -230,6 +243,7 @@ mod tests {
             bytes_received: 350,
             bytes_sent: 70,
             ops: 1,
+            has_early_timestamp: false,
         };
         assert_eq!(ended(journal.end(id(3))), expected);
         assert_eq!(journal.end(id(3)), None, "a session ended twice");

@@ -15,7 +15,9 @@ pub const RESPONSE_CODES: [u16; 15] = [
     101, 200, 204, 304, 400, 401, 403, 404, 405, 408, 426, 429, 431, 500, 503,
 ];
 /// The close codes that are counted separately.
-pub const CLOSE_CODES: [u16; 10] = [1000, 1001, 1002, 1003, 1007, 1008, 1009, 1011, 1013, 4001];
+pub const CLOSE_CODES: [u16; 11] = [
+    1000, 1001, 1002, 1003, 1007, 1008, 1009, 1011, 1012, 1013, 4001,
+];
 
 /// The number of classes of durations.
 pub const DURATION_CLASSES: usize = DURATION_BOUNDS_US.len() + 1;
@@ -157,6 +159,8 @@ counters! {
     refused_bad_message,
     /// Ops with timestamps too far in the future.
     refused_future_skew,
+    /// Ops of version 1 with timestamps before 2001, which are applied.
+    early_timestamps,
     /// Messages that are too long.
     refused_too_large,
     /// Ops that lost because their keys have no entry and their timestamps are not above the floor.
@@ -298,7 +302,7 @@ mod tests {
             closes.closed(code);
         }
         assert_eq!([1000, 4001, 1008].map(|code| closes.of(code)), [1, 1, 0]);
-        assert_eq!(closes.counts, [1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1]);
+        assert_eq!(closes.counts, [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1]);
     }
 
     #[test]

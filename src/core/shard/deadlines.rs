@@ -1,10 +1,13 @@
 //! The deadlines of a session: the request head, pings, silence, stalls, slow messages, expiry.
 
 use crate::core::shard::Shard;
-use crate::core::shard::closing::{GOING_AWAY, POLICY_VIOLATION, TOKEN_EXPIRED, TRY_AGAIN_LATER};
+use crate::core::shard::closing::{
+    GOING_AWAY, POLICY_VIOLATION, SERVICE_RESTART, TOKEN_EXPIRED, TRY_AGAIN_LATER,
+};
 use crate::core::shard::contract::Clock;
 use crate::core::shard::session::{Session, SessionId, State};
 use crate::limits::{STALL_LINGER_US, STALL_TIMEOUT_US};
+use crate::wire::ProtocolVersion;
 use crate::wire::frame;
 use crate::wire::upgrade::Answer;
 
@@ -48,7 +51,11 @@ impl Shard {
                 if session.expires_at_us <= clock.unix_us {
                     self.close(id, TOKEN_EXPIRED, "token expired", clock);
                 } else if past(session.deadline_us) {
-                    self.close(id, GOING_AWAY, "the server is stopping", clock);
+                    let code = match session.version {
+                        ProtocolVersion::V1 => GOING_AWAY,
+                        ProtocolVersion::V2 => SERVICE_RESTART,
+                    };
+                    self.close(id, code, "the server is stopping", clock);
                 } else if session.sending && past(session.last_progress_us + STALL_TIMEOUT_US) {
                     self.close(id, TRY_AGAIN_LATER, "the client reads too slowly", clock);
                     // This wait is longer than for other closings, because the close frame follows

@@ -161,7 +161,7 @@ impl Shard {
     /// have been queued.
     fn queue_next_part(&mut self, id: SessionId, clock: Clock) -> bool {
         match self.sessions[id].version {
-            ProtocolVersion::V1 => self.encode_conflated(id),
+            ProtocolVersion::V1 => self.send_conflated(id, clock),
             ProtocolVersion::V2 => {
                 !self.sessions[id].outbox.has_answers() && self.send_state_part(id, clock)
             }
@@ -309,6 +309,9 @@ impl Shard {
                         start = start.min(session.outbox.cursor());
                     }
                 }
+                // Hidden frames stay, even if all members have passed them: otherwise the window
+                // would not know the seq up to which its frames are visible.
+                let start = start.min(visible_end);
                 window.drop_before(start.max(overflow_end), self.pool.windows());
             }
             // Ops that are not visible yet are sent later, and the window is trimmed again then.

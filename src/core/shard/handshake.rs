@@ -164,7 +164,11 @@ impl Shard {
                 key: request.accept_key,
                 subprotocol: request.subprotocol,
             },
-            user: request.user.map(Box::from),
+            // In version 2, a user is the `sub` of a token (P108).
+            user: request
+                .user
+                .filter(|_| request.version == ProtocolVersion::V1)
+                .map(Box::from),
             version: request.version,
             resume: request.resume,
             has_presence: request.has_presence,
@@ -393,12 +397,11 @@ impl Shard {
         let answer = self.pool.fill(256, |out| {
             upgrade::switching_protocols(key, *subprotocol, out);
         });
-        match snapshot {
-            Some(snapshot) => self.queue_init(id, room_id, answer, snapshot),
-            None => {
-                self.queue_welcome(id, room_id, answer, request, clock);
-                self.join_peers(id, room_id, request, clock);
-            }
+        if let Some(snapshot) = snapshot {
+            self.queue_init(id, room_id, answer, snapshot);
+        } else {
+            self.queue_welcome(id, room_id, answer, request, clock);
+            self.join_peers(id, room_id, request, clock);
         }
         let session = &mut self.sessions[id];
         session.intake = if unparsed.is_empty() {

@@ -5,11 +5,13 @@ use std::rc::Rc;
 use crate::core::fanout::window_offset::WindowOffset;
 use crate::core::shard::Shard;
 use crate::core::shard::apply::{BAD_MESSAGE, Refused};
-use crate::core::shard::contract::{Clock, Received};
+use crate::core::shard::contract::{Clock, Output, Received};
 use crate::core::shard::rate::Pace;
 use crate::core::shard::session::{Intake, SessionId, State};
 use crate::core::state::workspace::Edit;
-use crate::limits::{EMPTY_FRAMES_MAX, MESSAGES_PER_TURN_MAX, SESSION_BYTES_SPARED};
+use crate::limits::{
+    EMPTY_FRAMES_MAX, MESSAGES_PER_TURN_MAX, SESSION_BYTES_SPARED, TIMESTAMP_MIN_US,
+};
 use crate::log::position::LogPosition;
 use crate::log::record::Change;
 use crate::wire::ProtocolVersion;
@@ -309,6 +311,9 @@ impl Shard {
             Ok(Message::Ping) => {}
             Ok(Message::Op(op)) => {
                 self.note_op(id);
+                if op.timestamp < TIMESTAMP_MIN_US {
+                    self.note_early_timestamp(id, op.timestamp);
+                }
                 let edit = Edit {
                     key: op.key,
                     change: Change::write(op.value),
@@ -333,6 +338,17 @@ impl Shard {
     pub(super) fn note_op(&mut self, id: SessionId) {
         if let Some(journal) = &mut self.connection_log {
             journal.op(id);
+        }
+    }
+
+    /// Counts an op of version 1 with a timestamp before 2001, which version 2 refuses (P117), and
+    /// reports the first one of each connection in the connection log, if there is one.
+    fn note_early_timestamp(&mut self, id: SessionId, timestamp: u64) {
+        self.counters.early_timestamps += 1;
+        if let Some(journal) = &mut self.connection_log
+            && let Some(note) = journal.early_timestamp(id, timestamp)
+        {
+            self.outputs.push_back(Output::Note(id, Box::new(note)));
         }
     }
 

@@ -24,6 +24,10 @@ use crate::log::position::LogPosition;
 use crate::seq::Seq;
 use crate::wire::message::v2::{self, StateChunk, Welcome, WelcomeLimits};
 
+/// The reason for closing a client that cannot be told of all deletes that it missed.
+pub(super) const MISSED_DELETES_TEXT: &str =
+    "the client fell behind deletes that are no longer kept";
+
 /// The entries that were put into a part.
 struct Walked {
     until: Seq,
@@ -101,8 +105,7 @@ impl Shard {
         let cutoff = session.v2().cutoff;
         let workspace = &self.rooms[room_id].workspace;
         if misses_deletes(workspace, since.max(cutoff)) {
-            let why = "the client fell behind deletes that are no longer kept";
-            self.close(id, TRY_AGAIN_LATER, why, clock);
+            self.close(id, TRY_AGAIN_LATER, MISSED_DELETES_TEXT, clock);
             return true;
         }
         let cached = self.state_chunks.find(room_id, workspace, since, cutoff);

@@ -29,6 +29,7 @@ mod rules;
 mod shedding;
 mod space;
 mod times;
+mod version2;
 mod waiting;
 
 use peers::{Client, Member, Model, Verdict, Write};

@@ -23,11 +23,12 @@ use crate::wire::state;
 
 mod deadlines;
 mod entry;
+mod floor;
 mod lifetimes;
 mod texts;
 
-pub use deadlines::{Dropped, Floor};
 pub use entry::{Edit, Entry, Source, Writer};
+pub use floor::{Dropped, Floor};
 
 use lifetimes::Lifetimes;
 

@@ -145,11 +145,11 @@ fn an_invalid_meta_file_is_reported() {
         ),
         (
             "{\"format_version\":3}",
-            "is from a newer format (3; this server reads 2): start the newer server",
+            "has a newer format (3; this server reads 2): start the newer server",
         ),
         (
             "{\"format_version\":65537,\"epoch\":[1]}",
-            "is from a newer format (65537; this server reads 2)",
+            "has a newer format (65537; this server reads 2)",
         ),
     ];
     let root = tempdir().unwrap();

@@ -110,7 +110,7 @@ impl<'a> Change<'a> {
 
     /// Returns the change with this value if it is a write, and otherwise the change itself.
     #[must_use]
-    pub const fn with_value<'b>(self, value: &'b str) -> Change<'b> {
+    pub const fn with_value(self, value: &str) -> Change<'_> {
         match self.without_value() {
             Change::Write { expires_at_us, .. } => Change::Write {
                 value,

@@ -5,7 +5,7 @@ use crate::support::files;
 use crate::support::server::{Outcome, Server, Setup};
 use crate::support::skipped;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -46,7 +46,8 @@ async fn write(server: &Server, workspace: &str, count: u64, keys: u64) {
     }
 }
 
-/// Returns a stopped server whose log has 40 ops of `demo` on 4 keys and 3 ops of `other`.
+/// Returns a stopped server whose log has 40 ops of `demo` on 4 keys, 3 ops of `other`, and the
+/// generation of each of its 2 shards.
 async fn stopped() -> Server {
     let mut server = Server::start().await;
     write(&server, "demo", 40, 4).await;
@@ -82,7 +83,7 @@ async fn stat_counts_records_live_and_dead() {
     let server = stopped().await;
     let text = tool_output(server.data_dir(), &["stat", "--json"]).await;
     let stat = parse(&text);
-    assert_eq!(stat["records"], 43);
+    assert_eq!(stat["records"], 43 + 2);
     assert_eq!(stat["segments"], 2);
     assert_eq!(stat["workspaces_total"], 2);
     let bytes: usize = files::segments(server.data_dir())
@@ -116,7 +117,7 @@ async fn stat_counts_records_live_and_dead() {
         "total",
         "\"demo\"",
         "\"other\"",
-        "43",
+        "45",
     ] {
         assert!(table.contains(part), "{part} is missing in\n{table}");
     }
@@ -160,7 +161,7 @@ async fn verify_finds_the_first_fault_with_its_file_and_offset() {
     let data_dir = server.data_dir();
     let printed = tool_output(data_dir, &["verify"]).await;
     assert!(
-        printed.starts_with("the log is intact: 2 segments with 43 records in "),
+        printed.starts_with("the log is intact: 2 segments with 45 records in "),
         "{printed}"
     );
     let path = demo_segment(data_dir);
@@ -291,6 +292,9 @@ async fn dump_prints_each_op_as_sent_in_seq_order() {
     }
     server.stop().await;
     let printed = tool_output(server.data_dir(), &["dump", "--workspace", "a \"room\""]).await;
+    let (generations, ops): (Vec<&str>, Vec<&str>) = printed
+        .lines()
+        .partition(|line| line.contains(r#""generation":"#));
     let expected = timestamps.iter().enumerate().map(|(number, timestamp)| {
         let (value, seq) = (SPELLINGS[number % SPELLINGS.len()], number + 1);
         format!(
@@ -298,7 +302,8 @@ async fn dump_prints_each_op_as_sent_in_seq_order() {
         )
     });
     let expected: Vec<String> = expected.collect();
-    assert_eq!(printed.lines().collect::<Vec<_>>(), expected);
+    assert_eq!(ops, expected);
+    check_generations(&printed, &generations, SPELLINGS.len());
     let state = tool_output(
         server.data_dir(),
         &["dump", "--workspace", "a \"room\"", "--state"],
@@ -310,6 +315,33 @@ async fn dump_prints_each_op_as_sent_in_seq_order() {
     );
 }
 
+/// Checks the generations that a dump prints: a new one before each `ops_count` ops, for a server
+/// whose count of shards was 1, then 3, then 1.
+fn check_generations(printed: &str, generations: &[&str], ops_count: usize) {
+    let places: Vec<usize> = printed
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| generations.contains(line))
+        .map(|(place, _)| place)
+        .collect();
+    assert_eq!(places, [0, ops_count + 1, 2 * (ops_count + 1)], "{printed}");
+    let generations: Vec<Value> = generations.iter().map(|line| parse(line)).collect();
+    for (generation, shards) in generations.iter().zip([1, 3, 1]) {
+        assert_eq!(generation["workspace"], "a \"room\"");
+        assert_eq!(generation["shards"], shards);
+        let shard = generation["shard"].as_u64().expect("the shard's number");
+        assert!(shard < shards, "{generation}");
+    }
+    let ids = generations.iter().map(|generation| {
+        let id = generation["generation"].as_str().expect("the id is text");
+        let is_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        assert!(id.len() == 16 && id.bytes().all(is_hex), "{id}");
+        id
+    });
+    let ids: BTreeSet<&str> = ids.collect();
+    assert_eq!(ids.len(), generations.len(), "each has an id of its own");
+}
+
 #[tokio::test]
 async fn dump_prints_a_multi_line_value_on_one_line() {
     let mut server = Server::start().await;
@@ -319,7 +351,9 @@ async fn dump_prints_a_multi_line_value_on_one_line() {
     server.stop().await;
     let printed = tool_output(server.data_dir(), &["dump", "--workspace", "room"]).await;
     assert!(printed.contains(r#""value":[1,  2],"#), "{printed}");
-    assert_eq!(lines(&printed)[0]["value"], json!([1, 2]));
+    let lines = lines(&printed);
+    assert_eq!(lines.len(), 2, "a generation and an op: {printed}");
+    assert_eq!(lines[1]["value"], json!([1, 2]));
 }
 
 #[tokio::test]
@@ -408,8 +442,11 @@ async fn a_running_servers_log_is_read_without_a_false_alarm() {
             .expect("a number");
         assert!(seq >= last_seq, "{seq} after {last_seq}");
         let dump = tool_output(server.data_dir(), &["dump", "--workspace", "demo"]).await;
-        let seqs = lines(&dump)
-            .into_iter()
+        let lines = lines(&dump);
+        let (generation, ops) = lines.split_first().expect("the dump has lines");
+        assert!(generation["generation"].is_string(), "{generation}");
+        let seqs = ops
+            .iter()
             .map(|line| line["seq"].as_u64().expect("a number"));
         let seqs: Vec<u64> = seqs.collect();
         assert!(seqs.is_sorted(), "{seqs:?}");
@@ -471,8 +508,8 @@ async fn repair_keeps_intact_data_and_the_server_starts() {
         &format!("bytes {} to {} are lost", at - 29, at + 9),
         "workspace \"demo\": seq 1\n",
         "damaged-1",
-        // 42 ops, and the generation that the repair begins.
-        "repaired\nall is whole: 2 segments with 43 records",
+        // 42 ops, the generations of the shards, and the one that the repair begins.
+        "repaired\nthe log is intact: 2 segments with 45 records",
     ] {
         assert!(printed.contains(part), "{part} is missing in\n{printed}");
     }
@@ -626,9 +663,10 @@ async fn compact_keeps_only_the_state() {
         "{printed}"
     );
     let stat = parse(&tool_output(&data_dir, &["stat", "--json"]).await);
+    // The generation of each shard is kept.
     assert_eq!(
         (&stat["records"], &stat["dead_bytes"]),
-        (&json!(4), &json!(0))
+        (&json!(4 + 2), &json!(0))
     );
     assert_eq!(stat["workspaces"][0]["last_seq"], 400);
     tool_output(&data_dir, &["verify"]).await;

@@ -3,15 +3,17 @@
 //! off, or refuses to start and changes nothing.
 
 mod format;
+mod surgery;
 
 use crate::support::client::{Client, op_text, state_of};
 use crate::support::raw::{Raw, TEXT, masked_frame};
 use crate::support::server::{Server, Setup};
 use crate::support::{client::Op, eventually, files, stamp};
-use format::{Kind, Layout, SEGMENT_HEADER_BYTES, reseal};
+use format::{FIRST_OPS, GENERATION, Kind, Layout, SEGMENT_HEADER_BYTES, reseal};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use surgery::SURGERIES;
 
 const SEGMENT_1: &str = "shard-00/0000000001.aof";
 const SEGMENT_2: &str = "shard-00/0000000002.aof";
@@ -54,7 +56,8 @@ enum Expected {
 }
 
 impl Log {
-    /// Creates a log of five ops: a batch of one, a batch of three, a batch of one.
+    /// Creates a log of five ops: after the generation's batch, a batch of one, a batch of three, a
+    /// batch of one.
     async fn new(end: End) -> Log {
         let mode = if end == End::Unsynced {
             "none"
@@ -69,7 +72,7 @@ impl Log {
             let new: Vec<Op> = new.zip(0..).map(|(first, more)| op(first + more)).collect();
             write_batch(&server, &new).await;
             ops.extend(new);
-            let wanted = (batch + 1, ops.len());
+            let wanted = (FIRST_OPS + batch + 1, ops.len());
             eventually("the batch is in the file", async || {
                 let layout = Layout::of(&segment(&server, SEGMENT_1)?);
                 ((layout.batches_count, layout.ops_count) == wanted).then_some(())
@@ -265,8 +268,8 @@ async fn check_flips(end: End) {
 /// Truncates the segment before every field, and in the middle of each unit's last field.
 async fn check_cuts(end: End) {
     let log = Log::new(end).await;
-    // Before its seal, a sealed segment is the same as any other.
-    let first_batch = if end == End::Sealed { 2 } else { 0 };
+    // Before its last ops, a sealed segment is the same as any other.
+    let first_batch = if end == End::Sealed { FIRST_OPS + 2 } else { 0 };
     let units = log.layout.units.iter();
     for unit in units.filter(|unit| unit.batch >= first_batch) {
         let last = (unit.fields.last().expect("the unit has fields").1 + unit.end).div_ceil(2);
@@ -316,79 +319,6 @@ async fn an_earlier_segment_truncated_at_any_field_prevents_startup() {
 
 // ---- pieces that are missing, duplicated, swapped, or from elsewhere ----
 
-/// One way to move bytes within a segment, the offset of the first misplaced byte, and whether it
-/// is detected in the last segment. In an earlier segment, each of them prevents the start.
-struct Surgery {
-    what: &'static str,
-    damage: fn(&mut Vec<u8>, &Layout),
-    bad_at: fn(&Layout) -> usize,
-    is_found_in_the_last: bool,
-}
-
-/// Batches that moved are detected by the position in their headers. After records that moved, no
-/// header is in its place, but nothing of their batch is missing. Zeros up to its end are what an
-/// interrupted write leaves.
-const SURGERIES: &[Surgery] = &[
-    Surgery {
-        what: "a batch in the middle is missing",
-        damage: |bytes, layout| drop(bytes.drain(layout.range(1))),
-        bad_at: |layout| layout.range(1).start,
-        is_found_in_the_last: true,
-    },
-    Surgery {
-        what: "a batch is duplicated",
-        damage: |bytes, layout| {
-            let range = layout.range(0);
-            let batch = bytes[range.clone()].to_vec();
-            drop(bytes.splice(range.end..range.end, batch));
-        },
-        bad_at: |layout| layout.range(0).end,
-        is_found_in_the_last: true,
-    },
-    Surgery {
-        what: "two batches are swapped",
-        damage: |bytes, layout| {
-            let range = layout.range(0).start..layout.range(1).end;
-            bytes[range].rotate_left(layout.range(0).len());
-        },
-        bad_at: |layout| layout.range(0).start,
-        is_found_in_the_last: true,
-    },
-    Surgery {
-        what: "a batch in the middle is zeroed",
-        damage: |bytes, layout| bytes[layout.range(1)].fill(0),
-        bad_at: |layout| layout.range(1).start,
-        is_found_in_the_last: true,
-    },
-    Surgery {
-        what: "everything from the middle of a batch onward is zeroed",
-        damage: |bytes, layout| bytes[layout.record(2).start..].fill(0),
-        bad_at: |layout| layout.record(2).start,
-        is_found_in_the_last: false,
-    },
-    Surgery {
-        what: "a record in the middle is missing",
-        damage: |bytes, layout| drop(bytes.drain(layout.record(2).start..layout.record(2).end)),
-        bad_at: |layout| layout.record(2).start,
-        is_found_in_the_last: true,
-    },
-    Surgery {
-        what: "two records are swapped",
-        damage: |bytes, layout| {
-            let range = layout.record(2).start..layout.record(3).end;
-            bytes[range].rotate_left(layout.record(2).end - layout.record(2).start);
-        },
-        bad_at: |layout| layout.record(2).start,
-        is_found_in_the_last: true,
-    },
-    Surgery {
-        what: "a record has an extra byte",
-        damage: |bytes, layout| bytes.insert(layout.record(2).end - 1, b'v'),
-        bad_at: |layout| layout.record(2).start,
-        is_found_in_the_last: true,
-    },
-];
-
 #[tokio::test]
 async fn missing_or_moved_pieces_are_never_overlooked() {
     for end in [End::Killed, End::Followed] {
@@ -417,7 +347,7 @@ async fn bytes_after_the_end_are_truncated_or_ignored_or_prevent_startup() {
     let noise: Vec<u8> = (1..=200).collect();
     for end in [End::Killed, End::Sealed, End::Followed] {
         let log = Log::new(end).await;
-        let first_batch = &log.image[Path::new(SEGMENT_1)][log.layout.range(0)];
+        let first_batch = &log.image[Path::new(SEGMENT_1)][log.layout.range(GENERATION)];
         let after_zeros = [&[0; 4096][..], &noise, &[0; 4096]].concat();
         for (more, may_be_torn) in [
             (&[0; 4096][..], true),
@@ -511,7 +441,7 @@ async fn invalid_content_prevents_startup_even_with_correct_checksums() {
     type Harm = fn(&mut [u8], &Layout);
     type BadAt = fn(&Layout) -> usize;
     const HEADER: usize = 0;
-    let cases: [(&str, Harm, BadAt); 10] = [
+    let cases: [(&str, Harm, BadAt); 14] = [
         ("a reserved byte", |bytes, _| bytes[50] = 1, |_| HEADER),
         ("the shard", |bytes, _| bytes[12] = 1, |_| HEADER),
         ("the index", |bytes, _| bytes[32] = 2, |_| HEADER),
@@ -519,13 +449,13 @@ async fn invalid_content_prevents_startup_even_with_correct_checksums() {
         ("the first position", |bytes, _| bytes[40] = 1, |_| 40),
         (
             "a batch from another position",
-            |bytes, layout| bytes[layout.batch(2).field("position")] ^= 1,
-            |layout| layout.batch(2).start,
+            |bytes, layout| bytes[layout.batch(FIRST_OPS + 2).field("position")] ^= 1,
+            |layout| layout.batch(FIRST_OPS + 2).start,
         ),
         (
             "a batch that is durable before it is written",
-            |bytes, layout| bytes[layout.batch(2).field("durable position") + 6] = 1,
-            |layout| layout.batch(2).start,
+            |bytes, layout| bytes[layout.batch(FIRST_OPS + 2).field("durable position") + 6] = 1,
+            |layout| layout.batch(FIRST_OPS + 2).start,
         ),
         (
             "a record of an unknown kind",
@@ -541,6 +471,26 @@ async fn invalid_content_prevents_startup_even_with_correct_checksums() {
             "a value that is not UTF-8",
             |bytes, layout| bytes[layout.record(4).field("value") + 1] = 0xFF,
             |layout| layout.record(4).start,
+        ),
+        (
+            "a generation that a client's op could be",
+            |bytes, layout| bytes[layout.generation().field("kind")] = 1,
+            |layout| layout.generation().start,
+        ),
+        (
+            "a generation of no shard",
+            |bytes, layout| bytes[layout.generation().field("key")] = b'x',
+            |layout| layout.generation().start,
+        ),
+        (
+            "a generation without a number",
+            |bytes, layout| bytes[layout.generation().field("seq")] = 0,
+            |layout| layout.generation().start,
+        ),
+        (
+            "a generation with two numbers",
+            |bytes, layout| bytes[layout.generation().field("timestamp")] ^= 2,
+            |layout| layout.generation().start,
         ),
     ];
     let log = Log::new(End::Killed).await;
@@ -584,9 +534,15 @@ async fn a_segment_in_a_newer_format_is_refused_and_repair_is_not_suggested() {
 #[tokio::test]
 async fn a_log_that_ends_with_a_complete_batch_is_served() {
     let log = Log::new(End::Killed).await;
-    let image = log.damaged(|bytes| bytes.truncate(SEGMENT_HEADER_BYTES));
-    let expected = Expected::Starts { ops: 0, cut: None };
-    log.check("no batch is left", &image, &expected).await;
+    let first_ops = log.layout.range(FIRST_OPS).start;
+    for (what, len) in [
+        ("no batch is left", SEGMENT_HEADER_BYTES),
+        ("only the generation is left", first_ops),
+    ] {
+        let image = log.damaged(|bytes| bytes.truncate(len));
+        let expected = Expected::Starts { ops: 0, cut: None };
+        log.check(what, &image, &expected).await;
+    }
     let expected = Expected::Starts {
         ops: log.ops.len(),
         cut: None,

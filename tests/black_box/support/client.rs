@@ -112,6 +112,32 @@ impl Client {
         })
     }
 
+    /// Performs the handshake with these values of `Sec-WebSocket-Protocol`. Returns the client and
+    /// the protocol that the server chose.
+    pub async fn dial_protocols(
+        addr: SocketAddr,
+        path: &str,
+        protocols: &str,
+    ) -> Result<(Client, Option<String>), Error> {
+        let stream = within("a TCP connection", TcpStream::connect(addr)).await?;
+        stream.set_nodelay(true)?;
+        let mut request = format!("ws://test{path}").into_client_request()?;
+        let protocols = protocols.parse().expect("a header value");
+        request
+            .headers_mut()
+            .insert("Sec-WebSocket-Protocol", protocols);
+        let (socket, answer) =
+            within("the answer to a handshake", client_async(request, stream)).await?;
+        let chosen = answer.headers().get("Sec-WebSocket-Protocol");
+        let chosen = chosen.map(|chosen| chosen.to_str().expect("a name").to_owned());
+        let client = Client {
+            socket,
+            init: Map::new(),
+            init_text: String::new(),
+        };
+        Ok((client, chosen))
+    }
+
     /// Stores the state from an init message.
     pub fn take_init(&mut self, text: &str) {
         let mut message = parse(text);

@@ -3,6 +3,7 @@
 use super::rig::{Rig, frame, head, look};
 use crate::core::shard::connection_log::{Ended, Note, Party};
 use crate::core::state::placement::shard_of;
+use crate::limits::TIMESTAMP_MIN_US;
 
 fn rig() -> Rig {
     Rig::new(|config| config.has_journal = true)
@@ -13,7 +14,7 @@ fn endings(rig: &mut Rig) -> Vec<(u16, String, Party)> {
     let notes = std::mem::take(&mut rig.notes);
     let ends = notes.into_iter().filter_map(|note| match note {
         Note::Ended(ended) => ended.ending,
-        Note::Joined(_) => None,
+        Note::Joined(_) | Note::EarlyTimestamp(_) => None,
     });
     ends.map(|end| (end.code, end.reason, end.closed_by))
         .collect()
@@ -31,8 +32,8 @@ fn a_member_is_logged_at_its_start_and_its_end() {
         ("w", Some("client"))
     );
     rig.notes.clear();
-    rig.op(writer, "k", "1", 1);
-    rig.op(writer, "k", "0", 0);
+    rig.op(writer, "k", "1", TIMESTAMP_MIN_US + 1);
+    rig.op(writer, "k", "0", TIMESTAMP_MIN_US);
     rig.receive(writer, &frame(1, b"{}"));
     rig.receive(
         writer,
@@ -115,4 +116,25 @@ fn without_a_journal_nothing_is_logged() {
     rig.op(client, "k", "1", 1);
     rig.receive(client, &[]);
     assert_eq!(rig.notes, []);
+}
+
+/// P117: version 1 accepts such timestamps, but whoever runs the server is told.
+#[test]
+fn timestamps_before_2001_are_counted_and_reported_once_per_connection() {
+    let mut rig = rig();
+    let clients = [rig.join("w", None), rig.join("w", None)];
+    rig.notes.clear();
+    rig.op(clients[0], "k", "1", TIMESTAMP_MIN_US);
+    assert_eq!(
+        (rig.shard.counters().early_timestamps, &rig.notes[..]),
+        (0, &[][..])
+    );
+    for timestamp in [TIMESTAMP_MIN_US - 1, 3, 4] {
+        for client in clients {
+            rig.op(client, "j", "1", timestamp);
+        }
+    }
+    assert_eq!(rig.shard.counters().early_timestamps, 6);
+    let note = || Note::EarlyTimestamp(TIMESTAMP_MIN_US - 1);
+    assert_eq!(rig.notes, [note(), note()]);
 }

@@ -157,6 +157,8 @@ pub enum Told {
     Error(u64, Option<(String, u64)>),
     Close(u16),
     Control,
+    /// The text of a message of version 2.
+    Version2(String),
 }
 
 /// A client's socket.
@@ -313,6 +315,9 @@ impl Client {
         let opcode = self.incoming[0] & 15;
         self.incoming.drain(..start + length);
         Some(match opcode {
+            1 if self.head.contains("etherply.v2") => {
+                Told::Version2(String::from_utf8(payload).expect("a message is text"))
+            }
             1 => parse_message(&payload),
             8 => Told::Close(u16::from_be_bytes([payload[0], payload[1]])),
             _ => Told::Control,

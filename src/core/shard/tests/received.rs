@@ -30,6 +30,7 @@ impl World {
                     member.close_code = Some(code);
                 }
                 Told::Control => {}
+                Told::Version2(text) => unreachable!("{text}: all clients speak version 1"),
             }
         }
     }

@@ -352,6 +352,16 @@ impl Rig {
         true
     }
 
+    /// Lets a client read once: ends the send in flight, and runs the shard until the next one is
+    /// in flight. Returns whether a send ended.
+    pub fn read_once(&mut self, place: usize) -> bool {
+        self.peers[place].reads = true;
+        let has_ended = self.end_send(place);
+        self.peers[place].reads = false;
+        self.run();
+        has_ended
+    }
+
     pub fn end_send_with(&mut self, place: usize, spans: Spans, taken: Option<usize>) {
         self.complete_send(place, spans, taken);
         self.read(place);
@@ -460,6 +470,7 @@ impl Rig {
                 }
                 Told::Close(code) => format!("close {code}"),
                 Told::Control => "ping".to_owned(),
+                Told::Version2(text) => text,
             };
             self.see(place, what);
         }

@@ -93,7 +93,8 @@ proptest! {
             after.insert(key.clone(), (value.clone(), timestamp));
             let wins = before.get(&key).is_none_or(|held| held.1 < timestamp);
             let fits = bytes(&after) <= bytes(&before).max(bytes_max);
-            let is_won = match workspace.apply_within(bytes_max, &edit(&key, &value, timestamp), SOURCE) {
+            let edit = edit(&key, &value, timestamp);
+            let is_won = match workspace.apply_within(bytes_max, &edit, SOURCE) {
                 Verdict::Won { .. } => true,
                 Verdict::TooLarge(held) => {
                     prop_assert!(wins && !fits);

@@ -1,6 +1,10 @@
 //! A second reader of the log's format, written from the byte tables in `src/log/record.rs` alone.
 
 pub const SEGMENT_HEADER_BYTES: usize = 64;
+/// The batch of the generation's record, which a shard writes at each start before any op.
+pub const GENERATION: usize = 0;
+/// The batch of the first op.
+pub const FIRST_OPS: usize = 1;
 const BATCH_HEADER_BYTES: usize = 28;
 const EXTRA_AT: usize = 29;
 
@@ -124,13 +128,18 @@ impl Layout {
                 let (_, extra_bytes, is_op) = *kind.expect("the kind is known");
                 record.is_op = is_op;
                 let workspace = at + EXTRA_AT + extra_bytes;
-                if extra_bytes > 0 {
-                    record.fields.push(("extra", at + EXTRA_AT));
-                }
-                record.fields.push(("workspace id", workspace));
                 let key = workspace + u16_at(bytes, at + 24);
-                record.fields.push(("key", key));
-                record.fields.push(("value", key + u16_at(bytes, at + 26)));
+                let value = key + u16_at(bytes, at + 26);
+                let ends = [workspace, key, value, at + len];
+                let names = ["extra", "workspace id", "key", "value"];
+                let mut start = at + EXTRA_AT;
+                // An empty field has no byte to damage.
+                for (name, end) in names.into_iter().zip(ends) {
+                    if start < end {
+                        record.fields.push((name, start));
+                    }
+                    start = end;
+                }
                 layout.push(record);
                 at += len;
             }
@@ -167,6 +176,15 @@ impl Layout {
         let units = &mut self.units.iter();
         let unit = units.find(|unit| unit.is_op && unit.ops_before == op);
         unit.expect("there is such an op")
+    }
+
+    /// Returns the record of the generation, which precedes the ops.
+    pub fn generation(&self) -> &Unit {
+        let units = &mut self.units.iter();
+        let unit = units.find(|unit| unit.kind == Kind::Record);
+        let generation = unit.expect("a shard logs its generation first");
+        assert!(!generation.is_op, "the first record is an op");
+        generation
     }
 
     /// Returns the range of a batch, including its records.
