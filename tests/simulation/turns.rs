@@ -539,6 +539,15 @@ impl World {
                 );
                 self.clients[place].met_pause = true;
             }
+            Told::Close(1012) => {
+                let server = self.server.as_ref();
+                let is_draining = server.is_some_and(|server| server.is_draining);
+                assert!(
+                    client.is_v2 && is_draining,
+                    "client {place}: 1012 is for a drain"
+                );
+                self.clients[place].codes.insert(1012);
+            }
             Told::Close(1001) => {
                 let is_draining = self
                     .server
@@ -594,7 +603,7 @@ impl World {
                 .note(|| format!("client {place} reads {}", brief(&told)));
             let is_kept = self.plan.durability == Durability::Always;
             // An op that was shown before it was written may be lost before it reaches the log.
-            if !is_kept && self.clients[place].codes.contains(&1011) && told.shows_state() {
+            if !is_kept && self.clients[place].is_cut_off() && told.shows_state() {
                 self.clients[place].told.pop_front();
                 continue;
             }
@@ -674,6 +683,7 @@ impl World {
                 || client.judged < client.sent.len()
                 || has_edits;
             client.codes.insert(1011);
+            client.was_answered |= client.sent_bytes > 0;
         }
         let server = self.server.as_mut().expect("the server is running");
         server.had_failure = true;
