@@ -54,17 +54,17 @@ impl Settings {
         while let Some(argument) = arguments.next() {
             let mut number = || {
                 let value = arguments.next().and_then(|text| text.parse().ok());
-                value.unwrap_or_else(|| panic!("{argument} takes a number"))
+                value.unwrap_or_else(|| panic!("{argument} needs a number"))
             };
             match argument.as_str() {
                 "--rate" => settings.rate = number(),
                 "--ops" => settings.ops = number(),
                 "--keys" => settings.keys = number(),
                 "--value-bytes" => {
-                    settings.value_bytes = usize::try_from(number()).expect("it fits");
+                    settings.value_bytes = usize::try_from(number()).expect("the value fits");
                 }
                 "--bench" => {}
-                other => panic!("{other}: it takes --rate, --ops, --keys, --value-bytes"),
+                other => panic!("unknown flag {other}: use --rate, --ops, --keys or --value-bytes"),
             }
         }
         settings
@@ -98,7 +98,7 @@ impl Settings {
 
 fn now_us() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    u64::try_from(since.expect("after 1970").as_micros()).expect("it fits")
+    u64::try_from(since.expect("after 1970").as_micros()).expect("the value fits")
 }
 
 /// The times at which the server logged the start and the end of each compaction.
@@ -116,7 +116,7 @@ struct Server {
 
 impl Server {
     fn start(data: &Path) -> Self {
-        let mut process = Command::new(server_program().expect("the server can be built"))
+        let mut process = Command::new(server_program().expect("the server builds"))
             .args(["serve", "--host", "127.0.0.1", "--port", "0", "--data-dir"])
             .arg(data)
             .env("ETHERPLY_JWT_SECRET", SECRET)
@@ -124,19 +124,19 @@ impl Server {
             .stderr(Stdio::piped())
             .spawn()
             .expect("the server starts");
-        let mut lines = BufReader::new(process.stdout.take().expect("it is piped")).lines();
+        let mut lines = BufReader::new(process.stdout.take().expect("stdout is piped")).lines();
         let line = lines.next().expect("a first line").expect("text");
         let address = line.strip_prefix("listening on ").expect("an address");
         let compactions = Arc::new(Mutex::new(Compactions::default()));
         let logged = Arc::clone(&compactions);
-        let stderr = BufReader::new(process.stderr.take().expect("it is piped"));
+        let stderr = BufReader::new(process.stderr.take().expect("stderr is piped"));
         thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
-                let mut logged = logged.lock().expect("nobody panics");
+                let mut logged = logged.lock().expect("no thread panics");
                 if line.contains("compacting the log") {
                     logged.begun = Some(Instant::now());
                 } else if line.contains("compacted the log") {
-                    let begun = logged.begun.take().expect("it has begun");
+                    let begun = logged.begun.take().expect("the compaction has begun");
                     logged.spans.push((begun, Instant::now()));
                 } else if line.contains("WARN") || line.contains("ERROR") {
                     eprintln!("{line}");
@@ -151,7 +151,7 @@ impl Server {
     }
 
     fn connect(&self) -> WebSocket<TcpStream> {
-        let token = Command::new(server_program().expect("the server can be built"))
+        let token = Command::new(server_program().expect("the server builds"))
             .args(["token", "--sub", "bench"])
             .env("ETHERPLY_JWT_SECRET", SECRET)
             .output()
@@ -175,8 +175,9 @@ impl Server {
     fn stop(mut self) {
         let pid = i32::try_from(self.process.id()).expect("a process id");
         let pid = rustix::process::Pid::from_raw(pid).expect("a process id");
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
-        assert!(self.process.wait().expect("it ends").success());
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+            .expect("the server is running");
+        assert!(self.process.wait().expect("the process exits").success());
     }
 }
 
@@ -196,7 +197,7 @@ fn op_text(key: &str, value: &str, timestamp: u64) -> String {
 /// Returns the number in the value of an op, which is all the reader needs.
 fn op_number(text: &str) -> u64 {
     let at = text.find(r#""value":""#).expect("a value") + 9;
-    let digits = &text[at..at + text[at..].find('"').expect("an end")];
+    let digits = &text[at..at + text[at..].find('"').expect("the end of the value")];
     digits.parse().expect("a number")
 }
 
@@ -222,12 +223,14 @@ fn write(settings: &Settings, mut socket: WebSocket<TcpStream>, course: &Course)
             Instant::now()
         };
         timestamp = now_us().max(timestamp + 1);
-        course.due.lock().expect("nobody panics").push_back(due);
+        course.due.lock().expect("no thread panics").push_back(due);
         let key = Settings::key(settings.key_number(op));
         let text = op_text(&key, &settings.value(op), timestamp);
-        socket.write(Message::text(text)).expect("it is sent");
+        socket
+            .write(Message::text(text))
+            .expect("the send succeeds");
         if settings.rate > 0 || op % BURST == 0 || op + 1 == settings.ops {
-            socket.flush().expect("it is sent");
+            socket.flush().expect("the send succeeds");
         }
     }
 }
@@ -248,7 +251,7 @@ fn read(settings: &Settings, mut socket: WebSocket<TcpStream>, course: &Course) 
     let _release = Release(course);
     let mut samples = Vec::new();
     while (samples.len() as u64) < settings.ops {
-        let Message::Text(text) = socket.read().expect("the server serves") else {
+        let Message::Text(text) = socket.read().expect("the server accepts connections") else {
             continue;
         };
         if !text.starts_with(r#"{"type":"op""#) {
@@ -258,10 +261,10 @@ fn read(settings: &Settings, mut socket: WebSocket<TcpStream>, course: &Course) 
         assert_eq!(
             op_number(&text),
             samples.len() as u64,
-            "ops come in order, and none is missing"
+            "ops are missing or out of order"
         );
-        let due = course.due.lock().expect("nobody panics").pop_front();
-        samples.push((now, now - due.expect("it was sent")));
+        let due = course.due.lock().expect("no thread panics").pop_front();
+        samples.push((now, now - due.expect("the op was sent")));
         course.read_count.fetch_add(1, Ordering::Relaxed);
     }
     samples
@@ -273,7 +276,7 @@ fn watch_disk(data: &Path, is_over: &AtomicU64) -> u64 {
     while is_over.load(Ordering::Relaxed) == 0 {
         let mut bytes = 0;
         for folder in std::fs::read_dir(data)
-            .expect("the data directory")
+            .expect("the data directory opens")
             .flatten()
         {
             for file in std::fs::read_dir(folder.path())
@@ -308,7 +311,7 @@ fn check_state(settings: &Settings, data: &Path) {
         assert_eq!(
             init["data"][key],
             settings.value(*op),
-            "{key} is what was written last"
+            "{key} is not the value written last"
         );
     }
     server.stop();
@@ -332,13 +335,13 @@ fn main() {
         let disk = scope.spawn(|| watch_disk(&data, &is_over));
         let samples = read(&settings, reader, &course);
         is_over.store(1, Ordering::Relaxed);
-        (samples, disk.join().expect("the disk is watched"))
+        (samples, disk.join().expect("the watcher does not panic"))
     });
     let took = begun.elapsed();
     let spans = server
         .compactions
         .lock()
-        .expect("nobody panics")
+        .expect("no thread panics")
         .spans
         .clone();
     server.stop();

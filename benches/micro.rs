@@ -38,7 +38,7 @@ const BATCH_OPS: u64 = 64;
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
 
 fn length(count: u64) -> usize {
-    usize::try_from(count).expect("it is small")
+    usize::try_from(count).expect("the value is small")
 }
 
 fn message_text(value_bytes: usize) -> String {
@@ -48,7 +48,7 @@ fn message_text(value_bytes: usize) -> String {
     let step = decoder.decode(&mut frame, MESSAGE_BYTES_MAX);
     match step.expect("a frame").event {
         Some(FrameEvent::Text(text)) => text.to_owned(),
-        event => panic!("{event:?} is no op"),
+        event => panic!("{event:?} is not an op"),
     }
 }
 
@@ -81,7 +81,7 @@ fn parse(c: &mut Criterion) {
         let text = message_text(value_bytes);
         let mut parser = Parser::new();
         let Ok(Message::Op(op)) = parser.parse(&text) else {
-            panic!("{text} is an op");
+            panic!("{text} is not an op");
         };
         let quotes_bytes = 2;
         assert_eq!(
@@ -143,7 +143,7 @@ fn encode_batch(batch: &mut Vec<u8>, keys: &[String], value: &str, header: &Segm
         let op = record::LoggedOp {
             workspace: "workspace",
             key: &keys[length(seq)],
-            change: Change::write(value),
+            change: record::Change::write(value),
             seq: Seq::new(seq + 1),
             timestamp: seq,
         };
@@ -167,7 +167,7 @@ fn log(c: &mut Criterion) {
         assert_eq!(ops.len() as u64, BATCH_OPS);
         for (seq, op) in (1..).zip(&ops) {
             let op = op.as_ref().expect("no fault");
-            assert_eq!((op.seq.get(), op.value), (seq, &value[..]));
+            assert_eq!((op.seq.get(), op.value()), (seq, &value[..]));
         }
         group.throughput(Throughput::Elements(BATCH_OPS));
         group.bench_function(BenchmarkId::new("encode", value_bytes), |b| {
@@ -292,7 +292,10 @@ fn shard(c: &mut Criterion) {
             .iter()
             .map(|member| member.counter.frames)
             .sum();
-        assert_eq!(frames, deliveries, "all receive the ops but their writer");
+        assert_eq!(
+            frames, deliveries,
+            "each op reaches every client except its writer"
+        );
         driver.counts_frames = false;
         group.throughput(Throughput::Elements(deliveries));
         group.bench_function(name, |b| b.iter(|| round(&mut driver)));

@@ -159,22 +159,22 @@ fn print_table(workload: &Workload, runs: &[Vec<Run>; NAMES.len()]) {
         [own(set), own(hset)]
             .into_iter()
             .min_by(|a, b| a.median.total_cmp(&b.median))
-            .expect("there are two")
+            .expect("there are two candidates")
             .text(2),
     );
 }
 
 fn spread(runs: &[Run], of: impl Fn(&Run) -> f64) -> Spread {
-    Spread::of(runs.iter().map(of)).expect("there is a round")
+    Spread::of(runs.iter().map(of)).expect("there is at least one round")
 }
 
 /// Runs [`replay`] in a process of its own, whose memory is untouched.
 fn replayed(log: &EtherplyLog, workload: &Workload) -> Run {
     log.warm();
-    let binary = std::env::current_exe().expect("this runs");
+    let binary = std::env::current_exe().expect("the current executable is known");
     let mut command = Command::new(binary);
     command.arg("--replay").arg(log.data());
-    let output = command.output().expect("this can be run again");
+    let output = command.output().expect("the executable can be run");
     let text = String::from_utf8_lossy(&output.stdout);
     let numbers: Vec<f64> = text
         .split_whitespace()
@@ -188,7 +188,7 @@ fn replayed(log: &EtherplyLog, workload: &Workload) -> Run {
     };
     assert!(
         (ops - f64::from(workload.records())).abs() < 0.5,
-        "every record is read"
+        "some records were not read"
     );
     Run {
         clock_s,
@@ -203,15 +203,15 @@ fn replayed(log: &EtherplyLog, workload: &Workload) -> Run {
 
 fn replay(data: &Path) {
     let directory = DataDirectory::open(data).expect("a data directory");
-    let own_cpu_s = || process::cpu_s(std::process::id()).expect("this runs");
+    let own_cpu_s = || process::cpu_s(std::process::id()).expect("the current executable is known");
     let cpu_before_s = own_cpu_s();
     let begun = Instant::now();
     let progress = RecoveryProgress::default();
     let (report, dealt) =
-        etherply::io::recovery::recover(&directory, 1, 1, &progress).expect("a whole log");
+        etherply::io::recovery::recover(&directory, 1, 1, &progress).expect("the log is intact");
     let clock_s = begun.elapsed().as_secs_f64();
     let cpu_s = own_cpu_s() - cpu_before_s;
-    let memory = process::memory(std::process::id()).expect("this runs");
+    let memory = process::memory(std::process::id()).expect("the current executable is known");
     println!(
         "{} {clock_s} {cpu_s} {} {}",
         report.ops, memory.resident_bytes, memory.most_bytes

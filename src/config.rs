@@ -29,6 +29,7 @@ mod given;
 pub mod limits;
 pub mod log;
 mod origin;
+pub mod presence;
 mod secrets;
 pub mod usage;
 mod value;
@@ -189,6 +190,10 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub limits: limits::LimitArgs,
 
+    #[expect(missing_docs, reason = "a doc comment would be a line of the help")]
+    #[command(flatten)]
+    pub presence: presence::PresenceArgs,
+
     /// How far ahead of the server's clock an op's timestamp may be
     #[arg(
         long,
@@ -200,6 +205,19 @@ pub struct ServeArgs {
         allow_hyphen_values = true
     )]
     pub max_future_skew: Duration,
+
+    /// How long a deleted key is remembered; within this time, a client that was away can resume,
+    /// and learns what was deleted
+    #[arg(
+        long,
+        value_name = "TIME",
+        env = "ETHERPLY_TOMBSTONE_RETENTION",
+        hide_env_values = true,
+        default_value = "7d",
+        value_parser = value::retention,
+        allow_hyphen_values = true
+    )]
+    pub tombstone_retention: Duration,
 
     /// Milliseconds over which connections are closed on SIGTERM or SIGINT
     #[arg(
@@ -523,7 +541,7 @@ mod tests {
             .command
         {
             Command::Serve(serve) => Ok(*serve),
-            _ => unreachable!("the line says serve"),
+            _ => unreachable!("the command is serve"),
         }
     }
 
@@ -533,7 +551,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_value_is_one_line_that_names_the_flag() {
+    fn a_wrong_value_is_reported_in_one_line_that_names_the_flag() {
         for (flag, value, expected) in [
             ("--port", "70000", "must be a whole number from 0 to 65535"),
             ("--shards", "0", "must be a whole number from 1 to"),
@@ -554,13 +572,21 @@ mod tests {
                 "must be a whole number from 4096",
             ),
             ("--max-future-skew", "soon", "must be a duration such as"),
+            (
+                "--tombstone-retention",
+                "0s",
+                "must be a duration from 1s to",
+            ),
             ("--ping-interval-ms", "-5", "must be a whole number from 10"),
             ("--log-level", "loud", "possible values: error"),
         ] {
             let error = serve(&[&format!("{flag}={value}")]).unwrap_err();
             assert!(!error.contains('\n'), "{error}");
             for part in [flag, value, expected] {
-                assert!(error.contains(part), "{error} names {part}");
+                assert!(
+                    error.contains(part),
+                    "the error does not name {part}: {error}"
+                );
             }
         }
     }

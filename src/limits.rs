@@ -17,6 +17,14 @@ pub const HEADERS_USUAL: usize = 64;
 /// The maximum number of requests that are answered per turn after having waited for their shard's
 /// state. Each of them may cause [`SNAPSHOT_PART_BYTES`] to be encoded.
 pub const WAITING_PER_TURN_MAX: usize = 64;
+/// The maximum number of keys that expire and tombstones that are dropped per turn. Together they
+/// take about as long as reading the messages of a few busy clients.
+pub const EXPIRIES_PER_TURN_MAX: usize = 1000;
+/// The delay before tombstones that a slow client still has to be sent are examined again.
+pub const TOMBSTONES_RETRY_US: u64 = SECOND_US;
+/// The longest time for which a shard sleeps until a deadline of the wall clock. If the wall clock
+/// is set, keys expire late by at most this.
+pub const WALL_CLOCK_CHECK_US: u64 = 5 * SECOND_US;
 /// The time limit from accepting a connection to answering its request. If the head is still
 /// incomplete by then, the answer is 408; otherwise it is 503.
 pub const HEAD_TIMEOUT_US: u64 = 10 * SECOND_US;
@@ -267,6 +275,16 @@ pub const SHARED_FRAME_BYTES_MIN: usize = SESSION_BYTES_SPARED;
 /// The maximum number of names in an answer about presence, which lists the first ones in order and
 /// the total number of names.
 pub const PRESENCE_NAMES_MAX: usize = 1000;
+/// The largest number of version 2 peers in such an answer, in the order of their connections.
+pub const PRESENCE_PEERS_MAX: usize = 1000;
+/// The default of `--max-presence-bytes`: the total length of the entries of a workspace's peers.
+pub const PRESENCE_BYTES_DEFAULT: usize = 1024 * 1024;
+/// The smallest `--max-presence-bytes`.
+pub const PRESENCE_BYTES_MIN: usize = 1024;
+/// The largest `--max-presence-bytes`. A peer that has missed a message is sent all entries.
+pub const PRESENCE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// The capacity that a peer's entry keeps, however short the entry becomes.
+pub const PEER_BYTES_KEPT: usize = 512;
 /// The smallest capacity of a new chunk of outgoing bytes.
 pub const CHUNK_BYTES_MIN: usize = 256;
 /// The size up to which frames share a chunk. A longer frame gets a chunk of its own.
@@ -328,8 +346,16 @@ pub const MESSAGE_TIMEOUT_US: u64 = 30 * SECOND_US;
 pub const LINGER_US: u64 = 2 * SECOND_US;
 /// The default of `--drain-ms`.
 pub const DRAIN_MS_DEFAULT: u64 = 5_000;
+/// The default of `--presence-interval-ms`.
+pub const PRESENCE_INTERVAL_MS_DEFAULT: u64 = 50;
+/// The longest `--presence-interval-ms`.
+pub const PRESENCE_INTERVAL_MS_MAX: u64 = 60_000;
+/// The time for which a presence message that is due waits for the round of sends to end.
+pub const PRESENCE_WAIT_US: u64 = SECOND_US;
 /// The default of `--max-future-skew`, in seconds.
 pub const FUTURE_SKEW_S_DEFAULT: u64 = 24 * 3600;
+/// The default of `--tombstone-retention`, in seconds.
+pub const TOMBSTONE_RETENTION_S_DEFAULT: u64 = 7 * 24 * 3600;
 /// The `Retry-After` of a 503, in seconds.
 pub const RETRY_AFTER_S: u32 = 5;
 /// The lateness of a turn beyond which the shard counts as absent, which postpones its deadlines
@@ -421,56 +447,63 @@ pub const SECOND_US: u64 = 1_000_000;
 
 const _: () = assert!(
     WORKSPACE_ID_BYTES_MAX < HEAD_BYTES_MAX,
-    "a valid id fits a valid head"
+    "a valid id must fit in a valid head"
 );
-const _: () = assert!(CONTROL_BYTES_MAX == 125, "fixed by RFC 6455");
+const _: () = assert!(CONTROL_BYTES_MAX == 125, "RFC 6455 fixes this number");
 const _: () = assert!(
     KEY_BYTES_MAX <= u16::MAX as usize,
-    "a record holds a key's length in 16 bits"
+    "the length of a key must fit in 16 bits"
 );
 const _: () = assert!(
     WORKSPACE_ID_BYTES_MAX <= u16::MAX as usize,
-    "a record holds an id's length in 16 bits"
+    "the length of an id must fit in 16 bits"
 );
 const _: () = assert!(
     CHUNK_BYTES_MAX <= SEND_BYTES_MAX,
-    "one send can empty a chunk"
+    "one send must be able to empty a chunk"
 );
 const _: () = assert!(
     CHUNK_BYTES_MIN.is_power_of_two()
         && CHUNK_BYTES_MAX.is_power_of_two()
         && SEND_BYTES_MAX.is_power_of_two(),
-    "the sizes of pooled chunks fall into classes"
+    "the sizes of kept chunks must be powers of two"
 );
 const _: () = assert!(
     MESSAGE_BYTES_DEFAULT + SEND_BYTES_MAX <= ANSWER_SEND_BYTES_MAX
         && ANSWER_SEND_BYTES_MAX < u32::MAX as usize,
-    "the longest default correction fits in one send after frames, and its length fits in 32 bits"
+    "the longest default correction must fit in one send after frames, and its length in the ring"
 );
 const _: () = assert!(
     session_budget_bytes(MESSAGE_BYTES_DEFAULT) >= 64 * MESSAGE_BYTES_DEFAULT
         && session_budget_bytes(MESSAGE_BYTES_MAX) >= 4 * MESSAGE_BYTES_MAX,
-    "one valid message always fits, however its memory grows"
+    "one valid message must always fit, however its buffer grows"
 );
 const _: () = assert!(
     RECEIVE_BYTES_MAX + HEAD_BYTES_MAX + ANSWER_BYTES_MAX < SESSION_BUDGET_BYTES / 64
         && SESSION_BYTES_SPARED < ANSWER_BYTES_MAX
         && SHARED_FRAME_BYTES_MIN <= SESSION_BYTES_SPARED,
-    "no session can fill the budget with small items, and copies for a session are small"
+    "small items must not fill the budget, and copies for one session must be small"
 );
 const _: () = assert!(
     PRESENCE_NAMES_MAX * (6 * USER_ID_BYTES_MAX + 64) < SESSION_BUDGET_BYTES / 16,
-    "a list of users is a small part of the budget, however much its names are escaped"
+    "a list of users must be a small part of the budget, even if all names are escaped"
+);
+const _: () = assert!(
+    PRESENCE_BYTES_MAX + PRESENCE_PEERS_MAX * 64 < SESSION_BUDGET_BYTES / 2
+        && 64 * PRESENCE_VALUE_BYTES_MAX <= PRESENCE_BYTES_DEFAULT
+        && PRESENCE_BYTES_DEFAULT + 64 < ANSWER_SEND_BYTES_MAX
+        && PEER_BYTES_KEPT <= PRESENCE_VALUE_BYTES_MAX,
+    "all peers fit the budget, and by default a message fits one send and has room for many values"
 );
 const _: () = assert!(
     SNAPSHOT_PATIENCE_US < SNAPSHOT_TRANSFER_US
         && SNAPSHOT_SEARCH_INTERVAL_US < SNAPSHOT_PATIENCE_US
         && SNAPSHOT_PATIENCE_US / SECOND_US < RETRY_AFTER_S as u64,
-    "a refused client finds room when it retries"
+    "a refused client must find space when it retries"
 );
 const _: () = assert!(
     MESSAGE_TIMEOUT_US < STALL_TIMEOUT_US,
-    "a session is checked within the time of its message"
+    "a session must be checked within the message timeout"
 );
 const _: () = assert!(
     4 * WORKSPACE_BYTES_DEFAULT <= SNAPSHOT_BYTES_MAX as u64
@@ -479,11 +512,11 @@ const _: () = assert!(
         && 8 * SNAPSHOT_SMALL_BYTES <= SNAPSHOT_BYTES_MAX / SNAPSHOT_RESERVE_SHARE
         && SNAPSHOT_PART_BYTES <= INIT_BYTES_KEPT_MAX
         && 16 * INIT_BYTES_KEPT_MAX <= SNAPSHOT_BYTES_MAX,
-    "several large states may be sent at once, and the kept one is a small part of them"
+    "several large states must fit in the budget, and the kept one must be a small part of it"
 );
 const _: () = assert!(
     CONFLATED_BYTES_MAX <= SEND_BYTES_MAX,
-    "one round of conflated ops fits in one send"
+    "one conflation step must fit in one send"
 );
 const _: () =
     assert!(CHUNK_BYTES_MIN <= CHUNK_BYTES_MAX && OUTBOX_BYTES_MIN <= OUTBOX_BYTES_DEFAULT);
@@ -491,74 +524,74 @@ const _: () =
     assert!(MESSAGE_BYTES_DEFAULT <= MESSAGE_BYTES_MAX && MESSAGE_BYTES_DEFAULT <= BATCH_BYTES_MAX);
 const _: () = assert!(
     STALL_TIMEOUT_US / 2 < TIMER_TICK_US * (TIMER_SLOTS as u64 - 1),
-    "a session is checked twice within the stall timeout"
+    "a session must be checked twice within the stall timeout"
 );
 const _: () = assert!(LINGER_US < STALL_LINGER_US && HEAD_TIMEOUT_US < STALL_TIMEOUT_US);
 const _: () = assert!(
     ANSWER_SEND_BYTES_MAX < BULK_BYTES_PER_TURN && BULK_SENDS_PER_TURN_MAX <= SENDS_PER_TURN_MAX,
-    "a turn serves several sessions in a state transfer, and at most as many as other sessions"
+    "a turn must send states to several sessions, but to no more than receive other data"
 );
 const _: () = assert!(
     SENDS_PER_TURN_MAX + BULK_SENDS_PER_TURN_MAX <= RING_ENTRIES as usize,
-    "a turn's sends fit in the submission queue"
+    "the sends of one turn must fit in the submission queue"
 );
 const _: () = assert!(RING_ENTRIES < COMPLETION_ENTRIES);
 const _: () =
     assert!(SEGMENT_BYTES_MIN <= SEGMENT_BYTES_MAX && COMPACTION_BATCH_BYTES <= BATCH_BYTES_MAX);
 const _: () = assert!(
     SEGMENT_FILL_BYTES <= SEGMENT_BYTES_MIN / 8 && SEGMENT_FILL_BYTES <= SEGMENT_RESERVE_BYTES,
-    "the zeros written in advance are a small part of a segment, and fit in the startup reserve"
+    "preallocated zeros must be a small part of a segment and fit in its initial reservation"
 );
 const _: () = assert!(
     100 + 100 / COMPACTION_DEAD_SHARE < COMPACTION_START_PERCENT,
-    "a compaction leaves less data than the threshold that starts the next one"
+    "a compaction must leave less than what starts the next one"
 );
 const _: () = assert!(
     COMPACTION_START_PERCENT < COMPACTION_URGENT_PERCENT
         && COMPACTION_URGENT_PERCENT + 2 * 100 / SEGMENT_LIVE_SHARE <= 250,
-    "the open segment and the one that compaction writes fit below 2.5 times the live data"
+    "the open segment and the one being compacted must fit in 2.5 times the live data"
 );
 const _: () = assert!(
     COMPACTION_URGENT_PERCENT <= LOG_SLOW_PERCENT
         && LOG_SLOW_PERCENT < LOG_FULL_PERCENT
         && LOG_FULL_PERCENT < LOG_STOP_PERCENT,
-    "compaction works as hard as it can before writers are slowed down, and floods wait first"
+    "compaction must be at full speed before writers are slowed down, and floods must wait first"
 );
 const _: () = assert!(
     // The measured log may include one segment that is not closed.
     COMPACTION_START_PERCENT + 100 / SEGMENT_LIVE_SHARE < LOG_SLOW_PERCENT
         && COMPACTION_BYTES_MIN <= LOG_SPARE_BYTES
         && SEGMENT_BYTES_MIN < LOG_SPARE_BYTES,
-    "a compaction is due for each shard that waits for one"
+    "a compaction must be due for each shard that waits for one"
 );
 const _: () = assert!(
     LOG_STOP_PERCENT + 2 * 100 / SEGMENT_LIVE_SHARE <= 300
         && 3 * LOG_SPARE_BYTES + 2 * BATCH_BYTES_MAX as u64 <= 4 * LOG_SPARE_BYTES
         && MESSAGE_BYTES_DEFAULT as u64 <= SEGMENT_BYTES_MIN,
-    "a log with two open segments and two batches fits in 3 times its live data plus 4 spares"
+    "a log with two open segments and two batches must fit in 3 times its live data and 4 spares"
 );
 const _: () = assert!(
     LIGHT_BURST_BYTES < LOG_SPARE_BYTES / 4 && LOG_BURST_BYTES < LOG_SPARE_BYTES / 4,
-    "a burst is a small part of the distance between two marks"
+    "a burst must be a small part of the distance between two marks"
 );
 const _: () = assert!(
     LOG_BYTES_PER_SECOND / SECOND_US * HELD_RETRY_US <= LOG_BURST_BYTES,
-    "clients that are retried at intervals can use the full rate"
+    "clients retried at intervals must be able to use the full rate"
 );
 const _: () = assert!(
     SEGMENT_FILL_BYTES + SEGMENT_RESERVE_BYTES / 2 <= DISK_LOW_SHARD_BYTES
         && DISK_ENOUGH_FACTOR > 1,
-    "a shard that refuses ops can still seal its log, and does not flip at each check"
+    "a shard that refuses ops must be able to seal its log, without flapping at each check"
 );
 const _: () = assert!(HELD_RETRY_US < DISK_LOOK_BUSY_US && DISK_LOOK_BUSY_US < DISK_LOOK_US);
 const _: () = assert!(
     RATE_BURST_S < PATIENCE_S,
-    "a client is refused more messages than its burst before it is disconnected"
+    "a client must be refused more than its burst before it is closed"
 );
 const _: () = assert!(
     MESSAGE_BYTES_DEFAULT as u64 <= WORKSPACE_BYTES_DEFAULT / 16
         && WORKSPACE_BYTES_DEFAULT <= WORKSPACE_BYTES_MAX,
-    "a workspace holds more than a few messages"
+    "a workspace must hold more than a few messages"
 );
 const _: () = assert!(REOPEN_WAIT_MIN_US < REOPEN_WAIT_MAX_US);
 const _: () = assert!(COMMIT_AGE_MIN_US < COMMIT_AGE_MAX_US);
@@ -569,5 +602,5 @@ const _: () = assert!(
 );
 const _: () = assert!(
     RESUBMIT_US < SECOND_US,
-    "a timer's nanosecond part is less than a second"
+    "the timer must be shorter than a second"
 );

@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_connection_that_could_be_shed_is_claimed_once() {
+    fn each_sheddable_connection_is_claimed_once() {
         let status = Status::new(3, 1);
         status.set_sheddable(0, ListenerKind::Public, 5);
         status.set_sheddable(1, ListenerKind::Public, 2);

@@ -93,7 +93,7 @@ impl Layer {
                 _ => Layer::Log,
             },
             "wire" => Layer::Wire,
-            "limits" | "seq" | "generation" => Layer::Limits,
+            "generation" | "limits" | "seq" => Layer::Limits,
             _ => return None,
         })
     }
@@ -426,7 +426,7 @@ fn hold(rule: Rule) {
     let listed: Vec<String> = faults.iter().map(Fault::to_string).collect();
     assert!(
         faults.is_empty(),
-        "the house rules are broken:\n{}",
+        "the house rules are violated:\n{}",
         listed.join("\n")
     );
 }
@@ -452,7 +452,7 @@ fn pure_layers_name_nothing_impure() {
 }
 
 #[test]
-fn unsafe_is_in_two_files_and_has_its_reasons() {
+fn unsafe_is_in_two_files_and_is_justified() {
     hold(unsafety);
 }
 
@@ -472,7 +472,7 @@ fn a_type_name_means_one_type() {
 }
 
 #[test]
-fn nothing_unfinished_stays() {
+fn nothing_unfinished_is_left() {
     hold(leftovers);
 }
 

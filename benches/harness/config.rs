@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use clap::Parser;
+use etherply_bench::load::protocol::ClientProtocol;
 use etherply_bench::machine::Machine;
 use etherply_bench::process::raise_open_files;
 use serde::Serialize;
@@ -45,6 +46,10 @@ pub struct Settings {
     /// The durability modes of the server
     #[arg(long, value_delimiter = ',', default_value = "none,always")]
     pub durability: Vec<String>,
+    /// The versions of the protocol, measured in the same rounds where a scenario has both
+    #[arg(long, value_name = "VERSIONS", value_enum, value_delimiter = ',')]
+    #[arg(default_values_t = [ClientProtocol::V1, ClientProtocol::V2WithoutIds, ClientProtocol::V2])]
+    pub protocol: Vec<ClientProtocol>,
     /// The cores of the server [default: the first half of those that this process may use]
     #[arg(long, value_name = "CORES")]
     pub server_cores: Option<Cores>,
@@ -85,6 +90,7 @@ pub struct HarnessConfig {
     pub measured: Duration,
     pub soak: Duration,
     pub durability: Vec<String>,
+    pub protocols: Vec<ClientProtocol>,
     /// Another build of the server.
     pub rival: Option<PathBuf>,
     /// The peers that can be started on this machine.
@@ -136,6 +142,7 @@ impl HarnessConfig {
             measured,
             soak,
             durability: settings.durability.clone(),
+            protocols: settings.protocol.clone(),
             rival: settings.rival.clone(),
             peers: Vec::new(),
         })

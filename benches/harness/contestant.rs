@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use etherply::wire::auth::{Secret, mint};
 use etherply_bench::load::endpoint::Endpoint;
 use etherply_bench::load::op::FieldOrder;
+use etherply_bench::load::protocol::ClientProtocol;
 use etherply_bench::process::server_program;
 use tempfile::TempDir;
 
@@ -25,6 +26,8 @@ pub struct Contestant {
     /// Its name in the tables.
     pub name: String,
     pub kind: Kind,
+    /// The protocol that its clients speak.
+    pub protocol: ClientProtocol,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,6 +78,7 @@ impl Contestant {
                 shards: 1,
                 program: None,
             },
+            protocol: ClientProtocol::V1,
         }
     }
 
@@ -88,6 +92,7 @@ impl Contestant {
                 shards,
                 program: None,
             },
+            protocol: ClientProtocol::V1,
         }
     }
 
@@ -100,6 +105,7 @@ impl Contestant {
                 shards: 1,
                 program: Some(program.to_owned()),
             },
+            protocol: ClientProtocol::V1,
         }
     }
 
@@ -107,6 +113,7 @@ impl Contestant {
         Self {
             name: name.to_owned(),
             kind: Kind::Peer(name.to_owned()),
+            protocol: ClientProtocol::V1,
         }
     }
 
@@ -114,7 +121,18 @@ impl Contestant {
         Self {
             name: format!("target {address}"),
             kind: Kind::Elsewhere(address),
+            protocol: ClientProtocol::V1,
         }
+    }
+
+    /// Returns the same server with clients that speak this protocol; its name says so unless that
+    /// is version 1.
+    #[must_use]
+    pub fn speaking(mut self, protocol: ClientProtocol) -> Self {
+        if protocol.is_v2() {
+            self.name = format!("{}, {}", self.name, protocol.title());
+        }
+        Self { protocol, ..self }
     }
 
     /// Returns whether the server is compared with it; a rival is a peer in this sense.
@@ -172,7 +190,9 @@ impl Contestant {
                 let prefix = format!("harness-{}-", unix_time().as_nanos());
                 return Ok(Server {
                     process: None,
-                    endpoint: Endpoint::plain(address, token).with_prefix(prefix),
+                    endpoint: Endpoint::plain(address, token)
+                        .with_prefix(prefix)
+                        .with_protocol(self.protocol),
                 });
             }
             Kind::Etherply { .. } | Kind::Peer(_) => self.command(folder.path())?,
@@ -180,7 +200,7 @@ impl Contestant {
         command.args(flags);
         let process = ServerProcess::start(command, folder, &config.cores)?;
         Ok(Server {
-            endpoint: Endpoint::plain(process.address, token()),
+            endpoint: Endpoint::plain(process.address, token()).with_protocol(self.protocol),
             process: Some(process),
         })
     }
@@ -236,8 +256,21 @@ pub fn find_peers(config: &mut HarnessConfig, names: &[String]) {
 /// Returns the server in each durability mode, its rival, and all peers; with `--target`, only the
 /// server elsewhere.
 pub fn all(config: &HarnessConfig) -> Vec<Contestant> {
+    all_speaking(config, &[ClientProtocol::V1])
+}
+
+/// Returns the same, with those of the protocols that the settings name; a peer speaks version 1.
+pub fn all_speaking(config: &HarnessConfig, protocols: &[ClientProtocol]) -> Vec<Contestant> {
+    let chosen = |protocol: &&ClientProtocol| config.protocols.contains(protocol);
+    let protocols: Vec<ClientProtocol> = protocols.iter().filter(chosen).copied().collect();
+    let speaking_each = |contestant: Contestant| {
+        let contestants = protocols
+            .iter()
+            .map(|protocol| contestant.clone().speaking(*protocol));
+        contestants.collect::<Vec<_>>()
+    };
     if let Some(address) = config.target {
-        return vec![Contestant::elsewhere(address)];
+        return speaking_each(Contestant::elsewhere(address));
     }
     let modes = || config.durability.iter();
     let own = modes().map(|mode| Contestant::etherply(mode));
@@ -246,15 +279,18 @@ pub fn all(config: &HarnessConfig) -> Vec<Contestant> {
         .iter()
         .flat_map(|program| modes().map(|mode| Contestant::rival(program, mode)));
     let peers = config.peers.iter().map(|name| Contestant::peer(name));
-    own.chain(rivals).chain(peers).collect()
+    own.chain(rivals)
+        .flat_map(speaking_each)
+        .chain(peers)
+        .collect()
 }
 
 fn token() -> String {
-    let secret = Secret::new(SECRET.into()).expect("it is not empty");
+    let secret = Secret::new(SECRET.into()).expect("the secret is not empty");
     mint(&secret, "harness", unix_time().as_secs(), None)
 }
 
 fn unix_time() -> Duration {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.expect("the clock is past 1970")
+    now.expect("the clock is after 1970")
 }

@@ -95,7 +95,7 @@ fn run(settings: &Settings) -> Result<(), String> {
     });
     let progress = Progress::new(all.sum());
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let stamp = now.expect("the clock is past 1970").as_secs();
+    let stamp = now.expect("the clock is after 1970").as_secs();
     let mut results = Results {
         machine: environment,
         rounds: config.rounds,

@@ -38,7 +38,7 @@ impl ServerProcess {
         let child = command.spawn();
         cores.load.take()?;
         let mut child = child?;
-        let stdout = child.stdout.take().expect("it is piped");
+        let stdout = child.stdout.take().expect("stdout is piped");
         let mut line = String::new();
         let read = BufReader::new(stdout).read_line(&mut line);
         let address = line.trim_end().strip_prefix(LISTENING);
@@ -59,7 +59,9 @@ impl ServerProcess {
 
     /// Kills the server and returns its folder, in which another one can be started.
     pub fn stop(mut self) -> TempDir {
-        self.folder.take().expect("it was not stopped before")
+        self.folder
+            .take()
+            .expect("the server has not been stopped yet")
     }
 
     /// Returns the last lines that the server wrote to stderr.
@@ -69,12 +71,14 @@ impl ServerProcess {
 
     /// Returns the CPU time of all its threads, including the kernel's workers for its rings.
     pub fn cpu_s(&self) -> f64 {
-        cpu_s(self.child.id()).expect("it runs")
+        cpu_s(self.child.id()).expect("the server is running")
     }
 
     /// Returns its resident memory.
     pub fn resident_bytes(&self) -> f64 {
-        memory(self.child.id()).expect("it runs").resident_bytes
+        memory(self.child.id())
+            .expect("the server is running")
+            .resident_bytes
     }
 }
 

@@ -221,7 +221,10 @@ impl Relay {
                 Ok(Some(_)) | Err(_) => return Err(()),
             };
         }
-        let member = self.connections[id].member.as_mut().expect("it has joined");
+        let member = self.connections[id]
+            .member
+            .as_mut()
+            .expect("the client has joined");
         let room = &mut self.rooms[member.room];
         while let Some(frame) = Frame::read(&bytes[consumed..]) {
             match frame.first_byte {
@@ -274,9 +277,12 @@ impl Relay {
     fn sent(&mut self, completion: &Completion) {
         let id = completion.connection;
         let connection = &mut self.connections[id];
-        let cursor = connection.sending.take().expect("one send at a time");
+        let cursor = connection
+            .sending
+            .take()
+            .expect("only one send is in flight");
         connection.greeting = Vec::new();
-        let member = connection.member.as_mut().expect("it has joined");
+        let member = connection.member.as_mut().expect("the client has joined");
         member.cursor = cursor;
         // A send with MSG_WAITALL is short only if the connection has ended.
         if completion.result <= 0 || connection.is_closing {
@@ -319,7 +325,7 @@ impl Relay {
         if connection.sending.is_some() || connection.is_closing {
             return;
         }
-        let member = connection.member.as_mut().expect("it has joined");
+        let member = connection.member.as_mut().expect("the client has joined");
         self.pieces.clear();
         if !connection.greeting.is_empty() {
             let parts = [connection.greeting.as_slice(), &self.init];
@@ -364,7 +370,7 @@ impl Relay {
         members.swap_remove(member.place);
         if let Some(&moved) = members.get(member.place) {
             let moved = self.connections[moved].member.as_mut();
-            moved.expect("it has joined").place = member.place;
+            moved.expect("the client has joined").place = member.place;
         }
     }
 }

@@ -83,7 +83,7 @@ impl Redis {
         let (mut process, _) = Process::start(command);
         process.line_with("eady to accept connections");
         let client = TcpStream::connect(("127.0.0.1", port)).expect("redis listens");
-        client.set_nodelay(true).expect("TCP has this");
+        client.set_nodelay(true).expect("TCP_NODELAY can be set");
         Self {
             process,
             client,
@@ -130,16 +130,12 @@ impl Redis {
                 for op in self.next.saturating_sub(load.keys).max(first)..self.next {
                     let key = key(load, op);
                     let held = resp::ask(&mut self.client, &["GET", &key]);
-                    assert_eq!(
-                        held,
-                        [value(load, op)],
-                        "redis holds the last value of {key}"
-                    );
+                    assert_eq!(held, [value(load, op)], "redis has another value of {key}");
                 }
             }
             WriteCommand::Xadd => {
                 let held = resp::ask(&mut self.client, &["XLEN", STREAM]);
-                assert_eq!(held, [self.next.to_string()], "redis holds each op");
+                assert_eq!(held, [self.next.to_string()], "redis lost ops");
             }
         }
     }
@@ -199,9 +195,11 @@ impl<'a> Pipe<'a> {
             self.sent.push_back(now);
             self.next += 1;
         }
-        client.write_all(&self.commands).expect("redis reads");
+        client
+            .write_all(&self.commands)
+            .expect("redis accepts the commands");
         let bytes = client.read(&mut self.buffer).expect("redis answers");
-        assert!(bytes > 0, "redis has left");
+        assert!(bytes > 0, "redis closed the connection");
         self.answers.extend_from_slice(&self.buffer[..bytes]);
         self.take_answers();
     }
@@ -239,6 +237,6 @@ fn answer_bytes(shape: WriteCommand, bytes: &[u8]) -> Option<usize> {
 
 /// Returns a port that is free at this moment.
 fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
-    listener.local_addr().expect("it is bound").port()
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port can be bound");
+    listener.local_addr().expect("the listener is bound").port()
 }

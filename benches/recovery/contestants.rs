@@ -64,7 +64,7 @@ impl EtherplyLog {
 
     pub fn run(&self, workload: &Workload, round: u32) -> Run {
         self.warm();
-        let mut command = Command::new(server_program().expect("the server can be built"));
+        let mut command = Command::new(server_program().expect("the server builds"));
         command
             .args([
                 "serve",
@@ -86,12 +86,15 @@ impl EtherplyLog {
         let address = address.trim_start_matches("listening on ").to_owned();
         let ready = get(&address, "/readyz");
         let mut run = measure(&process, begun);
-        assert!(ready.starts_with("HTTP/1.1 200"), "it is ready: {ready}");
-        let stderr = process.child.stderr.take().expect("it is piped");
+        assert!(
+            ready.starts_with("HTTP/1.1 200"),
+            "the server is not ready: {ready}"
+        );
+        let stderr = process.child.stderr.take().expect("stderr is piped");
         let read = BufReader::new(stderr).lines().map_while(Result::ok);
         let mut lines = read.map(|line| json(&line));
         let report = lines.find(|line| line["message"] == "read the log");
-        let report = report.expect("it logs what it read");
+        let report = report.expect("the server logs what it read");
         assert_eq!(report["ops"], workload.records());
         assert_eq!(report["workspaces"], workload.workspaces());
         run.own_s = report["took_ms"].as_f64().expect("a number") / 1e3;
@@ -138,7 +141,7 @@ impl RedisLog {
             .rev()
             .nth(1)
             .and_then(|number| number.parse().ok());
-        run.own_s = own.expect("it prints how long it took");
+        run.own_s = own.expect("the output has the duration");
         let keys = match self.shape {
             RedisLayout::Set => workload.keys(),
             RedisLayout::Hset => workload.workspaces(),
@@ -176,14 +179,14 @@ fn measure(process: &Process, begun: Instant) -> Run {
 /// Compares a workspace, chosen by the round, with its expected state.
 fn check(workload: &Workload, round: u32, mut held: impl FnMut(&str) -> HashMap<String, Value>) {
     let chosen = Dice::new(u64::from(round) + 7).below_u64(workload.workspaces().into());
-    let state = workload.state(u32::try_from(chosen).expect("it is below 32 bits"));
+    let state = workload.state(u32::try_from(chosen).expect("the number fits in 32 bits"));
     let workspace = state[0].workspace.clone();
     let held = held(&workspace);
     let wanted: HashMap<_, _> = state
         .into_iter()
         .map(|texts| (texts.key, json(&texts.value)))
         .collect();
-    assert!(held == wanted, "{workspace} is what was written");
+    assert!(held == wanted, "{workspace} differs from what was written");
 }
 
 fn files_under(folder: &Path) -> Vec<PathBuf> {
@@ -201,42 +204,44 @@ fn files_under(folder: &Path) -> Vec<PathBuf> {
 
 fn warm(files: &[PathBuf]) {
     for file in files {
-        let mut file = fs::File::open(file).expect("it was just written");
-        std::io::copy(&mut file, &mut std::io::sink()).expect("it can be read");
+        let mut file = fs::File::open(file).expect("the log was just written");
+        std::io::copy(&mut file, &mut std::io::sink()).expect("the file can be read");
     }
 }
 
 fn get(address: &str, path: &str) -> String {
-    let mut stream = TcpStream::connect(address).expect("it listens");
+    let mut stream = TcpStream::connect(address).expect("the server listens");
     write!(
         stream,
         "GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n"
     )
-    .expect("it reads");
+    .expect("the server reads the handshake");
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("it answers");
+    stream
+        .read_to_string(&mut answer)
+        .expect("the server answers");
     answer
 }
 
 /// Returns the state that a client receives when it joins.
 fn init(address: &str, workspace: &str) -> HashMap<String, Value> {
-    let secret = etherply::wire::auth::Secret::new(SECRET.into()).expect("it is not empty");
+    let secret = etherply::wire::auth::Secret::new(SECRET.into()).expect("the secret is not empty");
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .expect("the clock is past 1970");
+        .expect("the clock is after 1970");
     let token = etherply::wire::auth::mint(&secret, "bench", now.as_secs(), None);
     let url = format!("ws://{address}/v1/sync/{workspace}?token={token}");
-    let stream = TcpStream::connect(address).expect("it listens");
-    let (mut client, _) = tungstenite::client(url, stream).expect("it lets a client in");
+    let stream = TcpStream::connect(address).expect("the server listens");
+    let (mut client, _) = tungstenite::client(url, stream).expect("the server accepts a client");
     let text = client
         .read()
-        .expect("it sends the state")
+        .expect("the server sends the state")
         .into_text()
-        .expect("it sends text");
+        .expect("the message is text");
     let data = json(&text)["data"].take();
-    serde_json::from_value(data).expect("it sends the state")
+    serde_json::from_value(data).expect("the server sends the state")
 }
 
 fn json(text: &str) -> Value {
-    serde_json::from_str(text).expect("it is JSON")
+    serde_json::from_str(text).expect("the text is JSON")
 }

@@ -58,9 +58,9 @@ impl Workload {
     pub fn new(records: u32, keys: u32, workspaces: u32) -> Self {
         assert!(
             (workspaces..=records).contains(&keys),
-            "each workspace has a key, and each key an op"
+            "not enough ops for the workspaces and keys"
         );
-        assert!(workspaces <= 100_000, "the id of a workspace has 5 digits");
+        assert!(workspaces <= 100_000, "a workspace id has 5 digits");
         let mut dice = Dice::new(1);
         let overwrites = (keys..records)
             .map(|_| pick(&mut dice, keys))
@@ -82,11 +82,11 @@ impl Workload {
     }
 
     pub fn records(&self) -> u32 {
-        u32::try_from(self.ops.len()).expect("it was made from 32 bits")
+        u32::try_from(self.ops.len()).expect("the count came from a u32")
     }
 
     pub fn keys(&self) -> u32 {
-        u32::try_from(self.last.len()).expect("it was made from 32 bits")
+        u32::try_from(self.last.len()).expect("the count came from a u32")
     }
 
     pub fn workspaces(&self) -> u32 {
@@ -122,7 +122,7 @@ impl Workload {
         let written = write!(workspace, "room-{:05}", key % self.workspaces)
             .and_then(|()| write!(name, "shape-{:08}", key / self.workspaces))
             .and_then(|()| write!(value, r#"{{"x":{x},"y":{y},"by":"user-{:07}"}}"#, op % 997));
-        written.expect("a String takes all");
+        written.expect("writing to a String cannot fail");
         assert_eq!(
             OP_HEADER_BYTES + workspace.len() + name.len() + value.len(),
             usize::from(RECORD_BYTES)
@@ -155,7 +155,10 @@ impl Workload {
         }
         for log in &mut logs {
             log.commit();
-            log.segment.file.sync().expect("a disk that works");
+            log.segment
+                .file
+                .sync()
+                .expect("writing to the disk succeeds");
         }
     }
 
@@ -187,13 +190,13 @@ impl Workload {
                 }
             }
         }
-        let file = file.into_inner().expect("a disk that works");
-        file.sync_all().expect("a disk that works");
+        let file = file.into_inner().expect("writing to the disk succeeds");
+        file.sync_all().expect("writing to the disk succeeds");
     }
 }
 
 fn pick(dice: &mut Dice, bound: u32) -> u32 {
-    u32::try_from(dice.below_u64(bound.into())).expect("it is below 32 bits")
+    u32::try_from(dice.below_u64(bound.into())).expect("the number fits in 32 bits")
 }
 
 /// The log of one shard while it is being written.
@@ -234,7 +237,10 @@ impl Log {
         self.commit();
         self.batch_ops = 1 + self.dice.below_u64(BATCH_OPS_MAX);
         if self.bytes >= SEGMENT_BYTES {
-            self.segment.file.sync().expect("a disk that works");
+            self.segment
+                .file
+                .sync()
+                .expect("writing to the disk succeeds");
             let header = self.segment.header;
             let header = SegmentHeader::new(
                 header.shard,
@@ -262,7 +268,7 @@ impl Log {
         );
         let file = &self.segment.file;
         file.write_all_at(&self.batch, self.bytes)
-            .expect("a disk that works");
+            .expect("writing to the disk succeeds");
         self.bytes += self.batch.len() as u64;
         self.durable_position = position;
         begin_batch(&mut self.batch);
@@ -271,5 +277,5 @@ impl Log {
 
 fn create(directory: &DataDirectory, header: SegmentHeader) -> Segment<File> {
     segment::create(&HostDisk, &directory.shard_path(header.shard), header, 0)
-        .expect("a disk that works")
+        .expect("writing to the disk succeeds")
 }

@@ -29,8 +29,8 @@ impl Process {
     pub fn start(mut command: Command) -> (Self, Instant) {
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         let begun = Instant::now();
-        let mut child = command.spawn().expect("it can be started");
-        let lines = BufReader::new(child.stdout.take().expect("it is piped"));
+        let mut child = command.spawn().expect("the process can be started");
+        let lines = BufReader::new(child.stdout.take().expect("stdout is piped"));
         (Self { child, lines }, begun)
     }
 
@@ -39,8 +39,11 @@ impl Process {
         let mut seen = String::new();
         loop {
             let mut line = String::new();
-            let count = self.lines.read_line(&mut line).expect("it can be read");
-            assert!(count > 0, "it exited before it printed {text:?}:\n{seen}");
+            let count = self.lines.read_line(&mut line).expect("stdout can be read");
+            assert!(
+                count > 0,
+                "the process exited before it printed {text:?}:\n{seen}"
+            );
             if line.contains(text) {
                 return line.trim_end().to_owned();
             }
@@ -50,12 +53,12 @@ impl Process {
 
     /// Returns its CPU time so far.
     pub fn cpu_s(&self) -> f64 {
-        cpu_s(self.child.id()).expect("it runs")
+        cpu_s(self.child.id()).expect("the process is running")
     }
 
     /// Returns its current memory.
     pub fn memory(&self) -> Memory {
-        memory(self.child.id()).expect("it runs")
+        memory(self.child.id()).expect("the process is running")
     }
 }
 

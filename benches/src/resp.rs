@@ -21,14 +21,16 @@ pub fn put_command(out: &mut impl Write, words: &[&str]) {
         }
         Ok(())
     };
-    put().expect("a disk that works");
+    put().expect("writing to the disk succeeds");
 }
 
 /// Sends a command and returns the strings of its answer.
 pub fn ask(client: &mut (impl Read + Write), words: &[&str]) -> Vec<String> {
     let mut command = Vec::new();
     put_command(&mut command, words);
-    client.write_all(&command).expect("redis reads");
+    client
+        .write_all(&command)
+        .expect("redis accepts the commands");
     let mut reader = BufReader::new(client);
     let first = answer_line(&mut reader);
     match first.split_at(1) {

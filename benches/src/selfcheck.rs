@@ -6,6 +6,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
+use etherply::wire::frame::put_text_header;
 use tungstenite::handshake::derive_accept_key;
 
 use crate::load::check::Mismatch;
@@ -14,6 +15,7 @@ use crate::load::failure::Failure;
 use crate::load::op::FieldOrder;
 use crate::load::pace::Pace;
 use crate::load::plan::Plan;
+use crate::load::protocol::ClientProtocol;
 use crate::load::run::{self, Outcome};
 
 #[cfg(test)]
@@ -29,9 +31,13 @@ enum Fault {
     DroppedLast,
     DoubledLast,
     Closed,
+    /// Version 2: the sender is told that an op is saved that it has not sent.
+    SavedUnsent,
+    /// Version 2: the sender is never told that its last op is saved.
+    UnsavedLast,
 }
 
-const FAULTS: [Fault; 7] = [
+const FAULTS: [Fault; 9] = [
     Fault::None,
     Fault::Altered,
     Fault::Dropped,
@@ -39,6 +45,8 @@ const FAULTS: [Fault; 7] = [
     Fault::DroppedLast,
     Fault::DoubledLast,
     Fault::Closed,
+    Fault::SavedUnsent,
+    Fault::UnsavedLast,
 ];
 
 const RECEIVERS: u32 = 3;
@@ -68,20 +76,33 @@ pub fn run() -> Result<(), String> {
 }
 
 fn run_over(transport: &Transport) -> Result<(), String> {
-    for fault in FAULTS {
-        let outcome =
-            try_fault(fault, transport).map_err(|error| format!("self-check: {error}"))?;
+    let tries = [ClientProtocol::V1, ClientProtocol::V2]
+        .into_iter()
+        .flat_map(|protocol| FAULTS.map(|fault| (protocol, fault)));
+    for (protocol, fault) in tries {
+        if fault.is_of_version_2() && !protocol.is_v2() {
+            continue;
+        }
+        let outcome = try_fault(fault, protocol, transport);
+        let outcome = outcome.map_err(|error| format!("self-check: {error}"))?;
         if !is_noticed(fault, &outcome) {
             let outcome = outcome.map_or_else(
                 |failure| failure.to_string(),
                 |outcome| format!("{} deliveries, all right", outcome.deliveries),
             );
             return Err(format!(
-                "self-check: the outcome of a server with the fault {fault:?} was: {outcome}"
+                "self-check: the outcome of a server of {} with the fault {fault:?} was: {outcome}",
+                protocol.title()
             ));
         }
     }
     Ok(())
+}
+
+impl Fault {
+    fn is_of_version_2(self) -> bool {
+        matches!(self, Self::SavedUnsent | Self::UnsavedLast)
+    }
 }
 
 fn is_noticed(fault: Fault, outcome: &Result<Outcome, Failure>) -> bool {
@@ -107,21 +128,34 @@ fn is_noticed(fault: Fault, outcome: &Result<Outcome, Failure>) -> bool {
             matches!(mismatch, Mismatch::Extra { count, .. } if *count == OPS)
         }
         (Fault::Closed, Err(Failure::Gone { .. })) => true,
+        (Fault::SavedUnsent, Err(Failure::Wrong { mismatch, .. })) => {
+            matches!(mismatch, Mismatch::Saved { saved, .. } if *saved == VICTIM)
+        }
+        (Fault::UnsavedLast, Err(Failure::Unsaved { saved, sent, .. })) => {
+            (*saved, *sent) == (OPS - 1, OPS)
+        }
         _ => false,
     }
 }
 
-fn try_fault(fault: Fault, transport: &Transport) -> io::Result<Result<Outcome, Failure>> {
+fn try_fault(
+    fault: Fault,
+    protocol: ClientProtocol,
+    transport: &Transport,
+) -> io::Result<Result<Outcome, Failure>> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
-    let endpoint =
-        Endpoint::plain(listener.local_addr()?, "any".to_owned()).with_tls(transport.tls.clone());
+    let endpoint = Endpoint::plain(listener.local_addr()?, "any".to_owned());
+    let endpoint = endpoint
+        .with_tls(transport.tls.clone())
+        .with_protocol(protocol);
     let wrap = transport.wrap;
     // The thread ends when its clients do, with an error that means nothing.
-    thread::spawn(move || serve(&listener, fault, wrap));
+    thread::spawn(move || serve(&listener, fault, protocol, wrap));
     let plan = Plan {
         rooms: 1,
         receivers: RECEIVERS,
         pace: Pace::Open { ops_per_s: 1000 },
+        protocol,
         field_order: FieldOrder::AsSent,
         has_state: false,
         warm_up: Duration::ZERO,
@@ -141,11 +175,13 @@ struct Client {
 fn serve(
     listener: &TcpListener,
     fault: Fault,
+    protocol: ClientProtocol,
     wrap: fn(TcpStream) -> io::Result<Box<dyn Duplex>>,
 ) -> io::Result<()> {
-    let mut sender = accept(listener, wrap)?;
-    let receivers: io::Result<Vec<Client>> =
-        (0..RECEIVERS).map(|_| accept(listener, wrap)).collect();
+    let mut sender = accept(listener, protocol, wrap)?;
+    let receivers: io::Result<Vec<Client>> = (0..RECEIVERS)
+        .map(|_| accept(listener, protocol, wrap))
+        .collect();
     let mut receivers = receivers?;
     let mut number = 0;
     loop {
@@ -157,11 +193,9 @@ fn serve(
         for (byte, mask) in payload.iter_mut().zip(header[4..].iter().cycle()) {
             *byte ^= mask;
         }
-        let frame = [
-            &[header[0], header[1] & 0x7F, header[2], header[3]],
-            &payload[..],
-        ]
-        .concat();
+        let text = String::from_utf8_lossy(&payload);
+        // The id of a message is the seq of its op, since only one client writes.
+        let frame = text_frame(&text.replace(r#","id":"#, r#","seq":"#));
         let is_victim = match fault {
             Fault::DroppedLast | Fault::DoubledLast => number == OPS - 1,
             _ => number == VICTIM,
@@ -175,13 +209,20 @@ fn serve(
             )?;
         }
         number += 1;
+        if protocol.is_v2() && !(fault == Fault::UnsavedLast && number == OPS) {
+            let is_unsent = fault == Fault::SavedUnsent && is_victim;
+            // No op of the run has this id, however far ahead of the server the sender is.
+            let id = if is_unsent { OPS + 1 } else { number };
+            let saved = format!(r#"{{"type":"saved","payload":{{"id":{id}}},"seq":{id}}}"#);
+            sender.stream.write_all(&text_frame(&saved))?;
+        }
     }
 }
 
 fn send(receiver: &mut Client, frame: &[u8], fault: Fault) -> io::Result<()> {
     let Client { socket, stream } = receiver;
     match fault {
-        Fault::None => stream.write_all(frame),
+        Fault::None | Fault::SavedUnsent | Fault::UnsavedLast => stream.write_all(frame),
         Fault::Dropped | Fault::DroppedLast => Ok(()),
         Fault::Doubled | Fault::DoubledLast => stream.write_all(&[frame, frame].concat()),
         Fault::Closed => socket.shutdown(Shutdown::Both),
@@ -197,6 +238,7 @@ fn send(receiver: &mut Client, frame: &[u8], fault: Fault) -> io::Result<()> {
 /// Accepts a client: upgrade and first message.
 fn accept(
     listener: &TcpListener,
+    protocol: ClientProtocol,
     wrap: fn(TcpStream) -> io::Result<Box<dyn Duplex>>,
 ) -> io::Result<Client> {
     let (socket, _) = listener.accept()?;
@@ -213,15 +255,32 @@ fn accept(
         .lines()
         .find_map(|line| line.strip_prefix("Sec-WebSocket-Key: "));
     let accept = derive_accept_key(key.unwrap_or_default().as_bytes());
-    let init = br#"{"type":"init","data":{}}"#;
-    let length = u8::try_from(init.len()).expect("it is short");
+    let named = protocol.subprotocol().map_or_else(String::new, |name| {
+        format!("Sec-WebSocket-Protocol: {name}\r\n")
+    });
+    let state: &[&str] = if protocol.is_v2() {
+        &[
+            r#"{"type":"welcome","payload":{"state":"full"}}"#,
+            r#"{"type":"synced","payload":{},"seq":0}"#,
+        ]
+    } else {
+        &[r#"{"type":"init","data":{}}"#]
+    };
     write!(
         stream,
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-         Sec-WebSocket-Accept: {accept}\r\n\r\n"
+         Sec-WebSocket-Accept: {accept}\r\n{named}\r\n"
     )?;
-    stream.write_all(&[0x81, length])?;
-    stream.write_all(init)?;
+    for text in state {
+        stream.write_all(&text_frame(text))?;
+    }
     stream.flush()?;
     Ok(Client { socket, stream })
+}
+
+fn text_frame(text: &str) -> Vec<u8> {
+    let mut frame = Vec::new();
+    put_text_header(&mut frame, text.len());
+    frame.extend_from_slice(text.as_bytes());
+    frame
 }

@@ -6,6 +6,7 @@ use std::io;
 use std::path::Path;
 
 use etherply::log::record::{Compacted, Change, LoggedOp, SegmentHeader, begin_batch, push_op, seal_batch};
+use etherply::generation::Generation;
 use etherply::seq::Seq;
 use etherply::wire::frame::{Opcode, put_header};
 use etherply_fuzz::segment_header;
@@ -293,6 +294,7 @@ fn messages_v2() -> Seeds {
         ("token_empty", message("token", r#"{"token":""}"#)),
         ("unknown", message("join", "{}")),
         ("twice", twice.to_vec()),
+        ("id_of_a_refused_text", br#"{"type":"ping","id":0,"x":1e400}"#.to_vec()),
         ("one_after_the_other", row.join(&0x1e)),
     ]
 }
@@ -332,11 +334,30 @@ fn records() -> Seeds {
         ]
         .concat()
     };
+    // One batch of a delete, an expiring write, a floor, a generation and a write; and the same once more.
+    let all_kinds = || {
+        let op = |place: u8| {
+            let seq = u64::from(place + 10);
+            let extra = [0x11_u8; 8];
+            let extra = if place == 4 { &[][..] } else { &extra };
+            [&b"\x01w\x03key\x04true\x00"[..], &seq.to_le_bytes(), &seq.to_le_bytes(), extra].concat()
+        };
+        let batch = [&[16 | 8 | 5][..], &(0..5).flat_map(op).collect::<Vec<u8>>()].concat();
+        batch.repeat(2)
+    };
+    let seed_of_all_kinds = |name, kind: u8, numbers: [u32; 3]| {
+        let numbers = numbers.map(u32::to_le_bytes).concat();
+        (name, [&[kind][..], &numbers, &all_kinds()].concat())
+    };
     let seed = |name, kind: u8, numbers: [u32; 3], last| {
         let numbers = numbers.map(u32::to_le_bytes).concat();
         (name, [&[kind][..], &numbers, &batches(last)].concat())
     };
     vec![
+        seed_of_all_kinds("bit_of_all_kinds", 10, [130, 0, 0]),
+        seed_of_all_kinds("cut_in_all_kinds", 1, [250, 0, 0]),
+        seed_of_all_kinds("zeros_in_all_kinds", 2, [140, 100, 0]),
+        seed_of_all_kinds("stale_all_kinds", 4, [64, 200, 0]),
         seed("bit_of_header", 0, [20, 0, 0], 8),
         seed("bit_of_batch", 5, [70, 0, 0], 8),
         seed("bit_of_record", 10, [100, 0, 0], 8),
@@ -355,11 +376,24 @@ fn records() -> Seeds {
     ]
 }
 
+/// A record of each kind that is not a plain write: its workspace, its key, its change and its seq.
+fn other_kinds() -> [(&'static str, &'static str, Change<'static>, u64); 4] {
+    let expiring = Change::Write { value: "true", expires_at_us: Some(1_700_000_000_000_000) };
+    let floor = Change::Floor { dropped_seq: Seq::new(4) };
+    let generation = Change::Generation { id: Generation::new(0x0123_4567_89AB_CDEF), shards: 2 };
+    [
+        ("w", "k", Change::Delete { deleted_at_us: 1_700_000_000_000_000 }, 4),
+        ("w", "l", expiring, 5),
+        ("w", "", floor, 5),
+        ("", "3", generation, 1),
+    ]
+}
+
 fn segments() -> Seeds {
     let header = segment_header();
     let ops = [
         ("w", "k", "1", 1),
-        ("w", "", "\"€\"", 2),
+        ("w", "€", "\"€\"", 2),
         ("workspace", "key", "{\"a\":[]}", 3),
     ];
     let segment = |durable_is_late: bool| {
@@ -386,6 +420,14 @@ fn segments() -> Seeds {
             seal_batch(&mut batch, header.salt(), position, durable_position);
             bytes.extend_from_slice(&batch);
         }
+        begin_batch(&mut batch);
+        for (workspace, key, change, seq) in other_kinds() {
+            let timestamp = seq;
+            push_op(&mut batch, &LoggedOp { workspace, key, change, seq: Seq::new(seq), timestamp });
+        }
+        let position = header.position(bytes.len() as u64);
+        seal_batch(&mut batch, header.salt(), position, first);
+        bytes.extend_from_slice(&batch);
         bytes
     };
     let (whole, unsynced) = (segment(true), segment(false));

@@ -82,7 +82,7 @@ fn decode(stream: &[u8], sizes: &[usize], bytes_max: usize) -> (Vec<Said>, Optio
                 return (said, None);
             }
             if consumed == 0 {
-                assert_eq!(held, before, "an incomplete frame is not changed");
+                assert_eq!(held, before, "an incomplete frame was changed");
                 break;
             }
             held.drain(..consumed);
@@ -133,7 +133,7 @@ fn by_tungstenite(stream: Vec<u8>, role: Role, bytes_max: usize) -> (Vec<Said>, 
                 said.push(Said::Close(close));
                 return (said, None);
             }
-            Ok(Message::Frame(_)) => unreachable!("read gives whole messages"),
+            Ok(Message::Frame(_)) => unreachable!("read returned part of a message"),
             Err(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake)) => {
                 return (said, None);
             }
@@ -159,7 +159,7 @@ fn check_oracle(stream: &[u8], ours: &(Vec<Said>, Option<FrameError>), bytes_max
         *theirs = ours.clone();
     }
     match error {
-        None => assert!(their_error.is_none(), "tungstenite tells {their_error:?}"),
+        None => assert!(their_error.is_none(), "tungstenite reports {their_error:?}"),
         // tungstenite accepts it.
         Some(FrameError::LengthNotMinimal) => return assert!(theirs.starts_with(said)),
         Some(FrameError::CloseCode(_)) if their_error.is_none() => {
@@ -167,7 +167,7 @@ fn check_oracle(stream: &[u8], ours: &(Vec<Said>, Option<FrameError>), bytes_max
         }
         Some(FrameError::NotUtf8) => assert!(matches!(their_error, Some(Error::Utf8(_)))),
         Some(FrameError::MessageTooBig) => assert!(matches!(their_error, Some(Error::Capacity(_)))),
-        Some(error) => assert!(their_error.is_some(), "tungstenite does not tell {error}"),
+        Some(error) => assert!(their_error.is_some(), "tungstenite does not report {error}"),
     }
     assert_eq!(*said, theirs);
 }
@@ -199,7 +199,7 @@ fn check_writer(said: &[Said]) {
         stream.extend_from_slice(payload);
     }
     let (theirs, error) = by_tungstenite(stream, Role::Client, usize::MAX);
-    assert!(error.is_none(), "tungstenite tells {error:?}");
+    assert!(error.is_none(), "tungstenite reports {error:?}");
     let without_code = |event: &Said| match event {
         Said::Close(Some((1014, _))) => Said::Close(None),
         event => event.clone(),

@@ -31,8 +31,8 @@ fuzz_target!(|input: &[u8]| {
     }
     if let Some(longest) = bytes.get(..HEAD_BYTES_MAX) {
         let longest = parse_head(longest);
-        assert_eq!(longest, whole, "what is behind the limit is not looked at");
-        assert_ne!(longest, Ok(None), "an endless head is refused");
+        assert_eq!(longest, whole, "bytes beyond the limit were read");
+        assert_ne!(longest, Ok(None), "an endless head is not refused");
     }
     match &whole {
         Ok(Some((head_bytes, request))) => {
@@ -41,16 +41,16 @@ fuzz_target!(|input: &[u8]| {
             assert_eq!(
                 parse_head(head),
                 whole,
-                "what is behind a head is not looked at"
+                "bytes after the head were read"
             );
             assert_eq!(
                 parse_head(&head[..head.len() - 1]),
                 Ok(None),
-                "a head ends once"
+                "the head ends at two offsets"
             );
             match request {
                 Request::Sync(request) => check_request(request),
-                Request::State(request) => check_look(request),
+                Request::State(request) => check_http_read(request),
                 _ => {}
             }
         }
@@ -67,7 +67,7 @@ fn check_cut(bytes: &[u8], cut: usize, whole: &Outcome) {
     let early = parse_head(&bytes[..cut]);
     assert!(
         early == Ok(None) || early == *whole,
-        "cut at {cut}: {early:?}, whole: {whole:?}"
+        "truncated at {cut}: {early:?}, complete: {whole:?}"
     );
 }
 
@@ -142,7 +142,7 @@ fn check_names(workspace: &str, token: Option<&str>) {
 
 /// Checks the guarantees about a state request, and that its debug output does not reveal its
 /// token.
-fn check_look(request: &StateRequest) {
+fn check_http_read(request: &StateRequest) {
     check_names(&request.workspace, request.token.as_deref());
     let hidden = StateRequest {
         token: request.token.as_ref().map(|_| "x".to_owned()),
@@ -227,7 +227,7 @@ fn check_oracle(bytes: &[u8], ours: &Outcome) {
                 ProtocolError::MissingConnectionUpgradeHeader
                     | ProtocolError::MissingUpgradeWebSocketHeader
             );
-            assert!(is_known, "tungstenite refuses: {error}");
+            assert!(is_known, "tungstenite rejects it: {error}");
         }
         // tungstenite has room for 124 fields.
         (
@@ -236,7 +236,7 @@ fn check_oracle(bytes: &[u8], ours: &Outcome) {
         ) => {}
         // `http` accepts fewer targets and field values than httparse.
         (Ok(Some((_, Request::Sync(_)))), Err(Error::HttpFormat(_))) => {}
-        (Ok(Some((_, Request::Sync(_)))), theirs) => panic!("tungstenite tells {theirs:?}"),
+        (Ok(Some((_, Request::Sync(_)))), theirs) => panic!("tungstenite decodes {theirs:?}"),
         // A bad path, host, key, id or body, or a head that is too long.
         (Err(answer), Ok(Some(_))) => {
             assert!(
@@ -244,7 +244,7 @@ fn check_oracle(bytes: &[u8], ours: &Outcome) {
                 "{answer:?}"
             );
         }
-        (Ok(None), theirs) => assert!(matches!(theirs, Ok(None)), "tungstenite tells {theirs:?}"),
+        (Ok(None), theirs) => assert!(matches!(theirs, Ok(None)), "tungstenite decodes {theirs:?}"),
         _ => {}
     }
 }

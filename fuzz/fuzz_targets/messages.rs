@@ -142,10 +142,10 @@ fn check_frames(op: &Op<'_>) {
         .map(|(key, value)| init_field_bytes(key, value))
         .sum();
     put_init(&mut out, fields_bytes, fields.into_iter());
-    let init = Fields::of(payload(&out)).expect("an init message is an object");
+    let init = Fields::of(payload(&out)).expect("the init message is an object");
     let data = init
         .get("data")
         .and_then(Fields::of)
-        .expect("with its data");
+        .expect("init has an object as data");
     assert_eq!(data.0, fields.map(|(key, value)| (key.to_owned(), value)));
 }

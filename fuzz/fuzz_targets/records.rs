@@ -11,6 +11,7 @@
 
 use std::ops::Range;
 
+use etherply::generation::Generation;
 use etherply::log::position::LogPosition;
 use etherply::log::record::{
     BATCH_HEADER_BYTES, FaultKind, Change, LoggedOp, Reader, SECTOR_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader,
@@ -46,19 +47,103 @@ fuzz_target!(|input: &[u8]| {
 struct OwnedOp {
     workspace: String,
     key: String,
-    value: String,
+    change: OwnedChange,
     seq: Seq,
     timestamp: u64,
 }
 
+#[derive(Clone, Debug, PartialEq)]
+enum OwnedChange {
+    Write(String, Option<u64>),
+    Delete(u64),
+    Floor(Seq),
+    Generation(Generation, u32),
+}
+
 impl OwnedOp {
+    /// The next op of an input. A field that its kind does not allow is replaced.
+    fn read(script: &mut Script<'_>, kind: usize) -> Self {
+        let (workspace, key) = (script.text(), script.text());
+        let value = script.text().repeat(1 + script.index::<1>(16));
+        let (seq, timestamp) = (script.number::<8>(), script.number::<8>());
+        let extra = if kind == 0 { 0 } else { script.number::<8>() };
+        let or = |text: String, other: &str| {
+            if text.is_empty() { other.to_owned() } else { text }
+        };
+        let value = or(value, "0");
+        let op = Self {
+            workspace: or(workspace, "w"),
+            key: or(key, "k"),
+            change: OwnedChange::Write(value.clone(), None),
+            seq: Seq::new(seq),
+            timestamp,
+        };
+        match kind {
+            0 => op,
+            1 => Self { change: OwnedChange::Delete(extra), ..op },
+            2 => Self { change: OwnedChange::Write(value, Some(extra)), ..op },
+            3 => Self {
+                key: String::new(),
+                change: OwnedChange::Floor(Seq::new(extra).min(op.seq)),
+                ..op
+            },
+            _ => Self {
+                workspace: String::new(),
+                key: (timestamp as u32).to_string(),
+                change: OwnedChange::Generation(Generation::new(extra), seq as u32),
+                seq: Seq::new(seq.max(1)),
+                timestamp: seq.max(1),
+            },
+        }
+    }
+
+    fn of(op: &LoggedOp<'_>) -> Self {
+        Self {
+            workspace: op.workspace.into(),
+            key: op.key.into(),
+            change: match op.change {
+                Change::Write { value, expires_at_us } => {
+                    OwnedChange::Write(value.into(), expires_at_us)
+                }
+                Change::Delete { deleted_at_us } => OwnedChange::Delete(deleted_at_us),
+                Change::Floor { dropped_seq } => OwnedChange::Floor(dropped_seq),
+                Change::Generation { id, shards } => OwnedChange::Generation(id, shards),
+            },
+            seq: op.seq,
+            timestamp: op.timestamp,
+        }
+    }
+
     fn op(&self) -> LoggedOp<'_> {
         LoggedOp {
             workspace: &self.workspace,
             key: &self.key,
-            change: Change::write(&self.value),
+            change: match &self.change {
+                OwnedChange::Write(value, expires_at_us) => Change::Write {
+                    value,
+                    expires_at_us: *expires_at_us,
+                },
+                OwnedChange::Delete(deleted_at_us) => Change::Delete {
+                    deleted_at_us: *deleted_at_us,
+                },
+                OwnedChange::Floor(dropped_seq) => Change::Floor {
+                    dropped_seq: *dropped_seq,
+                },
+                OwnedChange::Generation(id, shards) => Change::Generation {
+                    id: *id,
+                    shards: *shards,
+                },
+            },
             seq: self.seq,
             timestamp: self.timestamp,
+        }
+    }
+
+    /// Makes it another op of the same length.
+    fn alter(&mut self) {
+        match &mut self.change {
+            OwnedChange::Generation(id, _) => *id = Generation::new(!id.get()),
+            _ => self.timestamp = !self.timestamp,
         }
     }
 }
@@ -70,12 +155,10 @@ fn batches(script: &mut Script<'_>) -> Vec<Batch> {
     let mut batches = Vec::new();
     while !script.0.is_empty() {
         let shape = script.byte();
-        let op = |_| OwnedOp {
-            workspace: script.text(),
-            key: script.text(),
-            value: script.text().repeat(1 + script.index::<1>(16)),
-            seq: Seq::new(script.number::<8>()),
-            timestamp: script.number::<8>(),
+        let kinds = usize::from(shape >> 4);
+        let op = |place: u8| {
+            let kind = if kinds == 0 { 0 } else { (kinds + usize::from(place)) % 5 };
+            OwnedOp::read(script, kind)
         };
         batches.push(((0..shape & 7).map(op).collect(), shape & 8 != 0));
     }
@@ -116,7 +199,7 @@ impl Written {
                 assert_eq!(
                     at.end,
                     start + batch.len(),
-                    "op_bytes tells what push_op writes"
+                    "op_bytes differs from what push_op writes"
                 );
                 units.push(Unit {
                     at,
@@ -170,7 +253,7 @@ impl Written {
         }
         assert!(
             found.is_sorted_by(|one, next| one < next),
-            "no op is read twice"
+            "an op was read twice"
         );
         let is_header = |unit: &Unit| unit.durable_position.is_some();
         let starts = (0..self.units.len()).filter(|at| is_header(&self.units[*at]));
@@ -184,7 +267,7 @@ impl Written {
                 let mut ops = batch.skip(1);
                 assert!(
                     ops.all(|op| found.binary_search(&op).is_ok()),
-                    "a whole batch is read"
+                    "a partial batch was read"
                 );
             }
         }
@@ -193,19 +276,13 @@ impl Written {
     /// Reads these bytes, an altered version of those written, and returns the ops and the first
     /// fault.
     fn read(&self, bytes: &[u8]) -> (Vec<OwnedOp>, Option<(usize, FaultKind)>) {
-        let header = SegmentHeader::decode(bytes).expect("the header is whole");
+        let header = SegmentHeader::decode(bytes).expect("the header is intact");
         assert_eq!(header, segment_header());
         let mut reader = Reader::new(&header, bytes);
         let (mut ops, mut fault) = (Vec::new(), None);
         for item in reader.by_ref() {
             match item {
-                Ok(op) => ops.push(OwnedOp {
-                    workspace: op.workspace.into(),
-                    key: op.key.into(),
-                    value: op.value.into(),
-                    seq: op.seq,
-                    timestamp: op.timestamp,
-                }),
+                Ok(op) => ops.push(OwnedOp::of(&op)),
                 Err(error) => fault = Some((error.offset, error.kind)),
             }
         }
@@ -251,22 +328,22 @@ impl Written {
     fn check(&self, bytes: &[u8], first: usize) {
         let (ops, fault) = self.read(bytes);
         let bad = self.units.iter().position(|unit| unit.at.contains(&first));
-        let bad = bad.expect("the units are the whole segment");
+        let bad = bad.expect("the units cover the segment");
         let is_record = |unit: &&Unit| unit.durable_position.is_none();
         let whole_ops = self.units[..bad].iter().filter(is_record).count();
         assert_eq!(
             ops,
             self.ops[..whole_ops],
-            "what is whole before the change, and no more"
+            "exactly the ops before the change are read"
         );
 
         let unit = &self.units[bad];
         let is_header = unit.durable_position.is_some();
         let Some((offset, kind)) = fault else {
-            assert!(is_header && bytes.len() == unit.at.start, "a fault is told");
+            assert!(is_header && bytes.len() == unit.at.start, "the fault is not reported");
             return;
         };
-        assert_eq!(offset, unit.at.start, "the fault is told at its place");
+        assert_eq!(offset, unit.at.start, "the fault is reported at another offset");
         let is_right = match kind {
             FaultKind::Cut => !is_header && bytes.len() == offset,
             FaultKind::Record => !is_header && bytes.len() > offset,
@@ -307,7 +384,7 @@ impl Written {
             .units
             .iter()
             .position(|unit| unit.at.start == fault_offset);
-        let at = at.expect("a fault is at the begin of a unit");
+        let at = at.expect("the fault is at the start of a unit");
         let is_header = |unit: &&Unit| unit.durable_position.is_some();
         let end = if is_header(&&self.units[at]) {
             self.units[at].at.end
@@ -349,7 +426,7 @@ fn apply(change: &mut Script<'_>, batches: &[Batch], bytes: &mut Vec<u8>) -> Vec
             };
             let mut other = batches.to_vec();
             for op in other.iter_mut().flat_map(|(ops, _)| ops) {
-                op.timestamp = !op.timestamp;
+                op.alter();
             }
             let stale = Written::new(&before, &other).bytes;
             let range = range.start.max(SEGMENT_HEADER_BYTES)..range.end.max(SEGMENT_HEADER_BYTES);

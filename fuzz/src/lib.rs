@@ -65,7 +65,7 @@ impl<'a> Script<'a> {
     /// Returns the next `N` bytes as a number below `end`, or 0 if `end` is 0.
     pub fn index<const N: usize>(&mut self, end: usize) -> usize {
         let number = self.number::<N>();
-        usize::try_from(number % (end.max(1) as u64)).expect("less than a usize")
+        usize::try_from(number % (end.max(1) as u64)).expect("the value fits in a usize")
     }
 
     /// Reads a length byte and returns up to that many bytes as a string. Invalid UTF-8 is replaced.

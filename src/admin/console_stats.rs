@@ -40,7 +40,7 @@ pub(super) fn to_json(uptime_us: u64, shards: &[ShardStats]) -> Vec<u8> {
         uptime_us,
         shards: shards.iter().map(figures).collect(),
     };
-    serde_json::to_vec(&stats).expect("numbers always serialize")
+    serde_json::to_vec(&stats).expect("numbers can always be serialized")
 }
 
 fn figures(stats: &ShardStats) -> ShardFigures {
@@ -71,7 +71,7 @@ mod tests {
     use crate::core::shard::counters::Counters;
 
     #[test]
-    fn the_figures_are_the_counters() {
+    fn console_stats_match_the_counters() {
         let stats = ShardStats::default();
         stats.publish(&Counters {
             ops: 1,

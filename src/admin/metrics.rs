@@ -51,13 +51,46 @@ const FAMILIES: &[Family] = &[
         series: &[("", |c| c.workspaces)],
     },
     Family {
+        name: "etherply_tombstones",
+        kind: "gauge",
+        help: "Deleted keys that are still remembered (--tombstone-retention).",
+        series: &[("", |c| c.tombstones)],
+    },
+    Family {
+        name: "etherply_expiring_keys",
+        kind: "gauge",
+        help: "Keys that were written with a ttl and have not expired yet.",
+        series: &[("", |c| c.expiring_keys)],
+    },
+    Family {
+        name: "etherply_expiries_total",
+        kind: "counter",
+        help: "Keys deleted by the server because their ttl had passed.",
+        series: &[("", |c| c.expiries)],
+    },
+    Family {
+        name: "etherply_tombstones_dropped_total",
+        kind: "counter",
+        help: "Deleted keys forgotten after --tombstone-retention.",
+        series: &[("", |c| c.tombstones_dropped)],
+    },
+    Family {
+        name: "etherply_floors_total",
+        kind: "counter",
+        help: "Times that deleted keys of a workspace were forgotten and its floor was logged: an \
+            op at or below the floor does not bring a forgotten key back.",
+        series: &[("", |c| c.floors)],
+    },
+    Family {
         name: "etherply_ops_total",
         kind: "counter",
         help: "Ops by result: won, lost (another op holds the key, and the sender receives that \
-            op), duplicate (resent; the server already has it).",
+            op), floor (the key may have been deleted since, and was forgotten), duplicate \
+            (resent; the server already has it).",
         series: &[
             ("result=\"won\"", |c| c.ops),
             ("result=\"lost\"", |c| c.ops_lost),
+            ("result=\"floor\"", |c| c.refused_floor),
             ("result=\"duplicate\"", |c| c.ops_duplicate),
         ],
     },

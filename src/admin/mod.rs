@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn this_machine() {
+    fn local_visitors() {
         for (is_local, provenance, reason) in [
             (true, HERE, None),
             (false, HERE, Some("another machine")),
@@ -317,7 +317,7 @@ mod tests {
                 match (found, reason) {
                     (Ok(()), None) => {}
                     (Err(found), Some(reason)) => assert!(found.contains(reason), "{found}"),
-                    (found, reason) => panic!("{found:?} is not {reason:?}"),
+                    (found, reason) => panic!("expected {reason:?}, got {found:?}"),
                 }
             }
         }
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_are_for_those_who_are_meant() {
+    fn each_page_is_served_only_to_its_audience() {
         use ListenerKind::{Admin, Public};
         let host = |text: &str| Some(text.parse().unwrap());
         let public = || Pages::new(true, None);
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn files_have_tags_of_their_own() {
+    fn each_file_has_its_own_entity_tag() {
         let files = Files::new();
         let files = [
             files.client_module,
@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_token_that_is_there_is_renewed() {
+    fn only_an_existing_token_is_renewed() {
         for (token, expected) in [(None, None), (Some("old"), Some("new"))] {
             let pages = Pages::new(true, token.map(str::to_owned));
             pages.renew_token(|| "new".into());

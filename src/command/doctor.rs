@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_finding_is_a_line_and_its_advice_another() {
+    fn a_finding_and_its_advice_are_on_separate_lines() {
         let findings = [
             Finding::ok("kernel", "Linux 6.1"),
             Finding::warn("accept queue", "short", "make it longer"),

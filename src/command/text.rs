@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_have_a_unit_that_can_be_read() {
+    fn bytes_are_printed_with_a_readable_unit() {
         for (count, text) in [
             (0, "0 B"),
             (1023, "1023 B"),
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_can_be_read() {
+    fn figures_are_readable() {
         for (count, text) in [
             (0, "0"),
             (999, "999"),

@@ -65,7 +65,7 @@ mod tests {
         let line = ["etherply", "serve"].iter().chain(flags);
         let line = CommandLine::try_parse_from(line).map_err(|error| summary(&error))?;
         let Command::Serve(serve) = line.command else {
-            unreachable!("the line says serve");
+            unreachable!("the command is serve");
         };
         let address = serve.admin_address().map_err(|error| error.to_string())?;
         Ok(address.map_or_else(String::new, |address| address.to_string()))

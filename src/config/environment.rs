@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn service_links_are_told_from_settings() {
+    fn service_links_are_distinguished_from_settings() {
         for (name, value, expected) in [
             ("ETHERPLY_PORT", "tcp://10.96.12.7:8080", true),
             ("ETHERPLY_PORT", "udp://[fd00::1]:8080", true),
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_name_of_a_known_variable_is_its_own() {
+    fn the_nearest_name_to_a_known_variable_is_itself() {
         let known = known();
         assert!(known.len() > 25, "{known:?}");
         for name in &known {

@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_setting_is_named_as_it_was_given() {
+    fn a_setting_is_named_the_way_it_was_set() {
         let given = Given {
             from_variables: vec!["admin_port".to_owned()],
         };

@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn each_flag_is_a_limit_and_zero_is_none() {
+    fn each_flag_sets_a_limit_and_zero_means_none() {
         let flags = [
             "--max-ops-per-second",
             "--max-connections-per-workspace",
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn the_error_of_a_wrong_value_names_the_flag_and_the_range() {
+    fn the_error_for_a_wrong_value_names_the_flag_and_the_range() {
         for (flag, value, range) in [
             ("--max-ops-per-second", "1000001", "from 0 to 1000000"),
             (
@@ -142,7 +142,10 @@ mod tests {
         ] {
             let error = limits(&[&format!("{flag}={value}")]).unwrap_err();
             for part in [flag, value, &format!("must be a whole number {range}")] {
-                assert!(error.contains(part), "{error} names {part}");
+                assert!(
+                    error.contains(part),
+                    "the error does not name {part}: {error}"
+                );
             }
         }
     }

@@ -60,7 +60,7 @@ pub struct DumpArgs {
     #[arg(long, value_name = "ID")]
     pub workspace: String,
 
-    /// Print only the winning op of each key, which is the state
+    /// Print only the last write of each key that is not deleted, which is the state
     #[arg(long)]
     pub state: bool,
 }

@@ -207,7 +207,7 @@ mod tests {
         ] {
             let error = origin(text).unwrap_err();
             assert!(error.contains(reason), "{text}: {error}");
-            assert!(!error.contains('\n'), "one line: {error}");
+            assert!(!error.contains('\n'), "expected one line: {error}");
         }
     }
 }

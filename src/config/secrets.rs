@@ -314,5 +314,5 @@ fn random_secret() -> Result<Secret, SecretError> {
     getrandom::fill(halves.as_flattened_mut()).map_err(SecretError::Random)?;
     let [high, low] = halves.map(u128::from_be_bytes);
     let digits = format!("{high:032x}{low:032x}");
-    Ok(Secret::new(digits.into_bytes()).expect("64 digits are not empty"))
+    Ok(Secret::new(digits.into_bytes()).expect("64 digits are not an empty secret"))
 }

@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn the_help_that_is_named_is_that_of_the_command() {
+    fn a_usage_error_points_to_the_help_of_its_command() {
         for (arguments, help) in [
             (&["--bad"][..], "`etherply --help`"),
             (&["serve", "--bad"], "`etherply serve --help`"),
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_clap_would_suggest_is_kept() {
+    fn suggestions_from_clap_are_kept() {
         for (arguments, suggestion) in [
             (&["serve", "--prot", "1"][..], "did you mean '--port'?"),
             (&["sreve"], "did you mean 'serve'?"),

@@ -4,7 +4,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::limits::{
-    MESSAGE_BYTES_MAX, OUTBOX_BYTES_MIN, PER_SECOND_MAX, SHARDS_MAX, WORKSPACE_BYTES_MAX,
+    MESSAGE_BYTES_MAX, OUTBOX_BYTES_MIN, PER_SECOND_MAX, PRESENCE_BYTES_MAX, PRESENCE_BYTES_MIN,
+    PRESENCE_INTERVAL_MS_MAX, SHARDS_MAX, WORKSPACE_BYTES_MAX,
 };
 
 fn number<T: std::str::FromStr + PartialOrd + std::fmt::Display + Copy>(
@@ -66,6 +67,14 @@ pub(super) fn workspace_bytes(text: &str) -> Result<u64, String> {
     number(text, 0..=WORKSPACE_BYTES_MAX)
 }
 
+pub(super) fn presence_interval_ms(text: &str) -> Result<u64, String> {
+    number(text, 10..=PRESENCE_INTERVAL_MS_MAX)
+}
+
+pub(super) fn presence_bytes(text: &str) -> Result<usize, String> {
+    number(text, PRESENCE_BYTES_MIN..=PRESENCE_BYTES_MAX)
+}
+
 pub(super) fn per_second(text: &str) -> Result<u32, String> {
     number(text, 0..=PER_SECOND_MAX)
 }
@@ -92,6 +101,16 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 
 /// Parses the lifetime of a token. It is at least one second, because `exp` is in whole seconds.
 pub(super) fn ttl(text: &str) -> Result<Duration, String> {
+    time_from_1s(text)
+}
+
+/// Parses the retention of tombstones. It is at least one second: without any, a client could not
+/// even reconnect before the server has forgotten what was deleted.
+pub(super) fn retention(text: &str) -> Result<Duration, String> {
+    time_from_1s(text)
+}
+
+fn time_from_1s(text: &str) -> Result<Duration, String> {
     time(text, Duration::from_secs(1)).ok_or_else(|| {
         "must be a duration from 1s to 100years, such as 30s, 15m, 24h or 7days".to_owned()
     })

@@ -25,8 +25,10 @@
 //! | --- | --- |
 //! | `Sessions` | the table of connections, their user names, rate meters and timers |
 //! | `Rooms` | the table of workspaces in memory, its index, and the rooms with new ops |
+//! | `ExpiryQueue` | the rooms with keys that expire or tombstones, by their next deadline |
 //! | `SendQueues` | the order of sends, pauses, and sessions that wait for the log |
 //! | `ReadQueues` | sessions to read: from the socket, in turn, or once the log has room |
+//! | `Generations` | the current generation and the one before it |
 //! | `ShardLog` | the commit, the visible position, senders of pending ops, log size, health |
 //! | `Admission` | requests that wait for the state, the handshake rate, shedding |
 //! | `Snapshots` | encoded states, their budget, encodings in progress |
@@ -37,9 +39,10 @@
 //! The steps of a turn work on those parts, with one file per subject: `handshake` (the request
 //! head, joining), `http_read` and `waiting` (answers without a WebSocket, requests that wait),
 //! `intake` (from bytes to messages to the state), `held_writers` (clients that wait for
-//! compaction), `delivery` (what each session receives, and when), `conflation` (clients that read
-//! too slowly), `deadlines` (timers), `closing` (closing, drain), `encoding` (snapshots),
-//! `eviction` and `shedding` (which session is closed when memory or connections run out),
+//! compaction), `expiry` (keys that expire, tombstones), `delivery` (what each session receives,
+//! and when), `conflation` (clients that read too slowly), `deadlines` (timers), `closing`
+//! (closing, drain), `encoding` (snapshots), `eviction` and `shedding` (which session is closed
+//! when memory or connections run out),
 //! `clock_corrections` (after an absence), `failure` (a log that cannot be written, a panic).
 
 pub mod connection_log;
@@ -61,12 +64,16 @@ mod deadlines;
 mod delivery;
 mod encoding;
 mod eviction;
+mod expiry;
+mod expiry_queue;
 mod failure;
+mod generations;
 mod handshake;
 mod held_writers;
 mod http_read;
 mod intake;
 mod messages_v2;
+mod presence_turns;
 mod read_queues;
 mod rooms;
 mod send_queues;
@@ -84,12 +91,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use crate::core::fanout::outbox::OutboxPool;
+use crate::core::fanout::presence_queue::PresenceQueue;
 use crate::core::fanout::room::Room;
 use crate::core::fanout::window::Chunk;
 use crate::core::shard::admission::Admission;
 use crate::core::shard::connection_log::{ConnectionLog, Party};
-use crate::core::shard::contract::{Clock, Input, Output, PeerStatus, ShardConfig};
+use crate::core::shard::contract::{Clock, Input, Output, PeerStatus, RestoredState, ShardConfig};
 use crate::core::shard::counters::Counters;
+use crate::core::shard::expiry_queue::ExpiryQueue;
+use crate::core::shard::generations::Generations;
 use crate::core::shard::read_queues::ReadQueues;
 use crate::core::shard::rooms::Rooms;
 use crate::core::shard::send_queues::SendQueues;
@@ -103,9 +113,9 @@ use crate::core::snapshot::state_chunks::StateChunkCache;
 use crate::core::state::segment_usage::Dead;
 use crate::core::state::workspace::Workspace;
 use crate::limits::SNAPSHOTS_SWEPT_PER_TURN;
-use crate::log::commit::{Durability, LogStep, OpenSegment};
+use crate::log::commit::{Durability, LogStep};
 use crate::wire::message::Parser;
-use crate::wire::message::v2::StateChunk;
+use crate::wire::message::v2::{PresenceFrame, StateChunk};
 
 /// A shard; see the [module documentation](self).
 pub struct Shard {
@@ -114,6 +124,9 @@ pub struct Shard {
     peer_status: PeerStatus,
     sessions: Sessions,
     rooms: Rooms,
+    expiry: ExpiryQueue,
+    /// A buffer for the key that is being deleted because it has expired.
+    expired_key: String,
     /// The most recently sent list of users, kept for the next request.
     kept_presence: Option<Chunk>,
     /// The memory held for individual sessions.
@@ -128,10 +141,17 @@ pub struct Shard {
     /// The part that is being encoded, whose memory is reused.
     state_chunk: StateChunk,
     log: ShardLog,
+    generations: Generations,
     reads: ReadQueues,
     sends: SendQueues,
     pool: OutboxPool,
     outputs: VecDeque<Output>,
+    /// The rooms whose peers have changed.
+    presence_queue: PresenceQueue,
+    /// The presence message that is being encoded, whose memory is reused.
+    presence_frame: PresenceFrame,
+    /// The shard's time when the current turn, or the current input, began.
+    turn_us: u64,
     drain: Drain,
     absence: Absence,
 }
@@ -155,16 +175,11 @@ enum Drain {
 }
 
 impl Shard {
-    /// Returns a shard that serves `workspaces` and appends to `segment`.
+    /// Returns a shard that serves a state and continues its log.
     #[must_use]
-    pub fn new(
-        config: ShardConfig,
-        segment: OpenSegment,
-        workspaces: Vec<Workspace>,
-        clock: Clock,
-    ) -> Self {
+    pub fn new(config: ShardConfig, state: RestoredState, clock: Clock) -> Self {
         let mut shard = Self::recovering(config, clock);
-        shard.open(segment, workspaces, clock);
+        shard.open(state, clock);
         shard
     }
 
@@ -186,22 +201,33 @@ impl Shard {
             state_chunks: StateChunkCache::default(),
             state_chunk: StateChunk::new(),
             log: ShardLog::recovering(&config, clock.now_us),
+            generations: Generations::default(),
             reads: ReadQueues::default(),
             sends: SendQueues::default(),
+            expiry: ExpiryQueue::new(config.tombstone_retention_us),
+            expired_key: String::new(),
             config,
             pool: OutboxPool::default(),
             outputs: VecDeque::new(),
+            presence_queue: PresenceQueue::default(),
+            presence_frame: PresenceFrame::new(),
+            turn_us: clock.now_us,
             drain: Drain::No,
             absence: Absence::default(),
         }
     }
 
-    /// Starts serving `workspaces` and appending to `segment`.
-    fn open(&mut self, segment: OpenSegment, workspaces: Vec<Workspace>, clock: Clock) {
-        let live_bytes = workspaces.iter().map(Workspace::log_bytes).sum();
-        self.log.open(segment, live_bytes, clock.now_us);
-        for workspace in workspaces {
-            self.rooms.insert(Room::new(workspace));
+    /// Starts serving a state and continuing its log.
+    fn open(&mut self, state: RestoredState, clock: Clock) {
+        let live_bytes = state.workspaces.iter().map(Workspace::log_bytes).sum();
+        self.generations.begin(&state);
+        let ShardConfig { shard, shards, .. } = self.config;
+        let record = self.generations.record(shard, shards);
+        self.log
+            .open(state.segment, live_bytes, record, clock.now_us);
+        for workspace in state.workspaces {
+            let id = self.rooms.insert(Room::new(workspace));
+            self.expiry.update(id, &mut self.rooms[id]);
         }
     }
 
@@ -225,39 +251,51 @@ impl Shard {
 
     /// Ends a turn. Durability depends on the order of its steps:
     ///
-    /// 1. Waiting requests are answered once the state is available, timers expire, sessions are
-    ///    evicted while too much memory is held, and the log is measured.
-    /// 2. Bytes that an earlier turn left unread are read, so that their ops join this turn's
+    /// 1. Keys that have expired are deleted, and tombstones are dropped, at most a certain number
+    ///    of them. Requests that wait for this are then answered in the same turn. The deletes join
+    ///    this turn's batch, and are visible only once it is durable. If the batch is full, because
+    ///    clients fill every batch, this is done again once the batch has been handed over.
+    /// 2. Waiting requests are answered once the state is available, timers expire, sessions are
+    ///    evicted while too much memory is held, and the log is measured. A generation that has
+    ///    begun is recorded.
+    /// 3. Bytes that an earlier turn left unread are read, so that their ops join this turn's
     ///    batch.
-    /// 3. Members are queued to receive the ops that became visible since the last turn, and the
+    /// 4. Members are queued to receive the ops that became visible since the last turn, and the
     ///    sends of those ops are watched to measure their latency.
-    /// 4. The log: a batch is handed over when no log operation is in flight and either the round
+    /// 5. The log: a batch is handed over when no log operation is in flight and either the round
     ///    of sends is complete or the batch is old. From here on the batch is closed, so no op can
     ///    end up counted as synced by an fdatasync that does not cover it. A failed log is
     ///    reopened.
-    /// 5. The large states being encoded advance by one step, so that finished ones are sent in
+    /// 6. The large states being encoded advance by one step, so that finished ones are sent in
     ///    this turn.
-    /// 6. Sends start, but only while no commit is in flight (`Commit::holds_sends`) and the shard
+    /// 7. Sends start, but only while no commit is in flight (`Commit::holds_sends`) and the shard
     ///    is not pausing. Each send carries only ops at or before the visible position, which does
     ///    not move again within a turn once the inputs have been handled.
-    /// 7. Windows drop the frames that have been sent to all members.
-    /// 8. Receives are armed after the sends, so a client that responds immediately is read in the
+    /// 8. Windows drop the frames that have been sent to all members.
+    /// 9. Receives are armed after the sends, so a client that responds immediately is read in the
     ///    next turn together with all others that respond, and batches grow with the load.
-    /// 9. A drain advances. It ends once no session is left and the log is sealed.
+    /// 10. A drain advances. It ends once no session is left and the log is sealed.
     pub fn flush(&mut self, clock: Clock) {
         let clock = self.woke(clock);
+        self.guard(None, clock, |shard| shard.expire(clock));
         self.answer_waiting(clock);
         self.guard(None, clock, |shard| {
             shard.expire_timers(clock);
             shard.evict_over_budget(clock);
             shard.measure_log(clock);
+            shard.log.record_generation(clock.now_us);
             shard.read_on(clock);
             shard.read_held(clock);
             shard.announce();
             shard.watch_sends(clock);
+            let was_full = shard.log.is_full();
             shard.start_commit(clock);
+            if was_full {
+                shard.expire(clock);
+            }
             shard.encode_states();
             shard.send_slice(clock);
+            shard.announce_presence(clock);
             shard.trim_windows();
             shard.arm_receives();
             shard.go_on_draining(clock);
@@ -292,6 +330,7 @@ impl Shard {
         let may_commit = self.sends.is_empty() && self.log.is_ready();
         let may_encode = self.snapshots.is_encoding();
         let may_read = !self.log.is_full() && self.reads.unread_count() > 0;
+        let may_read = may_read || self.has_due_room();
         may_send || may_commit || may_encode || may_read || self.may_answer_waiting()
     }
 
@@ -318,7 +357,9 @@ impl Shard {
             retry_us,
             drain_us,
             self.sends.pause_until_us(),
+            self.presence_queue.next_due_us(self.sends.is_round_done()),
             self.held_due_us(),
+            self.expiry.next_turn_us(),
         ]
         .into_iter()
         .flatten()
@@ -351,6 +392,7 @@ impl Shard {
     pub fn invariants(&self) {
         self.sessions.invariants();
         self.rooms.invariants(&self.sessions);
+        self.expiry.invariants(&self.rooms);
         self.sends.invariants(&self.sessions);
         self.reads.invariants(&self.sessions);
         self.log.invariants();
@@ -368,6 +410,8 @@ impl Shard {
         counters.sessions_closing =
             self.sessions.len() as u64 - sessions.gone - sessions.members - sessions.unanswered;
         counters.workspaces = self.rooms.len() as u64;
+        counters.tombstones = self.expiry.tombstones_count();
+        counters.expiring_keys = self.expiry.expiries_count();
         counters.window_bytes = self.pool.window_bytes() as u64;
         counters.answer_bytes = self.pool.answer_bytes() as u64;
         counters.unfinished_bytes = self.budget.unfinished_bytes() as u64;

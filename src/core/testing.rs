@@ -8,11 +8,13 @@
 
 use std::sync::Arc;
 
+use crate::core::fanout::peers::PresenceSettings;
 use crate::core::shard::contract::{Limits, ShardConfig};
 use crate::limits::{
     BATCH_BYTES_MAX, DRAIN_MS_DEFAULT, FUTURE_SKEW_S_DEFAULT, LOG_SPARE_BYTES,
-    MESSAGE_BYTES_DEFAULT, OUTBOX_BYTES_DEFAULT, PING_INTERVAL_MS_DEFAULT, SECOND_US,
-    SESSION_BUDGET_BYTES, SNAPSHOT_BYTES_MAX, SNAPSHOT_PART_BYTES,
+    MESSAGE_BYTES_DEFAULT, OUTBOX_BYTES_DEFAULT, PING_INTERVAL_MS_DEFAULT, PRESENCE_BYTES_DEFAULT,
+    PRESENCE_INTERVAL_MS_DEFAULT, SECOND_US, SESSION_BUDGET_BYTES, SNAPSHOT_BYTES_MAX,
+    SNAPSHOT_PART_BYTES, TOMBSTONE_RETENTION_S_DEFAULT,
 };
 use crate::log::commit::Durability;
 use crate::wire::auth::{Secret, Verifier, mint};
@@ -44,12 +46,16 @@ pub fn shard_config() -> ShardConfig {
         segment_bytes_max: u64::MAX,
         log_spare_bytes: LOG_SPARE_BYTES,
         future_skew_us: FUTURE_SKEW_S_DEFAULT * SECOND_US,
+        tombstone_retention_us: TOMBSTONE_RETENTION_S_DEFAULT * SECOND_US,
         drain_us: DRAIN_MS_DEFAULT * 1000,
         hash_seed: HASH_SEED,
-        start_id: 0xabc,
         verifier: Arc::new(Verifier::new(&secret(), None)),
         origins: Arc::default(),
         limits: Limits::default(),
+        presence: PresenceSettings {
+            interval_us: PRESENCE_INTERVAL_MS_DEFAULT * 1000,
+            bytes_max: PRESENCE_BYTES_DEFAULT,
+        },
         has_journal: false,
         fault_panic_key: None,
     }
@@ -59,7 +65,7 @@ pub fn shard_config() -> ShardConfig {
 #[must_use]
 pub fn secret() -> Secret {
     let secret = Secret::new(b"a secret of the tests, which is long enough".to_vec());
-    secret.expect("it is not empty")
+    secret.expect("the secret is not empty")
 }
 
 /// Returns a token for [`shard_config`], issued at [`START_UNIX_S`] and valid for `ttl_s` seconds,
@@ -121,7 +127,7 @@ impl Dice {
     ///
     /// If `bound` is 0.
     pub fn below(&mut self, bound: usize) -> usize {
-        usize::try_from(self.below_u64(bound as u64)).expect("it is below a usize")
+        usize::try_from(self.below_u64(bound as u64)).expect("the value fits in a usize")
     }
 
     /// Returns a number below `bound`, like [`Dice::below`].
@@ -130,7 +136,7 @@ impl Dice {
     ///
     /// If `bound` is 0.
     pub fn below_u64(&mut self, bound: u64) -> u64 {
-        assert!(bound > 0, "there is something to choose from");
+        assert!(bound > 0, "the range is not empty");
         self.next() % bound
     }
 

@@ -6,7 +6,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::core::state::placement::shard_of;
 use crate::core::state::replay::Replay;
-use crate::io::mailbox::{RebuildError, ShardMessage, ShardSender};
+use crate::generation::Generation;
+use crate::io::mailbox::{RebuildError, RebuiltShard, ShardMessage, ShardSender};
+use crate::io::random::random_u64;
 use crate::log::disk::HostDisk;
 use crate::log::log_files::{Creation, Rebuild};
 
@@ -32,7 +34,11 @@ pub fn rebuild(
             }
         })?;
         replay.finish_restore();
-        Ok((segment, replay.finish(shards).swap_remove(shard as usize)))
+        Ok(RebuiltShard {
+            segment,
+            workspaces: replay.finish(shards).swap_remove(shard as usize),
+            generation: Generation::new(random_u64()?),
+        })
     });
 }
 

@@ -62,7 +62,7 @@ const BYTES: usize = RECEIVE_BUFFERS as usize * RECEIVE_BYTES_MAX;
 
 impl Memory {
     fn layout() -> Layout {
-        Layout::from_size_align(BYTES, 4096).expect("a constant that fits")
+        Layout::from_size_align(BYTES, 4096).expect("the constant fits")
     }
 
     fn new() -> Self {
@@ -79,7 +79,7 @@ impl Memory {
     fn address(&self, index: u16) -> *mut u8 {
         assert!(
             index < RECEIVE_BUFFERS,
-            "the kernel names a buffer that it was given"
+            "the kernel named an unknown buffer"
         );
         // SAFETY:
         // - the allocation is BYTES long, and the offset is within it by the check above
@@ -133,7 +133,7 @@ impl ReceiveBuffers {
     pub fn filled(&mut self, index: u16, bytes: usize) -> Filled {
         assert!(
             index < RECEIVE_BUFFERS && bytes <= RECEIVE_BYTES_MAX,
-            "a completion fits its buffer"
+            "a completion fits in its buffer"
         );
         self.end_loan(index);
         sanitizer::show(self.memory.address(index), bytes);
@@ -153,7 +153,7 @@ impl ReceiveBuffers {
         } = filled;
         assert!(
             Rc::ptr_eq(&memory, &self.memory),
-            "a buffer goes back to its own ring"
+            "the buffer belongs to another ring"
         );
         sanitizer::hide(memory.address(index), bytes);
         self.returned.push(index);
@@ -167,7 +167,10 @@ impl ReceiveBuffers {
 
     fn end_loan(&mut self, index: u16) {
         let was_lent = std::mem::take(&mut self.lent[usize::from(index)]);
-        assert!(was_lent, "the kernel returns a buffer that it was lent");
+        assert!(
+            was_lent,
+            "the kernel returned a buffer that it does not have"
+        );
     }
 
     /// Returns the number of buffers that the kernel holds, including those it has filled but whose
@@ -180,7 +183,7 @@ impl ReceiveBuffers {
     pub fn lend_next(&mut self) -> Option<(u16, *mut u8)> {
         let index = self.returned.pop()?;
         let was_lent = std::mem::replace(&mut self.lent[usize::from(index)], true);
-        assert!(!was_lent, "a buffer is lent once");
+        assert!(!was_lent, "the buffer is already lent");
         Some((index, self.memory.address(index)))
     }
 }
@@ -267,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn buffers_that_came_back_are_provided_again() {
+    fn returned_buffers_are_provided_again() {
         let mut buffers = ReceiveBuffers::new();
         let all = std::iter::from_fn(|| buffers.lend_next());
         let mut all: Vec<u16> = all.map(|(index, _)| index).collect();
@@ -287,30 +290,30 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "the kernel returns a buffer that it was lent")]
-    fn a_buffer_is_filled_once() {
+    #[should_panic(expected = "the kernel returned a buffer that it does not have")]
+    fn a_buffer_cannot_be_filled_twice() {
         let mut buffers = all_lent();
         let _held = buffers.filled(3, 5);
         let _ = buffers.filled(3, 5);
     }
 
     #[test]
-    #[should_panic(expected = "the kernel returns a buffer that it was lent")]
-    fn a_buffer_comes_back_once() {
+    #[should_panic(expected = "the kernel returned a buffer that it does not have")]
+    fn a_buffer_cannot_be_returned_twice() {
         let mut buffers = all_lent();
         buffers.take_back(3);
         buffers.take_back(3);
     }
 
     #[test]
-    #[should_panic(expected = "a buffer goes back to its own ring")]
-    fn a_buffer_does_not_change_its_ring() {
+    #[should_panic(expected = "the buffer belongs to another ring")]
+    fn a_buffer_cannot_be_returned_to_another_ring() {
         let (mut one, mut other) = (all_lent(), ReceiveBuffers::new());
         other.give_back(one.filled(3, 5));
     }
 
     #[test]
-    fn a_buffer_that_is_held_outlives_its_ring() {
+    fn a_held_buffer_outlives_its_ring() {
         let mut buffers = all_lent();
         let mut filled = buffers.filled(3, 5);
         drop(buffers);
@@ -319,8 +322,8 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "a completion fits its buffer")]
-    fn a_buffer_that_does_not_exist_is_no_buffer() {
+    #[should_panic(expected = "a completion fits in its buffer")]
+    fn an_unknown_buffer_index_is_rejected() {
         let _ = ReceiveBuffers::new().filled(RECEIVE_BUFFERS, 1);
     }
 }

@@ -266,7 +266,9 @@ impl Loop {
             let kept_bytes = compaction.kept_bytes(folder.shard);
             let freed_bytes = compaction.freed_bytes(folder.shard);
             let closed_bytes = folder.closed_bytes.saturating_sub(freed_bytes);
-            self.schedule.compacted(folder, kept_bytes, closed_bytes);
+            let blocked_bytes = compaction.blocked_bytes(folder.shard);
+            self.schedule
+                .compacted(folder, kept_bytes, blocked_bytes, closed_bytes);
         }
         Ok(())
     }
@@ -483,7 +485,7 @@ mod tests {
     use crate::io::mailbox::mailbox;
 
     #[test]
-    fn nothing_is_compacted_before_each_shard_has_told_which_segment_is_open() {
+    fn nothing_is_compacted_before_each_shard_has_reported_its_open_segment() {
         let folder = tempfile::tempdir().unwrap();
         let directory = Arc::new(DataDirectory::open(folder.path()).unwrap());
         for shard in 0..2 {
@@ -506,7 +508,11 @@ mod tests {
                 dead: Dead::default(),
                 sender: sender.clone(),
             }));
-            assert_eq!(compactor.due(), due, "shard {shard} has told");
+            assert_eq!(
+                compactor.due(),
+                due,
+                "shard {shard} has reported its segment"
+            );
             let known = status.log.read();
             let is_known = !due.is_empty();
             let (segments, closed_bytes) = if is_known { (4, 200 << 20) } else { (0, 0) };
@@ -519,19 +525,19 @@ mod tests {
         }
         while mailbox.next().is_some() {}
         compactor.notify_shards();
-        assert!(mailbox.next().is_none(), "nothing has changed");
+        assert!(mailbox.next().is_none(), "an unchanged size was sent");
         // When the thread ends, for whatever reason, the shards that wait for it are released.
         drop(compactor);
         for _ in 0..2 {
             let Some(ShardMessage::LogSize(size)) = mailbox.next() else {
-                panic!("each shard is told");
+                panic!("each shard receives the size");
             };
             assert!(!size.is_compacted);
         }
     }
 
     #[test]
-    fn a_segment_that_cannot_be_read_is_tried_again_after_a_while_and_told_once() {
+    fn an_unreadable_segment_is_retried_later_and_reported_once() {
         let folder = tempfile::tempdir().unwrap();
         let directory = Arc::new(DataDirectory::open(folder.path()).unwrap());
         let path = directory.shard_path(0);
@@ -559,8 +565,8 @@ mod tests {
             last = Some(size);
         }
         assert!(
-            !last.expect("it was told").is_compacted,
-            "nobody waits for it"
+            !last.expect("a size was reported").is_compacted,
+            "no shard waits for it"
         );
     }
 }

@@ -42,7 +42,7 @@ impl ConnectionHandoff {
     /// Completes the handoff and returns the connection.
     #[must_use]
     pub fn arrive(mut self) -> Connection {
-        self.0.take().expect("a connection arrives once")
+        self.0.take().expect("a connection arrives only once")
     }
 }
 
@@ -71,7 +71,7 @@ mod tests {
         for arrives in [false, true] {
             let (socket, mut peer) = UnixStream::pair().unwrap();
             let (permit, taken) = status.take_permit(ListenerKind::Public);
-            assert_eq!(taken, 0, "the previous permit was returned");
+            assert_eq!(taken, 0, "the previous permit was not returned");
             let socket = socket.into();
             let handoff = ConnectionHandoff::new(Connection { socket, permit });
             if arrives {

@@ -174,7 +174,7 @@ impl Listener {
     /// # Panics
     /// If the socket is inherited.
     pub fn end(&self) {
-        assert!(!self.is_inherited, "the successor listens on it");
+        assert!(!self.is_inherited, "an inherited socket is shut down");
         // The shards share the socket, so it may already have been shut down.
         let _ = shutdown(&self.socket, Shutdown::Both);
     }

@@ -8,9 +8,10 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::core::shard::contract::{Handoff, ListenerKind};
+use crate::core::shard::contract::{Handoff, ListenerKind, LoggedGenerations};
 use crate::core::shard::log_space::LogSize;
 use crate::core::state::workspace::Workspace;
+use crate::generation::Generation;
 use crate::io::handoff::ConnectionHandoff;
 use crate::io::threads::ThreadError;
 use crate::log::disk::HostDisk;
@@ -36,8 +37,15 @@ pub enum RebuildError {
     Fault,
 }
 
-/// A shard read back from its log: the segment in which it continues, and its state.
-pub type RebuiltShard = (Segment<File>, Vec<Workspace>);
+/// A shard that was read back from its log.
+pub struct RebuiltShard {
+    /// The segment in which the log continues.
+    pub segment: Segment<File>,
+    /// The shard's state.
+    pub workspaces: Vec<Workspace>,
+    /// The random id of the generation that begins with this state.
+    pub generation: Generation,
+}
 
 /// The log and the workspaces that a shard starts with after the log has been read.
 pub struct RecoveredShard {
@@ -45,6 +53,10 @@ pub struct RecoveredShard {
     pub log: LogFiles<HostDisk>,
     /// The shard's state.
     pub workspaces: Vec<Workspace>,
+    /// The random id of the generation that begins with this state.
+    pub generation: Generation,
+    /// The generations before it.
+    pub logged: LoggedGenerations,
     /// The sender through which the shard reports that it serves.
     pub serves: Sender<()>,
 }

@@ -8,6 +8,7 @@ pub mod event_log;
 pub mod handoff;
 pub mod listener;
 pub mod mailbox;
+pub mod random;
 pub mod recovery;
 pub mod ring;
 pub mod secrets;

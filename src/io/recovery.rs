@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_long_segment_is_told_in_parts_and_each_byte_once() {
+    fn a_long_segment_is_reported_in_parts_and_each_byte_once() {
         let progress = RecoveryProgress::default();
         let meter = ReadMeter::new(&progress);
         for begin in [0, 10_000_000] {

@@ -244,7 +244,7 @@ impl<T: Tokens> Ring<T> {
     /// Moves as many pending operations into the submission queue as fit.
     fn let_go(&mut self) {
         while !self.pending.is_empty() && self.submissions.has_room() {
-            let pending = self.pending.pop_front().expect("one is pending");
+            let pending = self.pending.pop_front().expect("an operation is pending");
             self.launch(pending);
         }
     }
@@ -257,10 +257,10 @@ impl<T: Tokens> Ring<T> {
             let flight = self
                 .flights
                 .get_mut(index)
-                .expect("a flight stays until it completes");
+                .expect("the flight exists until it completes");
             let mut context = Context::from_waker(Waker::noop());
             let Poll::Ready(outcome) = Pin::new(&mut flight.operation).poll(&mut context) else {
-                unreachable!("a flight is woken by its only completion");
+                unreachable!("the flight is still pending after its completion");
             };
             self.flights.remove(index);
             completions.extend(self.complete(outcome));
@@ -355,7 +355,8 @@ impl<T: Tokens> Ring<T> {
         // accepts only some of them, and newer kernels then report 0 as if they had accepted them
         // all.
         while let Some((index, address)) = self.buffers.lend_next() {
-            let length = i32::try_from(RECEIVE_BYTES_MAX).expect("a buffer's length fits");
+            let length =
+                i32::try_from(RECEIVE_BYTES_MAX).expect("the buffer length fits in 32 bits");
             // The ring holds the memory until the kernel is done with it, and nothing reads or
             // writes a buffer that was given back until a completion names it.
             let entry = opcode::ProvideBuffers::new(address, length, 1, BUFFER_GROUP, index);
@@ -365,7 +366,10 @@ impl<T: Tokens> Ring<T> {
         // another operation and ends up behind later receives.
         let count = self.unarmed.len().min(self.buffers.lent_count());
         for _ in 0..count {
-            let (token, fd) = self.unarmed.pop_front().expect("at least this many wait");
+            let (token, fd) = self
+                .unarmed
+                .pop_front()
+                .expect("at least this many are waiting");
             self.submit_receive(fd, token);
         }
         // The armed receives may wait for a long time, so a no-op triggers the next turn.
@@ -393,7 +397,7 @@ impl<T: Tokens> Ring<T> {
     }
 
     fn submit_receive(&mut self, fd: i32, token: T::Receive) {
-        let length = u32::try_from(RECEIVE_BYTES_MAX).expect("a buffer's length fits");
+        let length = u32::try_from(RECEIVE_BYTES_MAX).expect("the buffer length fits in 32 bits");
         let entry = opcode::Recv::new(types::Fd(fd), std::ptr::null_mut(), length)
             .buf_group(BUFFER_GROUP)
             .build()
@@ -418,7 +422,7 @@ impl<T: Tokens> Ring<T> {
             && let Some(span) = spans.pop()
         {
             let bytes = span.bytes();
-            let length = u32::try_from(bytes.len()).expect("a send is far below 4 GiB");
+            let length = u32::try_from(bytes.len()).expect("a send is smaller than 4 GiB");
             // The bytes are on the heap, in an Rc that `span` holds: they do not move when `span`
             // does, and a chunk with two owners is never written to.
             let entry = opcode::Send::new(fd, bytes.as_ptr(), length)
@@ -467,7 +471,7 @@ impl<T: Tokens> Ring<T> {
         token: T::Write,
     ) {
         let part = &bytes[from..];
-        let length = u32::try_from(part.len()).expect("a batch is far below 4 GiB");
+        let length = u32::try_from(part.len()).expect("a batch is smaller than 4 GiB");
         let entry = opcode::Write::new(types::Fd(fd.as_raw_fd()), part.as_ptr(), length)
             .offset(offset)
             .build();
@@ -479,7 +483,7 @@ impl<T: Tokens> Ring<T> {
     /// pwritev2(2)). The kernel may write only part of them.
     pub fn write_blocks(&mut self, fd: BorrowedFd<'_>, write: BlockWrite, token: T::Write) {
         let BlockWrite { offset, blocks } = write;
-        let length = u32::try_from(blocks.len()).expect("a batch is far below 4 GiB");
+        let length = u32::try_from(blocks.len()).expect("a batch is smaller than 4 GiB");
         let entry = opcode::Write::new(types::Fd(fd.as_raw_fd()), blocks.as_ptr(), length)
             .offset(offset)
             .rw_flags(libc::RWF_DSYNC)
@@ -550,10 +554,7 @@ impl<T: Tokens> Ring<T> {
         let waker = waker(slot.key());
         let first_poll = Pin::new(&mut operation).poll(&mut Context::from_waker(&waker));
         // Completions are processed only when tokio polls the ring.
-        assert!(
-            first_poll.is_pending(),
-            "an operation completes after its submission"
-        );
+        assert!(first_poll.is_pending(), "the operation was submitted");
         slot.insert(Flight {
             _pointed: pointed,
             operation,

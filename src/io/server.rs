@@ -16,12 +16,14 @@ use signal_hook::iterator::Signals;
 
 use crate::admin::Pages;
 use crate::config::{SecretError, Secrets, ServeArgs};
-use crate::core::shard::contract::ShardConfig;
+use crate::core::shard::contract::{LoggedGenerations, ShardConfig};
 use crate::core::shard::log_space::LogSize;
 use crate::core::state::workspace::Workspace;
+use crate::generation::Generation;
 use crate::io::compactor::{Compactor, CompactorEvent};
 use crate::io::listener::{AddressNames, ListenError, Listener};
 use crate::io::mailbox::{RecoveredShard, ShardMessage, ShardSender, mailbox};
+use crate::io::random::random_u64;
 use crate::io::recovery::{self, Display};
 use crate::io::ring;
 use crate::io::secrets::SecretStore;
@@ -37,7 +39,7 @@ use crate::log::commit::Durability;
 use crate::log::directory::{DataDirectory, DirectoryError};
 use crate::log::disk::{Disk, HostDisk};
 use crate::log::log_files::LogFiles;
-use crate::log::recovery::{RecoveryError, RecoveryReport};
+use crate::log::recovery::{RecoveryError, RecoveryReport, previous_generation};
 use crate::log::remedy::WithRemedy;
 use crate::log::reserve::Reserve;
 use crate::log::schedule::{DiskRoom, LowMarks};
@@ -131,11 +133,12 @@ pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
     let connections_max = connections_max(settings, shards)?;
     let directory = Arc::new(DataDirectory::open(&settings.data_dir)?);
     warn_of_public_directory(&directory);
+    report_upgrade(&directory);
     secrets.keep_in(directory.path())?;
 
     let (events, inbox) = channel();
     watch_signals(events.clone())?;
-    let (hash_seed, start_id) = (random_u64()?, random_u64()?);
+    let hash_seed = random_u64()?;
     let token = settings.dev.then(|| dev_token(secrets.secrets()));
     let status = Arc::new(Status::new(shards, connections_max));
     let compactor = Compactor::start(Arc::clone(&directory), shards as usize, Arc::clone(&status))?;
@@ -143,7 +146,6 @@ pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
         settings,
         shards,
         hash_seed,
-        start_id,
         verifier: Arc::new(secrets.secrets().verifier()),
         origins: settings.allow_origins.clone().into(),
         pages: Arc::new(pages(settings, token)),
@@ -190,6 +192,10 @@ fn begin_to_serve(
     fill_bytes: Option<u64>,
 ) -> Result<(), ServeError> {
     let (serves, serving) = channel();
+    // All shards begin the same generation, so that a later start with another number of shards can
+    // still name it.
+    let generation = Generation::new(random_u64()?);
+    let shards = u32::try_from(senders.len()).expect("SHARDS_MAX fits in 32 bits");
     let mut room = DiskRoom::new(LowMarks::default(), senders.len() as u64);
     for (number, (sender, workspaces)) in (0..).zip(senders.iter().zip(partitions)) {
         let open = || LogFiles::open(Arc::clone(directory), number, report, fill_bytes);
@@ -213,10 +219,14 @@ fn begin_to_serve(
         sender.send(ShardMessage::Recovered(Box::new(RecoveredShard {
             log,
             workspaces,
+            generation,
+            logged: LoggedGenerations {
+                last_number: report.next_generation_number() - 1,
+                previous: previous_generation(&report.generations, number, shards),
+            },
             serves,
         })));
     }
-    let shards = u32::try_from(senders.len()).expect("SHARDS_MAX fits");
     let noted = directory.note_shards(shards);
     noted.map_err(|source| ServeError::Segment {
         path: directory.path().to_owned(),
@@ -244,6 +254,19 @@ fn warn_of_public_directory(directory: &DataDirectory) {
     }
 }
 
+fn report_upgrade(directory: &DataDirectory) {
+    if let Some(before) = directory.upgraded_from() {
+        let (path, now) = (
+            directory.path().display(),
+            directory.identity().format_version,
+        );
+        tracing::info!(
+            "the data directory {path} was upgraded from format {before} to format {now}: older \
+             servers refuse it"
+        );
+    }
+}
+
 fn pages(settings: &ServeArgs, dev_token: Option<String>) -> Pages {
     Pages::new(settings.console || settings.dev, dev_token)
         .with_admin_host(settings.admin.address().map(|address| address.ip()))
@@ -258,10 +281,7 @@ fn run_until_stopped(
 ) -> Result<(), ServeError> {
     let mut running = senders.len();
     while running > 0 {
-        match inbox
-            .recv()
-            .expect("a thread that sends events runs as long as this one")
-        {
+        match inbox.recv().expect("a thread that sends events is running") {
             ServerEvent::Signal(SIGHUP) => {
                 secrets.read_again(senders);
                 pages.renew_token(|| dev_token(secrets.secrets()));
@@ -315,7 +335,7 @@ fn wait_for_recovery(
         match inbox.recv_timeout(Duration::from_millis(PROGRESS_STEP_MS)) {
             Err(RecvTimeoutError::Timeout) => display.show(&status.recovery),
             Err(RecvTimeoutError::Disconnected) => {
-                unreachable!("a thread that sends events runs as long as this one")
+                unreachable!("a thread that sends events is running")
             }
             Ok(ServerEvent::Signal(SIGHUP)) => secrets.read_again(senders),
             Ok(ServerEvent::Signal(signal)) => {
@@ -366,7 +386,6 @@ struct Common<'a> {
     settings: &'a ServeArgs,
     shards: u32,
     hash_seed: u64,
-    start_id: u64,
     verifier: Arc<Verifier>,
     origins: Arc<[String]>,
     pages: Arc<Pages>,
@@ -461,20 +480,25 @@ fn shard_config(common: &Common<'_>, shard: u32) -> ShardConfig {
         session_bytes_max: session_budget_bytes(settings.max_message_bytes),
         snapshot_bytes_max: SNAPSHOT_BYTES_MAX,
         snapshot_part_bytes: SNAPSHOT_PART_BYTES,
-        future_skew_us: u64::try_from(settings.max_future_skew.as_micros()).unwrap_or(u64::MAX),
+        future_skew_us: micros(settings.max_future_skew),
+        tombstone_retention_us: micros(settings.tombstone_retention),
         drain_us: settings.drain_ms * 1000,
         batch_bytes_max: BATCH_BYTES_MAX,
         segment_bytes_min: SEGMENT_BYTES_MIN,
         segment_bytes_max: SEGMENT_BYTES_MAX,
         log_spare_bytes: LOG_SPARE_BYTES,
         hash_seed: common.hash_seed,
-        start_id: common.start_id,
         verifier: Arc::clone(&common.verifier),
         origins: Arc::clone(&common.origins),
         limits: (&settings.limits).into(),
+        presence: (&settings.presence).into(),
         has_journal: tracing::enabled!(tracing::Level::DEBUG),
         fault_panic_key,
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn watch_signals(events: Sender<ServerEvent>) -> Result<(), ServeError> {
@@ -525,12 +549,6 @@ pub fn connections_allowed(files: u64, shards: u32) -> Result<usize, ServeError>
         });
     }
     Ok(usize::try_from(files - reserved).unwrap_or(usize::MAX / 2))
-}
-
-fn random_u64() -> io::Result<u64> {
-    let mut bytes = [0; 8];
-    getrandom::fill(&mut bytes).map_err(io::Error::from)?;
-    Ok(u64::from_ne_bytes(bytes))
 }
 
 /// Returns a token for trying out the server.

@@ -18,7 +18,9 @@ use rustix::net::{Shutdown, getpeername, shutdown};
 
 use crate::admin::{Pages, Visitor};
 use crate::core::shard::Shard;
-use crate::core::shard::contract::{Clock, Input, ListenerKind, Output, PeerStatus, Received};
+use crate::core::shard::contract::{
+    Clock, Input, ListenerKind, Output, PeerStatus, Received, RestoredState,
+};
 use crate::core::shard::session::SessionId;
 use crate::io::background;
 use crate::io::compactor::{CompactorEvent, Rotation};
@@ -248,7 +250,7 @@ impl Worker {
                 self.stats().written(self.log_took_us(clock));
                 self.stats().synced(self.log_took_us(clock));
                 let writer = self.log().blocks();
-                let writer = writer.expect("a segment is not replaced while it is written");
+                let writer = writer.expect("the segment is not replaced during a write");
                 let (bytes, outcome) = writer.finish(blocks, outcome);
                 self.written(bytes, outcome, clock);
             }
@@ -355,7 +357,12 @@ impl Worker {
                     self.report_failure();
                 });
                 let rebuilt = outcome
-                    .map(|(segment, workspaces)| (self.log().replace(segment), workspaces))
+                    .map(|rebuilt| RestoredState {
+                        segment: self.log().replace(rebuilt.segment),
+                        workspaces: rebuilt.workspaces,
+                        generation: rebuilt.generation,
+                        logged: None,
+                    })
                     .map_err(io::Error::other);
                 self.directory_watch.rebuilt(rebuilt.is_ok());
                 self.shard.handle(Input::Rebuilt(rebuilt), clock);
@@ -364,8 +371,13 @@ impl Worker {
             ShardMessage::LogSize(size) => self.shard.handle(Input::LogSize(size), clock),
             ShardMessage::Recovered(recovered) => {
                 let log = self.log.insert(recovered.log);
-                let opened = Ok((log.open_segment(), recovered.workspaces));
-                self.shard.handle(Input::Rebuilt(opened), clock);
+                let state = RestoredState {
+                    segment: log.open_segment(),
+                    workspaces: recovered.workspaces,
+                    generation: recovered.generation,
+                    logged: Some(recovered.logged),
+                };
+                self.shard.handle(Input::Rebuilt(Ok(state)), clock);
                 self.context.status.set_ready(self.number, true);
                 self.report_rotation();
                 // The main thread waits for this message from every shard before it announces that
@@ -398,9 +410,7 @@ impl Worker {
     }
 
     fn log(&mut self) -> &mut LogFiles<HostDisk> {
-        self.log
-            .as_mut()
-            .expect("the log was read before it is used")
+        self.log.as_mut().expect("the log has been read")
     }
 
     /// Reports to the compactor that the segments before the open one are complete.
@@ -434,7 +444,7 @@ impl Worker {
         }
         assert!(
             self.connections[slot].is_none(),
-            "a slot has one connection"
+            "two connections in one slot"
         );
         self.connections[slot] = Some(connection);
     }
@@ -503,7 +513,8 @@ impl Worker {
             }
             Output::Log(step) => self.step_log(step, ring),
             Output::Rebuild(end) => {
-                let shards = u32::try_from(self.context.senders.len()).expect("SHARDS_MAX fits");
+                let shards =
+                    u32::try_from(self.context.senders.len()).expect("SHARDS_MAX fits in 32 bits");
                 let sender = self.own_sender();
                 let hash_seed = self.context.hash_seed;
                 match self.log().rebuild(end) {

@@ -68,7 +68,7 @@ impl BlockWriter {
     pub fn new(header: &[u8; SEGMENT_HEADER_BYTES], fill_bytes: u64) -> Self {
         assert!(
             fill_bytes > 0 && fill_bytes.is_multiple_of(BLOCK_BYTES as u64),
-            "a file grows by whole blocks"
+            "the file end is not at a block boundary"
         );
         Self {
             end: header.len() as u64,
@@ -88,7 +88,7 @@ impl BlockWriter {
     pub fn begin(&mut self, bytes: Vec<u8>, from: usize, offset: u64) -> BlockWrite {
         assert!(
             offset == self.end && from < bytes.len() && self.appended.is_none(),
-            "appends follow each other"
+            "the append does not start at the end"
         );
         let start = self.end - self.tail.len() as u64;
         let mut blocks = std::mem::replace(&mut self.spare, Blocks::new(BLOCK_BYTES));
@@ -103,7 +103,10 @@ impl BlockWriter {
             BLOCK_BYTES as u64
         };
         let length = end.next_multiple_of(unit) - start;
-        blocks.resize(usize::try_from(length).expect("it is in memory"), 0);
+        blocks.resize(
+            usize::try_from(length).expect("the length fits in memory"),
+            0,
+        );
         self.appended = Some((bytes, from));
         BlockWrite {
             offset: start,
@@ -122,7 +125,7 @@ impl BlockWriter {
         blocks: Blocks,
         outcome: io::Result<usize>,
     ) -> (Vec<u8>, io::Result<usize>) {
-        let (bytes, from) = self.appended.take().expect("a write is under way");
+        let (bytes, from) = self.appended.take().expect("a write is in flight");
         let outcome = outcome.and_then(|count| match self.took(&bytes[from..], count) {
             // The write only repeated bytes that were already in the file, so the disk has no room
             // for more.
@@ -143,7 +146,7 @@ impl BlockWriter {
             .saturating_sub(self.tail.len())
             .min(bytes.len());
         self.end += count as u64;
-        let tail_bytes = usize::try_from(self.end % BLOCK_BYTES as u64).expect("a part of a block");
+        let tail_bytes = usize::try_from(self.end % BLOCK_BYTES as u64).expect("less than a block");
         if count >= tail_bytes {
             self.tail.clear();
             self.tail
@@ -176,7 +179,7 @@ mod tests {
             assert!(offset.is_multiple_of(BLOCK_BYTES));
             assert!(write.blocks.len().is_multiple_of(BLOCK_BYTES));
             assert!(write.blocks.as_ptr().addr().is_multiple_of(BLOCK_BYTES));
-            assert!(offset <= self.bytes.len(), "there is no hole");
+            assert!(offset <= self.bytes.len(), "the write leaves a hole");
             let end = (offset + count).max(self.bytes.len());
             self.grown_count += usize::from(end > self.bytes.len());
             self.bytes.resize(end, 0);
@@ -192,13 +195,13 @@ mod tests {
         assert_eq!(
             (back.as_slice(), outcome.unwrap()),
             (bytes, bytes.len()),
-            "all of it is there"
+            "bytes are missing"
         );
         *end += bytes.len() as u64;
     }
 
     #[test]
-    fn the_file_grows_rarely_by_short_appends_and_without_zeros_by_long_ones() {
+    fn short_appends_grow_the_file_rarely_and_long_ones_without_zeros() {
         const FILL_BYTES: u64 = 16 * BLOCK_BYTES as u64;
         for (bytes, appends, grown_count, file_bytes) in [
             (100, 600, 1, FILL_BYTES),
@@ -235,7 +238,7 @@ mod tests {
         /// The file contains what was appended, whatever the lengths and wherever writes are cut
         /// short.
         #[test]
-        fn the_file_is_what_was_appended(
+        fn the_file_contains_exactly_what_was_appended(
             appends in prop::collection::vec(
                 (1..20_000_usize, prop::collection::vec(0..6_usize, 0..4)),
                 1..20,

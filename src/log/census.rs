@@ -6,13 +6,13 @@
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 
-use super::record::{self, LoggedOp};
+use super::record::{self, Change, FloorRecord, LoggedOp};
 use crate::seq::Seq;
 
 /// The size of a part of a log.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Share {
-    /// The number of ops.
+    /// The number of records.
     pub records: u64,
     /// The total length of their records, in bytes.
     pub record_bytes: u64,
@@ -28,13 +28,26 @@ pub struct WorkspaceShare {
     pub id: String,
     /// The number of keys in its state.
     pub keys: u64,
-    /// The largest seq among its ops.
+    /// The number of deleted keys whose tombstones are kept.
+    pub tombstones: u64,
+    /// The seq of its last op.
     pub seq: Seq,
-    /// The size of its ops.
+    /// Its floor, if tombstones were dropped.
+    pub floor: Option<FloorRecord>,
+    /// The size of its records.
     pub share: Share,
 }
 
-/// Counts the ops of a log, which may be visited in any order.
+/// What the records of a log are made of.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CensusResult {
+    /// The size of the records in each folder, up to the last one that has a record.
+    pub folders: Vec<Share>,
+    /// The workspaces, largest first; workspaces of equal size are ordered by id.
+    pub workspaces: Vec<WorkspaceShare>,
+}
+
+/// Counts the records of a log, which may be visited in any order.
 #[derive(Default)]
 pub struct Census {
     folders: Vec<Share>,
@@ -46,6 +59,7 @@ struct Counted {
     seq: Seq,
     share: Share,
     live: HashMap<Box<str>, LiveRecord, RandomState>,
+    floor: Option<FloorRecord>,
 }
 
 struct LiveRecord {
@@ -53,10 +67,11 @@ struct LiveRecord {
     seq: Seq,
     bytes: u64,
     folder: usize,
+    is_tombstone: bool,
 }
 
 impl Census {
-    /// Counts an op in the folder with this number.
+    /// Counts a record in the folder with this number.
     pub fn visit(&mut self, folder: usize, op: &LoggedOp<'_>) {
         if self.folders.len() <= folder {
             self.folders.resize(folder + 1, Share::default());
@@ -68,16 +83,27 @@ impl Census {
             share.records += 1;
             share.record_bytes += bytes;
         }
+        let held = counted.live.get(op.key);
+        let is_live = if let Some(floor) = op.floor() {
+            let merged = counted.floor.unwrap_or_default().merged(floor);
+            // Of two floors of a workspace, the later one is greater in all fields that differ.
+            let is_greater = counted.floor != Some(merged);
+            counted.floor = Some(merged);
+            is_greater
+        } else {
+            held.is_none_or(|held| op.wins_over(held.timestamp, held.seq))
+        };
+        if !is_live {
+            return;
+        }
         let winner = LiveRecord {
             timestamp: op.timestamp,
             seq: op.seq,
             bytes,
             folder,
+            is_tombstone: matches!(op.change, Change::Delete { .. }),
         };
         if let Some(held) = counted.live.get_mut(op.key) {
-            if !op.wins_over(held.timestamp, held.seq) {
-                return;
-            }
             counted.share.live_bytes -= held.bytes;
             self.folders[held.folder].live_bytes -= held.bytes;
             *held = winner;
@@ -88,37 +114,55 @@ impl Census {
         self.folders[folder].live_bytes += bytes;
     }
 
-    /// Returns the size of the ops in the folder with this number.
+    /// Returns the result, once all records were visited.
     #[must_use]
-    pub fn folder(&self, folder: usize) -> Share {
-        self.folders.get(folder).copied().unwrap_or_default()
-    }
-
-    /// Returns the workspaces, largest first; workspaces of equal size are ordered by id.
-    #[must_use]
-    pub fn workspaces(self) -> Vec<WorkspaceShare> {
-        let share = |(id, counted): (String, Counted)| WorkspaceShare {
-            id,
-            keys: counted.live.len() as u64,
-            seq: counted.seq,
-            share: counted.share,
-        };
-        let mut workspaces: Vec<_> = self.workspaces.into_iter().map(share).collect();
+    pub fn finish(self) -> CensusResult {
+        let mut folders = self.folders;
+        let mut workspaces = Vec::new();
+        for (id, mut counted) in self.workspaces {
+            let floor = counted.floor.unwrap_or_default();
+            let (mut keys, mut tombstones) = (0, 0);
+            // A floor has an empty key.
+            for (_, live) in counted.live.iter().filter(|(key, _)| !key.is_empty()) {
+                if !live.is_tombstone {
+                    keys += 1;
+                } else if live.seq > floor.dropped_seq {
+                    tombstones += 1;
+                } else {
+                    counted.share.live_bytes -= live.bytes;
+                    folders[live.folder].live_bytes -= live.bytes;
+                }
+            }
+            // The generations of the shards belong to no workspace.
+            if !id.is_empty() {
+                workspaces.push(WorkspaceShare {
+                    id,
+                    keys,
+                    tombstones,
+                    seq: counted.seq,
+                    floor: counted.floor,
+                    share: counted.share,
+                });
+            }
+        }
         workspaces.sort_unstable_by(|a, b| {
             let bytes = b.share.record_bytes.cmp(&a.share.record_bytes);
             bytes.then_with(|| a.id.cmp(&b.id))
         });
-        workspaces
+        CensusResult {
+            folders,
+            workspaces,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::record::Change;
+    use crate::generation::Generation;
 
     #[test]
-    fn each_op_counts_where_it_stands_and_the_winner_is_live() {
+    fn each_op_counts_for_its_folder_and_only_the_winner_is_live() {
         let op = |workspace, key, value, seq, timestamp| LoggedOp {
             workspace,
             key,
@@ -148,21 +192,88 @@ mod tests {
                 record_bytes: of.iter().map(|place| bytes[*place]).sum(),
                 live_bytes: live.iter().map(|place| bytes[*place]).sum(),
             };
-            assert_eq!(census.folder(0), share(&[0, 2, 3], &[3]));
-            assert_eq!(census.folder(1), Share::default());
-            assert_eq!(census.folder(2), share(&[1, 4], &[1, 4]));
-            assert_eq!(census.folder(3), Share::default());
+            let folders = [
+                share(&[0, 2, 3], &[3]),
+                Share::default(),
+                share(&[1, 4], &[1, 4]),
+            ];
             let workspace = |id: &str, keys, seq, share| WorkspaceShare {
                 id: id.to_owned(),
                 keys,
+                tombstones: 0,
                 seq: Seq::new(seq),
+                floor: None,
                 share,
             };
-            let expected = [
+            let workspaces = vec![
                 workspace("w", 2, 4, share(&[0, 1, 2, 3], &[1, 3])),
                 workspace("v", 1, 9, share(&[4], &[4])),
             ];
-            assert_eq!(census.workspaces(), expected);
+            let expected = CensusResult {
+                folders: folders.to_vec(),
+                workspaces,
+            };
+            assert_eq!(census.finish(), expected);
+        }
+    }
+
+    #[test]
+    fn tombstones_count_until_they_are_dropped_and_generations_are_in_no_workspace() {
+        let record = |workspace, key, change, seq| LoggedOp {
+            workspace,
+            key,
+            change,
+            seq: Seq::new(seq),
+            timestamp: seq,
+        };
+        let delete = Change::Delete { deleted_at_us: 9 };
+        let floor = |dropped_seq| Change::Floor {
+            dropped_seq: Seq::new(dropped_seq),
+        };
+        let generation = Change::Generation {
+            id: Generation::new(7),
+            shards: 1,
+        };
+        let records = [
+            record("", "0", generation, 1),
+            record("w", "a", Change::write("1"), 1),
+            record("w", "a", delete, 2),
+            record("w", "b", delete, 3),
+            record("w", "c", Change::write("3"), 4),
+            record("w", "", floor(2), 4),
+            record("w", "", floor(1), 3),
+            record("", "0", generation, 2),
+        ];
+        let bytes = records.map(|record| record::op_bytes(&record) as u64);
+        for is_reversed in [false, true] {
+            let mut census = Census::default();
+            let mut order: Vec<_> = records.iter().collect();
+            if is_reversed {
+                order.reverse();
+            }
+            for record in order {
+                census.visit(0, record);
+            }
+            let CensusResult {
+                folders,
+                workspaces,
+            } = census.finish();
+            let live_bytes = bytes[3] + bytes[4] + bytes[5];
+            assert_eq!(folders[0].records, 8);
+            assert_eq!(folders[0].live_bytes, live_bytes + bytes[7]);
+            let expected = WorkspaceShare {
+                id: "w".to_owned(),
+                keys: 1,
+                tombstones: 1,
+                seq: Seq::new(4),
+                floor: records[5].floor(),
+                share: Share {
+                    records: 6,
+                    record_bytes: bytes[1..7].iter().sum(),
+                    live_bytes,
+                },
+            };
+            assert_eq!(workspaces, [expected]);
         }
     }
 }

@@ -212,10 +212,10 @@ impl Chain {
 /// The extent of a segment that was read up to its end or its first fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
-    /// The number of ops that were visited.
-    pub ops: u64,
-    /// The length of the file up to the point where the next segment begins, without the zeros with
-    /// which it was filled in advance.
+    /// The number of records that were visited.
+    pub records: u64,
+    /// The length of the file, up to the point where the next segment begins, and without the zeros
+    /// that it was filled with in advance.
     pub file_bytes: u64,
     /// The length of the valid part; any bytes after it are a torn tail.
     pub whole_bytes: u64,
@@ -258,7 +258,7 @@ impl Link {
         mut visit: impl FnMut(&LoggedOp<'_>),
     ) -> Result<Extent, RecoveryError> {
         let mut window = self.window(file, buffer)?;
-        let (mut ops, mut cursor) = (0, ReadCursor::begin());
+        let (mut records, mut cursor) = (0, ReadCursor::begin());
         let fault = loop {
             let mut fault = None;
             let mut reader = Reader::resume(&self.header, window.bytes, window.base, cursor);
@@ -266,7 +266,7 @@ impl Link {
                 match item {
                     Ok(op) => {
                         visit(&op);
-                        ops += 1;
+                        records += 1;
                     }
                     Err(found) => fault = Some(found),
                 }
@@ -305,7 +305,7 @@ impl Link {
             return Err(RecoveryError::damaged(&self.path, whole_bytes, what));
         }
         Ok(Extent {
-            ops,
+            records,
             file_bytes,
             whole_bytes,
             end_position,

@@ -226,7 +226,7 @@ impl Commit {
     /// # Panics
     /// If the log has failed. The caller must not apply ops in that case.
     pub fn push(&mut self, op: &record::LoggedOp<'_>, now_us: u64) -> LogPosition {
-        assert!(!self.is_failed(), "a failed log accepts no op");
+        assert!(!self.is_failed(), "an op was pushed to a failed log");
         if self.filling.is_empty() {
             self.oldest_us = now_us;
             record::begin_batch(&mut self.filling);
@@ -392,7 +392,7 @@ impl Commit {
     /// # Panics
     /// If the log is not settled.
     pub fn seal(&mut self, now_us: u64) -> LogStep {
-        assert!(self.is_settled(), "only a settled log is sealed");
+        assert!(self.is_settled(), "an unsettled log was sealed");
         record::begin_batch(&mut self.filling);
         self.write(now_us)
     }
@@ -486,26 +486,26 @@ impl Commit {
     pub fn invariants(&self) {
         assert!(
             self.segment.first_position <= self.durable,
-            "a segment is opened once all before it is on disk"
+            "a segment was opened before everything before it was on disk"
         );
         assert!(
             self.durable <= self.written && self.written <= self.handed,
-            "bytes are handed over, then written, then durable"
+            "bytes must be handed over, then written, then durable"
         );
         let in_flight_bytes = self.handed.bytes_since(self.written);
         match self.phase {
             Phase::Writing { batch_bytes, from } => {
-                assert!(from < batch_bytes, "a whole batch is not written again");
+                assert!(from < batch_bytes, "a complete batch is written again");
                 assert_eq!(in_flight_bytes, Some(batch_bytes as u64));
             }
             Phase::Idle | Phase::Syncing | Phase::Opening => {
                 assert_eq!(
                     in_flight_bytes,
                     Some(0),
-                    "a batch is in flight while written"
+                    "bytes are in flight without a write"
                 );
             }
-            Phase::Failed { .. } => assert!(!self.has_ops(), "a failed log accepts no op"),
+            Phase::Failed { .. } => assert!(!self.has_ops(), "an op was pushed to a failed log"),
         }
         if self.durability == Durability::Always {
             assert_eq!(self.visible_position(), self.durable);
@@ -545,7 +545,7 @@ impl Commit {
         assert_eq!(
             self.phase,
             Phase::Failed { in_flight: false },
-            "a log is reopened once it is quiet"
+            "a log was reopened with an operation in flight"
         );
         *self = Self::new(self.durability, self.sync_interval_us, segment, now_us)
             .with_batch_bytes_max(self.batch_bytes_max);
@@ -617,7 +617,7 @@ impl Commit {
 
     fn bytes_in_segment(&self, position: LogPosition) -> u64 {
         let bytes = position.bytes_since(self.segment.first_position);
-        bytes.expect("all that is written is in the open segment")
+        bytes.expect("all written bytes are in the open segment")
     }
 
     fn broken(&mut self) -> Result<Option<LogStep>, LogBroken> {
@@ -633,7 +633,7 @@ impl Commit {
         assert_eq!(
             self.phase,
             Phase::Failed { in_flight: true },
-            "an outcome follows its step"
+            "an outcome arrived without a step"
         );
         self.phase = Phase::Failed { in_flight: false };
     }

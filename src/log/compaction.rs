@@ -17,12 +17,10 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::ops::{ControlFlow, RangeInclusive};
+use std::ops::{ControlFlow, Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use foldhash::fast::RandomState;
-use hashbrown::HashMap;
 use thiserror::Error;
 
 use super::chain::{Chain, Link, RecoveryError};
@@ -30,7 +28,8 @@ use super::directory::DataDirectory;
 use super::disk::{Disk, DiskFile};
 use super::position::LogPosition;
 use super::record::{
-    self, BATCH_HEADER_BYTES, Compacted, LoggedOp, SEGMENT_HEADER_BYTES, SegmentHeader,
+    self, BATCH_HEADER_BYTES, Compacted, FORMAT_VERSION, LoggedOp, SEGMENT_HEADER_BYTES,
+    SegmentHeader,
 };
 use super::rewrite::Rewrite;
 use super::segment;
@@ -38,13 +37,16 @@ use crate::limits::{
     COMPACTION_BATCH_BYTES, COMPACTION_DEAD_SHARE, COMPACTION_READ_BYTES, SEGMENT_LIVE_SHARE,
 };
 use crate::log::remedy::WithRemedy;
-use crate::seq::Seq;
+
+mod winners;
 
 #[cfg(test)]
 mod tests;
 
-/// The reason why a compaction stopped early. Segments that have already been replaced stay
-/// replaced; the others are unchanged.
+use winners::{DroppedTombstone, WinnerIndex};
+
+/// The reason why a compaction ended early. Segments that were already replaced stay replaced; the
+/// rest are unchanged.
 #[derive(Debug, Error)]
 pub enum CompactionError {
     /// A segment cannot be read.
@@ -150,11 +152,13 @@ pub struct Compaction<D: Disk> {
     /// none.
     read_count: usize,
     index: WinnerIndex,
-    /// Ranges of `links`, each of which is to be replaced by one segment.
-    groups: VecDeque<std::ops::Range<usize>>,
+    /// Ranges of `links` that are to be replaced by one segment each.
+    groups: VecDeque<Range<usize>>,
     outcome: CompactionOutcome,
     /// The disk space that was freed in each shard's folder, in bytes.
     freed_bytes: Vec<(u32, u64)>,
+    /// See [`Compaction::blocked_bytes`].
+    blocked_bytes: Vec<(u32, u64)>,
     bytes: Vec<u8>,
 }
 
@@ -186,7 +190,7 @@ impl<D: Disk> Compaction<D> {
         }
         Ok(Self {
             outcome: outcome_of(&links),
-            index: WinnerIndex::new(links.len()),
+            index: WinnerIndex::new(links.len(), true),
             directory,
             settings,
             is_short_of_room: false,
@@ -194,6 +198,7 @@ impl<D: Disk> Compaction<D> {
             read_count: 0,
             groups: VecDeque::new(),
             freed_bytes: Vec::new(),
+            blocked_bytes: Vec::new(),
             bytes: Vec::new(),
         })
     }
@@ -239,11 +244,13 @@ impl<D: Disk> Compaction<D> {
     pub fn only(mut self, shards: &[u32]) -> Self {
         assert!(
             self.read_count == 0 && self.groups.is_empty(),
-            "the segments to read are chosen before the first step"
+            "shards are selected after the first step"
         );
+        let all_count = self.links.len();
         self.links
             .retain(|link| shards.contains(&link.header.shard));
-        self.index = WinnerIndex::new(self.links.len());
+        let has_all_folders = self.links.len() == all_count;
+        self.index = WinnerIndex::new(self.links.len(), has_all_folders);
         self.outcome = outcome_of(&self.links);
         self
     }
@@ -261,11 +268,20 @@ impl<D: Disk> Compaction<D> {
     /// read.
     #[must_use]
     pub fn kept_bytes(&self, shard: u32) -> u64 {
-        let live_bytes = self.links.iter().zip(&self.index.live_bytes);
+        let live_bytes = self.links.iter().zip(self.index.live_bytes());
         live_bytes
             .filter(|(link, _)| link.header.shard == shard)
             .map(|(_, live_bytes)| live_bytes)
             .sum()
+    }
+
+    /// Returns the number of bytes of tombstones in a shard's folder that the server has dropped,
+    /// but that a compaction of some folders may not drop, because another folder might still have
+    /// an older op on the key. They are part of [`Compaction::kept_bytes`].
+    #[must_use]
+    pub fn blocked_bytes(&self, shard: u32) -> u64 {
+        let blocked = self.blocked_bytes.iter().filter(|(of, _)| *of == shard);
+        blocked.map(|(_, bytes)| bytes).sum()
     }
 
     /// Returns the number of bytes by which a shard's folder has shrunk.
@@ -316,7 +332,15 @@ impl<D: Disk> Compaction<D> {
     /// Divides the segments into groups. A group consists of adjacent segments of one folder whose
     /// winning ops fit in one new segment.
     fn group(&mut self) {
-        let live_bytes: u64 = self.index.live_bytes.iter().sum();
+        let mut dropped = self.index.dropped_tombstones();
+        if !self.index.has_all_folders() {
+            let shard = |place: usize| self.links[place].header.shard;
+            let blocked = dropped.drain(..);
+            let blocked = blocked.map(|tombstone| (shard(tombstone.place), tombstone.bytes));
+            self.blocked_bytes = blocked.collect();
+        }
+        dropped.sort_unstable_by_key(|tombstone| tombstone.place);
+        let live_bytes: u64 = self.index.live_bytes().iter().sum();
         let segment_bytes = if self.is_short_of_room {
             self.settings.segment_bytes_min
         } else {
@@ -328,29 +352,44 @@ impl<D: Disk> Compaction<D> {
         let mut begin = 0;
         let mut live = 0;
         for end in 1..=self.links.len() {
-            live += self.index.live_bytes[end - 1];
+            live += self.index.live_bytes()[end - 1];
             let next = self.links.get(end);
             let is_last = next.is_none_or(|next| {
                 next.header.shard != self.links[begin].header.shard
-                    || live + self.index.live_bytes[end] > segment_bytes
+                    || live + self.index.live_bytes()[end] > segment_bytes
             });
             if is_last {
-                if self.is_worth_it(begin..end, live) {
-                    self.groups.push_back(begin..end);
-                }
+                self.push_if_worth_it(begin..end, live, &dropped);
                 (begin, live) = (end, 0);
             }
         }
         if self.is_short_of_room {
-            let index = &self.index;
-            let needed_bytes = |group: &std::ops::Range<usize>| -> u64 {
-                index.live_bytes[group.clone()].iter().sum()
-            };
+            let live_bytes = self.index.live_bytes();
+            let needed_bytes =
+                |group: &Range<usize>| -> u64 { live_bytes[group.clone()].iter().sum() };
             self.groups.make_contiguous().sort_by_key(needed_bytes);
         }
     }
 
-    fn is_worth_it(&self, group: std::ops::Range<usize>, live_bytes: u64) -> bool {
+    /// Adds a group with `live_bytes`, from which its rewrite also drops some of the `dropped`
+    /// tombstones, if that frees enough. These are in the order of their places.
+    fn push_if_worth_it(
+        &mut self,
+        group: Range<usize>,
+        live_bytes: u64,
+        dropped: &[DroppedTombstone],
+    ) {
+        let first = dropped.partition_point(|tombstone| tombstone.place < group.start);
+        let end = dropped.partition_point(|tombstone| tombstone.place < group.end);
+        let in_group = || dropped[first..end].iter().filter(|it| it.goes_with(&group));
+        let dropped_bytes: u64 = in_group().map(|tombstone| tombstone.bytes).sum();
+        if self.is_worth_it(group.clone(), live_bytes - dropped_bytes) {
+            in_group().for_each(|tombstone| self.index.drop_tombstone(tombstone));
+            self.groups.push_back(group);
+        }
+    }
+
+    fn is_worth_it(&self, group: Range<usize>, live_bytes: u64) -> bool {
         let bytes: u64 = self.links[group].iter().map(|link| link.file_bytes).sum();
         let batches = live_bytes / COMPACTION_BATCH_BYTES as u64 + 2;
         let needed = SEGMENT_HEADER_BYTES as u64 + live_bytes + batches * BATCH_HEADER_BYTES as u64;
@@ -360,7 +399,7 @@ impl<D: Disk> Compaction<D> {
 
     fn replace(
         &mut self,
-        group: std::ops::Range<usize>,
+        group: Range<usize>,
         throttle: &mut Throttle<'_>,
     ) -> Result<(), CompactionError> {
         let (first, last) = (&self.links[group.start], &self.links[group.end - 1]);
@@ -370,6 +409,7 @@ impl<D: Disk> Compaction<D> {
         );
         let replaced = last.header.index - first.header.first_index();
         let header = SegmentHeader {
+            format_version: FORMAT_VERSION,
             first_position: first.header.first_position,
             compacted: Some(Compacted {
                 replaced: u32::try_from(replaced).expect("fewer than 2^32 segments in a group"),
@@ -399,7 +439,7 @@ impl<D: Disk> Compaction<D> {
     /// log never waits for more than a small part of this data.
     fn write(
         &mut self,
-        group: std::ops::Range<usize>,
+        group: Range<usize>,
         path: &Path,
         header: &SegmentHeader,
         throttle: &mut Throttle<'_>,
@@ -410,14 +450,15 @@ impl<D: Disk> Compaction<D> {
         };
         let disk = self.directory.disk();
         let mut rewrite = Rewrite::begin(disk, path, *header).map_err(failed)?;
-        for place in group.filter(|place| self.index.live_bytes[*place] > 0) {
+        let is_live = |place: &usize| self.index.live_bytes()[*place] > 0;
+        for place in group.clone().filter(is_live) {
             // Each segment is read to its end even after an error or a stop, so the extra work is
             // at most one segment.
             let mut outcome = Ok(());
             let mut pieces = ReadThrottle::default();
             self.links[place].read(disk, &mut self.bytes, |op| {
                 pieces.add(op, throttle);
-                if outcome.is_ok() && self.index.wins(op, place) {
+                if outcome.is_ok() && self.index.keeps(op, place, &group) {
                     outcome = match rewrite.push(op) {
                         Ok(false) => Ok(()),
                         Ok(true) => yield_to(throttle, 0),
@@ -437,7 +478,7 @@ impl<D: Disk> Compaction<D> {
     /// only once the rename of the new one is on disk.
     fn swap(
         &self,
-        group: std::ops::Range<usize>,
+        group: Range<usize>,
         path_new: &Path,
         throttle: &mut Throttle<'_>,
     ) -> Result<(), CompactionError> {
@@ -449,7 +490,7 @@ impl<D: Disk> Compaction<D> {
         }
         let (last, before) = self.links[group]
             .split_last()
-            .expect("a group has a segment");
+            .expect("a group has at least one segment");
         // If the file cannot be opened here, the kernel frees all of its blocks at once.
         let last_old = disk.open_writable(&last.path).ok();
         let nobody_reads = self.directory.replacing();
@@ -566,61 +607,5 @@ impl ReadThrottle {
             return Err(CompactionError::Stopped);
         }
         yield_to(throttle, self.bytes as u64)
-    }
-}
-
-/// The winning op of each key, and the total length of the winning ops in each segment.
-struct WinnerIndex {
-    workspaces: HashMap<String, HashMap<Box<str>, Winner, RandomState>, RandomState>,
-    /// Indexed by the segment's position in `links`.
-    live_bytes: Vec<u64>,
-}
-
-struct Winner {
-    timestamp: u64,
-    seq: Seq,
-    bytes: u32,
-    place: u32,
-}
-
-impl WinnerIndex {
-    fn new(segments: usize) -> Self {
-        Self {
-            workspaces: HashMap::default(),
-            live_bytes: vec![0; segments],
-        }
-    }
-
-    /// Adds an op from the segment at `place`.
-    fn note(&mut self, op: &LoggedOp<'_>, place: usize) {
-        let bytes = u32::try_from(record::op_bytes(op)).expect("a record is below 4 GiB");
-        let winner = Winner {
-            timestamp: op.timestamp,
-            seq: op.seq,
-            bytes,
-            place: u32::try_from(place).expect("fewer than 2^32 segments"),
-        };
-        let keys = self.workspaces.entry_ref(op.workspace).or_default();
-        if let Some(held) = keys.get_mut(op.key) {
-            // This is the same rule as in `Workspace::restore`, which later reads the ops that are
-            // kept.
-            if !op.wins_over(held.timestamp, held.seq) {
-                return;
-            }
-            self.live_bytes[held.place as usize] -= u64::from(held.bytes);
-            *held = winner;
-        } else {
-            keys.insert(op.key.into(), winner);
-        }
-        self.live_bytes[place] += u64::from(bytes);
-    }
-
-    fn wins(&self, op: &LoggedOp<'_>, place: usize) -> bool {
-        let winner = self
-            .workspaces
-            .get(op.workspace)
-            .and_then(|keys| keys.get(op.key));
-        let winner = winner.expect("each op was noted before");
-        (winner.place as usize, winner.timestamp, winner.seq) == (place, op.timestamp, op.seq)
     }
 }

@@ -8,6 +8,20 @@
 //! | `RESERVE` | optional; empty, with disk space claimed for compaction ([`super::reserve`]) |
 //! | `shard-NN/NNNNNNNNNN.aof` | the segments of each shard ([`super::segment`]) |
 //!
+//! # Formats
+//!
+//! The format in `meta.json` is at least that of every segment, so a server that does not know the
+//! format of a segment refuses the whole directory, with one line, before it touches anything.
+//! Whoever opens a directory of an older format to write to it, a server or a tool, therefore first
+//! replaces `meta.json`, under the lock: the new file is on disk before it gets its name, and the
+//! folder is synced before the first segment is created. A crash before the rename leaves the older
+//! format, and one after it the newer format with older segments, which all readers of the newer
+//! format accept. A rename that a crash has undone was not yet followed by any segment. A rename
+//! that was never synced, because the process was killed, is synced by the next process: it syncs
+//! the folder whenever it opens a directory.
+//!
+//! # Syncs
+//!
 //! Every folder is synced after an entry in it is created or renamed, because a file that loses its
 //! name is lost along with its contents. The sync is repeated if the entry already exists, since
 //! the process that created it may have been killed before its own sync.
@@ -20,7 +34,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::disk::{Disk, DiskFile, HostDisk};
-use super::record::FORMAT_VERSION;
+use super::record::{FORMAT_VERSION, FORMAT_VERSION_MIN};
 use super::remedy::{WithRemedy, remedy};
 use crate::limits::SHARDS_MAX;
 
@@ -46,7 +60,10 @@ pub struct DataDirectory<D: Disk = HostDisk> {
     disk: D,
     path: PathBuf,
     identity: Identity,
-    /// Locked for reading while closed segments are read, and for writing while they are replaced.
+    /// The format before this process opened the directory, if it was an older one.
+    upgraded_from: Option<u16>,
+    /// A read lock is held while closed segments are read, and a write lock while they are
+    /// replaced.
     changes: RwLock<()>,
     lock: Lock<D::File>,
 }
@@ -54,6 +71,8 @@ pub struct DataDirectory<D: Disk = HostDisk> {
 /// The content of `meta.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
+    /// The format of the directory: no segment has a newer one.
+    pub format_version: u16,
     /// The random id of the log, which is in the header of every segment.
     pub epoch: [u8; 16],
     /// The number of shards that have begun a log: each shard below it has had a segment, and a
@@ -209,6 +228,7 @@ impl<D: Disk> DataDirectory<D> {
             identity
         } else {
             let new = Identity {
+                format_version: FORMAT_VERSION,
                 epoch: new_epoch,
                 shards_begun: 0,
             };
@@ -218,7 +238,8 @@ impl<D: Disk> DataDirectory<D> {
         Self::locked(disk, path, identity, lock)
     }
 
-    /// Locks a directory that already holds a log.
+    /// Locks a directory that already holds a log. If its format is older, it gets the format of
+    /// this server.
     pub fn open_existing(disk: D, path: PathBuf) -> Result<Self, DirectoryError> {
         // Check this first, so that no lock file is created in a folder that is not a data
         // directory.
@@ -230,17 +251,27 @@ impl<D: Disk> DataDirectory<D> {
     fn locked(
         disk: D,
         path: PathBuf,
-        identity: Identity,
+        found: Identity,
         lock: Lock<D::File>,
     ) -> Result<Self, DirectoryError> {
         disk.sync_folder(&path).map_err(at(&path))?;
+        let identity = upgrade(&disk, &path, found).map_err(at(&path.join(META)))?;
+        let is_upgraded = identity.format_version != found.format_version;
         Ok(Self {
             disk,
             path,
             identity,
+            upgraded_from: is_upgraded.then_some(found.format_version),
             changes: RwLock::new(()),
             lock,
         })
+    }
+
+    /// Returns the format that the directory had before it was opened, if that is older than the
+    /// one that it has now.
+    #[must_use]
+    pub fn upgraded_from(&self) -> Option<u16> {
+        self.upgraded_from
     }
 
     /// Returns the path of `LOCK`.
@@ -278,7 +309,7 @@ impl<D: Disk> DataDirectory<D> {
         self.identity.epoch
     }
 
-    /// Returns the content that `meta.json` had when the directory was opened.
+    /// Returns the content that `meta.json` had once the directory was open.
     #[must_use]
     pub fn identity(&self) -> Identity {
         self.identity
@@ -550,7 +581,8 @@ fn read_meta<D: Disk>(disk: &D, path: &Path) -> Result<Option<Identity>, Directo
             found: version.format_version,
         });
     }
-    if version.format_version != u64::from(FORMAT_VERSION) {
+    let format_version = u16::try_from(version.format_version).unwrap_or(0);
+    if format_version < FORMAT_VERSION_MIN {
         return Err(damaged(format!(
             "format_version is {}, which is not a known version",
             version.format_version
@@ -566,6 +598,7 @@ fn read_meta<D: Disk>(disk: &D, path: &Path) -> Result<Option<Identity>, Directo
         )));
     }
     Ok(Some(Identity {
+        format_version,
         epoch,
         shards_begun: meta.shards_begun,
     }))
@@ -578,9 +611,24 @@ fn parse_epoch(text: &str) -> Option<[u8; 16]> {
     u128::from_str_radix(text, 16).ok().map(u128::to_be_bytes)
 }
 
+/// Durably gives a directory the format of this server, if it has an older one. Returns the
+/// directory's identity.
+///
+/// The caller must have locked the directory, and must not create a segment before this returns.
+pub(super) fn upgrade<D: Disk>(disk: &D, path: &Path, found: Identity) -> io::Result<Identity> {
+    let identity = Identity {
+        format_version: FORMAT_VERSION,
+        ..found
+    };
+    if identity != found {
+        write_meta(disk, path, identity)?;
+    }
+    Ok(identity)
+}
+
 pub(super) fn write_meta<D: Disk>(disk: &D, path: &Path, identity: Identity) -> io::Result<()> {
     let meta = Meta {
-        format_version: FORMAT_VERSION.into(),
+        format_version: identity.format_version.into(),
         epoch: format!("{:032x}", u128::from_be_bytes(identity.epoch)),
         shards_begun: identity.shards_begun,
     };

@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn all_is_written_and_read_however_short_the_pieces_are() {
+    fn everything_is_written_and_read_despite_short_transfers() {
         for length in [0, 1, 2, 3, 4, 9, 100] {
             let file = Choppy {
                 file: tempfile().unwrap(),
@@ -449,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn another_error_ends_it() {
+    fn other_errors_end_a_transfer() {
         let readable = File::open("/dev/null").unwrap();
         let error = DiskFile::write_all_at(&readable, b"x", 0).unwrap_err();
         assert_eq!(Errno::from_io_error(&error), Some(Errno::BADF));
@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_known_by_what_it_is_and_not_by_its_name() {
+    fn a_file_is_identified_by_its_inode_and_not_its_name() {
         let folder = tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         let file = HostDisk.create(&path("a")).unwrap();
@@ -474,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_written_through_takes_blocks() {
+    fn a_write_through_file_accepts_whole_blocks() {
         let folder = tempdir().unwrap();
         let path = folder.path().join("a");
         let file = HostDisk.create(&path).unwrap();
@@ -495,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_linked_as_long_as_it_has_a_name() {
+    fn a_file_is_linked_while_it_has_a_name() {
         let folder = tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         let file = HostDisk.create(&path("a")).unwrap();

@@ -198,7 +198,7 @@ impl<D: Disk> LogFiles<D> {
         self.check_in_place()?;
         let Segment { path, header, .. } = &self.segment;
         let end = header.offset(first_position);
-        let end = end.expect("a segment is followed where it ends") as u64;
+        let end = end.expect("the position is in the segment") as u64;
         Ok(Creation {
             closed: Some((path.clone(), end)),
             ..self.creation(index, first_position)

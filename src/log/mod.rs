@@ -8,6 +8,8 @@ pub mod compaction;
 pub mod directory;
 pub mod disk;
 pub mod log_files;
+#[cfg(test)]
+mod mortal_disk;
 pub mod past_end;
 pub mod position;
 pub mod read_only;

@@ -10,7 +10,7 @@
 //! | segment header | bytes | |
 //! | --- | --- | --- |
 //! | magic | 0..8 | `89 45 50 4C 4F 47 0D 0A`; the same in every version, as is the version field |
-//! | format version | 8..10 | [`FORMAT_VERSION`] |
+//! | format version | 8..10 | [`FORMAT_VERSION`] in new segments; 1 is read, too |
 //! | kind | 10..12 | 0: written by its shard; 1: *compacted*, made from other segments |
 //! | shard | 12..16 | the shard that owns the folder |
 //! | epoch | 16..32 | of the data directory; segments from other directories are refused |
@@ -48,9 +48,12 @@
 //! | 4 | a *floor*: tombstones of the workspace were dropped | 8 bytes: their greatest seq |
 //! | 5 | a *generation* of the shard began | 8 bytes: its id; 4 bytes: the number of shards |
 //!
-//! A floor has an empty key; its seq is that of the workspace's last op, its timestamp the floor. A
-//! generation has an empty workspace id, the shard's number as its key, and its own number as seq
-//! and timestamp. Format version 1 has only kind 1.
+//! A write has a value, and a write and a delete have a workspace id and a key. A floor has an
+//! empty key; its seq is that of the workspace's last op, its timestamp the greatest one of a
+//! dropped tombstone. A generation has an empty workspace id, the shard's number in decimal as its
+//! key, and its own number, from 1, as seq and timestamp; it has 0 shards if a repair began it. So
+//! floors and generations are records of keys that no client can write. Format version 1 has only
+//! kind 1. A record that breaks one of these rules has invalid content.
 //!
 //! Zeros after the last batch of the last segment are not part of the log; they fill the file in
 //! advance ([`super::blocks`]).
@@ -163,9 +166,11 @@ mod op;
 #[cfg(test)]
 mod tests;
 
-pub use op::{Change, EXTRA_BYTES, LoggedOp, OP_HEADER_BYTES, op_bytes, push_op};
+pub use op::{Change, EXTRA_BYTES, FloorRecord, LoggedOp, OP_HEADER_BYTES, op_bytes, push_op};
 
-pub use header::{Compacted, FORMAT_VERSION, HeaderError, SEGMENT_HEADER_BYTES, SegmentHeader};
+pub use header::{
+    Compacted, FORMAT_VERSION, FORMAT_VERSION_MIN, HeaderError, SEGMENT_HEADER_BYTES, SegmentHeader,
+};
 
 use super::position::LogPosition;
 use header::{field, u32_at, u64_at};
@@ -181,7 +186,7 @@ pub(super) const BATCH_CRC_AT: usize = 24;
 
 const _: () = assert!(
     BATCH_CRC_AT + 4 == BATCH_HEADER_BYTES,
-    "the crc ends the batch header"
+    "the CRC is the last field of the batch header"
 );
 
 pub(super) const RECORD_CRC_BYTES: usize = 4;
@@ -246,12 +251,12 @@ pub fn seal_batch(
 ) {
     assert!(
         durable_position <= position,
-        "a batch is not on disk before it is written"
+        "a batch cannot be durable before it is written"
     );
     let (header, mut rest) = batch
         .split_first_chunk_mut::<BATCH_HEADER_BYTES>()
-        .expect("begin_batch left room for the header");
-    let payload_bytes = u32::try_from(rest.len()).expect("a batch is far smaller than 4 GiB");
+        .expect("begin_batch leaves room for the header");
+    let payload_bytes = u32::try_from(rest.len()).expect("a batch is smaller than 4 GiB");
     let mut crc = BatchHeader {
         payload_bytes,
         position,
@@ -264,7 +269,7 @@ pub fn seal_batch(
             .map_or(0, |length| u32_at(length, 0) as usize);
         assert!(
             (OP_HEADER_BYTES..=rest.len()).contains(&record_bytes),
-            "push_op wrote every record"
+            "some records were not written by push_op"
         );
         let (record, behind) = rest.split_at_mut(record_bytes);
         let (record_crc, body) = record.split_at_mut(RECORD_CRC_BYTES);
@@ -471,7 +476,8 @@ impl<'a> Reader<'a> {
         if crc != u32_at(header, 0) {
             return Err(bad_record);
         }
-        let op = decode_op(header, texts).map_err(|what| self.fault(FaultKind::Content(what)))?;
+        let op = decode_op(self.header.format_version, header, texts)
+            .map_err(|what| self.fault(FaultKind::Content(what)))?;
         self.cursor.crc = crc;
         self.cursor.offset += record.len();
         Ok(op)

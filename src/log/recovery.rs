@@ -17,8 +17,9 @@ use super::chain::{Chain, Extent, FIRST_INDEX};
 use super::directory::DataDirectory;
 use super::disk::Disk;
 use super::position::LogPosition;
-use super::record::LoggedOp;
+use super::record::{Change, LoggedOp};
 use super::segment;
+use crate::generation::Generation;
 
 #[cfg(test)]
 mod tests;
@@ -58,16 +59,49 @@ pub struct Torn {
     pub bytes: u64,
 }
 
+/// The last generation record of a shard's folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FolderGeneration {
+    /// The shard.
+    pub shard: u32,
+    /// The id of the generation.
+    pub id: Generation,
+    /// Its number, which is greater than that of every earlier start in any folder.
+    pub number: u64,
+    /// The number of shards of the server that began it.
+    pub shards: u32,
+}
+
+impl FolderGeneration {
+    /// Replaces `held`, the last generation of a shard's folder so far, if this record of the
+    /// folder begins a later one.
+    pub fn update(held: &mut Option<Self>, op: &LoggedOp<'_>, shard: u32) {
+        let number = op.seq.get();
+        if let Change::Generation { id, shards } = op.change
+            && held.is_none_or(|held| held.number < number)
+        {
+            *held = Some(Self {
+                shard,
+                id,
+                number,
+                shards,
+            });
+        }
+    }
+}
+
 /// The result of a recovery.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RecoveryReport {
     /// The tail of each shard folder that exists, in order.
     pub tails: Vec<Tail>,
+    /// The last generation record of each folder that has one, in the order of the shards.
+    pub generations: Vec<FolderGeneration>,
     /// The torn tails that were cut off.
     pub torn: Vec<Torn>,
     /// The number of segments that were read.
     pub segments: u64,
-    /// The number of ops that were visited.
+    /// The number of writes and deletes that were visited.
     pub ops: u64,
     /// The total length of all segments after the cuts, in bytes.
     pub bytes: u64,
@@ -84,6 +118,57 @@ impl RecoveryReport {
             .find(|tail| tail.shard == shard)
             .unwrap_or(Tail::first(shard))
     }
+
+    /// Returns the number of the generations that a start of the server begins in all shards. It
+    /// exceeds all numbers in the log, which [`previous_generation`] relies on.
+    #[must_use]
+    pub fn next_generation_number(&self) -> u64 {
+        let numbers = self.generations.iter().map(|last| last.number);
+        numbers.max().unwrap_or(0) + 1
+    }
+}
+
+/// Returns the generation from which the next one of `shard` continues, in a server that starts
+/// with `shards` shards: a client that was in that generation, and has no op from after it, has
+/// part of the history that the shard has. `folders` are the last generations of all folders.
+///
+/// Returns `None` if that is not certain. Clients then receive the full state, which is always
+/// right.
+///
+/// A client may have seen ops that a crash then took back (`--durability interval` or `none`). They
+/// are found out because the workspace's seq was less when the next generation began. That holds
+/// only for the generation directly before: two generations later, other ops may have taken these
+/// seqs. So the question is which generation was the last to write ops of the shard's workspaces.
+/// There are two cases in which the log answers it.
+///
+/// 1. All folders end with the same generation. It is that of the last start that wrote anything,
+///    since the record is the first that a start writes to a folder, and no shard was rebuilt after
+///    it, since a rebuild has an id of its own. Whichever shard had a workspace then, it was in
+///    this generation.
+/// 2. The shard's own folder ends with a generation of as many shards as now. A workspace belongs
+///    to a shard by its id and the number of shards, so the shard had the same workspaces then. Any
+///    later generation with as many shards has written nothing of them, or its record would be in
+///    this folder, where it precedes its ops. But a later generation with another number of shards
+///    may have written them to another folder. Each start has a number above all that came before,
+///    so it is not later if its number is less.
+///
+/// A repair that loses ops records a generation of 0 shards, in which no client ever was, with a
+/// number above all others: nothing continues from before it.
+#[must_use]
+pub fn previous_generation(
+    folders: &[FolderGeneration],
+    shard: u32,
+    shards: u32,
+) -> Option<Generation> {
+    let first = folders.first()?;
+    if folders.iter().all(|folder| folder.id == first.id) {
+        return (first.shards > 0).then_some(first.id);
+    }
+    let own = folders.iter().find(|folder| folder.shard == shard)?;
+    let is_later =
+        |folder: &&FolderGeneration| folder.shards != own.shards && folder.number >= own.number;
+    let is_last = own.shards == shards && !folders.iter().any(|folder| is_later(&folder));
+    is_last.then_some(own.id)
 }
 
 /// A log whose segment headers have been read and checked. Its folders may be read in parallel.
@@ -95,6 +180,7 @@ pub struct Recovery<'a, D: Disk> {
 /// The result of reading one folder.
 pub struct FolderRead {
     ops: u64,
+    generation: Option<FolderGeneration>,
     whole_bytes: u64,
     last: Option<Extent>,
 }
@@ -133,13 +219,18 @@ impl<'a, D: Disk> Recovery<'a, D> {
     ) -> Result<FolderRead, RecoveryError> {
         let mut read = FolderRead {
             ops: 0,
+            generation: None,
             whole_bytes: 0,
             last: None,
         };
         let mut bytes = Vec::new();
-        for link in &self.chains[folder].links {
-            let extent = link.read(self.directory.disk(), &mut bytes, &mut visit)?;
-            read.ops += extent.ops;
+        let Chain { shard, links, .. } = &self.chains[folder];
+        for link in links {
+            let extent = link.read(self.directory.disk(), &mut bytes, |op| {
+                read.ops += u64::from(op.change.is_op());
+                FolderGeneration::update(&mut read.generation, op, *shard);
+                visit(op);
+            })?;
             read.whole_bytes += extent.whole_bytes;
             read.last = Some(extent);
             progress(link.file_bytes);
@@ -157,7 +248,11 @@ impl<'a, D: Disk> Recovery<'a, D> {
     pub fn finish(self, folders: &[FolderRead]) -> Result<RecoveryReport, RecoveryError> {
         let disk = self.directory.disk();
         let mut report = RecoveryReport::default();
-        assert_eq!(folders.len(), self.chains.len(), "each folder was read");
+        assert_eq!(
+            folders.len(),
+            self.chains.len(),
+            "each folder has been read"
+        );
         for (chain, read) in self.chains.iter().zip(folders) {
             let folder = self.directory.shard_path(chain.shard);
             // The result depends on the names that were found, so they are made durable first. The
@@ -172,6 +267,7 @@ impl<'a, D: Disk> Recovery<'a, D> {
             report.ops += read.ops;
             report.bytes += read.whole_bytes;
             report.segments += chain.links.len() as u64;
+            report.generations.extend(read.generation);
             let (Some(link), Some(last)) = (chain.links.last(), &read.last) else {
                 report.tails.push(Tail::first(chain.shard));
                 continue;
@@ -223,8 +319,8 @@ pub struct Sources {
 }
 
 /// Reads closed segments again, so that a shard can rebuild itself while others are running.
-/// Returns the number of ops. A closed segment cannot have a torn tail before the point where the
-/// next one begins, so a torn tail is damage here.
+/// Returns the number of writes and deletes. A closed segment cannot have a torn tail before the
+/// point where the next one begins, so a torn tail is damage here.
 pub fn replay<D: Disk>(
     directory: &DataDirectory<D>,
     sources: &Sources,
@@ -239,12 +335,14 @@ pub fn replay<D: Disk>(
             if link.header.first_index() > last_index {
                 break;
             }
-            let extent = link.read(directory.disk(), &mut bytes, &mut visit)?;
+            let extent = link.read(directory.disk(), &mut bytes, |op| {
+                ops += u64::from(op.change.is_op());
+                visit(op);
+            })?;
             if extent.whole_bytes < extent.file_bytes {
                 let what = "a closed segment has a torn tail";
                 return Err(RecoveryError::damaged(&link.path, extent.whole_bytes, what));
             }
-            ops += extent.ops;
         }
     }
     Ok(ops)

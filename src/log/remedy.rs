@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_error_of_a_disk_has_its_own_remedy() {
+    fn each_disk_error_has_its_own_remedy() {
         for (errno, words) in [
             (Errno::NOSPC, &["space (df -h)", "inodes (df -i)"][..]),
             (Errno::DQUOT, &["quota"]),

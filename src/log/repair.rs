@@ -8,6 +8,10 @@
 //! after a crash at any step, the log is either repaired or still damaged with all its intact ops,
 //! and running the repair again completes it.
 //!
+//! Clients may hold ops that the repaired log has lost. So that none of them resumes from before
+//! the repair, each segment that it writes begins a generation of its own, of 0 shards
+//! ([`previous_generation`](super::recovery::previous_generation)).
+//!
 //! The changes are made in this order: first a lost `meta.json`; then files that are not segments
 //! of this log, and segments with the wrong name; and finally, folder by folder, damaged and
 //! missing segments, each of which becomes a compacted segment ([`plan`]).
@@ -21,9 +25,11 @@ use thiserror::Error;
 use super::chain::RecoveryError;
 use super::directory::{self, ASIDE_PREFIX, DirectoryError, Identity, Lock, META, shard_folder};
 use super::disk::Disk;
-use super::record::SegmentHeader;
+use super::record::{Change, FORMAT_VERSION, LoggedOp, SegmentHeader};
 use super::rewrite::Rewrite;
 use super::segment;
+use crate::generation::Generation;
+use crate::seq::Seq;
 
 pub mod missing;
 pub mod plan;
@@ -67,20 +73,24 @@ pub struct RepairPlan<D: Disk> {
     disk: D,
     data: PathBuf,
     epoch: [u8; 16],
-    /// Whether `meta.json` is missing or damaged and must therefore be rewritten.
-    is_meta_lost: bool,
+    /// The content of `meta.json`, or `None` if it is missing or damaged, and so must be written
+    /// again.
+    known: Option<Identity>,
     aside: PathBuf,
     strays: Vec<Stray>,
     plans: Vec<FolderPlan>,
     missing: Vec<MissingOps>,
+    /// The generation that the repaired log begins, and its number, which is above all others.
+    generation: (Generation, Seq),
     /// Held only to keep the directory locked.
     _lock: Lock<D::File>,
 }
 
 impl<D: Disk> RepairPlan<D> {
-    /// Locks a data directory and plans its repair, without changing anything. `new_epoch` is used
-    /// if the epoch of the log cannot be determined. `progress` is called with the number of bytes
-    /// read so far and the total number of bytes to read.
+    /// Locks a data directory and plans its repair, without changing anything. `new_epoch` must be
+    /// random: it is used if the epoch of the log cannot be determined, and its first half is the
+    /// id of the generation that the repaired log begins. `progress` is called with the number of
+    /// bytes read so far and the total number of bytes to read.
     pub fn new(
         disk: D,
         data: PathBuf,
@@ -106,16 +116,21 @@ impl<D: Disk> RepairPlan<D> {
             plans.push(plan);
         }
         let missing = subtract(&disk, missing, &plans)?;
+        let numbers = plans.iter().map(|plan| plan.generation_number);
+        let number = Seq::new(numbers.max().unwrap_or(0)).next();
+        let id = new_epoch.first_chunk().expect("an epoch has 16 bytes");
+        let id = Generation::new(u64::from_le_bytes(*id));
         let aside = next_aside(&disk, &data).map_err(at(&data))?;
         Ok(Self {
             disk,
             data,
             epoch,
-            is_meta_lost: known.is_none(),
+            known,
             aside,
             strays,
             plans,
             missing,
+            generation: (id, number),
             _lock: lock,
         })
     }
@@ -124,13 +139,13 @@ impl<D: Disk> RepairPlan<D> {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let is_whole = |plan: &FolderPlan| plan.moves.is_empty() && plan.changes.is_empty();
-        !self.is_meta_lost && self.strays.is_empty() && self.plans.iter().all(is_whole)
+        !self.is_meta_lost() && self.strays.is_empty() && self.plans.iter().all(is_whole)
     }
 
     /// Returns whether `meta.json` is missing or damaged.
     #[must_use]
     pub fn is_meta_lost(&self) -> bool {
-        self.is_meta_lost
+        self.known.is_none()
     }
 
     /// Returns the files that are set aside unchanged, because the repaired log does not use them.
@@ -191,16 +206,21 @@ impl<D: Disk> RepairPlan<D> {
         Ok(())
     }
 
+    /// Writes a lost `meta.json`, or raises the format in it if the repair writes segments.
     fn put_meta(&self) -> Result<(), RepairError> {
-        if !self.is_meta_lost {
+        let path = self.data.join(META);
+        if let Some(known) = self.known {
+            if self.changes().next().is_some() {
+                directory::upgrade(&self.disk, &self.data, known).map_err(at(&path))?;
+            }
             return Ok(());
         }
-        let path = self.data.join(META);
         if self.disk.file_bytes(&path).is_ok() {
             let to = self.aside_path(&path)?;
             self.link(&path, &to)?;
         }
         let identity = Identity {
+            format_version: FORMAT_VERSION,
             epoch: self.epoch,
             // The next start of the server records them.
             shards_begun: 0,
@@ -212,8 +232,10 @@ impl<D: Disk> RepairPlan<D> {
         let new = segment::new_path(parent(path), header.index);
         self.create_folder(parent(path))?;
         self.keep_leftover(&new)?;
-        let filled = Rewrite::begin(&self.disk, &new, header).and_then(Rewrite::finish);
-        filled.map_err(at(&new))?;
+        let filled = Rewrite::begin(&self.disk, &new, header);
+        filled
+            .and_then(|rewrite| self.finish(rewrite, header.shard))
+            .map_err(at(&new))?;
         self.rename(&new, path)
     }
 
@@ -237,13 +259,28 @@ impl<D: Disk> RepairPlan<D> {
                 outcome = rewrite.push(op).map(|_| ());
             }
         });
-        outcome.and_then(|()| rewrite.finish()).map_err(at(&new))?;
+        outcome
+            .and_then(|()| self.finish(rewrite, change.header.shard))
+            .map_err(at(&new))?;
         let to = self.aside_path(path)?;
         self.link(path, &to)?;
         self.replace(&new, path)
     }
 
-    /// Sets aside a file that a crash has left at the path where a new segment is about to be
+    /// Appends the generation that the repaired log begins to a segment of `shard`, and seals it.
+    fn finish(&self, mut rewrite: Rewrite<D::File>, shard: u32) -> io::Result<u64> {
+        let (id, number) = self.generation;
+        rewrite.push(&LoggedOp {
+            workspace: "",
+            key: &shard.to_string(),
+            change: Change::Generation { id, shards: 0 },
+            seq: number,
+            timestamp: number.get(),
+        })?;
+        rewrite.finish()
+    }
+
+    /// Sets aside a file that a crash has left under the name with which a new segment is to be
     /// written.
     fn keep_leftover(&self, new: &Path) -> Result<(), RepairError> {
         if self.disk.file_bytes(new).is_err() {
@@ -257,7 +294,7 @@ impl<D: Disk> RepairPlan<D> {
     fn aside_path(&self, path: &Path) -> Result<PathBuf, RepairError> {
         let inner = path
             .strip_prefix(&self.data)
-            .expect("a file of the data directory");
+            .expect("the path is in the data directory");
         let to = self.aside.join(inner);
         self.create_folder(&self.aside)?;
         self.create_folder(parent(&to))?;

@@ -73,11 +73,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_claims_blocks_and_gives_them_up_and_is_found_again() {
+    fn a_reserve_claims_and_releases_blocks_and_survives_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let directory = Arc::new(DataDirectory::open(folder.path().join("data")).unwrap());
         let mut reserve = Reserve::new(Arc::clone(&directory));
-        assert!(!reserve.give_up(), "there is none yet");
+        assert!(!reserve.give_up(), "no reserve exists yet");
         let path = folder.path().join("data").join(RESERVE);
         for bytes in [1 << 20, 1 << 16, 2 << 20] {
             reserve.claim(bytes).unwrap();
@@ -92,7 +92,7 @@ mod tests {
         }
         assert_eq!(reserve.bytes(), 2 << 20);
         let mut next = Reserve::new(directory);
-        assert_eq!(next.bytes(), 0, "another process does not know");
+        assert_eq!(next.bytes(), 0, "a new process knows the size");
         assert!(next.give_up());
         assert!(!path.exists() && !next.give_up());
     }

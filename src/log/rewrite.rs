@@ -82,7 +82,7 @@ mod tests {
     use crate::seq::Seq;
 
     #[test]
-    fn it_ends_with_one_empty_batch_and_has_no_other() {
+    fn a_rewrite_ends_with_its_only_empty_batch() {
         let folder = tempdir().unwrap();
         let header = SegmentHeader::new(0, [7; 16], 1, LogPosition::START);
         let op = LoggedOp {

@@ -48,9 +48,13 @@ pub struct Schedule {
 
 /// The size of a folder after its last compaction.
 #[derive(Debug, Clone, Copy)]
+#[expect(clippy::struct_field_names, reason = "the unit belongs to each name")]
 struct Left {
     /// The live bytes that do not belong to the state of the folder's own shard.
     foreign_bytes: u64,
+    /// The part of them that only a compaction of all folders can free: tombstones that the server
+    /// has dropped.
+    blocked_bytes: u64,
     /// The total length of its closed segments, in bytes.
     closed_bytes: u64,
 }
@@ -93,7 +97,7 @@ impl Schedule {
         let closed_bytes = all.iter().map(|folder| folder.closed_bytes).sum();
         let live = all.iter().map(|folder| {
             let left = self.left.get(&folder.shard);
-            folder.live_bytes + left.map_or(0, |left| left.foreign_bytes)
+            folder.live_bytes + left.map_or(0, |left| left.foreign_bytes - left.blocked_bytes)
         });
         percent(closed_bytes, live.sum())
     }
@@ -159,18 +163,27 @@ impl Schedule {
         let range = COMPACTION_URGENT_PERCENT - COMPACTION_START_PERCENT;
         let share = COMPACTION_TIME_PERCENT_MIN
             + (100 - COMPACTION_TIME_PERCENT_MIN) * over.min(range) / range;
-        let pause_percent = u32::try_from((100 - share) * 100 / share).expect("a small number");
+        let pause_percent =
+            u32::try_from((100 - share) * 100 / share).expect("the number is small");
         worked * pause_percent / 100
     }
 
-    /// Records that a folder was compacted. `begun` is the folder's state when the compaction
-    /// began, `kept_bytes` the number of its live bytes, and `closed_bytes` its length now.
-    pub fn compacted(&mut self, begun: &FolderUsage, kept_bytes: u64, closed_bytes: u64) {
+    /// Records that a folder was compacted. `begun` is its state when the compaction began,
+    /// `kept_bytes` its live bytes, `blocked_bytes` the part of them that a compaction of all
+    /// folders would free, and `closed_bytes` its length now.
+    pub fn compacted(
+        &mut self,
+        begun: &FolderUsage,
+        kept_bytes: u64,
+        blocked_bytes: u64,
+        closed_bytes: u64,
+    ) {
         let foreign_bytes = kept_bytes.saturating_sub(begun.live_bytes);
         self.left.insert(
             begun.shard,
             Left {
                 foreign_bytes,
+                blocked_bytes: blocked_bytes.min(foreign_bytes),
                 closed_bytes,
             },
         );

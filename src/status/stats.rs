@@ -181,7 +181,7 @@ impl ShardStats {
     /// Records an fdatasync of the log.
     pub fn synced(&self, took_us: u64) {
         let count = self.syncs.count.load(Ordering::Relaxed);
-        let place = usize::try_from(count % SYNCS_COUNT as u64).expect("a small number");
+        let place = usize::try_from(count % SYNCS_COUNT as u64).expect("the number is small");
         let short_us = u32::try_from(took_us).unwrap_or(u32::MAX);
         self.last_syncs_us[place].store(short_us, Ordering::Relaxed);
         self.syncs.add(duration_class(took_us), took_us);
@@ -309,7 +309,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentiles_are_those_of_the_last_fdatasyncs() {
+    fn percentiles_cover_the_most_recent_fdatasyncs() {
         for (count, p50, p99) in [
             (0, 0, 0),
             (1, 1, 1),
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_published_is_read() {
+    fn published_values_are_read_back() {
         let stats = ShardStats::default();
         let mut counters = Counters::default();
         counters.set_numbers(array::from_fn(|place| place as u64 * 3));
@@ -360,7 +360,11 @@ mod tests {
         longest.note(100, WINDOW_US - 1);
         assert_eq!(longest.read_us(WINDOW_US - 1), 500);
         longest.note(200, WINDOW_US);
-        assert_eq!(longest.read_us(WINDOW_US), 500, "from the previous window");
+        assert_eq!(
+            longest.read_us(WINDOW_US),
+            500,
+            "the previous window is not included"
+        );
         longest.note(30, 2 * WINDOW_US);
         assert_eq!(longest.read_us(2 * WINDOW_US), 200);
         // Without turns, no new window starts.
@@ -375,7 +379,7 @@ mod tests {
         assert_eq!(
             longest.read_us(9 * WINDOW_US),
             1,
-            "older windows are forgotten"
+            "an older window is included"
         );
     }
 }

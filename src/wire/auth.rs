@@ -169,7 +169,7 @@ impl Verifier {
 }
 
 fn verifying_key(secret: &Secret) -> DecodingKey {
-    DecodingKey::from_secret(secret.bytes()).expect("a secret is not empty")
+    DecodingKey::from_secret(secret.bytes()).expect("secrets are never empty")
 }
 
 fn check_header(header: &Map<String, Value>) -> Result<(), AuthError> {
@@ -277,7 +277,7 @@ pub fn mint(secret: &Secret, subject: &str, issued_at_s: u64, ttl_s: Option<u64>
         exp: ttl_s.map(|ttl_s| issued_at_s.saturating_add(ttl_s)),
     };
     hs256::install();
-    let key = EncodingKey::from_secret(secret.bytes()).expect("a secret is not empty");
+    let key = EncodingKey::from_secret(secret.bytes()).expect("secrets are never empty");
     jsonwebtoken::encode(&jsonwebtoken::Header::new(Algorithm::HS256), &claims, &key)
         .expect("HMAC accepts a key of any length")
 }
@@ -554,13 +554,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_refused_and_nothing_panics(token in "\\PC{0,80}|[A-Za-z0-9_.-]{0,80}") {
+        fn arbitrary_text_is_refused_without_a_panic(token in "\\PC{0,80}|[A-Za-z0-9_.-]{0,80}") {
             let verifier = Verifier::new(&secret("current"), None);
             prop_assert!(verifier.verify(Some(&token), NOW_US).is_err());
         }
 
         #[test]
-        fn one_changed_character_is_refused(
+        fn a_token_with_one_changed_character_is_refused(
             at in any::<prop::sample::Index>(),
             put in "[A-Za-z0-9_.-]",
         ) {

@@ -432,7 +432,7 @@ pub fn put_header(out: &mut Vec<u8>, opcode: Opcode, payload_bytes: usize) {
         ..FrameHeader::default()
     };
     let written = header.format(payload_bytes as u64, out);
-    debug_assert!(written.is_ok(), "writing to a Vec never fails");
+    debug_assert!(written.is_ok(), "writing to a Vec cannot fail");
 }
 
 /// Appends the header of a text message. The caller appends the payload.

@@ -5,7 +5,8 @@
 //! other clients unchanged (P47).
 //!
 //! Both versions share the parser (`walk`). The messages of version 1 (P30 to P36, P45 to P48) are
-//! in `v1`, and their names are re-exported here; those of version 2 (P110 to P189) are in [`v2`].
+//! in [`v1`], and their names are re-exported here. Those of version 2 (P110 to P183) are in
+//! [`v2`].
 //!
 //! Invariant: parsing allocates nothing once the parser's buffers have grown to the size of the
 //! messages.

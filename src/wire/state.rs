@@ -81,7 +81,7 @@ pub fn put_init<'a>(
     assert_eq!(
         out.len() - start,
         frame_bytes,
-        "the byte count of the state is right"
+        "the byte count of the state is wrong"
     );
 }
 
@@ -185,18 +185,52 @@ pub fn put_http_state<'a>(
 
 // ---- presence ----
 
-/// Appends the connected users as JSON: `[{"userId":…,"status":"online"},…]` (P83).
-pub fn put_presence<'a>(out: &mut Vec<u8>, users: impl Iterator<Item = &'a str>) {
+/// A peer (P160) in the list of a workspace's users.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListedPeer<'a> {
+    /// The id of its connection.
+    pub connection: u64,
+    /// The `sub` of its token.
+    pub user: Option<&'a str>,
+    /// Its value, as JSON text.
+    pub value: &'a [u8],
+}
+
+/// Appends the connected users as JSON: `[{"userId":…,"status":"online"},…]` (P83), and after them
+/// the peers, which also have `connection` and `value`, and `null` as `userId` if their token names
+/// no user (P168).
+pub fn put_presence<'a>(
+    out: &mut Vec<u8>,
+    users: impl Iterator<Item = &'a str>,
+    peers: impl Iterator<Item = ListedPeer<'a>>,
+) {
     out.push(b'[');
-    for (index, user) in users.enumerate() {
-        if index > 0 {
-            out.push(b',');
-        }
-        out.extend_from_slice(br#"{"userId":"#);
-        put_json_string(out, user);
-        out.extend_from_slice(br#","status":"online"}"#);
+    for user in users {
+        put_user(out, Some(user));
+        out.push(b'}');
+    }
+    for peer in peers {
+        put_user(out, peer.user);
+        out.extend_from_slice(br#","connection":""#);
+        put_number(out, peer.connection);
+        out.extend_from_slice(br#"","value":"#);
+        out.extend_from_slice(peer.value);
+        out.push(b'}');
     }
     out.push(b']');
+}
+
+/// Appends the start of a user's entry, preceded by a comma unless it is the first one.
+fn put_user(out: &mut Vec<u8>, user: Option<&str>) {
+    if out.last() != Some(&b'[') {
+        out.push(b',');
+    }
+    out.extend_from_slice(br#"{"userId":"#);
+    match user {
+        Some(user) => put_json_string(out, user),
+        None => out.extend_from_slice(b"null"),
+    }
+    out.extend_from_slice(br#","status":"online""#);
 }
 
 /// Appends the name of a field, preceded by a comma unless it is the first field.
@@ -227,7 +261,7 @@ mod tests {
 
     /// P47, P80.
     #[test]
-    fn a_state_has_the_values_as_they_were_written() {
+    fn a_state_contains_values_exactly_as_written() {
         let empty = r#"{"data":{},"timestamps":{},"seq":7,"connections":2}"#;
         check(&[], empty);
         check(
@@ -239,19 +273,45 @@ mod tests {
         );
     }
 
-    /// P83.
+    /// P83, P168.
     #[test]
-    fn presence_is_a_list() {
-        for (users, expected) in [
-            (&[][..], "[]"),
-            (&["<b>\"\n"], r#"[{"userId":"<b>\"\n","status":"online"}]"#),
+    fn presence_is_a_list_of_users_and_peers() {
+        let peer = |connection, user, value: &'static str| ListedPeer {
+            connection,
+            user,
+            value: value.as_bytes(),
+        };
+        let ann = peer(7, Some("ann"), r#"{"x": 1.0}"#);
+        let nobody = peer(9, None, "[]");
+        for (users, peers, expected) in [
+            (&[][..], &[][..], "[]"),
+            (
+                &["<b>\"\n"],
+                &[],
+                r#"[{"userId":"<b>\"\n","status":"online"}]"#,
+            ),
             (
                 &["a", "b"],
+                &[],
                 r#"[{"userId":"a","status":"online"},{"userId":"b","status":"online"}]"#,
+            ),
+            (
+                &[],
+                &[nobody],
+                r#"[{"userId":null,"status":"online","connection":"9","value":[]}]"#,
+            ),
+            (
+                &["a"],
+                &[ann, nobody],
+                concat!(
+                    r#"[{"userId":"a","status":"online"},"#,
+                    r#"{"userId":"ann","status":"online","connection":"7","value":{"x": 1.0}},"#,
+                    r#"{"userId":null,"status":"online","connection":"9","value":[]}]"#,
+                ),
             ),
         ] {
             let mut out = Vec::new();
-            put_presence(&mut out, users.iter().copied());
+            put_presence(&mut out, users.iter().copied(), peers.iter().copied());
             assert_eq!(String::from_utf8(out).unwrap(), expected);
         }
     }

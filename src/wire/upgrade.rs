@@ -5,8 +5,8 @@
 //! the checks (P1 to P14, P100 to P107). The checks run from the outside in, and the first one that
 //! fails determines the answer.
 //!
-//! Invariant: no answer repeats what the client sent, so neither a token nor a workspace id can
-//! leak through an answer.
+//! Invariant: no answer repeats anything that the client sent, so no answer can leak a token or a
+//! workspace id.
 
 use std::fmt;
 
@@ -110,13 +110,13 @@ impl fmt::Debug for SyncRequest {
 
 /// Parses the request head at the start of `bytes`. Returns its length and the request.
 ///
-/// Returns `None` if the head is incomplete and not yet too long. An error is the answer to send
-/// before the connection is closed.
+/// Returns `None` if the head is incomplete and not yet too long. The error is the answer to send
+/// before closing the connection.
 pub fn parse_head(bytes: &[u8]) -> Result<Option<(usize, Request)>, Answer> {
     let mut usual = [httparse::EMPTY_HEADER; HEADERS_USUAL];
     match parse_fields(bytes, &mut usual) {
-        // Initializing an array for the maximum number of fields would be too expensive for every
-        // request.
+        // Initializing an array for the maximum number of fields on every request would be too
+        // expensive.
         Err(HeadError::TooManyFields) => {
             let mut all = vec![httparse::EMPTY_HEADER; HEADERS_MAX];
             parse_fields(bytes, &mut all)
@@ -129,7 +129,7 @@ pub fn parse_head(bytes: &[u8]) -> Result<Option<(usize, Request)>, Answer> {
     })
 }
 
-/// The reason why a head was not parsed into a request.
+/// The reason why a head could not be parsed into a request.
 enum HeadError {
     /// The head has more fields than the buffer can hold.
     TooManyFields,

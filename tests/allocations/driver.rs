@@ -5,9 +5,10 @@ use std::io::Write;
 
 use etherply::core::fanout::window::{Spans, spans_bytes};
 use etherply::core::shard::Shard;
-use etherply::core::shard::contract::{Clock, Input, Output, Received, ShardConfig};
+use etherply::core::shard::contract::{Clock, Input, Output, Received, RestoredState, ShardConfig};
 use etherply::core::shard::session::SessionId;
 use etherply::core::testing::{self, START_UNIX_S};
+use etherply::generation::Generation;
 use etherply::limits::SECOND_US;
 use etherply::log::commit::{Durability, LogStep, OpenSegment};
 use etherply::log::position::LogPosition;
@@ -83,8 +84,14 @@ impl Driver {
             salt: 7,
             writes_through: false,
         };
+        let state = RestoredState {
+            segment,
+            workspaces: Vec::new(),
+            generation: Generation::new(1),
+            logged: None,
+        };
         Self {
-            shard: Shard::new(config, segment, Vec::new(), clock),
+            shard: Shard::new(config, state, clock),
             counts_frames: true,
             clock,
             members: Vec::new(),
@@ -122,7 +129,7 @@ impl Driver {
         assert_eq!(
             (counter.is_joined, counter.frames),
             (true, frames),
-            "101 and the state"
+            "the member received 101 and the state"
         );
         counter.frames = 0;
         place
@@ -139,7 +146,7 @@ impl Driver {
 
     fn receive(&mut self, place: usize, bytes: &mut [u8]) {
         let member = &mut self.members[place];
-        assert!(member.is_receiving, "member {place} is read");
+        assert!(member.is_receiving, "member {place} is not being read");
         member.is_receiving = false;
         let id = member.id;
         self.shard
@@ -164,7 +171,7 @@ impl Driver {
                 return;
             }
         }
-        panic!("a loop");
+        panic!("the shard loops without end");
     }
 
     /// Runs one turn and completes all operations that it started. Returns whether there were any.
@@ -189,13 +196,13 @@ impl Driver {
             Output::Send(id, spans) => {
                 let place = self.places[id.slot as usize];
                 let before = self.members[place].sending.replace(spans);
-                assert!(before.is_none(), "one send at a time");
+                assert!(before.is_none(), "only one send is in flight");
             }
             Output::Log(LogStep::Write { .. } | LogStep::Sync) => {
-                assert!(self.log.is_none(), "one operation of the log at a time");
+                assert!(self.log.is_none(), "only one log operation is in flight");
                 self.log = Some(output);
             }
-            output => panic!("{output:?} does not happen here"),
+            output => panic!("unexpected output {output:?}"),
         }
     }
 
@@ -245,7 +252,7 @@ impl FrameCounter {
             let head_bytes = bytes
                 .windows(4)
                 .position(|end| end == b"\r\n\r\n")
-                .expect("the answer comes in one piece");
+                .expect("the answer is in one piece");
             self.is_joined = bytes.starts_with(b"HTTP/1.1 101");
             bytes = &bytes[head_bytes + 4..];
         }
@@ -263,7 +270,7 @@ impl FrameCounter {
                 ([_, _, high, low], Some(126)) => usize::from(u16::from_be_bytes([*high, *low])),
                 ([_, _, long @ ..], Some(127)) if long.len() == 8 => {
                     usize::try_from(u64::from_be_bytes(long.try_into().expect("eight bytes")))
-                        .expect("it fits")
+                        .expect("the value fits")
                 }
                 _ => continue,
             };
@@ -283,7 +290,7 @@ pub fn put_frame(out: &mut Vec<u8>, opcode: u8, write: impl FnOnce(&mut Vec<u8>)
     write(out);
     let payload_bytes = out.len() - payload_start;
     if payload_bytes < 126 {
-        out[start + 1] = 0x80 | u8::try_from(payload_bytes).expect("it is short");
+        out[start + 1] = 0x80 | u8::try_from(payload_bytes).expect("the length is small");
         out.drain(start + 2..start + 4);
     } else {
         let length = u16::try_from(payload_bytes).expect("at most 64 KiB");
@@ -303,6 +310,6 @@ pub fn put_op(out: &mut Vec<u8>, key: u64, value_bytes: usize, timestamp: u64) {
             r#"{{"type":"op","payload":{{"key":"key-{key}","value":"{:0value_bytes$}","timestamp":{timestamp}}}}}"#,
             timestamp % 1_000_000_000,
         )
-        .expect("a Vec takes every write");
+        .expect("writing to a Vec cannot fail");
     });
 }

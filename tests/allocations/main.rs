@@ -17,6 +17,7 @@ use etherply::limits::SECOND_US;
 use etherply::log::commit::Durability;
 
 mod driver;
+mod peers;
 mod version2;
 mod worker;
 
@@ -148,7 +149,7 @@ impl Run {
     }
 
     /// Checks that every fast client received everything, and every slow one less.
-    fn check_told(&self, durability: Durability) {
+    fn check_received(&self, durability: Durability) {
         let Load { members, slow, .. } = self.load;
         let each = self.won / self.load.workspaces as u64;
         let each_writer = self.load.writers as u64;
@@ -167,10 +168,13 @@ impl Run {
                 member.counter.frames
             );
             if number >= members - slow {
-                assert!(member.counter.frames < owed, "{what}, which is slow");
+                assert!(member.counter.frames < owed, "{what}, which reads slowly");
             } else {
                 let pings = member.counter.frames - owed;
-                assert!(pings <= self.driver.seconds(), "{what}, {owed} are owed");
+                assert!(
+                    pings <= self.driver.seconds(),
+                    "{what}, {owed} frames are owed"
+                );
             }
         }
     }
@@ -198,7 +202,8 @@ impl Run {
         for op in 0..self.load.ops {
             let winners = self.load.ops - self.load.losers;
             let number = self.round * winners + op % winners;
-            let value_bytes = usize::try_from(number % LENGTHS).expect("it is small") * 20 + 10;
+            let value_bytes =
+                usize::try_from(number % LENGTHS).expect("the value is small") * 20 + 10;
             let is_loser = op >= winners;
             let timestamp = if is_loser {
                 self.lost += 1;
@@ -235,17 +240,17 @@ fn check(load: Load) {
         assert_eq!(count, 0, "{durability:?}: allocations in {PERIOD} rounds");
         assert_eq!(run.won - before.0, run.winners_per_round() * PERIOD);
         assert_eq!(run.lost - before.1, run.losers_per_round() * PERIOD);
-        run.check_told(durability);
+        run.check_received(durability);
     }
 }
 
 #[test]
-fn one_who_writes() {
+fn one_writer() {
     check(PLAIN);
 }
 
 #[test]
-fn many_who_write_at_once() {
+fn many_concurrent_writers() {
     check(Load {
         members: 8,
         writers: 5,
@@ -287,7 +292,7 @@ fn losers_are_corrected() {
 }
 
 #[test]
-fn frames_that_come_in_two_parts() {
+fn frames_that_arrive_in_two_parts() {
     for ops in [3, 40] {
         check(Load {
             members: 4,
@@ -329,5 +334,5 @@ fn the_counter_counts() {
     assert_eq!(allocations(|| drop(Box::new(7))), 1);
     let mut list = Vec::with_capacity(1);
     assert_eq!(allocations(|| list.extend([1])), 0);
-    assert_eq!(allocations(|| list.extend([1])), 1, "growing counts");
+    assert_eq!(allocations(|| list.extend([1])), 1, "growth is not counted");
 }

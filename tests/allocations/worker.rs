@@ -11,6 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use etherply::core::shard::Shard;
+use etherply::core::shard::contract::LoggedGenerations;
+use etherply::generation::Generation;
 use etherply::io::listener::{AddressNames, Listener};
 use etherply::io::mailbox::{RecoveredShard, ShardMessage, ShardSender, mailbox};
 use etherply::io::ring;
@@ -47,11 +49,11 @@ pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) ->
     };
     let listener =
         Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), names).expect("a free port");
-    listener.listen().expect("nobody listens there");
+    listener.listen().expect("the port is free");
     let address = listener.address();
-    let (post, mailbox) = mailbox().expect("a mailbox");
+    let (post, mailbox) = mailbox().expect("the mailbox can be created");
     let (compactor, _taken) = channel();
-    let (serves, told) = channel();
+    let (serves, ready) = channel();
     let ties = WorkerContext {
         status: Arc::new(Status::new(1, 100)),
         listener: Arc::new(listener),
@@ -62,10 +64,11 @@ pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) ->
         hash_seed: 1,
         pages: Arc::new(etherply::admin::Pages::new(false, None)),
     };
-    let workspaces = Vec::new();
     post.send(ShardMessage::Recovered(Box::new(RecoveredShard {
         log,
-        workspaces,
+        workspaces: Vec::new(),
+        generation: Generation::new(1),
+        logged: LoggedGenerations::default(),
         serves,
     })));
     let started = Instant::now();
@@ -80,11 +83,13 @@ pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) ->
         let window = Arc::clone(&window);
         move || {
             let _stop = Stop(post);
-            told.recv_timeout(PATIENCE).expect("the worker serves");
+            ready
+                .recv_timeout(PATIENCE)
+                .expect("the worker accepts connections");
             load(address, &window);
         }
     });
-    let mut counts = Vec::with_capacity(usize::try_from(WINDOWS).expect("it is small"));
+    let mut counts = Vec::with_capacity(usize::try_from(WINDOWS).expect("the value is small"));
     let (mut seen, mut before, mut is_started) = (0, 0, false);
     let go = || ControlFlow::Continue(());
     ring::run(false, go, |ring| {
@@ -102,8 +107,8 @@ pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) ->
         }
         worker.turn(ring)
     })
-    .expect("a ring");
-    clients.join().expect("the clients were told all");
+    .expect("the ring can be set up");
+    clients.join().expect("the client thread does not panic");
     counts
 }
 
@@ -145,8 +150,11 @@ impl Client {
     /// Reads until everything that the client is owed has arrived.
     fn read(&mut self) {
         while self.counter.frames < self.owed {
-            let count = self.socket.read(&mut self.buffer).expect("bytes in time");
-            assert!(count > 0, "the worker serves");
+            let count = self
+                .socket
+                .read(&mut self.buffer)
+                .expect("the bytes arrive in time");
+            assert!(count > 0, "the worker accepts connections");
             self.counter.read(&self.buffer[..count]);
         }
         assert_eq!(self.counter.frames, self.owed);
@@ -167,7 +175,7 @@ fn load(address: SocketAddr, window: &AtomicU64) {
                 }
                 // This op loses, and its correction makes a send of more than one piece.
                 put_op(&mut text, op % KEYS, 50, 0);
-                client.socket.write_all(&text).expect("it is sent");
+                client.socket.write_all(&text).expect("the send succeeds");
             }
             for (place, client) in clients.iter_mut().enumerate() {
                 let is_writer = place < WRITERS;

@@ -12,7 +12,7 @@ const { play, within } = require('./story.js');
 
 const WAIT_MS = 20_000;
 const POLL_MS = 20;
-const PAGE_BYTES_MAX = 60_000;
+const PAGE_BYTES_MAX = 100_000;
 const DESKTOP = { width: 1280, height: 800 };
 const PHONE = { width: 390, height: 844 };
 const HOUR_MS = 3_600_000;
@@ -124,7 +124,7 @@ async function steps(step, server, browser) {
     await context.close();
   });
 
-  await step('with --dev it connects by itself', async () => {
+  await step('with --dev it connects automatically', async () => {
     a = await open(browser, home, said);
     // The clock of this one is an hour ahead.
     b = await open(browser, home, said, { ahead_ms: HOUR_MS });
@@ -140,7 +140,7 @@ async function steps(step, server, browser) {
     await untilRow(b, 'title', '"Plans"', 'other');
   });
 
-  await step("B edits it in its place, with the keyboard alone, and A follows", async () => {
+  await step("B edits it in place using only the keyboard, and A follows", async () => {
     await b.getByRole('button', { name: 'Edit title' }).focus();
     await b.keyboard.press('Enter');
     await b.keyboard.type('{"n":[1,null]}');
@@ -150,7 +150,7 @@ async function steps(step, server, browser) {
     assert.equal(await b.evaluate(() => document.activeElement.getAttribute('aria-label')), 'Edit title');
   });
 
-  await step('Escape leaves a value as it is', async () => {
+  await step('Escape leaves a value unchanged', async () => {
     await a.getByRole('button', { name: 'Edit title' }).click();
     await a.keyboard.type('never');
     await a.keyboard.press('Escape');
@@ -159,7 +159,7 @@ async function steps(step, server, browser) {
     assert.equal((await readRow(b, 'title')).value, '{"n":[1,null]}');
   });
 
-  await step("an edit of what was seen wins, though its writer's clock is an hour behind", async () => {
+  await step("an edit of a visible value wins even if its writer's clock is an hour behind", async () => {
     await a.getByRole('button', { name: 'Edit title' }).click();
     await a.keyboard.type('"mine"');
     await a.keyboard.press('Enter');
@@ -173,43 +173,79 @@ async function steps(step, server, browser) {
     for (const page of [a, b]) assert.equal(await page.locator('img, #rows b, #events b').count(), 0);
   });
 
-  await step('the round trip and the figures are shown', async () => {
+  const readPeers = (page) => page.locator('#peers li').allTextContents();
+
+  await step('each page shows who is here, and what the other one is editing', async () => {
+    for (const page of [a, b]) {
+      await until('two peers', async () => (await readPeers(page)).map((text) => text.endsWith('(you)')).sort(), [false, true]);
+    }
+    await a.getByRole('button', { name: 'Edit title' }).click();
+    await until('what A edits', async () => (await readPeers(b)).filter((text) => text.endsWith('edits title')).length, 1);
+    await a.keyboard.press('Escape');
+    await until('that A has stopped', async () => (await readPeers(b)).filter((text) => text.includes('edits')).length, 0);
+  });
+
+  await step('B deletes a key with the keyboard, it is gone for A too, and both are told', async () => {
+    await add(a, 'short-lived', '1');
+    await untilRow(b, 'short-lived', '1', 'other');
+    await b.getByRole('button', { name: 'Delete short-lived' }).focus();
+    await b.keyboard.press('Enter');
+    for (const page of [a, b]) {
+      await until('the deleted row', () => readRow(page, 'short-lived'), undefined);
+      await until('that it was deleted', () => page.locator('#events li', { hasText: 'short-lived deleted' }).count(), 1);
+      await until('that it is saved', () => page.textContent('#saved'), 'saved');
+    }
+    assert.match(await b.evaluate(() => document.activeElement.getAttribute('aria-label')), /^Delete /);
+  });
+
+  await step('the round trip and the stats are shown', async () => {
     await until('the round trip', async () => /^[\d.]+ (µs|ms|s)$/.test(await a.textContent('#round-trip')), true);
     await until('lines of two shards', () => a.locator('#plots polyline').count(), 10);
     // The request for the figures is a connection of its own.
     await until('connections', async () => ['2', '3', '4'].includes(await a.textContent('[data-plot=connections] output')), true);
   });
 
-  await step('killed with SIGKILL: both pages say so, and let their users write on', async () => {
+  await step('killed with SIGKILL: both pages say so and let their users keep editing', async () => {
     await server.kill();
-    for (const page of [a, b]) await untilState(page, 'Disconnected');
+    for (const page of [a, b]) {
+      await untilState(page, 'Disconnected');
+      assert.equal(await page.locator('#here').isVisible(), false);
+    }
     await add(a, 'from a', '1');
     await add(b, 'from b', '2');
     await add(a, 'both', 'of a');
     await add(b, 'both', 'of b');
     await untilRow(a, 'both', '"of a"', 'you');
     await untilRow(b, 'both', '"of b"', 'you');
-    await until('what A is told', async () => /retrying in .* [2-9] edits are pending/.test(await a.textContent('#told')), true);
+    await a.getByRole('button', { name: 'Delete after' }).click();
+    await until('the deleted row', () => readRow(a, 'after'), undefined);
+    await until('what waits', () => a.textContent('#saved'), '3 waiting');
+    await until('the message to A', async () => /retrying in .* [2-9] edits are pending/.test(await a.textContent('#told')), true);
   });
 
-  await step('started again on the same port and data: what B wrote meanwhile arrives', async () => {
+  await step('restarted on the same port and data: what B wrote in the meantime arrives', async () => {
     await a.context().setOffline(true);
     await server.start();
     await until('the state on the server', async () => (await get('/v1/workspaces/demo', secrets[0])).data.both, 'of b');
   });
 
-  await step("A comes back: its edits arrive, and the one that loses is corrected and told", async () => {
+  await step("A reconnects: its edits arrive, and the losing one is corrected and reported", async () => {
     await a.context().setOffline(false);
     for (const page of [a, b]) {
       await untilState(page, 'Synced');
       await until('the row of both', async () => (await readRow(page, 'both')).value, '"of b"');
     }
     await untilRow(b, 'from a', '1', 'other');
-    await untilRow(a, 'from b', '2', 'earlier');
-    // An init does not tell it: the page has asked.
+    await untilRow(a, 'from b', '2', 'other');
+    await until('what A deleted meanwhile', () => readRow(b, 'after'), undefined);
+    for (const page of [a, b]) {
+      await until('that it is saved', () => page.textContent('#saved'), 'saved');
+      await until('that only what changed was sent', () => page.locator('#events li', { hasText: 'sent what changed' }).count(), 1);
+      await until('two peers', async () => (await readPeers(page)).length, 2);
+    }
     await until('when it was written', () => a.locator('#rows tr', { hasText: 'from b' }).locator('td').nth(1).textContent().then((text) => /^\d/.test(text)), true);
     const told = (page) => page.locator('#events li', { hasText: 'both = ' }).first().textContent();
-    await until('what A is told', async () => /both = "of b" overrode yours: "of a" \(newer by \d/.test(await told(a)), true);
+    await until('the message to A', async () => /both = "of b" overrode yours: "of a" \(newer by \d/.test(await told(a)), true);
     assert.match(await told(b), /you.*both = "of b"$/);
   });
 
@@ -222,7 +258,7 @@ async function steps(step, server, browser) {
     }
   });
 
-  await step('on a phone nothing is wider than the screen, and what is pressed is large enough', async () => {
+  await step('on a phone nothing is wider than the screen, and buttons are large enough', async () => {
     const phone = await open(browser, home, said, { viewport: PHONE, hasTouch: true, isMobile: true, colorScheme: 'dark' });
     await untilState(phone, 'Synced');
     await until('rows', async () => (await phone.locator('#rows tr').count()) > 3, true);
@@ -232,7 +268,7 @@ async function steps(step, server, browser) {
     await phone.context().close();
   });
 
-  await step('light and dark: every text can be read', async () => {
+  await step('light and dark: all text is readable', async () => {
     const grounds = [];
     for (const colorScheme of ['light', 'dark']) {
       await a.emulateMedia({ colorScheme });
@@ -242,7 +278,7 @@ async function steps(step, server, browser) {
     assert.notEqual(grounds[0], grounds[1]);
   });
 
-  await step('the keyboard reaches everything, sees where it is, and each field has a name', async () => {
+  await step('everything is reachable by keyboard with visible focus, and each field has a name', async () => {
     const wanted = new Set(await a.evaluate(() => [...document.querySelectorAll('a, button, input, summary')].map((element) => element.id || element.textContent)));
     await a.evaluate(() => document.activeElement.blur());
     // Twice around, since nothing says where the first Tab begins.
@@ -259,7 +295,7 @@ async function steps(step, server, browser) {
     assert(names.length >= 4 && !names.includes(''), `${names}`);
   });
 
-  await step('a token that is refused: told, and not tried again', async () => {
+  await step('a refused token is reported and not retried', async () => {
     const wrong = `${secrets[0].slice(0, -6)}AAAAAA`;
     secrets.push(wrong);
     await b.click('#toggle');
@@ -271,7 +307,7 @@ async function steps(step, server, browser) {
     assert.equal(await b.textContent('#toggle'), 'Connect');
   });
 
-  await step('a page of another origin uses the module', async () => {
+  await step('a page from another origin uses the module', async () => {
     const html = `<!doctype html><title>other</title><script type="module">
       import { connect } from "${home}/client.mjs";
       window.room = connect({ workspace: "demo", token: ${JSON.stringify(secrets[0])} });
@@ -290,7 +326,7 @@ async function steps(step, server, browser) {
     }
   });
 
-  await step('no token stands in an address, a title, the history, the storage, a log', async () => {
+  await step('no token appears in an address, a title, the history, storage or a log', async () => {
     const places = [fs.readFileSync(server.log_path, 'utf8'), ...said];
     for (const page of [a, b]) {
       places.push(page.url(), await page.title(), await page.content());
@@ -303,7 +339,7 @@ async function steps(step, server, browser) {
     assert(places[0].includes('listening'), 'the log is empty');
   });
 
-  await step('the console has told nothing but that the server was away, or refused a token', () => {
+  await step('the browser console reports only that the server was away or refused a token', () => {
     assert.deepEqual(said.filter((text) => !NETWORK.test(text)), []);
     assert(said.some((text) => text.includes('401')), 'nothing is heard of the console');
   });
@@ -332,7 +368,7 @@ async function stepsWithoutSecret(step, server, browser) {
     await untilRow(b, 'x', '1', 'other');
   });
 
-  await step('killed, written to meanwhile, started again: both are synced and have all of it', async () => {
+  await step('edited while the server is killed and restarted: both pages are synced and have everything', async () => {
     await server.kill();
     for (const page of [a, b]) await untilState(page, 'Disconnected');
     await add(a, 'y', '"written while the server was down"');
@@ -360,7 +396,7 @@ async function stepsWithoutSecret(step, server, browser) {
   });
 
   // A token that was typed is the page's own: nobody can renew it.
-  await step('a typed token that is refused: the page says what was not saved', async () => {
+  await step('a refused typed token: the page says what was not saved', async () => {
     const typed = execFileSync(server.binary, ['token', '--sub', 'typed', '--jwt-secret-file', `${server.data_dir}/dev-secret`], { encoding: 'utf8' });
     await b.click('#toggle');
     await untilState(b, 'Disconnected');
@@ -379,7 +415,7 @@ async function stepsWithoutSecret(step, server, browser) {
     assert.equal(told, 1);
   });
 
-  await step('connected again it offers them, and sends them when told to', async () => {
+  await step('connected again, it offers unsaved edits and sends them on request', async () => {
     await b.fill('#token', await tokenNow());
     await b.click('#toggle');
     await untilState(b, 'Synced');
@@ -393,13 +429,13 @@ async function stepsWithoutSecret(step, server, browser) {
     assert.equal(await b.locator('#unsaved').isVisible(), false);
   });
 
-  await step('edits of a page that was disconnected while they waited can be discarded', async () => {
+  await step('edits that were waiting on a disconnected page can be discarded', async () => {
     await server.kill();
     await untilState(b, 'Disconnected');
     await add(b, 'x', '"never"');
     await b.click('#toggle');
     // Whether those that were sent before are saved, the page may not know yet.
-    await until('what is offered', async () => /may not be saved: .*x = "never"$/.test(await b.textContent('#unsaved p')), true);
+    await until('the offer', async () => /may not be saved: .*x = "never"$/.test(await b.textContent('#unsaved p')), true);
     await b.getByRole('button', { name: 'Discard' }).click();
     assert.equal(await b.locator('#unsaved').isVisible(), false);
     await server.start();

@@ -81,21 +81,21 @@ def steps(server, sockets):
         a.send(op("foo", VALUE, NOW_US))
         expect_op(b, "foo", VALUE, NOW_US)
     # All clients see one order: what A is told next proves what A was not told before.
-    with step("B's op is the first that A hears: its own did not come back"):
+    with step("B's op is the first that A receives: A's own was not sent back"):
         b.send(op("bar", '"from B"', NOW_US))
         expect_op(a, "bar", '"from B"', NOW_US)
     with step("B's losing op is answered with the winner"):
         b.send(op("foo", '"too late"', NOW_US - 1))
         expect_op(b, "foo", VALUE, NOW_US)
-    with step("A hears nothing of the losing op"):
+    with step("A receives nothing about the losing op"):
         b.send(op("baz", "null", NOW_US))
         expect_op(a, "baz", "null", NOW_US)
-    with step("killed with SIGKILL, the server starts again on the same port and data"):
+    with step("killed with SIGKILL, the server restarts on the same port and data"):
         server.kill()
         a.close()
         b.close()
         server.start()
-    with step("init shows the state from before"):
+    with step("init contains the state from before"):
         a, b = pair()
         state = {"foo": VALUE, "bar": '"from B"', "baz": "null"}
         expect_init(a, state)
@@ -103,7 +103,7 @@ def steps(server, sockets):
     with step("an op reaches the other client again"):
         a.send(op("foo", "2", NOW_US + 1))
         expect_op(b, "foo", "2", NOW_US + 1)
-    with step("with a token of another secret: 401"):
+    with step("with a token signed with another secret: 401"):
         refuses(server.token("some other secret, also 32+ bytes long"))
 
 

@@ -14,11 +14,11 @@ function randomOf(seed) {
 }
 
 export class World {
-  constructor(seed) {
+  constructor(seed, Server = NaiveServer) {
     this.random = randomOf(seed);
     this.now_ms = 0;
     this.events = [];
-    this.server = new NaiveServer(this);
+    this.server = new Server(this);
   }
 
   pick(choices) {
@@ -59,8 +59,8 @@ export class World {
     const world = this;
     return {
       WebSocket: class extends Socket {
-        constructor(url) {
-          super(world, url);
+        constructor(url, protocols) {
+          super(world, url, protocols);
         }
       },
       fetch: async (url, { headers }) => {
@@ -98,8 +98,10 @@ class Way {
 }
 
 class Socket {
-  constructor(world, url) {
+  constructor(world, url, protocols = []) {
     this.readyState = 0;
+    this.protocol = '';
+    this.protocols = protocols;
     this.world = world;
     this.url = new URL(url);
     this.up = new Way(world, (message) => world.server.receive(this, message));
@@ -121,9 +123,14 @@ class Socket {
     this.up.send({ closes: code });
   }
 
-  #happens({ opens, text, closes }) {
-    if (opens && this.readyState === 0) {
+  #happens({ opens, protocol = '', text, closes }) {
+    // A browser fails a connection whose server has accepted none of the protocols that it offered.
+    if (opens && this.readyState === 0 && this.protocols.length > 0 && protocol === '') {
+      this.up.cut();
+      this.world.server.drop(this);
+    } else if (opens && this.readyState === 0) {
       this.readyState = 1;
+      this.protocol = protocol;
       this.onopen?.({});
     } else if (text !== undefined && this.readyState === 1) {
       this.onmessage?.({ data: text });

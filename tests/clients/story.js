@@ -59,7 +59,7 @@ async function steps(step, server, connect) {
     await expectOp(b, 'foo', VALUE, NOW_US);
   });
   // All clients see one order: what A is told next proves what A was not told before.
-  await step("B's op is the first that A hears: its own did not come back", async () => {
+  await step("B's op is the first that A receives: A's own was not sent back", async () => {
     b.send(op('bar', '"from B"', NOW_US));
     await expectOp(a, 'bar', '"from B"', NOW_US);
   });
@@ -67,16 +67,16 @@ async function steps(step, server, connect) {
     b.send(op('foo', '"too late"', NOW_US - 1));
     await expectOp(b, 'foo', VALUE, NOW_US);
   });
-  await step('A hears nothing of the losing op', async () => {
+  await step('A receives nothing about the losing op', async () => {
     b.send(op('baz', 'null', NOW_US));
     await expectOp(a, 'baz', 'null', NOW_US);
   });
-  await step('killed with SIGKILL, the server starts again on the same port and data', async () => {
+  await step('killed with SIGKILL, the server restarts on the same port and data', async () => {
     await server.kill();
     await Promise.all([a.close(), b.close()]);
     await server.start();
   });
-  await step('init shows the state from before', async () => {
+  await step('init contains the state from before', async () => {
     [a, b] = await pair();
     const state = { foo: VALUE, bar: '"from B"', baz: 'null' };
     await expectInit(a, state);
@@ -87,7 +87,7 @@ async function steps(step, server, connect) {
     await expectOp(b, 'foo', '2', NOW_US + 1);
     await Promise.all([a.close(), b.close()]);
   });
-  await step('with a token of another secret: 401', () => refuses(server.token('some other secret, also 32+ bytes long')));
+  await step('with a token signed with another secret: 401', () => refuses(server.token('some other secret, also 32+ bytes long')));
 }
 
 const tell = (name, connect) => play(name, [], (step, server) => steps(step, server, connect));

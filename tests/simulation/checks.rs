@@ -1,6 +1,7 @@
 //! Invariants: after a recovery, after a crash at any moment, with flipped bits, and once
 //! everything has settled.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use etherply::core::state::placement::shard_of;
@@ -10,30 +11,34 @@ use etherply::limits::{HEAD_TIMEOUT_US, SECOND_US, STALL_LINGER_US, STALL_TIMEOU
 use etherply::log::commit::Durability;
 use etherply::log::compaction::{Compaction, CompactionError, Settings};
 use etherply::log::directory::{DataDirectory, DirectoryError, shard_folder};
-use etherply::log::record::LoggedOp;
+use etherply::log::record::{Change, LoggedOp};
 use etherply::log::recovery::RecoveryError;
 
 use crate::client::Reading;
 use crate::crash::Crash;
 use crate::disk::SimDisk;
 use crate::inodes::Syncs;
-use crate::model::Model;
+use crate::model::{Model, Write};
 use crate::server::{self, DATA, Seat, all_bytes, log_bytes};
 use crate::world::{WORKSPACES, World};
 use etherply::seq::Seq;
 
-/// The ops that a recovery visited.
+/// The ops that a recovery visited, and the seqs of the floors.
 #[derive(Debug, Default)]
-pub struct Found(Vec<(String, String, u64, u64)>);
+pub struct Found(Vec<(String, String, u64, u64)>, Vec<(String, u64)>);
 
 impl Found {
     pub fn visit(&mut self, op: &LoggedOp<'_>) {
-        self.0.push((
-            op.workspace.to_owned(),
-            op.value().to_owned(),
-            op.timestamp,
-            op.seq.get(),
-        ));
+        let value = match op.change {
+            Change::Write { value, .. } => value.to_owned(),
+            Change::Delete { .. } => Write::delete(op.key.to_owned(), op.timestamp).value,
+            Change::Generation { .. } => return,
+            Change::Floor { .. } => {
+                return self.1.push((op.workspace.to_owned(), op.seq.get()));
+            }
+        };
+        self.0
+            .push((op.workspace.to_owned(), value, op.timestamp, op.seq.get()));
     }
 }
 
@@ -43,12 +48,13 @@ type Recovered = (u64, Vec<(String, String, u64, u64)>);
 fn recovered(workspace: &Workspace) -> Recovered {
     let entries = workspace.changed_since(Seq::NONE, None);
     let entries = entries.map(|(_, entry)| {
-        (
-            entry.key().to_owned(),
-            entry.value().to_owned(),
-            entry.timestamp(),
-            entry.seq().get(),
-        )
+        let (key, timestamp) = (entry.key().to_owned(), entry.timestamp());
+        let value = if entry.is_deleted() {
+            Write::delete(key.clone(), timestamp).value
+        } else {
+            entry.value().to_owned()
+        };
+        (key, value, timestamp, entry.seq().get())
     });
     (workspace.seq().get(), entries.collect())
 }
@@ -58,13 +64,15 @@ impl Model {
     /// one after those wins.
     fn matches(&self, workspace: &Workspace) -> usize {
         let (seq, entries) = recovered(workspace);
-        let count = usize::try_from(seq).expect("a few");
+        let count = usize::try_from(seq).expect("the number is small");
         assert!(
             count <= self.wins.len(),
-            "{count} ops were recovered, and {} written",
+            "{count} ops were recovered, but {} were written",
             self.wins.len()
         );
-        let mut expected: Vec<usize> = self.state(count).into_values().collect();
+        let dropped_seq = workspace.floor().map_or(0, |floor| floor.dropped_seq.get());
+        let kept = |place: &usize| !self.is_dropped_by(*place, dropped_seq);
+        let mut expected: Vec<usize> = self.state(count).into_values().filter(kept).collect();
         expected.sort_unstable();
         let expected: Vec<_> = expected
             .into_iter()
@@ -84,18 +92,37 @@ impl Model {
             .find(|(entry, expected)| entry != expected);
         assert_eq!(
             differs, None,
-            "what was recovered is the state after {count} ops"
+            "the recovered state differs from the state after {count} ops"
         );
         assert_eq!(
             entries.len(),
             expected.len(),
-            "what was recovered is the state after {count} ops"
+            "the recovered state differs from the state after {count} ops"
         );
         count
     }
 }
 
+/// Returns the floor of a workspace that was read back, and the seq of the newest tombstone that was
+/// dropped.
+fn floor_of<'a>(mut workspaces: impl Iterator<Item = &'a Workspace>, place: usize) -> (u64, u64) {
+    let workspace = workspaces.find(|workspace| workspace.id() == WORKSPACES[place]);
+    let floor = workspace.and_then(Workspace::floor);
+    floor.map_or((0, 0), |floor| (floor.timestamp, floor.dropped_seq.get()))
+}
+
 impl World {
+    /// Checks that a floor that a client was shown has survived.
+    fn check_floor(&self, place: usize, workspace: &Workspace) {
+        let (floor, _) = floor_of(std::iter::once(workspace), place);
+        let shown = self.models[place].floor_shown;
+        assert!(
+            floor >= shown || self.plan.durability != Durability::Always,
+            "the floor of {:?} is {floor}, and {shown} was shown",
+            WORKSPACES[place]
+        );
+    }
+
     /// Returns the number of wins that must have survived: those synced and, in `always` mode,
     /// those shown.
     pub fn promised(&self, model: &Model) -> usize {
@@ -111,17 +138,24 @@ impl World {
         let mut counts = vec![0; self.models.len()];
         for (shard, workspaces) in dealt.iter().enumerate() {
             for workspace in workspaces {
-                let owner = shard_of(workspace.id(), u32::try_from(dealt.len()).expect("a few"));
-                assert_eq!(owner as usize, shard, "a workspace goes to its owner");
+                let owner = shard_of(
+                    workspace.id(),
+                    u32::try_from(dealt.len()).expect("the number is small"),
+                );
+                assert_eq!(
+                    owner as usize, shard,
+                    "the workspace belongs to another shard"
+                );
                 let place = self.workspace(workspace.id());
                 counts[place] = self.models[place].matches(workspace);
+                self.check_floor(place, workspace);
             }
         }
         for (place, (count, promised)) in counts.iter().zip(promised).enumerate() {
             let id = WORKSPACES[place];
             assert!(
                 count >= promised,
-                "of {id:?} there are {count} ops, promised were {promised}"
+                "{id:?} has {count} ops, but {promised} were promised"
             );
         }
         counts
@@ -140,11 +174,14 @@ impl World {
         let counts = self.compare(dealt, &promised);
         self.check_found(found, &counts);
         self.journal.note(|| format!("recovered {counts:?}"));
-        for (model, count) in self.models.iter_mut().zip(counts) {
+        for (place, count) in counts.into_iter().enumerate() {
+            let workspaces = dealt.iter().flatten();
+            let floor = floor_of(workspaces, place);
+            let model = &mut self.models[place];
             if self.is_sealed {
-                assert_eq!(count, model.wins.len(), "a sealed log holds everything");
+                assert_eq!(count, model.wins.len(), "a sealed log lost ops");
             }
-            model.cut(count);
+            model.cut(count, floor);
         }
     }
 
@@ -161,7 +198,7 @@ impl World {
                 write.is_some_and(|write| write.value == *value && write.timestamp == *timestamp);
             assert!(
                 is_same,
-                "{workspace} has {value:.40} as its op {seq}, which is {write:?}"
+                "{workspace}: op {seq} is {value:.40} instead of {write:?}"
             );
             seen[place].push(*seq);
         }
@@ -172,19 +209,23 @@ impl World {
     /// last one always is.
     fn check_found(&self, found: &Found, counts: &[usize]) {
         let mut seen = self.check_ops(found);
-        for (seqs, count) in seen.iter_mut().zip(counts) {
+        for (place, (seqs, count)) in seen.iter_mut().zip(counts).enumerate() {
             seqs.sort_unstable();
+            let floors = found.1.iter().filter(|floor| floor.0 == WORKSPACES[place]);
+            let floor_seq = floors.map(|floor| floor.1).max().unwrap_or(0);
+            assert!(floor_seq <= *count as u64, "a floor is of a known op");
             if !self.is_compacted {
                 assert!(
                     seqs.iter().copied().eq(1..=*count as u64),
-                    "seqs have a gap: {seqs:?} of {count}"
+                    "the seqs have a gap: {seqs:?} of {count}"
                 );
             }
             seqs.dedup();
+            // The last op may be a delete whose tombstone was dropped.
             assert_eq!(
-                seqs.last().copied().unwrap_or(0),
+                seqs.last().copied().unwrap_or(0).max(floor_seq),
                 *count as u64,
-                "the last op is on disk"
+                "the last op is not on disk"
             );
         }
     }
@@ -219,7 +260,7 @@ impl World {
         if seat.is_end_known {
             return;
         }
-        let syncs = seat.log.as_ref().expect("it is open").file().syncs();
+        let syncs = seat.log.as_ref().expect("the log is open").file().syncs();
         let is_lost = syncs.failed > before.failed;
         let is_synced = syncs.succeeded > before.succeeded;
         seat.is_sync_lost |= is_lost;
@@ -240,10 +281,10 @@ impl World {
             let promised = model.synced;
             assert!(
                 count >= promised,
-                "of {:?} there are {count} ops, promised were {promised}",
+                "{:?} has {count} ops, but {promised} were promised",
                 WORKSPACES[place]
             );
-            model.cut(count);
+            model.cut(count, floor_of(workspaces.iter(), place));
         }
     }
 
@@ -282,13 +323,13 @@ impl World {
                 fork.crash(Crash::Kill);
             }
         }
-        let shards = 1 + u32::try_from(dice.below(3)).expect("a few");
+        let shards = 1 + u32::try_from(dice.below(3)).expect("the number is small");
         match try_recover(fork, shards, &mut dice) {
             Ok((dealt, found)) => {
                 let counts = self.compare(&dealt, promised);
                 self.check_found(&found, &counts);
             }
-            Err(error) => panic!("after a trial {crash:?}: {error}"),
+            Err(error) => panic!("after a simulated {crash:?}: {error}"),
         }
     }
 
@@ -336,7 +377,7 @@ impl World {
                     let is_same = states(&dealt) == expected;
                     assert!(
                         is_same || !is_provable,
-                        "byte {at} of {} was altered, and nobody finds it",
+                        "altered byte {at} of {} was not detected",
                         path.display()
                     );
                     self.coverage.flips_harmless += 1;
@@ -358,7 +399,7 @@ impl World {
         if shards_begun == 0 {
             return;
         }
-        let shard = u32::try_from(dice.below(shards_begun as usize)).expect("a few");
+        let shard = u32::try_from(dice.below(shards_begun as usize)).expect("the number is small");
         let fork = clean.fork();
         let folder = PathBuf::from(DATA).join(shard_folder(shard));
         for (path, _) in fork.files(&folder) {
@@ -367,7 +408,7 @@ impl World {
         let is_found = try_recover(&fork, self.shards, dice).is_err();
         assert!(
             is_found,
-            "the folder of shard {shard} was emptied, and nobody finds it"
+            "the emptied folder of shard {shard} was not detected"
         );
         self.coverage.emptied_found += 1;
     }
@@ -402,12 +443,16 @@ impl World {
             .one_in(2)
             .then(|| self.disk.take_name(&Path::new(DATA).join("LOCK")));
         let second = DataDirectory::open_on(self.disk.clone(), PathBuf::from(DATA), [8; 16]);
-        let server = self.server.as_ref().expect("it runs");
+        let server = self.server.as_ref().expect("the server is running");
         let is_noticed = server
             .directory
             .is_lock_in_place()
             .is_ok_and(|is_there| !is_there);
-        assert_eq!(is_noticed, lock.is_some(), "the first one notices");
+        assert_eq!(
+            is_noticed,
+            lock.is_some(),
+            "the first server did not notice"
+        );
         if let Some(lock) = lock {
             self.disk.put_name(&Path::new(DATA).join("LOCK"), lock);
             self.coverage.locks_deleted += 1;
@@ -415,7 +460,7 @@ impl World {
         self.set_trial(false);
         match second {
             Err(DirectoryError::InUse { .. }) => self.coverage.locks_refused += 1,
-            other => panic!("a second server on the directory: {other:?}"),
+            other => panic!("a second server opened the directory: {other:?}"),
         }
     }
 
@@ -439,28 +484,18 @@ impl World {
             self.read(place);
             self.check_client(place);
         }
-        let server = self.server.as_ref().expect("it runs");
+        let server = self.server.as_ref().expect("the server is running");
         for (shard, seat) in server.seats.iter().enumerate() {
             assert!(seat.is_serving, "shard {shard} serves again");
-            let live_bytes: usize = self
-                .places_of(shard)
-                .into_iter()
-                .map(|place| {
-                    let model = &self.models[place];
-                    let writes = model
-                        .state(model.wins.len())
-                        .into_values()
-                        .map(|at| &model.wins[at]);
-                    writes
-                        .map(|write| {
-                            29 + WORKSPACES[place].len() + write.key.len() + write.value.len()
-                        })
-                        .sum::<usize>()
-                })
+            let places = self.places_of(shard).into_iter();
+            let live_bytes: u64 = places
+                .map(|place| self.models[place].bytes(WORKSPACES[place].len()))
                 .sum();
+            // Each shard has the record of its generation.
+            let live_bytes = live_bytes + 29 + 12 + 1;
             assert_eq!(
                 seat.shard.live_bytes(),
-                live_bytes as u64,
+                live_bytes,
                 "the live bytes of shard {shard}"
             );
         }
@@ -469,7 +504,7 @@ impl World {
                 Durability::None => model.written,
                 _ => model.synced,
             };
-            assert_eq!(kept, model.wins.len(), "what is quiet is on disk");
+            assert_eq!(kept, model.wins.len(), "a settled log has unwritten ops");
         }
         self.check_size();
         self.check_room();
@@ -477,13 +512,17 @@ impl World {
 
     /// Checks that compaction has freed space on a small disk and that ops are accepted again.
     fn check_room(&self) {
-        let server = self.server.as_ref().expect("it runs");
+        let server = self.server.as_ref().expect("the server is running");
         if server.schedule.is_over() || !self.plan.may(crate::plan::faults::COMPACTION) {
             return;
         }
-        assert!(!server.room.is_short(), "the disk is full of what is dead");
+        assert!(!server.room.is_short(), "the disk stays full of dead ops");
         for seat in &server.seats {
-            assert_eq!(seat.shard.counters().disk_is_full, 0, "ops are taken");
+            assert_eq!(
+                seat.shard.counters().disk_is_full,
+                0,
+                "ops are still refused"
+            );
         }
     }
 
@@ -496,7 +535,7 @@ impl World {
         let is_answered = client.sent_bytes > 0;
         assert!(
             is_answered || waited_us < HEAD_TIMEOUT_US + SECOND_US,
-            "client {place} waits for its answer"
+            "client {place} is still waiting for an answer"
         );
         let model = &self.models[client.workspace];
         let is_served = client.init.is_some()
@@ -508,9 +547,14 @@ impl World {
         }
         assert!(
             client.told.is_empty(),
-            "client {place} has read all: {:?}",
+            "client {place} has not read everything: {:?}",
             client.told
         );
+        if client.is_v2 {
+            assert_eq!(client.refusals, client.refusals_due, "client {place}");
+            assert_eq!(client.pongs, client.pongs_due, "client {place}");
+            return self.check_replica(place);
+        }
         let all = client.sent.len();
         client.judge_until(all, model);
         let refused = &client.refused;
@@ -525,28 +569,27 @@ impl World {
         client.check_left_out(model);
         assert_eq!(
             client.refusals, client.refusals_due,
-            "client {place} is told of each bad message"
+            "client {place} received no error for some invalid message"
         );
         assert_eq!(
             client.pongs, client.pongs_due,
-            "client {place} gets its pongs"
+            "client {place} is missing pongs"
         );
-        let state = model.state(model.wins.len());
-        let state: Vec<_> = state
-            .into_iter()
-            .map(|(key, at)| (key, model.wins[at].value.as_str()))
-            .collect();
-        let held: Vec<_> = client
-            .held
-            .iter()
+        let state = model.live(model.wins.len());
+        let held = client.held.iter();
+        let held: BTreeMap<&str, &str> = held
+            .filter(|(key, held)| Write::delete((*key).clone(), held.1).value != held.0)
             .map(|(key, held)| (key.as_str(), held.0.as_str()))
             .collect();
-        assert_eq!(held, state, "client {place} ends in the server's state");
+        assert_eq!(
+            held, state,
+            "client {place} does not end with the server's state"
+        );
         let can_fall_behind =
             self.plan.outbox_bytes_max < 1 << 20 || self.plan.value_bytes > 100_000;
         assert!(
             can_fall_behind || !client.was_conflated,
-            "client {place} never was far behind"
+            "client {place} was never far behind"
         );
     }
 
@@ -556,7 +599,7 @@ impl World {
         self.settle_for(silence_us.max(STALL_TIMEOUT_US) + STALL_LINGER_US + 2 * SECOND_US);
         let is_vanished = |place: &&usize| self.clients[**place].reading == Reading::HalfOpen;
         let vanished = self.live.iter().find(is_vanished);
-        assert_eq!(vanished, None, "this client is gone for long");
+        assert_eq!(vanished, None, "a vanished client is still connected");
     }
 
     /// Checks that no log ever exceeds its bound. A log whose data have just died may be longer for
@@ -591,7 +634,7 @@ impl World {
 
     /// Checks that the log is not longer than its live data allow.
     fn check_size(&self) {
-        let server = self.server.as_ref().expect("it runs");
+        let server = self.server.as_ref().expect("the server is running");
         if server.schedule.is_over() || !self.plan.may(crate::plan::faults::COMPACTION) {
             return;
         }
@@ -615,7 +658,7 @@ impl World {
         let bound = live_bytes * 5 / 2 + floor_bytes;
         assert!(
             log_bytes <= bound,
-            "the log has {log_bytes} bytes, {live_bytes} of them live"
+            "the log has {log_bytes} bytes, of which {live_bytes} are live"
         );
     }
 }
@@ -630,7 +673,7 @@ fn try_recover(
     let directory = opened.map_err(|error| error.to_string())?;
     let mut found = Found::default();
     let read = server::recover(&directory, shards, dice, |op| found.visit(op));
-    let (_, dealt) = read.map_err(|error: RecoveryError| error.to_string())?;
+    let (_, dealt, _) = read.map_err(|error: RecoveryError| error.to_string())?;
     Ok((dealt, found))
 }
 

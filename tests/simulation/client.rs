@@ -7,6 +7,7 @@ use etherply::core::shard::contract::Limits;
 use etherply::core::shard::session::SessionId;
 
 use crate::model::{Model, Write};
+use crate::replica::Replica;
 use crate::server::PANIC_KEY;
 use crate::wire::{self, Stream, Told};
 
@@ -58,6 +59,11 @@ pub struct Client {
     pub sent_bytes: u64,
     pub read_bytes: u64,
 
+    /// It speaks version 2.
+    pub is_v2: bool,
+    /// The copy of the workspace of a client of version 2, until another connection takes it over.
+    pub replica: Option<Box<Replica>>,
+
     // What it knows.
     pub status_wanted: u16,
     pub status: Option<u16>,
@@ -65,6 +71,8 @@ pub struct Client {
     /// The number of wins up to the last one that it has received. Those that it skipped have been
     /// superseded or are in `left_out`.
     pub place: usize,
+    /// The number of wins that `init` may contain: some may be deletes, which it does not show.
+    pub init_until: usize,
     /// Its own copy of the state.
     pub held: BTreeMap<String, (String, u64)>,
     /// All values that it ever held: received (false), or written by the client itself (true).
@@ -144,10 +152,13 @@ impl Client {
             told: VecDeque::new(),
             sent_bytes: 0,
             read_bytes: 0,
+            is_v2: false,
+            replica: None,
             status_wanted: 101,
             status: None,
             init: None,
             place: 0,
+            init_until: 0,
             held: BTreeMap::new(),
             known: Vec::new(),
             limits: Limits::default(),
@@ -231,13 +242,14 @@ impl Client {
     pub fn judge_until(&mut self, end: usize, model: &Model) {
         for write in &self.sent[self.judged.min(end)..end] {
             let held = model.held(&write.key);
-            let is_handled = held.is_some_and(|held| held.timestamp >= write.timestamp);
+            let is_newer = held.is_some_and(|held| held.timestamp >= write.timestamp);
+            let is_handled = is_newer || write.timestamp <= model.floor().0;
             let may_be_refused = self.limits.ops_per_second.is_some()
                 || self.limits.workspace_bytes.is_some()
                 || self.has_little_room;
             assert!(
                 is_handled || may_be_refused,
-                "client {}: {write:?} is neither won nor lost, there is {held:?}",
+                "client {}: {write:?} neither won nor lost; the server has {held:?}",
                 self.number
             );
             if !is_handled {
@@ -252,7 +264,7 @@ impl Client {
     pub fn read(&mut self, told: &Told, model: &Model, is_sender: &dyn Fn(&str) -> bool) -> bool {
         assert!(
             self.code.is_none(),
-            "client {}: {told:?} behind a close frame",
+            "client {}: {told:?} after a close frame",
             self.number
         );
         match told {
@@ -261,7 +273,7 @@ impl Client {
                 return true;
             }
             Told::State(data) => {
-                if self.state_place(data, model).is_none() {
+                if self.state_places(data, model).is_none() {
                     return false;
                 }
                 self.read_status(200);
@@ -270,18 +282,24 @@ impl Client {
             Told::Init(data) => return self.read_init(data, model),
             Told::Op(write) => return self.read_op(write, model, is_sender),
             Told::Error(429, Some(about)) => {
-                assert!(self.limits.ops_per_second.is_some(), "nothing is too many");
+                assert!(
+                    self.limits.ops_per_second.is_some(),
+                    "no rate is configured"
+                );
                 self.undo(about, model);
             }
             Told::Error(413, Some(about)) => {
                 assert!(
                     self.limits.workspace_bytes.is_some(),
-                    "nothing is too large"
+                    "no size limit is configured"
                 );
                 self.undo(about, model);
             }
             Told::Error(500, Some(about)) => {
-                assert!(self.has_little_room, "there is room on the disk");
+                assert!(
+                    self.has_little_room,
+                    "a client got 500 although the disk has space"
+                );
                 self.undo(about, model);
             }
             Told::Error(400 | 429, None) => self.count_refusal(),
@@ -289,12 +307,19 @@ impl Client {
                 let is_right = self.lost_an_op || self.may_have_lost;
                 assert!(
                     is_right,
-                    "client {}: 500 is for those whose op is lost",
+                    "client {}: received 500 without losing an op",
                     self.number
                 );
                 self.is_told_500 = true;
             }
-            Told::Error(..) => panic!("client {}: {told:?}", self.number),
+            Told::Error(..)
+            | Told::Welcome(_)
+            | Told::Part(..)
+            | Told::Synced(_)
+            | Told::Change(..)
+            | Told::Saved(..)
+            | Told::Refused(..)
+            | Told::Answered(_) => panic!("client {}: {told:?}", self.number),
             Told::Ping => {
                 if self.reading != Reading::HalfOpen {
                     self.outgoing.extend(wire::frame(wire::PONG, b""));
@@ -304,7 +329,7 @@ impl Client {
                 self.pongs += 1;
                 assert!(
                     self.pongs <= self.pongs_due,
-                    "client {}: a pong to no ping",
+                    "client {}: an unsolicited pong",
                     self.number
                 );
             }
@@ -317,7 +342,7 @@ impl Client {
                 );
                 assert!(
                     *code != 1011 || self.is_told_500 || !self.lost_an_op,
-                    "client {}: it was not told of its lost op",
+                    "client {}: received no error for its lost op",
                     self.number
                 );
                 self.code = Some(*code);
@@ -331,7 +356,7 @@ impl Client {
         self.refusals += 1;
         assert!(
             self.refusals <= self.refusals_due,
-            "client {}: nothing was bad",
+            "client {}: an error for a valid message",
             self.number
         );
     }
@@ -350,15 +375,15 @@ impl Client {
         };
         assert!(
             self.has_resent || model.place(&write.value).is_none(),
-            "client {number}: {write:?} was refused, and won"
+            "client {number}: {write:?} was refused but won"
         );
         let is_first = self.refused.insert(write.value.clone());
-        assert!(is_first, "client {number}: {write:?} is refused once");
+        assert!(is_first, "client {number}: {write:?} is refused twice");
         let place = self
             .known
             .iter()
             .position(|(write, is_own)| *is_own && is_it(write));
-        self.known.remove(place.expect("it held what it sent"));
+        self.known.remove(place.expect("the client has its own op"));
         self.held.remove(key);
         for (write, _) in self.known.clone() {
             if write.key == *key {
@@ -377,7 +402,7 @@ impl Client {
             .collect();
         assert!(
             left_out.is_empty(),
-            "client {} was not sent {left_out:?}",
+            "client {} did not receive {left_out:?}",
             self.number
         );
     }
@@ -408,36 +433,32 @@ impl Client {
         asks && (connections_per_workspace.is_some() || handshakes_per_second.is_some())
     }
 
-    /// Returns the number of wins after which the state is `data`, or `None` if one of its ops did
-    /// not win.
-    fn state_place(&self, data: &BTreeMap<String, String>, model: &Model) -> Option<usize> {
-        let mut place = 0;
-        for value in data.values() {
-            place = place.max(model.place(value)? + 1);
-        }
-        let state = model.state(place);
-        let is_state = state.len() == data.len()
-            && data.iter().all(|(key, value)| {
-                state
-                    .get(key.as_str())
-                    .is_some_and(|at| model.wins[*at].value == *value)
-            });
+    /// Returns the first and the last number of wins after which the state is `data`, or `None` if
+    /// one of its ops did not win.
+    fn state_places(
+        &self,
+        data: &BTreeMap<String, String>,
+        model: &Model,
+    ) -> Option<(usize, usize)> {
+        let places = model.places_of(data, model.wins.len());
+        let is_known = data.values().all(|value| model.place(value).is_some());
         assert!(
-            is_state,
+            places.is_some() || !is_known || model.may_grow,
             "client {}: {data:?} is no state of {:?}",
-            self.number, model.wins
+            self.number,
+            model.wins
         );
-        Some(place)
+        places
     }
 
     /// Reads the init message and checks that it is the state after some number of wins. Ops
     /// continue from there.
     fn read_init(&mut self, data: &BTreeMap<String, String>, model: &Model) -> bool {
         assert!(self.init.is_none(), "client {}: a second init", self.number);
-        let Some(place) = self.state_place(data, model) else {
+        let Some(places) = self.state_places(data, model) else {
             return false;
         };
-        self.place = place;
+        (self.place, self.init_until) = places;
         (self.held, self.known) = (BTreeMap::new(), Vec::new());
         for (key, value) in data {
             let write = Write {
@@ -458,15 +479,22 @@ impl Client {
     fn read_op(&mut self, write: &Write, model: &Model, is_sender: &dyn Fn(&str) -> bool) -> bool {
         assert!(
             self.init.is_some(),
-            "client {}: init comes first",
+            "client {}: a message arrived before init",
             self.number
         );
         let Some(place) = model.place(&write.value) else {
-            return false;
+            // The key has no entry, and the op is not later than the floor.
+            let is_late = |sent: &Write| sent.key == write.key && sent.timestamp <= write.timestamp;
+            let is_absent = model.is_absent(write) && self.sent.iter().any(is_late);
+            if is_absent {
+                self.was_corrected += 1;
+                self.hold(write, false);
+            }
+            return is_absent;
         };
         assert_eq!(
             *write, model.wins[place],
-            "client {}: an op is what won",
+            "client {}: received an op that did not win",
             self.number
         );
         let lost_to = |sent: &Write| {
@@ -483,11 +511,14 @@ impl Client {
         let is_answer = |sent: &Write| lost_to(sent) || is_refused_for(sent);
         let is_correction = self.sent.iter().any(is_answer);
         let skipped = self.place..place.max(self.place);
-        let is_owed = |at: &usize| !is_sender(&model.wins[*at].value) && !self.seen.contains(at);
+        let is_owed = |at: &usize| {
+            let is_new = *at >= self.init_until && !self.seen.contains(at);
+            is_new && !is_sender(&model.wins[*at].value)
+        };
         if place < self.place || is_sender(&write.value) && is_correction {
             assert!(
                 is_correction,
-                "client {}: {write:?} comes again, or too late",
+                "client {}: {write:?} arrived twice or too late",
                 self.number
             );
             self.was_corrected += 1;
@@ -499,7 +530,7 @@ impl Client {
             // If two connections of the same client sent it, the op may be either's.
             assert!(
                 self.has_resent || !is_sender(&write.value),
-                "client {}: its own op comes back: {write:?}",
+                "client {}: its own op was sent back: {write:?}",
                 self.number
             );
             let left_out: Vec<usize> = skipped.filter(is_owed).collect();

@@ -122,7 +122,7 @@ impl SimDisk {
         let (folder, name) = crate::disk::split(path);
         let folder = state.folders.get_mut(folder).expect("a folder");
         let other = folder.seen.insert(name.to_owned(), node);
-        assert_eq!(other, None, "nobody has made another one");
+        assert_eq!(other, None, "another file has the name");
     }
 
     /// Returns the files under a folder with their lengths.
@@ -147,7 +147,7 @@ impl SimDisk {
         let mut state = self.state();
         let (folder, name) = crate::disk::split(path);
         let Node::File(inode) = state.folders[folder].seen[name] else {
-            unreachable!("only files have bits");
+            unreachable!("the path is a file");
         };
         let inode = state.inodes.get_mut(&inode).expect("a name has a file");
         inode.seen[at] ^= 1 << bit;
@@ -308,7 +308,7 @@ impl State {
 }
 
 #[test]
-fn after_a_power_cut_a_disk_holds_no_more_than_it_can() {
+fn after_a_power_cut_a_disk_does_not_exceed_its_capacity() {
     use etherply::log::disk::{Disk, DiskFile};
 
     for seed in 0..50 {
@@ -321,7 +321,11 @@ fn after_a_power_cut_a_disk_holds_no_more_than_it_can() {
         disk.sync_folder(Path::new("/")).unwrap();
         disk.remove(old).unwrap();
         let file = disk.create(new).unwrap();
-        assert_eq!(file.write_at(&[2; 900], 0).unwrap(), 900, "it is free");
+        assert_eq!(
+            file.write_at(&[2; 900], 0).unwrap(),
+            900,
+            "the disk has space for the file"
+        );
         file.sync().unwrap();
         disk.crash(Crash::PowerCut);
         let bytes: u64 = disk.lengths(Path::new("/")).iter().map(|file| file.1).sum();

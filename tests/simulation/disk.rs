@@ -214,7 +214,7 @@ impl State {
             return end - start;
         };
         let had = inode.seen.len().max(inode.reserved_bytes) as u64;
-        let end_max = usize::try_from(had + free_bytes).expect("a small disk");
+        let end_max = usize::try_from(had + free_bytes).expect("the disk is small");
         end.min(end_max).saturating_sub(start)
     }
 
@@ -485,7 +485,7 @@ impl Disk for SimDisk {
         let node = state.find(from)?;
         let (folder, from) = split(from);
         let (to_folder, to) = split(to);
-        assert_eq!(folder, to_folder, "a rename stays in its folder");
+        assert_eq!(folder, to_folder, "a rename to another folder");
         state.change(folder, Change::Rename(from.to_owned(), to.to_owned(), node))
     }
 
@@ -571,7 +571,7 @@ impl DiskFile for SimFile {
         let share = state.dice.below(8);
         let seen = &state.inodes[&self.inode].seen;
         let offset = usize::try_from(offset)
-            .expect("a small file")
+            .expect("the file is small")
             .min(seen.len());
         let mut count = bytes.len().min(seen.len() - offset);
         if is_short {
@@ -595,7 +595,7 @@ impl DiskFile for SimFile {
             let block = BLOCK_BYTES as u64;
             assert!(
                 bytes.len().is_multiple_of(BLOCK_BYTES) && offset.is_multiple_of(block),
-                "past the cache only whole blocks are written"
+                "a write that bypasses the cache is not in whole blocks"
             );
         }
         let rate = state.rates.short_one_in;
@@ -609,7 +609,7 @@ impl DiskFile for SimFile {
         if state.is_full && entered.is_ok() && count == 0 {
             state.claim()?;
         }
-        let start = usize::try_from(offset).expect("a small file");
+        let start = usize::try_from(offset).expect("the file is small");
         state.commit_for(self.inode, start + count);
         let room = state.room(self.inode, start, start + count);
         if room < count {
@@ -656,7 +656,7 @@ impl DiskFile for SimFile {
         if let Some(inode) = state.inodes.get_mut(&self.inode) {
             inode
                 .seen
-                .resize(usize::try_from(bytes).expect("a small file"), 0);
+                .resize(usize::try_from(bytes).expect("the file is small"), 0);
             inode.reserved_bytes = 0;
         }
         Ok(())
@@ -689,7 +689,7 @@ impl DiskFile for SimFile {
         let mut state = self.disk.state();
         state.enter(Kind::Names, || format!("reserve for inode {}", self.inode))?;
         state.claim()?;
-        let bytes = usize::try_from(bytes).expect("a small file");
+        let bytes = usize::try_from(bytes).expect("the file is small");
         state.commit_for(self.inode, bytes);
         if state.room(self.inode, 0, bytes) < bytes {
             state.met.out_of_room += 1;

@@ -24,9 +24,11 @@ mod logs;
 mod model;
 mod plan;
 mod process;
+mod replica;
 mod server;
 mod settle;
 mod turns;
+mod version2;
 mod wire;
 mod world;
 
@@ -60,7 +62,7 @@ fn run(plan: Plan, journal: Journal) -> Result<Coverage, String> {
 }
 
 /// Runs a seed; if it fails, shrinks the run as far as possible and panics with a report.
-fn run_and_tell(seed: u64) -> Coverage {
+fn run_and_report(seed: u64) -> Coverage {
     let plan = Plan::new(seed);
     let first = match run(plan, Journal::default()) {
         Ok(coverage) => return coverage,
@@ -69,7 +71,7 @@ fn run_and_tell(seed: u64) -> Coverage {
     eprintln!("seed {seed} fails, and is made smaller: {first}");
     let plan = shrink(plan, &kind(&first));
     let journal = Journal::kept();
-    let last = run(plan, journal.clone()).expect_err("it failed a moment ago");
+    let last = run(plan, journal.clone()).expect_err("the run failed before");
     let needed: Vec<_> = (0..)
         .zip(faults::NAMES)
         .filter(|(bit, _)| plan.may(1 << bit))
@@ -124,7 +126,7 @@ fn shrink(mut plan: Plan, wanted: &str) -> Plan {
 fn run_all(seeds: impl Iterator<Item = u64>) -> Coverage {
     let mut coverage = Coverage::default();
     for seed in seeds {
-        coverage.add(&run_and_tell(seed));
+        coverage.add(&run_and_report(seed));
     }
     coverage
 }
@@ -135,7 +137,7 @@ fn run_share(share: u64) {
     assert_eq!(
         coverage.missing(),
         Vec::<String>::new(),
-        "the simulation does not meet all that it is for"
+        "the simulation does not cover everything it should"
     );
 }
 
@@ -160,7 +162,7 @@ fn seeds_of_the_fourth_share() {
 }
 
 #[test]
-fn the_same_seed_is_the_same_run() {
+fn the_same_seed_gives_the_same_run() {
     for seed in [3, 5, 8] {
         let journals = [Journal::kept(), Journal::kept()];
         for journal in &journals {
@@ -174,7 +176,7 @@ fn the_same_seed_is_the_same_run() {
 
 /// Runs the seeds that the environment names; without any, one that the fixed tests do not run.
 #[test]
-fn seeds_of_the_environment() {
+fn seeds_from_the_environment() {
     let variable = |name: &str| std::env::var(name).ok();
     if let Some(seed) = variable("SEED") {
         let seed = seed.parse().expect("SEED is a number");
@@ -182,7 +184,7 @@ fn seeds_of_the_environment() {
         let outcome = run(Plan::new(seed), journal.clone());
         println!("{}", journal.lines().join("\n"));
         println!("{outcome:?}");
-        run_and_tell(seed);
+        run_and_report(seed);
         return;
     }
     let base = variable("SEED_BASE").map_or(1 << 32, |base| {

@@ -48,6 +48,8 @@ pub struct Plan {
     pub workspaces: usize,
     pub keys: usize,
     pub clients: usize,
+    /// The share of the clients that speak version 2.
+    pub version2_percent: usize,
     pub outbox_bytes_max: usize,
     pub message_bytes_max: usize,
     pub session_bytes_max: usize,
@@ -66,6 +68,8 @@ pub struct Plan {
     /// if the disk supports that.
     pub fill_bytes: Option<u64>,
     pub ping_interval_us: u64,
+    /// The time for which tombstones are kept.
+    pub retention_us: u64,
     /// The size of the disk as a percentage of the space that all keys may take.
     pub disk_percent: Option<u64>,
     pub error_one_in: usize,
@@ -80,6 +84,8 @@ pub const LOW_MARKS: LowMarks = LowMarks {
     share: 8,
     shard_bytes: 700,
 };
+
+const WEEK_US: u64 = 7 * 24 * 3600 * SECOND_US;
 
 impl Plan {
     pub fn new(seed: u64) -> Self {
@@ -103,6 +109,7 @@ impl Plan {
             workspaces: 1 + dice.below(4),
             keys: dice.pick(&[3, 6, 12]),
             clients: 12,
+            version2_percent: Dice::stream(seed, 16).pick(&[0, 30, 60, 100]),
             outbox_bytes_max: dice.pick(&[512, 1024, 4096, 1 << 20]),
             message_bytes_max: 4096,
             // A legal message always fits.
@@ -124,10 +131,20 @@ impl Plan {
             segments_spared: 1,
             fill_bytes: fill_bytes(seed, durability),
             ping_interval_us: dice.pick(&[SECOND_US, 25 * SECOND_US]),
+            retention_us: WEEK_US,
             disk_percent: Option::None,
             error_one_in: dice.pick(&[0, 0, 60, 100, 200]),
             crash_one_in: dice.pick(&[60, 120, 400]),
             limits: limits(seed, kind),
+        };
+        let plan = Self {
+            // Without compaction, dropped tombstones never free space.
+            retention_us: if plan.may(faults::COMPACTION) {
+                WEEK_US
+            } else {
+                Dice::stream(seed, 17).pick(&[SECOND_US, 60 * SECOND_US, 3600 * SECOND_US])
+            },
+            ..plan
         };
         match kind {
             // Full sends, and messages that are longer than one send.
@@ -349,4 +366,15 @@ coverage! {
     stopped: 100,
     waited: 20,
     gave_way: 20,
+    joins: 50,
+    resumes: 5,
+    resumes_elsewhere: 5,
+    resends: 20,
+    parts: 100,
+    saved: 200,
+    deletes: 100,
+    expiries: 20,
+    floors: 20,
+    floors_shown: 1,
+    resumes_too_old: 1,
 }

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use etherply::core::shard::contract::Input;
+use etherply::core::shard::contract::{Input, RestoredState};
 use etherply::core::shard::log_space::LogSize;
 use etherply::log::chain::Chain;
 use etherply::log::compaction::{Compaction, CompactionError, Settings};
@@ -17,7 +17,7 @@ use crate::client::Home;
 use crate::crash::Crash;
 use crate::disk::SimDisk;
 use crate::plan::faults;
-use crate::server::{self, Server, Stage, rubbish};
+use crate::server::{self, Recovered, Server, Stage, rubbish};
 use crate::wire::BATCH_HEADER_BYTES;
 use crate::world::{Doing, World};
 
@@ -26,7 +26,7 @@ impl World {
 
     /// Starts a process with one to three shards.
     pub fn boot(&mut self) {
-        let shards = 1 + u32::try_from(self.dice.below(3)).expect("a few");
+        let shards = 1 + u32::try_from(self.dice.below(3)).expect("the number is small");
         self.coverage.reshards += u64::from(shards != self.shards && self.coverage.starts > 0);
         self.shards = shards;
         // The first start, which creates the data directory, takes fewer disk operations than the
@@ -52,7 +52,7 @@ impl World {
                         | DirectoryError::CannotCreate { .. }
                         | DirectoryError::NotWritable { .. }
                 );
-                assert!(is_disk, "without flipped bits: {error}");
+                assert!(is_disk, "no bits were flipped: {error}");
                 self.end_process(&format!("it cannot start: {error}"));
             }
         }
@@ -61,19 +61,23 @@ impl World {
 
     /// Reads the log, or opens it for the next shard.
     fn start_on(&mut self) {
-        let server = self.server.as_mut().expect("it runs");
+        let server = self.server.as_mut().expect("the server is running");
         match &mut server.stage {
             Stage::Opened => self.read_log(),
             Stage::Read(read) => {
-                let (report, dealt) = &mut **read;
+                let Recovered {
+                    report,
+                    dealt,
+                    logged,
+                } = &mut **read;
                 let waiting = dealt.iter().position(Option::is_some);
                 let Some(shard) = waiting else {
                     server.stage = Stage::Serving;
                     return self.look_at_log();
                 };
                 self.doing = Doing::Rotation;
-                let workspaces = dealt[shard].take().expect("it waits");
-                let number = u32::try_from(shard).expect("a few");
+                let workspaces = dealt[shard].take().expect("the shard is waiting");
+                let number = u32::try_from(shard).expect("the number is small");
                 let fill_bytes = self.plan.fill_bytes;
                 let opened = LogFiles::open(server.directory.clone(), number, report, fill_bytes);
                 if self.disk.is_dead() {
@@ -96,9 +100,11 @@ impl World {
                         return;
                     }
                     if noted.is_err() {
-                        return self.end_process("its shards cannot be noted");
+                        return self.end_process("the number of its shards cannot be recorded");
                     }
                 }
+                let generation = server.generation;
+                let logged = Some(logged[shard]);
                 let seat = &mut server.seats[shard];
                 let segment = seat.log.insert(log).open_segment();
                 let space = self.disk.space(server::DATA.as_ref());
@@ -106,8 +112,13 @@ impl World {
                 let room_end = server.room.end(segment.first_position);
                 let size = LogSize::unmeasured(room_end);
                 seat.shard.handle(Input::LogSize(size), self.clock);
-                seat.shard
-                    .handle(Input::Rebuilt(Ok((segment, workspaces))), self.clock);
+                let state = RestoredState {
+                    segment,
+                    workspaces,
+                    generation,
+                    logged,
+                };
+                seat.shard.handle(Input::Rebuilt(Ok(state)), self.clock);
                 (seat.is_serving, seat.is_woken) = (true, true);
                 server.tell_rotation(shard);
             }
@@ -120,7 +131,7 @@ impl World {
 
     fn read_log(&mut self) {
         self.doing = Doing::Recovery;
-        let server = self.server.as_ref().expect("it runs");
+        let server = self.server.as_ref().expect("the server is running");
         let directory = server.directory.clone();
         let mut found = Found::default();
         let read = server::recover(&directory, self.shards, &mut self.dice, |op| {
@@ -130,26 +141,29 @@ impl World {
             return;
         }
         match read {
-            Ok((report, dealt)) => {
+            Ok((report, dealt, logged)) => {
                 assert_eq!(
                     rubbish(&self.disk),
                     Vec::<std::path::PathBuf>::new(),
-                    "a recovery leaves no rubbish"
+                    "the recovery left temporary files"
                 );
                 self.coverage.torn_tails += report.torn.len() as u64;
                 self.check_replaced();
                 assert!(
                     !self.is_sealed || report.torn.is_empty(),
-                    "a sealed log has no torn tail"
+                    "a sealed log has a torn tail"
                 );
                 self.accept_recovered(&dealt, &found);
                 self.is_sealed = false;
                 let dealt = dealt.into_iter().map(Some).collect();
-                self.server.as_mut().expect("it runs").stage =
-                    Stage::Read(Box::new((report, dealt)));
+                self.server.as_mut().expect("it runs").stage = Stage::Read(Box::new(Recovered {
+                    report,
+                    dealt,
+                    logged,
+                }));
             }
             Err(error @ (RecoveryError::Damaged { .. } | RecoveryError::Newer { .. })) => {
-                panic!("without flipped bits: {error}");
+                panic!("no bits were flipped: {error}");
             }
             Err(RecoveryError::Io { .. }) => self.end_process("the log cannot be read"),
         }
@@ -157,14 +171,18 @@ impl World {
 
     /// Checks that a start has removed the files that a compaction replaced.
     fn check_replaced(&self) {
-        let directory = &self.server.as_ref().expect("it runs").directory;
+        let directory = &self
+            .server
+            .as_ref()
+            .expect("the server is running")
+            .directory;
         let fork = self.disk.fork();
         for shard in directory.shards().unwrap_or_default() {
             let chain = Chain::read(&fork, directory.path(), directory.epoch(), shard);
-            let replaced = chain.expect("it was just read").replaced;
+            let replaced = chain.expect("the log was just read").replaced;
             assert!(
                 replaced.is_empty(),
-                "a start leaves no replaced segments: {replaced:?}"
+                "a start left replaced segments: {replaced:?}"
             );
         }
     }
@@ -174,11 +192,11 @@ impl World {
     /// Advances the work of the other threads: the start, messages between shards, slow work on the
     /// log.
     pub fn go_on(&mut self) {
-        let server = self.server.as_mut().expect("it runs");
+        let server = self.server.as_mut().expect("the server is running");
         if !server.is_serving() {
             // Clients are handed over even while the log is being read.
             if !server.letters.is_empty() && self.dice.one_in(2) {
-                return self.carry_letter();
+                return self.deliver_message();
             }
             return self.start_on();
         }
@@ -190,12 +208,12 @@ impl World {
         if let Some(shard) = errand {
             return self.run_errand(shard);
         }
-        self.carry_letter();
+        self.deliver_message();
     }
 
-    fn carry_letter(&mut self) {
+    fn deliver_message(&mut self) {
         let clock = self.clock;
-        let server = self.server.as_mut().expect("it runs");
+        let server = self.server.as_mut().expect("the server is running");
         let Some((owner, place, handoff)) = server.letters.pop_front() else {
             return;
         };
@@ -209,7 +227,7 @@ impl World {
         let id = seat.shard.adopt(handoff, clock);
         seat.is_woken = true;
         let is_taken = seat.clients.keys().any(|other| other.slot == id.slot);
-        assert!(!is_taken, "a slot is free before it is used again");
+        assert!(!is_taken, "the slot is still in use");
         seat.clients.insert(id, place);
         self.clients[place].home = Home::At(owner, id);
         self.note_panic(owner);
@@ -221,7 +239,7 @@ impl World {
             return;
         }
         self.doing = Doing::Compaction;
-        let server = self.server.as_mut().expect("it runs");
+        let server = self.server.as_mut().expect("the server is running");
         let compaction = server.compaction.take().or_else(|| self.plan_compaction());
         let Some(mut compaction) = compaction else {
             self.doing = Doing::Nothing;
@@ -242,7 +260,7 @@ impl World {
         stepped: Result<bool, CompactionError>,
     ) {
         let clock = self.clock;
-        let server = self.server.as_mut().expect("it runs");
+        let server = self.server.as_mut().expect("the server is running");
         let outcome = compaction.outcome();
         match stepped {
             Ok(true) => server.compaction = Some(compaction),
@@ -262,7 +280,13 @@ impl World {
                             let kept_bytes = compaction.kept_bytes(folder.shard);
                             let freed_bytes = compaction.freed_bytes(folder.shard);
                             let left_bytes = folder.closed_bytes.saturating_sub(freed_bytes);
-                            server.schedule.compacted(&folder, kept_bytes, left_bytes);
+                            let blocked_bytes = compaction.blocked_bytes(folder.shard);
+                            server.schedule.compacted(
+                                &folder,
+                                kept_bytes,
+                                blocked_bytes,
+                                left_bytes,
+                            );
                         }
                         server.schedule.succeeded();
                     }
@@ -288,7 +312,7 @@ impl World {
                 let cause = error.to_string();
                 server.schedule.failed(cause, free_bytes, clock.now_us);
             }
-            Err(error @ CompactionError::Recovery(_)) => panic!("without flipped bits: {error}"),
+            Err(error @ CompactionError::Recovery(_)) => panic!("no bits were flipped: {error}"),
         }
         self.look_at_log();
     }
@@ -307,7 +331,7 @@ impl World {
             return None;
         }
         let clock = self.clock;
-        let server = self.server.as_mut().expect("it runs");
+        let server = self.server.as_mut().expect("the server is running");
         let open = server.open_segments()?;
         let due = server.due(clock);
         self.is_compacted = true;
@@ -349,7 +373,7 @@ impl World {
 
     /// Returns whether a compaction would begin now.
     pub fn may_compact(&self) -> bool {
-        let server = self.server.as_ref().expect("it runs");
+        let server = self.server.as_ref().expect("the server is running");
         self.plan.may(faults::COMPACTION) && !server.due(self.clock).is_empty()
     }
 
@@ -396,10 +420,15 @@ impl World {
     /// Checks that a clean stop ended each log with an empty batch, which proves that everything
     /// before it is on disk.
     fn check_seals(&self) {
-        let server = self.server.as_ref().expect("it runs");
+        let server = self.server.as_ref().expect("the server is running");
         let files = self.disk.files(server::DATA.as_ref());
         for (shard, seat) in (0..).zip(&server.seats) {
-            let index = seat.log.as_ref().expect("it is open").open_segment().index;
+            let index = seat
+                .log
+                .as_ref()
+                .expect("the log is open")
+                .open_segment()
+                .index;
             let path = server
                 .directory
                 .shard_path(shard)
@@ -407,7 +436,7 @@ impl World {
             let (_, bytes) = files
                 .iter()
                 .find(|(known, _)| *known == path)
-                .expect("it is there");
+                .expect("the file exists");
             // A segment whose writes bypass the cache ends in zeros.
             let empty = b"\xFFEPB\0\0\0\0";
             let seal = bytes.windows(empty.len()).rposition(|part| part == empty);
@@ -416,7 +445,11 @@ impl World {
                     .iter()
                     .all(|byte| *byte == 0)
             };
-            assert!(seal.is_some_and(is_last), "{} is sealed", path.display());
+            assert!(
+                seal.is_some_and(is_last),
+                "{} is not sealed",
+                path.display()
+            );
         }
     }
 
@@ -490,7 +523,7 @@ impl World {
             return;
         };
         self.journal
-            .note(|| "the process is told to stop".to_owned());
+            .note(|| "the process is asked to stop".to_owned());
         server.is_draining = true;
         for seat in &mut server.seats {
             seat.shard.handle(Input::Drain, clock);
@@ -528,7 +561,7 @@ impl World {
         }
         assert!(
             self.server.is_none() && self.is_sealed,
-            "a stop ends, and the log is sealed"
+            "the stop does not end with a sealed log"
         );
         self.try_flips();
         self.settle();
@@ -569,7 +602,7 @@ impl World {
             };
             assert!(
                 seat.clients.values().all(is_new),
-                "a drained shard has no members"
+                "a drained shard has members"
             );
         }
         self.coverage.drains += 1;
@@ -577,7 +610,11 @@ impl World {
         if is_settled {
             self.check_seals();
             for model in &self.models {
-                assert_eq!(model.synced, model.wins.len(), "a drained log is on disk");
+                assert_eq!(
+                    model.synced,
+                    model.wins.len(),
+                    "a drained log is not on disk"
+                );
             }
         }
         self.journal

@@ -6,12 +6,15 @@ use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
 use etherply::core::shard::Shard;
-use etherply::core::shard::contract::{Clock, Handoff, Input, Limits, Output, ShardConfig};
+use etherply::core::shard::contract::{
+    Clock, Handoff, Input, Limits, LoggedGenerations, Output, ShardConfig,
+};
 use etherply::core::shard::log_space::LogSize;
 use etherply::core::shard::session::SessionId;
 use etherply::core::state::replay::Replay;
 use etherply::core::state::workspace::Workspace;
 use etherply::core::testing::{self, Dice, HASH_SEED, START_UNIX_S};
+use etherply::generation::Generation;
 use etherply::io::compactor::log_size;
 use etherply::limits::SECOND_US;
 use etherply::log::compaction::Compaction;
@@ -19,8 +22,10 @@ use etherply::log::directory::{DataDirectory, DirectoryError, shard_folder, shar
 use etherply::log::disk::Disk;
 use etherply::log::log_files::{Creation, LogFiles, LogFilesError, Rebuild};
 use etherply::log::position::LogPosition;
-use etherply::log::record::LoggedOp;
-use etherply::log::recovery::{Recovery, RecoveryError, RecoveryReport};
+use etherply::log::record::{Change, LoggedOp};
+use etherply::log::recovery::{
+    FolderGeneration, Recovery, RecoveryError, RecoveryReport, previous_generation,
+};
 use etherply::log::reserve::Reserve;
 use etherply::log::schedule::{DiskRoom, FolderUsage, Schedule};
 
@@ -83,16 +88,25 @@ pub struct Seat {
     pub given_up: u64,
 }
 
+/// What a start has read, until the shards have it.
+pub struct Recovered {
+    pub report: RecoveryReport,
+    pub dealt: Vec<Option<Vec<Workspace>>>,
+    pub logged: Vec<LoggedGenerations>,
+}
+
 /// The progress of a process's start.
 pub enum Stage {
     Opened,
-    Read(Box<(RecoveryReport, Vec<Option<Vec<Workspace>>>)>),
+    Read(Box<Recovered>),
     Serving,
 }
 
 pub struct Server {
     pub directory: Arc<DataDirectory<SimDisk>>,
     pub limits: Limits,
+    /// The generation that begins with the start.
+    pub generation: Generation,
     pub stage: Stage,
     pub seats: Vec<Seat>,
     /// Handoffs in transit: the shard and the client.
@@ -125,6 +139,7 @@ impl Server {
         clock: Clock,
         epoch: u64,
     ) -> Result<Self, DirectoryError> {
+        let generation = epoch;
         let epoch = u128::from(epoch).to_be_bytes();
         let directory = DataDirectory::open_on(disk.clone(), PathBuf::from(DATA), epoch)?;
         let directory = Arc::new(directory);
@@ -155,6 +170,7 @@ impl Server {
             reserve: Reserve::new(Arc::clone(&directory)),
             directory,
             limits,
+            generation: Generation::new(generation),
             stage: Stage::Opened,
             seats: (0..shards).map(seat).collect(),
             letters: VecDeque::new(),
@@ -231,7 +247,7 @@ impl Server {
             return;
         }
         for (number, seat) in self.seats.iter_mut().enumerate() {
-            let rotation = self.rotations[number].expect("all have told theirs");
+            let rotation = self.rotations[number].expect("each shard has reported its segment");
             let is_it = |folder: &&FolderUsage| folder.shard as usize == number;
             let Some(folder) = self.folders.iter().find(is_it) else {
                 continue;
@@ -306,6 +322,7 @@ fn config(plan: &Plan, limits: Limits, shard: u32, shards: u32) -> ShardConfig {
         shard,
         shards,
         durability: plan.durability,
+        tombstone_retention_us: plan.retention_us,
         sync_interval_us: SECOND_US / 4,
         ping_interval_us: plan.ping_interval_us,
         outbox_bytes_max: plan.outbox_bytes_max,
@@ -329,11 +346,12 @@ pub fn recover(
     shards: u32,
     dice: &mut Dice,
     mut visit: impl FnMut(&LoggedOp<'_>),
-) -> Result<(RecoveryReport, Vec<Vec<Workspace>>), RecoveryError> {
+) -> Result<(RecoveryReport, Vec<Vec<Workspace>>, Vec<LoggedGenerations>), RecoveryError> {
     let recovery = Recovery::open(directory)?;
     let turn = dice.below(recovery.folders().max(1));
     let mut reads: Vec<_> = (0..recovery.folders()).map(|_| None).collect();
     let mut all = Replay::new(HASH_SEED);
+    let mut generations = BTreeMap::new();
     for place in 0..recovery.folders() {
         let folder = (place + turn) % recovery.folders();
         let mut deal = Replay::new(HASH_SEED);
@@ -342,6 +360,7 @@ pub fn recover(
             |op| {
                 visit(op);
                 deal.visit(op);
+                note_generation(&mut generations, op);
             },
             |_| {},
         )?;
@@ -351,10 +370,43 @@ pub fn recover(
     }
     let reads: Vec<_> = reads
         .into_iter()
-        .map(|read| read.expect("all were read"))
+        .map(|read| read.expect("every part has been read"))
         .collect();
     let report = recovery.finish(&reads)?;
-    Ok((report, all.finish(shards)))
+    let logged = (0..shards).map(|shard| logged_generations(&generations, shard, shards));
+    Ok((report, all.finish(shards), logged.collect()))
+}
+
+/// The last generation in the folder of a shard: its number, its id, and the number of shards.
+type LastGeneration = (u64, Generation, u32);
+
+fn note_generation(generations: &mut BTreeMap<u32, LastGeneration>, op: &LoggedOp<'_>) {
+    if let Change::Generation { id, shards } = op.change {
+        let shard = op.key.parse().expect("the number of a shard");
+        let last = generations.entry(shard).or_insert((0, id, shards));
+        if op.seq.get() > last.0 {
+            *last = (op.seq.get(), id, shards);
+        }
+    }
+}
+
+/// Returns what a shard is told of the generations in the log.
+fn logged_generations(
+    generations: &BTreeMap<u32, LastGeneration>,
+    shard: u32,
+    shards: u32,
+) -> LoggedGenerations {
+    let folders = generations.iter().map(|(shard, last)| FolderGeneration {
+        shard: *shard,
+        number: last.0,
+        id: last.1,
+        shards: last.2,
+    });
+    let folders: Vec<FolderGeneration> = folders.collect();
+    LoggedGenerations {
+        last_number: folders.iter().map(|last| last.number).max().unwrap_or(0),
+        previous: previous_generation(&folders, shard, shards),
+    }
 }
 
 /// Returns the total length of all segments.

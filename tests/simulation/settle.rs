@@ -30,8 +30,11 @@ impl World {
         let mut until_us = self.clock.now_us + quiet_us;
         let (mut rounds_at_once, mut moves) = (0, 0);
         loop {
-            assert!(rounds_at_once < ROUNDS_AT_ONCE_MAX, "it never gets quiet");
-            assert!(moves < CLOCK_MOVES_MAX, "it never sleeps for long");
+            assert!(
+                rounds_at_once < ROUNDS_AT_ONCE_MAX,
+                "the simulation does not settle"
+            );
+            assert!(moves < CLOCK_MOVES_MAX, "the clock is moved too often");
             rounds_at_once += 1;
             self.bury();
             if self.server.is_none() {
@@ -64,7 +67,8 @@ impl World {
     /// Takes the network down for `us`: nothing arrives at the server, and what it sends stays in
     /// the sockets.
     pub fn hear_nobody(&mut self, us: u64) {
-        self.journal.note(|| format!("nobody is heard for {us} us"));
+        self.journal
+            .note(|| format!("no client is heard for {us} us"));
         let until_us = self.clock.now_us + us;
         while self.clock.now_us < until_us && !self.disk.is_dead() {
             self.go_on_with_log();

@@ -15,8 +15,9 @@ use etherply::limits::{
 use etherply::log::commit::{Durability, LogStep};
 
 use crate::client::Home;
+use crate::model::Write;
 use crate::server::{Errand, LogOperation, Seat};
-use crate::wire::{self, Told, records};
+use crate::wire::{self, Logged, Told, records};
 use crate::world::{WORKSPACES, World};
 
 thread_local! {
@@ -53,7 +54,7 @@ const CROWD: usize = 32;
 
 impl World {
     pub fn seat(&mut self, shard: usize) -> &mut Seat {
-        &mut self.server.as_mut().expect("a server runs").seats[shard]
+        &mut self.server.as_mut().expect("a server is running").seats[shard]
     }
 
     /// Returns whether the shard would wake up now.
@@ -78,6 +79,7 @@ impl World {
             return;
         }
         let clock = self.clock;
+        self.latest_unix_us = self.latest_unix_us.max(clock.unix_us);
         let server = self.server.as_mut().expect("it has a reason");
         let ready = server.seats.iter().all(|seat| seat.is_serving);
         let seat = &mut server.seats[shard];
@@ -104,7 +106,7 @@ impl World {
         self.note_sleep(shard);
         assert!(
             sends <= sends_max,
-            "a turn sends to {sends_max} sessions, not {sends}"
+            "a turn sends to at most {sends_max} sessions, not {sends}"
         );
         self.coverage.full_turns += u64::from(sends >= SENDS_PER_TURN_MAX);
         self.check_members(shard);
@@ -171,7 +173,7 @@ impl World {
         };
         seat.is_woken = true;
         let place = self.client_of(shard, yielded.id);
-        self.journal.note(|| format!("client {place} gives way"));
+        self.journal.note(|| format!("client {place} is shed"));
         let client = &self.clients[place];
         let is_over = client.code.is_some() || client.is_leaving;
         assert!(
@@ -180,7 +182,7 @@ impl World {
             } else {
                 is_over
             },
-            "client {place} is being served, and gives way"
+            "client {place} was shed while it was being served"
         );
         self.coverage.gave_way += 1;
     }
@@ -204,7 +206,7 @@ impl World {
         let most_bytes = plan.snapshot_bytes_max.max(state_bytes) + tiny_bytes;
         assert!(
             counters.snapshot_bytes <= most_bytes as u64,
-            "{} bytes of states, and {most_bytes} may be",
+            "{} bytes of encoded states exceed {most_bytes}",
             counters.snapshot_bytes
         );
         let given_up = counters.given_up_sessions;
@@ -214,11 +216,11 @@ impl World {
 
     /// Checks that no workspace exceeds its member limit.
     fn check_members(&self, shard: usize) {
-        let server = self.server.as_ref().expect("it just took a turn");
+        let server = self.server.as_ref().expect("the server just ran a turn");
         if let Some(most) = server.limits.connections_per_workspace {
             let members = server.seats[shard].shard.counters().connections;
             let bound = (most * self.places_of(shard).len()) as u64;
-            assert!(members <= bound, "{members} members where {bound} may be");
+            assert!(members <= bound, "{members} members exceed {bound}");
         }
     }
 
@@ -234,9 +236,9 @@ impl World {
     }
 
     fn client_of(&self, shard: usize, id: SessionId) -> usize {
-        let server = self.server.as_ref().expect("a server runs");
+        let server = self.server.as_ref().expect("a server is running");
         let place = server.seats[shard].clients.get(&id);
-        *place.expect("an output names a session that is there")
+        *place.expect("the session of an output exists")
     }
 
     fn take(&mut self, shard: usize, output: Output) {
@@ -246,11 +248,11 @@ impl World {
             Output::Receive(id) => {
                 let place = self.client_of(shard, id);
                 let client = &mut self.clients[place];
-                assert!(!client.receiving, "one receive at a time");
+                assert!(!client.receiving, "only one receive is in flight");
                 client.receiving = true;
             }
-            Output::Page(..) => unreachable!("nobody asks for a page"),
-            Output::Note(..) => unreachable!("nobody keeps a journal"),
+            Output::Page(..) => unreachable!("unexpected request for a page"),
+            Output::Note(..) => unreachable!("unexpected journal entry"),
             Output::Send(id, spans) => self.take_send(shard, id, spans),
             Output::Finish(id) => {
                 let place = self.client_of(shard, id);
@@ -265,7 +267,7 @@ impl World {
                 let client = &mut self.clients[place];
                 assert!(
                     !client.receiving && client.sending.is_none(),
-                    "nothing is in flight"
+                    "something is still in flight"
                 );
                 client.home = Home::Gone;
                 self.forget(shard, id, place);
@@ -275,16 +277,16 @@ impl World {
                 let client = &mut self.clients[place];
                 assert!(
                     !client.receiving && client.sending.is_none(),
-                    "nothing is in flight"
+                    "something is still in flight"
                 );
                 assert_eq!(
                     owner,
                     shard_of(WORKSPACES[client.workspace], self.shards),
-                    "it goes to the owner"
+                    "the session is handed off to the owner"
                 );
                 client.home = Home::Travelling;
                 self.seat(shard).clients.remove(&id);
-                let server = self.server.as_mut().expect("it runs");
+                let server = self.server.as_mut().expect("the server is running");
                 server.letters.push_back((owner as usize, place, handoff));
                 self.coverage.handoffs += 1;
             }
@@ -302,20 +304,20 @@ impl World {
                 first_position,
             }) => {
                 let seat = self.seat(shard);
-                let log = seat.log.as_ref().expect("it is open");
+                let log = seat.log.as_ref().expect("the log is open");
                 let errand = Errand::Create(log.next(index, first_position));
                 assert!(
                     seat.operation.is_none() && seat.errand.replace(errand).is_none(),
-                    "one operation at a time"
+                    "only one operation is in flight"
                 );
             }
             Output::Rebuild(end) => {
                 let seat = self.seat(shard);
-                let log = seat.log.as_ref().expect("it is open");
+                let log = seat.log.as_ref().expect("the log is open");
                 let errand = Errand::Rebuild(log.rebuild(end));
                 assert!(
                     seat.operation.is_none() && seat.errand.replace(errand).is_none(),
-                    "one operation at a time"
+                    "only one operation is in flight"
                 );
             }
             Output::Ready(ready) => self.take_ready(shard, ready),
@@ -331,7 +333,7 @@ impl World {
     fn ask(&mut self, shard: usize, output: Output) {
         let seat = self.seat(shard);
         let is_alone = seat.errand.is_none() && seat.operation.is_none();
-        assert!(is_alone, "one operation of the log at a time");
+        assert!(is_alone, "only one log operation is in flight");
         seat.operation = Some(LogOperation::Asked(output));
     }
 
@@ -340,44 +342,75 @@ impl World {
         let bytes_max = BATCH_BYTES_MAX + self.plan.message_bytes_max + 1024;
         assert!(batch.len() <= bytes_max, "a batch of {} bytes", batch.len());
         for record in records(batch) {
+            if let Logged::Generation = record.logged {
+                continue;
+            }
             let workspace = self.workspace(&record.workspace);
             let owner = shard_of(&record.workspace, self.shards) as usize;
             assert_eq!(owner, shard, "a workspace is logged by its shard");
-            let value = record.write.value.clone();
-            let id_bytes = record.workspace.len();
-            let before_bytes = self.models[workspace].bytes(id_bytes);
-            self.models[workspace].win(record.write, record.seq);
-            let after_bytes = self.models[workspace].bytes(id_bytes);
-            let bytes_max = self
-                .server
-                .as_ref()
-                .and_then(|server| server.limits.workspace_bytes);
-            assert!(
-                after_bytes <= before_bytes.max(bytes_max.unwrap_or(u64::MAX)),
-                "{value:.40} grows its workspace to {after_bytes} bytes"
-            );
-            let Self {
-                models,
-                senders,
-                clients,
-                ..
-            } = &mut *self;
-            let model = &models[workspace];
-            let senders = senders.get(&value).expect("somebody sent it");
-            for sender in senders {
-                let client = &mut clients[*sender];
-                assert_eq!(client.workspace, workspace, "nothing crosses workspaces");
-                let at = client
-                    .sent
-                    .iter()
-                    .position(|write| write.value == value)
-                    .expect("it sent it");
-                if senders.len() == 1 {
-                    client.judge_until(at + 1, model);
+            let (write, expires_at_us) = match record.logged {
+                Logged::Op(write, expires_at_us) => (write, expires_at_us),
+                Logged::Floor(timestamp, dropped_seq) => {
+                    let model = &mut self.models[workspace];
+                    assert_eq!(
+                        record.seq,
+                        model.wins.len() as u64,
+                        "a floor has the last seq"
+                    );
+                    model.raise_floor(timestamp, dropped_seq);
+                    self.coverage.floors += 1;
+                    continue;
                 }
-            }
-            let count = model.wins.len();
+                Logged::Generation => unreachable!("it is of no workspace"),
+            };
+            self.note_win(workspace, write, expires_at_us, record.seq);
+            let count = self.models[workspace].wins.len();
             self.seat(shard).handed.push((workspace, count));
+        }
+    }
+
+    fn note_win(&mut self, workspace: usize, write: Write, expires_at_us: Option<u64>, seq: u64) {
+        let value = write.value.clone();
+        let id_bytes = WORKSPACES[workspace].len();
+        let (before_bytes, is_delete) = (self.models[workspace].bytes(id_bytes), write.is_delete());
+        let model = &mut self.models[workspace];
+        // The clock may have been set back since the key expired.
+        let unix_us = self.latest_unix_us;
+        let has_expired = model
+            .expiry_us(&write.key)
+            .is_some_and(|at_us| at_us <= unix_us);
+        let held = model.held(&write.key).map_or(0, |held| held.timestamp);
+        let is_expiry = has_expired && is_delete && write.timestamp == held + 1;
+        if let Some(expected) = self.conditions.get(&value).filter(|_| !is_expiry) {
+            let held = model.held(&write.key).map_or(0, Write::condition);
+            assert_eq!(held, *expected, "the condition of {write:?} holds");
+        }
+        model.win(write, seq);
+        if let Some(at_us) = expires_at_us {
+            model.expires(at_us);
+        }
+        let after_bytes = model.bytes(id_bytes);
+        let bytes_max = self
+            .server
+            .as_ref()
+            .and_then(|server| server.limits.workspace_bytes);
+        assert!(
+            is_delete || after_bytes <= before_bytes.max(bytes_max.unwrap_or(u64::MAX)),
+            "{value:.40} grows its workspace to {after_bytes} bytes"
+        );
+        let senders = self.senders.get(&value).map_or(&[][..], Vec::as_slice);
+        assert!(is_expiry || !senders.is_empty(), "nobody sent {value:.40}");
+        self.coverage.expiries += u64::from(senders.is_empty());
+        for sender in senders {
+            let client = &mut self.clients[*sender];
+            assert_eq!(client.workspace, workspace, "nothing crosses workspaces");
+            let at = client.sent.iter().position(|write| write.value == value);
+            assert!(at.is_some() || client.is_v2, "it sent it");
+            if let Some(at) = at
+                && senders.len() == 1
+            {
+                client.judge_until(at + 1, model);
+            }
         }
     }
 
@@ -393,8 +426,8 @@ impl World {
         let now_us = self.clock.now_us;
         let bytes = wire::bytes_of(&spans);
         let client = &mut self.clients[place];
-        assert!(client.sending.is_none(), "one send at a time");
-        assert!(!bytes.is_empty(), "a send carries something");
+        assert!(client.sending.is_none(), "only one send is in flight");
+        assert!(!bytes.is_empty(), "an empty send");
         // The remainder of a short send was checked when the send began.
         let known = client.sent_bytes - client.read_bytes;
         if known == 0 {
@@ -423,7 +456,7 @@ impl World {
             assert_eq!(
                 known,
                 bytes.len() as u64,
-                "the rest of a send is all that was not taken"
+                "the rest of a send differs from the unsent bytes"
             );
         }
         self.clients[place].sending = Some((spans, bytes));
@@ -435,6 +468,15 @@ impl World {
         let now_us = self.clock.now_us;
         let model = &mut self.models[client.workspace];
         let may_be_lost = self.plan.durability != Durability::Always;
+        if let Told::Op(write) = told
+            && write.is_delete()
+            && model.place(&write.value).is_none()
+        {
+            assert!(may_be_lost || model.is_absent(write), "{write:?} never was");
+            model.floor_shown = model.floor_shown.max(write.timestamp);
+            self.coverage.floors_shown += u64::from(write.timestamp > 0);
+            return;
+        }
         let mut show = |value: &str| {
             if let Some(at) = model.place(value) {
                 model.shown = model.shown.max(at + 1);
@@ -442,17 +484,25 @@ impl World {
             let is_kept = model.place(value).is_some_and(|at| at < model.synced);
             assert!(
                 is_kept || may_be_lost,
-                "client {place} is shown {value:.40}, which is not durable"
+                "client {place} received {value:.40}, which is not durable"
             );
         };
         match told {
             Told::Op(write) => show(&write.value),
+            Told::Part(..) | Told::Change(..) | Told::Synced(_) | Told::Saved(..) => {
+                self.check_send_v2(place, told);
+            }
             Told::Init(data) | Told::State(data) => {
                 let mut bytes = 0;
                 for (key, value) in data {
                     show(value);
                     bytes += key.len() + value.len();
                 }
+                let is_state = model.places_of(data, model.synced).is_some();
+                assert!(
+                    is_state || may_be_lost,
+                    "client {place} is shown a state that is not durable: {data:?}"
+                );
                 let is_init = matches!(told, Told::Init(_));
                 self.coverage.inits += u64::from(is_init);
                 self.coverage.looks += u64::from(!is_init);
@@ -462,7 +512,7 @@ impl World {
                 let waited_us = now_us - client.came_us;
                 assert!(
                     waited_us >= HEAD_TIMEOUT_US,
-                    "client {place} came {waited_us} us ago"
+                    "client {place} connected {waited_us} us ago"
                 );
                 self.clients[place].status_wanted = 408;
             }
@@ -470,7 +520,7 @@ impl World {
                 let waited_us = now_us - client.came_us;
                 assert!(
                     waited_us >= HEAD_TIMEOUT_US,
-                    "client {place} came {waited_us} us ago, and is refused"
+                    "client {place} connected {waited_us} us ago and is refused"
                 );
                 self.clients[place].met_pause = true;
             }
@@ -495,12 +545,12 @@ impl World {
             }
             Told::Close(1008) => {
                 let per_second = self.plan.limits.ops_per_second;
-                let per_second = u64::from(per_second.expect("nothing is too many"));
+                let per_second = u64::from(per_second.expect("a rate is configured"));
                 let least = per_second * RATE_BURST_S + (per_second * PATIENCE_S).max(REFUSALS_MIN);
                 let sent = client.messages;
                 assert!(
                     sent > least,
-                    "client {place} sent {sent} messages, and is closed"
+                    "client {place} was closed after {sent} messages"
                 );
                 self.coverage.closed_by_policy += 1;
                 self.clients[place].codes.insert(1008);
@@ -510,7 +560,7 @@ impl World {
                 let is_stalled = stalled_us >= STALL_TIMEOUT_US;
                 assert!(
                     is_stalled || self.plan.session_bytes_max < SESSION_BUDGET_BYTES,
-                    "client {place} never took nothing for longer than {stalled_us} us"
+                    "client {place} was never stalled for longer than {stalled_us} us"
                 );
                 self.coverage.stalls += u64::from(is_stalled);
                 self.clients[place].codes.insert(1013);
@@ -521,48 +571,32 @@ impl World {
 
     /// Makes a client read the messages that have arrived in its socket.
     pub fn read(&mut self, place: usize) {
-        let Self {
-            clients,
-            models,
-            senders,
-            ..
-        } = self;
-        let client = &mut clients[place];
-        let model = &models[client.workspace];
-        let number = client.number;
-        let is_sender = |value: &str| {
-            senders
-                .get(value)
-                .is_some_and(|senders| senders.contains(&number))
-        };
-        while let Some((end, told)) = client.told.front().cloned() {
-            if end > client.read_bytes {
+        while let Some((end, told)) = self.clients[place].told.front().cloned() {
+            if end > self.clients[place].read_bytes {
                 break;
             }
             self.journal
-                .note(|| format!("client {number} reads {}", brief(&told)));
+                .note(|| format!("client {place} reads {}", brief(&told)));
             let is_kept = self.plan.durability == Durability::Always;
             // An op that was shown before it was written may be lost before it reaches the log.
-            if !is_kept
-                && client.codes.contains(&1011)
-                && matches!(told, Told::Op(_) | Told::Init(_))
-            {
-                client.told.pop_front();
+            if !is_kept && self.clients[place].codes.contains(&1011) && told.shows_state() {
+                self.clients[place].told.pop_front();
                 continue;
             }
-            if !client.read(&told, model, &is_sender) {
+            if !self.read_one(place, &told) {
                 assert!(
                     !is_kept,
-                    "client {number} is told of an op that did not win: {told:?}"
+                    "client {place} is told of an op that did not win: {told:?}"
                 );
                 break;
             }
+            let client = &mut self.clients[place];
             client.told.pop_front();
             if is_kept {
-                client.check_left_out(model);
+                client.check_left_out(&self.models[client.workspace]);
             }
             match told {
-                Told::Op(_) => self.coverage.broadcasts += 1,
+                Told::Op(_) | Told::Change(..) => self.coverage.broadcasts += 1,
                 Told::Pong => self.coverage.pongs += 1,
                 Told::Error(429, _) => self.coverage.refused_by_rate += 1,
                 Told::Error(500, Some(_)) => self.coverage.refused_for_room += 1,
@@ -576,33 +610,57 @@ impl World {
         }
     }
 
+    /// Makes a client read a message. Returns false if the model does not know all of it yet.
+    fn read_one(&mut self, place: usize, told: &Told) -> bool {
+        if self.clients[place].is_v2 && told.is_of_workspace() {
+            return self.read_v2(place, told);
+        }
+        let Self {
+            clients,
+            models,
+            senders,
+            ..
+        } = self;
+        let client = &mut clients[place];
+        let is_sender = |value: &str| {
+            let senders = senders.get(value);
+            senders.is_some_and(|senders| senders.contains(&place))
+        };
+        client.read(told, &models[client.workspace], &is_sender)
+    }
+
     fn take_ready(&mut self, shard: usize, ready: bool) {
         let seat = self.seat(shard);
-        assert_ne!(seat.is_serving, ready, "a change is told");
+        assert_ne!(seat.is_serving, ready, "an unchanged value was reported");
         seat.is_serving = ready;
         if ready {
             seat.may_fail = false;
             return;
         }
-        assert!(seat.may_fail, "shard {shard} fails without a reason");
+        assert!(seat.may_fail, "shard {shard} failed without a reason");
         seat.handed.clear();
         let clients: Vec<usize> = seat.clients.values().copied().collect();
         for place in clients {
             let client = &self.clients[place];
             let model = &self.models[client.workspace];
             let lost = &model.wins[model.confirmed.min(model.wins.len())..];
-            let is_lost = |value: &str| self.senders[value] == [place];
+            let is_lost = |value: &str| {
+                let senders = self.senders.get(value);
+                senders.is_some_and(|senders| *senders == [place])
+            };
             let lost_an_op = lost.iter().any(|write| is_lost(&write.value));
             let client = &mut self.clients[place];
+            let has_edits = client.is_v2 && client.messages > 0;
             // A client that does not read is still owed the answer to an earlier failure.
             client.lost_an_op |= lost_an_op && client.code.is_none() && !client.is_leaving;
             client.may_have_lost |= lost_an_op
                 || client.has_planted
                 || client.has_resent
-                || client.judged < client.sent.len();
+                || client.judged < client.sent.len()
+                || has_edits;
             client.codes.insert(1011);
         }
-        let server = self.server.as_mut().expect("it runs");
+        let server = self.server.as_mut().expect("the server is running");
         server.had_failure = true;
         for place in &self.live {
             self.clients[*place].met_failure |= self.clients[*place].status.is_none();
@@ -613,7 +671,9 @@ impl World {
 
 fn brief(told: &Told) -> String {
     match told {
-        Told::Op(write) => format!("{} = {:.20} at {}", write.key, write.value, write.timestamp),
+        Told::Op(write) | Told::Change(write, _) => {
+            format!("{} = {:.20} at {}", write.key, write.value, write.timestamp)
+        }
         Told::Init(data) | Told::State(data) => format!("a state of {} keys", data.len()),
         other => format!("{other:?}"),
     }

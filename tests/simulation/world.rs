@@ -6,6 +6,7 @@ use etherply::core::fanout::window::{skip_sent, spans_bytes};
 use etherply::core::shard::contract::{Clock, Input, Limits, Received};
 use etherply::core::testing::Dice;
 use etherply::limits::{RECEIVE_BYTES_MAX, SECOND_US, SNAPSHOT_BYTES_MAX};
+use etherply::log::commit::Durability;
 
 use crate::client::{Client, Home, Reading};
 use crate::disk::{Rates, SimDisk};
@@ -32,6 +33,8 @@ pub struct World {
     pub dice: Dice,
     pub journal: Journal,
     pub clock: Clock,
+    /// The latest time that the wall clock has shown.
+    pub latest_unix_us: u64,
     pub disk: SimDisk,
     pub server: Option<Server>,
     pub clients: Vec<Client>,
@@ -40,6 +43,8 @@ pub struct World {
     pub models: Vec<Model>,
     /// The senders of each op, by its value.
     pub senders: BTreeMap<String, Vec<usize>>,
+    /// The timestamp that the entry must have for a conditional op to win, by the op's value.
+    pub conditions: BTreeMap<String, u64>,
     pub count: u64,
     pub shards: u32,
     pub doing: Doing,
@@ -63,17 +68,20 @@ impl World {
         let disk = SimDisk::new(Dice::stream(plan.seed, 3), journal.clone());
         disk.state().capacity_bytes = plan.disk_bytes();
         journal.note(|| format!("{plan:?}"));
+        let may_grow = plan.durability != Durability::Always;
         let world = Self {
             clock: Clock {
                 now_us: SECOND_US,
                 unix_us: BEGIN_UNIX_US,
             },
+            latest_unix_us: BEGIN_UNIX_US,
             disk,
             server: None,
             clients: Vec::new(),
             live: Vec::new(),
-            models: (0..plan.workspaces).map(|_| Model::default()).collect(),
+            models: (0..plan.workspaces).map(|_| Model::new(may_grow)).collect(),
             senders: BTreeMap::new(),
+            conditions: BTreeMap::new(),
             count: 0,
             shards: 1,
             doing: Doing::Nothing,
@@ -159,7 +167,7 @@ impl World {
 
     fn happen(&mut self) {
         if self.server.is_none() {
-            return self.happen_without_server();
+            return self.step_without_server();
         }
         match self.dice.below(100) {
             0..8 => self.connect(),
@@ -184,7 +192,7 @@ impl World {
         }
     }
 
-    fn happen_without_server(&mut self) {
+    fn step_without_server(&mut self) {
         match self.dice.below(4) {
             0 if self.plan.may(faults::TRIALS) => self.try_flips(),
             1 | 2 => self.boot(),
@@ -254,7 +262,7 @@ impl World {
         }
     }
 
-    fn connect_one(&mut self, again: Option<usize>) {
+    pub fn connect_one(&mut self, again: Option<usize>) {
         let Some(server) = &mut self.server else {
             return;
         };
@@ -291,18 +299,30 @@ impl World {
                 )
             }
         };
+        let is_join = path.starts_with("/v1/sync/") && status != 401;
+        let replica = is_join.then(|| self.choose_replica(again, workspace, skew_us));
+        client.replica = replica.flatten();
+        let head = match &client.replica {
+            Some(replica) => {
+                (client.workspace, client.is_v2) = (replica.workspace, true);
+                client.skew_us = replica.skew_us;
+                wire::head_v2(&self.join_path(replica))
+            }
+            None => wire::head(&path),
+        };
+        let server = self.server.as_mut().expect("it runs");
         client.status_wanted = status;
         client.limits = server.limits;
         client.has_little_room = self.plan.disk_percent.is_some();
         client.came_early = !server.is_serving();
         client.met_pause = is_over_limit || self.plan.snapshot_bytes_max < SNAPSHOT_BYTES_MAX;
         client.met_failure = server.had_failure;
-        client.outgoing.extend(wire::head(&path));
+        client.outgoing.extend(head);
         let seat = &mut server.seats[shard];
         let id = seat.shard.accept(is_over_limit, self.clock);
         seat.is_woken = true;
         let is_taken = seat.clients.keys().any(|other| other.slot == id.slot);
-        assert!(!is_taken, "a slot is free before it is used again");
+        assert!(!is_taken, "the slot is still in use");
         seat.clients.insert(id, number);
         client.home = Home::At(shard, id);
         let now_us = self.clock.now_us;
@@ -311,17 +331,18 @@ impl World {
         self.journal.note(|| {
             format!(
                 "client {number} comes to shard {shard} for {}",
-                WORKSPACES[workspace]
+                WORKSPACES[client.workspace]
             )
         });
         if let Some(again) = again
+            && !client.is_v2
             && let Some(write) = self.clients[again].sent.last().cloned()
             && status == 101
         {
             // The client does not know the outcome of its last op.
             self.senders
                 .get_mut(&write.value)
-                .expect("it was sent")
+                .expect("the op was sent")
                 .push(number);
             client.write(write);
             (client.judged, client.has_resent) = (1, true);
@@ -345,10 +366,7 @@ impl World {
     fn write_one(&mut self, place: usize) {
         self.count += 1;
         let key = format!("k{}", self.dice.below(self.plan.keys));
-        // The clock ticks rarely, so ties are common.
-        let tick = (self.count / 6 + self.dice.below_u64(4)) * SECOND_US;
-        let timestamp = (BEGIN_UNIX_US + tick).checked_add_signed(self.clients[place].skew_us);
-        let mut timestamp = timestamp.expect("hours");
+        let mut timestamp = self.timestamp(self.clients[place].skew_us);
         // A refusal names an op by its key and timestamp.
         let sent = &self.clients[place].sent;
         let is_taken = |at| {
@@ -383,6 +401,9 @@ impl World {
         let workspace = self.clients[place].workspace;
         let held = self.models[workspace].held(&write.key);
         self.coverage.ties += u64::from(held.is_some_and(|held| held.timestamp == timestamp));
+        if self.clients[place].is_v2 {
+            return self.write_v2(place, write);
+        }
         self.journal.note(|| {
             format!(
                 "client {place} writes {} = {:.40} at {timestamp}",
@@ -411,7 +432,7 @@ impl World {
         let client = &mut self.clients[place];
         client.receiving = false;
         let Home::At(shard, id) = client.home else {
-            unreachable!("only a shard receives");
+            unreachable!("only a running shard receives");
         };
         let most = client.outgoing.len().min(RECEIVE_BYTES_MAX);
         let length = if is_whole || most == 0 {
@@ -434,7 +455,7 @@ impl World {
         } else {
             Received::Bytes(&mut bytes)
         };
-        let seat = &mut self.server.as_mut().expect("it runs").seats[shard];
+        let seat = &mut self.server.as_mut().expect("the server is running").seats[shard];
         seat.shard.handle(Input::Received(id, received), self.clock);
         seat.is_woken = true;
         self.note_panic(shard);
@@ -459,9 +480,9 @@ impl World {
         let cut = self.dice.below(4);
         let part = self.dice.below(usize::MAX);
         let client = &mut self.clients[place];
-        let (spans, bytes) = client.sending.take().expect("it was just there");
+        let (spans, bytes) = client.sending.take().expect("a send is in flight");
         let now = wire::bytes_of(&spans);
-        assert!(now == bytes, "what is being sent does not change");
+        assert!(now == bytes, "bytes of a send in flight changed");
         let all = spans_bytes(&spans);
         let taken = match cut {
             _ if client.is_broken => None,
@@ -469,9 +490,9 @@ impl World {
             _ => Some(all),
         };
         self.journal
-            .note(|| format!("client {place} takes {taken:?} of {all} bytes"));
+            .note(|| format!("client {place} accepts {taken:?} of {all} bytes"));
         let Home::At(shard, id) = client.home else {
-            unreachable!("only a shard sends");
+            unreachable!("only a running shard sends");
         };
         if let Some(taken) = taken {
             client.read_bytes += taken as u64;
@@ -480,7 +501,7 @@ impl World {
             let mut rest = spans.clone();
             skip_sent(&mut rest, taken);
         }
-        let seat = &mut self.server.as_mut().expect("it runs").seats[shard];
+        let seat = &mut self.server.as_mut().expect("the server is running").seats[shard];
         seat.cut_sends += usize::from(taken.is_some_and(|taken| taken < all));
         let outcome = taken.ok_or_else(wire::failure);
         seat.shard
@@ -524,8 +545,10 @@ impl World {
                 let long = vec![b'x'; self.plan.message_bytes_max + 1];
                 self.leave(place, 1009, &wire::frame(wire::TEXT, &long));
             }
-            10 | 11 if open => self.write_badly(place),
-            12 if open && self.plan.may(faults::PANICS) => self.plant_panic(place),
+            10 | 11 if open => self.write_invalid(place),
+            12 if open && self.plan.may(faults::PANICS) && !self.clients[place].is_v2 => {
+                self.plant_panic(place)
+            }
             _ => self.clients[place].reading = Reading::Swift,
         }
     }
@@ -558,7 +581,7 @@ impl World {
         }
     }
 
-    fn write_badly(&mut self, place: usize) {
+    fn write_invalid(&mut self, place: usize) {
         let far_us = (self.clock.unix_us + 400 * 24 * 3600 * SECOND_US).to_string();
         let bad = [
             format!(r#"{{"type":"op","payload":{{"key":"k0","value":666,"timestamp":{far_us}}}}}"#),
@@ -596,7 +619,7 @@ impl World {
         self.disk.set_full(false);
         self.disk.state().dies_at = None;
         if self.disk.state().is_read_only {
-            self.end_process("the machine starts anew");
+            self.end_process("the machine restarts");
         }
         for place in self.live.clone() {
             let client = &mut self.clients[place];

@@ -126,7 +126,7 @@ fn is_word(c: char) -> bool {
 /// Splits a text into words, `::`, and every other character of code on its own. Also returns the
 /// number of lines that contain any part of a token or a literal.
 fn tokens(text: &str) -> (Vec<Token>, usize) {
-    let stream: TokenStream = text.parse().expect("a source can be split into tokens");
+    let stream: TokenStream = text.parse().expect("the source can be tokenized");
     let mut lexed = Lexed {
         lines: text.lines().collect(),
         tokens: Vec::new(),
@@ -372,7 +372,7 @@ fn from_root(
     inside: &[String],
     origins: &BTreeMap<String, Vec<String>>,
 ) -> Vec<String> {
-    let (first, rest) = written.split_first().expect("a path has a segment");
+    let (first, rest) = written.split_first().expect("the path is not empty");
     let supers = written
         .iter()
         .take_while(|segment| *segment == "super")

@@ -10,28 +10,31 @@ use crate::contestant::{self, Contestant, Kind, Server};
 use etherply_bench::figures::Bound::AtMost;
 use etherply_bench::figures::{Figure, Numbers};
 use etherply_bench::load::crowd::{Crowd, frame_of};
-use etherply_bench::load::join::is_init;
+use etherply_bench::load::first_state::FirstState;
+use etherply_bench::load::joiner::Welcome;
 use etherply_bench::load::pace::Schedule;
+use etherply_bench::load::protocol::ClientProtocol;
 use etherply_bench::load::state::State;
+use etherply_bench::load::state_parts::{ExpectedEntries, PartsCursor};
 use etherply_bench::load::tracker::Clock;
 use etherply_bench::process::thread_cpu_ns;
 
 pub struct Join;
 pub struct Reconnect;
 
-const CPU_PER_JOIN: Figure = Figure {
+pub(super) const CPU_PER_JOIN: Figure = Figure {
     id: "cpu_us_per_join",
     name: "server CPU",
     unit: "µs/join",
     decimals: 1,
 };
-const JOINS: Figure = Figure {
+pub(super) const JOINS: Figure = Figure {
     id: "joins_per_s",
     name: "joins/s",
     unit: "",
     decimals: 0,
 };
-const ALL_IN: Figure = Figure {
+pub(super) const ALL_IN: Figure = Figure {
     id: "all_in_ms",
     name: "until all have their state",
     unit: "ms",
@@ -40,7 +43,7 @@ const ALL_IN: Figure = Figure {
 
 const ROOM: &str = "large";
 /// 1 MB as a first message.
-const LARGE: State = State {
+pub(super) const LARGE: State = State {
     keys: 100,
     value_bytes: 9984,
 };
@@ -66,10 +69,11 @@ impl Scenario for Join {
         if config.target.is_some() {
             return Vec::new();
         }
+        let protocols = [ClientProtocol::V1, ClientProtocol::V2];
         vec![Case::against_peers(
             0,
             "1,000 joins/s, 1 MB",
-            contestant::all(config),
+            contestant::all_speaking(config, &protocols),
         )]
     }
 
@@ -92,44 +96,69 @@ impl Scenario for Join {
     }
 
     fn targets(&self) -> Vec<Target> {
-        ["etherply none", "etherply always"]
-            .map(|of| Target {
-                case: 0,
-                figure: CPU_PER_JOIN.id,
-                of,
-                to: Some("floor"),
-                bound: AtMost(1.5),
-            })
-            .into()
+        [
+            ("etherply none", "floor", 1.5),
+            ("etherply always", "floor", 1.5),
+            ("etherply none, v2", "etherply none", 1.05),
+            ("etherply always, v2", "etherply always", 1.05),
+        ]
+        .map(|(of, to, bound)| Target {
+            case: 0,
+            figure: CPU_PER_JOIN.id,
+            of,
+            to: Some(to),
+            bound: AtMost(bound),
+        })
+        .into()
     }
 }
 
 fn joins(server: &Server, config: &HarnessConfig, has_state: bool) -> Result<Numbers, String> {
-    let init = if has_state {
+    let state = if has_state {
         LARGE.put(&server.endpoint, ROOM)?
     } else {
         let joined = server.endpoint.join(ROOM);
         joined.map_err(|error| error.to_string())?.1
     };
-    let bytes = LARGE.init_bytes(ROOM);
-    if init.len() != bytes {
-        return Err(format!(
-            "a first message has {bytes} bytes, not {}",
-            init.len()
-        ));
-    }
-    let init = frame_of(&init);
+    let expected = if server.endpoint.protocol().is_v2() {
+        ExpectedWelcome::Parts(Rc::new(LARGE.entries(ROOM)))
+    } else {
+        let bytes = LARGE.init_bytes(ROOM);
+        if state.bytes() != bytes {
+            let got = state.bytes();
+            return Err(format!("a first message has {bytes} bytes, not {got}"));
+        }
+        ExpectedWelcome::Frame(frame_of(&state.text()))
+    };
     let warm_up = u64::from(JOINS_PER_S) / 5;
     let wanted = config.measured.as_millis() * u128::from(JOINS_PER_S) / 1000;
     let count = u64::try_from(wanted).unwrap_or(u64::MAX);
     let count = count.clamp(1, JOINS_MAX - warm_up);
     let clock = Clock::start();
     let mut crowd = Crowd::new(&server.endpoint, clock)?;
-    keep_schedule(&mut crowd, clock, warm_up, &init)?;
+    keep_schedule(&mut crowd, clock, warm_up, &expected)?;
     let before = Mark::new(server, clock);
-    keep_schedule(&mut crowd, clock, count, &init)?;
+    keep_schedule(&mut crowd, clock, count, &expected)?;
     let after = Mark::new(server, clock);
     Ok(after.since(&before, count, &crowd, server))
+}
+
+/// What each client of a crowd must receive.
+enum ExpectedWelcome {
+    Frame(Rc<[u8]>),
+    Parts(Rc<ExpectedEntries>),
+}
+
+impl ExpectedWelcome {
+    fn welcome(&self) -> Welcome {
+        match self {
+            Self::Frame(frame) => Welcome::Frame(Rc::clone(frame)),
+            Self::Parts(entries) => {
+                let parts = PartsCursor::new(Rc::clone(entries), 0);
+                Welcome::State(r#""state":"full","why":"first""#, parts)
+            }
+        }
+    }
 }
 
 /// Lets `count` clients join on the schedule, and waits until all have the state.
@@ -137,7 +166,7 @@ fn keep_schedule(
     crowd: &mut Crowd,
     clock: Clock,
     count: u64,
-    init: &Rc<[u8]>,
+    expected: &ExpectedWelcome,
 ) -> Result<(), String> {
     crowd.forget_latencies();
     let schedule = Schedule {
@@ -149,7 +178,7 @@ fn keep_schedule(
         let now_ns = clock.now_ns();
         let due_ns = schedule.due_ns(entered);
         if due_ns <= now_ns {
-            crowd.enter(ROOM, due_ns, Some(Rc::clone(init)))?;
+            crowd.enter(ROOM, due_ns, expected.welcome())?;
             entered += 1;
         }
         let next_ns = schedule.due_ns(entered);
@@ -247,7 +276,8 @@ fn reconnect(server: &Server, rooms: &Rooms, keeps: bool) -> Result<Numbers, Str
     let mut crowd = Crowd::new(&server.endpoint, clock)?;
     let before = Mark::new(server, clock);
     for client in 0..rooms.clients {
-        crowd.enter(&Rooms::name(client % rooms.rooms), before.at_ns, None)?;
+        let name = Rooms::name(client % rooms.rooms);
+        crowd.enter(&name, before.at_ns, Welcome::AnyMessage)?;
         crowd.turn(Duration::ZERO)?;
     }
     crowd.finish(PATIENCE)?;
@@ -260,7 +290,9 @@ fn reconnect(server: &Server, rooms: &Rooms, keeps: bool) -> Result<Numbers, Str
             serde_json::Map::new()
         };
         let seen = crowd.take_message(client);
-        if !is_init(&seen, &state) {
+        let mut shown = FirstState::new(ClientProtocol::V1);
+        shown.push(seen.clone());
+        if !shown.holds(&state) {
             let expected = serde_json::Value::Object(state);
             return Err(format!(
                 "client {client} is shown a wrong state\n  expected {expected}\n  seen     {seen}"
@@ -275,14 +307,14 @@ fn reconnect(server: &Server, rooms: &Rooms, keeps: bool) -> Result<Numbers, Str
 }
 
 /// The readings at the beginning or the end of a measurement.
-struct Mark {
-    at_ns: u64,
+pub(super) struct Mark {
+    pub(super) at_ns: u64,
     server_cpu_s: Option<f64>,
     own_cpu_ns: u64,
 }
 
 impl Mark {
-    fn new(server: &Server, clock: Clock) -> Self {
+    pub(super) fn new(server: &Server, clock: Clock) -> Self {
         Self {
             at_ns: clock.now_ns(),
             server_cpu_s: server.cpu_s(),
@@ -291,7 +323,13 @@ impl Mark {
     }
 
     #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
-    fn since(&self, before: &Self, joins: u64, crowd: &Crowd, server: &Server) -> Numbers {
+    pub(super) fn since(
+        &self,
+        before: &Self,
+        joins: u64,
+        crowd: &Crowd,
+        server: &Server,
+    ) -> Numbers {
         let seconds = (self.at_ns - before.at_ns) as f64 / 1e9;
         let own_s = (self.own_cpu_ns - before.own_cpu_ns) as f64 / 1e9;
         let latencies = crowd.latencies_ns();

@@ -13,6 +13,7 @@ use etherply_bench::figures::Bound::AtLeast;
 use etherply_bench::figures::{Figure, Numbers};
 use etherply_bench::load::op::{KEYS, VALUE_BYTES};
 use etherply_bench::load::pace::Pace;
+use etherply_bench::load::protocol::ClientProtocol;
 use etherply_bench::load::tracker::histogram;
 
 pub struct Durable;
@@ -55,6 +56,7 @@ impl Scenario for Durable {
             contestants.extend(REDIS.map(|(name, ..)| Contestant {
                 name: name.to_owned(),
                 kind: Kind::Peer("redis".to_owned()),
+                protocol: ClientProtocol::V1,
             }));
         }
         let titles = TITLES.iter().enumerate();

@@ -10,6 +10,7 @@ use crate::contestant::{self, Contestant};
 use etherply_bench::figures::Bound::{AtLeast, AtMost};
 use etherply_bench::figures::{Figure, Numbers};
 use etherply_bench::load::pace::Pace;
+use etherply_bench::load::protocol::ClientProtocol;
 
 pub struct Fanout;
 
@@ -33,6 +34,10 @@ const SHAPES: [LoadShape; 3] = [
     shape("2,000 ops/s", Pace::Open { ops_per_s: 2000 }),
     shape("saturated, 256 in flight", Pace::Closed { in_flight: 256 }),
 ];
+
+fn contestants(config: &HarnessConfig) -> Vec<Contestant> {
+    contestant::all_speaking(config, &[ClientProtocol::V1, ClientProtocol::V2])
+}
 
 impl Scenario for Fanout {
     fn name(&self) -> &'static str {
@@ -59,7 +64,7 @@ impl Scenario for Fanout {
     fn cases(&self, config: &HarnessConfig) -> Vec<Case> {
         let shapes = SHAPES.iter().enumerate();
         let cases = shapes
-            .map(|(index, shape)| Case::against_peers(index, shape.title, contestant::all(config)));
+            .map(|(index, shape)| Case::against_peers(index, shape.title, contestants(config)));
         cases.collect()
     }
 
@@ -74,6 +79,7 @@ impl Scenario for Fanout {
 
     fn targets(&self) -> Vec<Target> {
         let (none, always) = ("etherply none", "etherply always");
+        let (none_v2, always_v2) = ("etherply none, v2", "etherply always, v2");
         let (cpu, deliveries) = (CPU_PER_DELIVERY.id, DELIVERIES.id);
         [
             (LIGHT, cpu, none, "floor", AtMost(1.05)),
@@ -86,6 +92,12 @@ impl Scenario for Fanout {
             (SATURATED, deliveries, always, "floor", AtLeast(0.95)),
             (SATURATED, deliveries, none, "axum", AtLeast(3.0)),
             (SATURATED, deliveries, always, "axum", AtLeast(2.5)),
+            (LIGHT, cpu, none_v2, none, AtMost(1.05)),
+            (LIGHT, cpu, always_v2, always, AtMost(1.05)),
+            (BUSY, cpu, none_v2, none, AtMost(1.05)),
+            (BUSY, cpu, always_v2, always, AtMost(1.05)),
+            (SATURATED, cpu, none_v2, none, AtMost(1.05)),
+            (SATURATED, cpu, always_v2, always, AtMost(1.05)),
         ]
         .map(|(case, figure, of, to, bound)| Target {
             case,

@@ -11,6 +11,7 @@ use crate::contestant::{self, Contestant, Server};
 use etherply_bench::figures::Bound::AtMost;
 use etherply_bench::figures::{Figure, Numbers};
 use etherply_bench::load::crowd::{Crowd, frame_of};
+use etherply_bench::load::joiner::Welcome;
 use etherply_bench::load::op::{FieldOrder, Text, put_client_frame};
 use etherply_bench::load::tracker::Clock;
 
@@ -132,7 +133,7 @@ fn measure(
     let before = used(server);
     enter(crowd, case, count, &empty)?;
     let after = used(server);
-    look(case, contestant, server, crowd)?;
+    check_still_connected(case, contestant, server, crowd)?;
     let Some(((bytes_before, cpu_before_s), (bytes, cpu_s))) = before.zip(after) else {
         return Err("nothing can be read of the server".to_owned());
     };
@@ -147,7 +148,7 @@ fn measure(
 fn enter(crowd: &mut Crowd, case: usize, count: usize, empty: &Rc<[u8]>) -> Result<(), String> {
     for step in 0..count {
         let name = workspace(case, crowd.count());
-        crowd.enter(&name, 0, Some(Rc::clone(empty)))?;
+        crowd.enter(&name, 0, Welcome::Frame(Rc::clone(empty)))?;
         if step % BURST == 0 {
             crowd.finish(PATIENCE)?;
         }
@@ -157,7 +158,7 @@ fn enter(crowd: &mut Crowd, case: usize, count: usize, empty: &Rc<[u8]>) -> Resu
 
 /// Checks that the connections still work: all in the one workspace, or a sample of the others,
 /// must receive an op.
-fn look(
+fn check_still_connected(
     case: usize,
     contestant: &Contestant,
     server: &Server,
@@ -173,14 +174,14 @@ fn look(
     let op = frame_of(&String::from_utf8_lossy(expected.of(0, 0)));
     let mut frame = Vec::new();
     put_client_frame(&mut frame, sent.of(0, 0));
-    let looked_at: Vec<usize> = (0..crowd.count()).step_by(step).collect();
-    for connection in &looked_at {
+    let sampled: Vec<usize> = (0..crowd.count()).step_by(step).collect();
+    for connection in &sampled {
         crowd.expect(*connection, &op);
     }
     let rooms = if case == TOGETHER {
-        &looked_at[..1]
+        &sampled[..1]
     } else {
-        &looked_at
+        &sampled
     };
     let mut senders = Vec::new();
     for connection in rooms {

@@ -9,7 +9,7 @@ use etherply_bench::load::run;
 
 pub use etherply_bench::load::figures::{
     CORES_PER_DELIVERY, CPU_PER_DELIVERY, CPU_PER_OP, DELIVERIES, MAX, OPS, OPS_PER_CPU, OWN_SHARE,
-    P50, P99, RESIDENT, numbers_of,
+    P50, P99, RESIDENT, SAVED, numbers_of,
 };
 
 /// The share of the server's and the load's cores that other processes used, as a percentage of one
@@ -75,6 +75,7 @@ pub fn plan(shape: &LoadShape, contestant: &Contestant, config: &HarnessConfig) 
         rooms: shape.rooms,
         receivers: shape.receivers,
         pace: shape.pace,
+        protocol: contestant.protocol,
         field_order: contestant.field_order(),
         has_state: contestant.has_state(),
         warm_up: config.warm_up,

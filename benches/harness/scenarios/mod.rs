@@ -1,7 +1,7 @@
 //! The scenarios. A new one needs a file here and a line in [`ALL`].
 
 use crate::config::HarnessConfig;
-use crate::contestant::Contestant;
+use crate::contestant::{Contestant, Kind};
 use etherply_bench::figures::{Bound, Figure, Numbers};
 
 pub mod crowds;
@@ -9,13 +9,15 @@ pub mod durable;
 pub mod fanout;
 pub mod idle;
 pub mod loads;
+pub mod presence;
 pub mod recovery;
+pub mod resume;
 pub mod rooms;
 pub mod slow;
 pub mod soak;
 
 /// All scenarios, in the order in which they run.
-pub const ALL: [&dyn Scenario; 10] = [
+pub const ALL: [&dyn Scenario; 12] = [
     &fanout::Fanout,
     &rooms::Rooms,
     &rooms::Shards,
@@ -24,6 +26,8 @@ pub const ALL: [&dyn Scenario; 10] = [
     &crowds::Join,
     &slow::Slow,
     &crowds::Reconnect,
+    &resume::Resume,
+    &presence::Presence,
     &recovery::Recovery,
     &soak::Soak,
 ];
@@ -81,12 +85,23 @@ pub struct Case {
 }
 
 impl Case {
-    /// Creates a case in which each contestant is compared with each peer.
+    /// Creates a case in which each contestant is compared with each peer that speaks its protocol
+    /// or none but version 1, and the protocols of a server are compared with each other.
     pub fn against_peers(index: usize, title: &str, contestants: Vec<Contestant>) -> Self {
         let places = 0..contestants.len();
         let (peers, others): (Vec<usize>, Vec<usize>) =
             places.partition(|place| contestants[*place].is_peer());
-        let of_each = |of: &usize| peers.iter().map(|to| (*of, *to)).collect::<Vec<_>>();
+        let is_pair = |of: usize, to: usize| {
+            let (of, to) = (&contestants[of], &contestants[to]);
+            let is_later = of.kind == to.kind && of.protocol > to.protocol;
+            let is_like = matches!(to.kind, Kind::Peer(_)) || of.protocol == to.protocol;
+            is_later || to.is_peer() && is_like
+        };
+        let tos: Vec<usize> = others.iter().chain(&peers).copied().collect();
+        let of_each = |of: &usize| {
+            let tos = tos.iter().filter(|to| is_pair(*of, **to));
+            tos.map(|to| (*of, *to)).collect::<Vec<_>>()
+        };
         Self {
             index,
             title: title.to_owned(),

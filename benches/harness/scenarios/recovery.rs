@@ -7,6 +7,7 @@ use crate::config::HarnessConfig;
 use crate::contestant::{Contestant, Kind};
 use etherply_bench::figures::Bound::AtMost;
 use etherply_bench::figures::{Figure, Numbers};
+use etherply_bench::load::protocol::ClientProtocol;
 use etherply_bench::resp;
 
 #[path = "../../recovery/contestants.rs"]
@@ -58,6 +59,7 @@ impl Scenario for Recovery {
             contestants.push(Contestant {
                 name: REDIS.to_owned(),
                 kind: Kind::Peer("redis".to_owned()),
+                protocol: ClientProtocol::V1,
             });
         }
         let title = format!("{} records", records(config));

@@ -6,15 +6,17 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::loads::{
-    self, CPU_PER_OP, LoadShape, MAX, OPS, OPS_PER_CPU, OWN_SHARE, P50, P99, RESIDENT,
+    self, CPU_PER_OP, LoadShape, MAX, OPS, OPS_PER_CPU, OWN_SHARE, P50, P99, RESIDENT, SAVED,
 };
 use super::{Case, Scenario, Target};
 use crate::config::HarnessConfig;
 use crate::contestant::{self, Contestant, Kind};
 use crate::cores::{Cores, Halves};
+use clap::ValueEnum as _;
 use etherply_bench::figures::Bound::{AtLeast, AtMost};
 use etherply_bench::figures::{Figure, Numbers};
 use etherply_bench::load::pace::Pace;
+use etherply_bench::load::protocol::ClientProtocol;
 
 pub struct Rooms;
 pub struct Shards;
@@ -45,6 +47,11 @@ const P50_OF_DISK: Figure = Figure {
     decimals: 2,
 };
 
+fn contestants(config: &HarnessConfig) -> Vec<Contestant> {
+    let protocols = ClientProtocol::value_variants();
+    contestant::all_speaking(config, protocols)
+}
+
 impl Scenario for Rooms {
     fn name(&self) -> &'static str {
         "rooms"
@@ -62,6 +69,7 @@ impl Scenario for Rooms {
             P99,
             MAX,
             P50_OF_DISK,
+            SAVED,
             RESIDENT,
             OWN_SHARE,
         ]
@@ -70,7 +78,7 @@ impl Scenario for Rooms {
     fn cases(&self, config: &HarnessConfig) -> Vec<Case> {
         let shapes = SHAPES.iter().enumerate();
         let cases = shapes
-            .map(|(index, shape)| Case::against_peers(index, shape.title, contestant::all(config)));
+            .map(|(index, shape)| Case::against_peers(index, shape.title, contestants(config)));
         cases.collect()
     }
 
@@ -93,11 +101,44 @@ impl Scenario for Rooms {
 
     fn targets(&self) -> Vec<Target> {
         let (none, always) = ("etherply none", "etherply always");
+        let (none_v2, always_v2) = ("etherply none, v2", "etherply always, v2");
+        let (none_unsaved, always_unsaved) = (
+            "etherply none, v2 without ids",
+            "etherply always, v2 without ids",
+        );
         [
             (SATURATED, CPU_PER_OP.id, none, Some("axum"), AtMost(0.35)),
             (SATURATED, CPU_PER_OP.id, always, Some("axum"), AtMost(0.45)),
             (LIGHT, P50.id, none, Some("floor"), AtMost(1.2)),
             (LIGHT, P50_OF_DISK.id, always, None, AtMost(1.0)),
+            (
+                SATURATED,
+                CPU_PER_OP.id,
+                none_unsaved,
+                Some(none),
+                AtMost(1.05),
+            ),
+            (
+                SATURATED,
+                CPU_PER_OP.id,
+                always_unsaved,
+                Some(always),
+                AtMost(1.05),
+            ),
+            (
+                SATURATED,
+                CPU_PER_OP.id,
+                none_v2,
+                Some(none_unsaved),
+                AtMost(1.1),
+            ),
+            (
+                SATURATED,
+                CPU_PER_OP.id,
+                always_v2,
+                Some(always_unsaved),
+                AtMost(1.1),
+            ),
         ]
         .map(|(case, figure, of, to, bound)| Target {
             case,

@@ -77,7 +77,7 @@ impl Scenario for Slow {
             .flat_map(|contestant| {
                 let with = Contestant {
                     name: format!("{}{WITH}", contestant.name),
-                    kind: contestant.kind.clone(),
+                    ..contestant.clone()
                 };
                 [contestant, with]
             })
@@ -157,18 +157,21 @@ fn stall(server: &Server) -> Result<Connection, String> {
 /// it received.
 fn catch_up(server: &Server, mut stream: Connection) -> Result<f64, String> {
     let joined = server.endpoint.join(&server.endpoint.workspace(0));
-    let (_, init) = joined.map_err(|error| error.to_string())?;
-    let init: Value = serde_json::from_str(&init).map_err(|error| error.to_string())?;
+    let (_, state) = joined.map_err(|error| error.to_string())?;
+    let state = state
+        .data()
+        .ok_or("a client that joins receives no state")?;
     let (mut held, mut seen) = (Map::new(), Vec::new());
     let (mut ops, begun) = (0.0, Instant::now());
     let timeout = stream.set_read_timeout(Some(PATIENCE));
     timeout.map_err(|error| error.to_string())?;
-    while init["data"].as_object() != Some(&held) {
+    while state != held {
         let read = read_more(&mut stream, &mut seen);
         let late = (begun.elapsed() > PATIENCE).then(|| "it takes too long".to_owned());
         if let Some(why) = read.err().map(|error| error.to_string()).or(late) {
-            let data = init["data"].as_object().into_iter().flatten();
-            let wrong = data.filter(|(key, value)| held.get(*key) != Some(*value));
+            let wrong = state
+                .iter()
+                .filter(|(key, value)| held.get(*key) != Some(*value));
             return Err(format!(
                 "a stalled reader was sent {ops} ops, and not the last of {} keys: {why}",
                 wrong.count()

@@ -144,7 +144,7 @@ impl Scenario for Soak {
                 server.cpu_s()
             });
             is_over.store(true, Ordering::Relaxed);
-            (outcomes, visits.join().expect("it does not panic"))
+            (outcomes, visits.join().expect("the thread does not panic"))
         });
         let outcomes = outcomes.map_err(|failure| server.with_log(failure))?;
         let visits = visits.map_err(|failure| server.with_log(failure))?;
@@ -170,13 +170,12 @@ fn visit_rooms(endpoint: &Endpoint, is_over: &AtomicBool) -> Result<u32, String>
     let mut visits = 0;
     while !is_over.load(Ordering::Relaxed) {
         let name = endpoint.workspace(visits % SHAPE.rooms);
-        let init = endpoint.visit(&name).map_err(|error| error.to_string())?;
-        let shown: Value = serde_json::from_str(&init).map_err(|error| error.to_string())?;
-        let data = shown["data"].as_object();
-        let is_right = data.is_some_and(|data| data.values().all(Value::is_string));
-        if shown["type"] != "init" || !is_right {
+        let state = endpoint.visit(&name).map_err(|error| error.to_string())?;
+        let data = state.data();
+        if !data.is_some_and(|data| data.values().all(Value::is_string)) {
             return Err(format!(
-                "a client that joins {name} receives a wrong state: {init}"
+                "a client that joins {name} receives a wrong state: {}",
+                state.text()
             ));
         }
         visits += 1;

@@ -108,7 +108,7 @@ impl Ring {
     ) {
         const FLAGS: i32 = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
         let entry = if let [(start, bytes)] = *pieces {
-            let bytes = u32::try_from(bytes).expect("a piece is short");
+            let bytes = u32::try_from(bytes).expect("a piece is smaller than 4 GiB");
             opcode::Send::new(Fd(fd), start, bytes).flags(FLAGS).build()
         } else {
             let message = message.get_or_insert_with(Message::new);
@@ -133,7 +133,7 @@ impl Ring {
         let entry = entry.user_data((purpose as u64) << 32 | connection as u64);
         // SAFETY: guaranteed by the caller.
         while unsafe { self.ring.submission().push(&entry) }.is_err() {
-            self.ring.submit().expect("the kernel takes submissions");
+            self.ring.submit().expect("the kernel accepts submissions");
         }
     }
 
@@ -224,7 +224,7 @@ impl Buffers {
 
 /// Allocates zeroed memory at the start of a page, which lives as long as the process.
 fn allocate(bytes: usize) -> NonNull<u8> {
-    let layout = Layout::from_size_align(bytes, PAGE_BYTES).expect("a valid layout");
+    let layout = Layout::from_size_align(bytes, PAGE_BYTES).expect("the layout is valid");
     // SAFETY: callers ask for at least one byte.
     let start = unsafe { alloc_zeroed(layout) };
     NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout))

@@ -66,7 +66,7 @@ impl Stream {
         if self.tail.bytes.len() - self.tail.filled.get() < frame_bytes {
             let next = Chunk::new(self.tail.end(), frame_bytes.max(CHUNK_BYTES));
             let linked = self.tail.next.set(Rc::clone(&next));
-            assert!(linked.is_ok(), "the tail is the last");
+            assert!(linked.is_ok(), "the tail already has a successor");
             self.tail = next;
         }
         let from = self.tail.filled.get();
@@ -150,7 +150,7 @@ impl Cursor {
                 end = end.min(skipped.start);
             }
             let [from, to] = [at, end]
-                .map(|at| usize::try_from(at - chunk.start).expect("it lies in the chunk"));
+                .map(|at| usize::try_from(at - chunk.start).expect("the range is in the chunk"));
             let bytes = &chunk.bytes[from..to];
             pieces.push((bytes.as_ptr().cast(), bytes.len()));
             at = end;

@@ -8,7 +8,7 @@ use etherply::wire::frame::put_text_header;
 use hdrhistogram::Histogram;
 
 use super::endpoint::Endpoint;
-use super::joiner::Joiner;
+use super::joiner::{Joiner, Welcome};
 use super::ring::{Event, Ring};
 use super::tracker::{Clock, histogram};
 
@@ -25,6 +25,7 @@ pub struct Crowd {
     clients: Vec<Client>,
     /// The number of clients that have received everything they were waiting for.
     served: usize,
+    received_bytes: u64,
     latencies_ns: Histogram<u64>,
 }
 
@@ -45,6 +46,7 @@ impl Crowd {
             clock,
             clients: Vec::new(),
             served: 0,
+            received_bytes: 0,
             latencies_ns: histogram(),
         })
     }
@@ -58,19 +60,18 @@ impl Crowd {
         &self.latencies_ns
     }
 
+    /// Returns the number of bytes that all clients have received.
+    pub fn received_bytes(&self) -> u64 {
+        self.received_bytes
+    }
+
     /// Discards the latencies measured so far.
     pub fn forget_latencies(&mut self) {
         self.latencies_ns.reset();
     }
 
-    /// Lets another client join, which was due at `due_ns`. `init` is the frame that it must
-    /// receive first; `None` accepts any message.
-    pub fn enter(
-        &mut self,
-        workspace: &str,
-        due_ns: u64,
-        init: Option<Rc<[u8]>>,
-    ) -> Result<(), String> {
+    /// Lets another client join, which was due at `due_ns` and must receive `welcome` first.
+    pub fn enter(&mut self, workspace: &str, due_ns: u64, welcome: Welcome) -> Result<(), String> {
         let connection = self.endpoint.connect();
         let joined = connection.and_then(|connection| self.ring.add(connection));
         let request = self.endpoint.request(workspace);
@@ -81,7 +82,7 @@ impl Crowd {
         sent.map_err(|error| format!("client {}: {error}", self.count()))?;
         self.clients.push(Client {
             due_ns,
-            joiner: Joiner::new(init),
+            joiner: Joiner::new(welcome),
         });
         Ok(())
     }
@@ -106,6 +107,7 @@ impl Crowd {
             clock,
             clients,
             served,
+            received_bytes,
             latencies_ns,
             ..
         } = self;
@@ -116,7 +118,10 @@ impl Crowd {
             }
             let client = &mut clients[number as usize];
             let taken = match event {
-                Event::Received(bytes) => client.joiner.take(bytes),
+                Event::Received(bytes) => {
+                    *received_bytes += bytes.len() as u64;
+                    client.joiner.take(bytes)
+                }
                 Event::Ended(error) => Err(error.map_or_else(
                     || "the server closed the connection".to_owned(),
                     |error| error.to_string(),

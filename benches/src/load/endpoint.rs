@@ -9,6 +9,7 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, Stream};
 
 use super::joiner::KEY;
+use super::protocol::ClientProtocol;
 
 /// A server, and the token for it.
 #[derive(Clone)]
@@ -22,6 +23,10 @@ pub struct Endpoint {
     /// The prefix of every room's name, since a server elsewhere may hold the rooms of another run.
     prefix: String,
     tls: Option<Tls>,
+    /// The version that each client asks for.
+    protocol: ClientProtocol,
+    /// The query of every request, if there is one.
+    query: String,
 }
 
 /// The TLS settings, and the name for which the server's certificate must be valid.
@@ -47,6 +52,8 @@ impl Endpoint {
             token,
             prefix: String::new(),
             tls: None,
+            protocol: ClientProtocol::V1,
+            query: String::new(),
         }
     }
 
@@ -71,6 +78,24 @@ impl Endpoint {
         self
     }
 
+    #[must_use]
+    pub fn with_protocol(mut self, protocol: ClientProtocol) -> Self {
+        self.protocol = protocol;
+        self
+    }
+
+    /// Adds parameters of version 2 to each request.
+    #[must_use]
+    pub fn with_query(mut self, query: &str) -> Self {
+        self.query = format!("?{query}");
+        self
+    }
+
+    /// Returns the version that each client asks for.
+    pub fn protocol(&self) -> ClientProtocol {
+        self.protocol
+    }
+
     /// Returns the workspace id of a room.
     pub fn workspace(&self, room: u32) -> String {
         format!("{}room-{room}", self.prefix)
@@ -83,10 +108,17 @@ impl Endpoint {
             host,
             base_path,
             token,
+            query,
             ..
         } = self;
+        let offer = self
+            .protocol
+            .subprotocol()
+            .map_or_else(String::new, |name| {
+                format!("Sec-WebSocket-Protocol: {name}\r\n")
+            });
         format!(
-            "GET {base_path}/v1/sync/{workspace} HTTP/1.1\r\nHost: {host}\r\n\
+            "GET {base_path}/v1/sync/{workspace}{query} HTTP/1.1\r\nHost: {host}\r\n{offer}\
              Authorization: Bearer {token}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"
         )

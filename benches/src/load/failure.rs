@@ -28,6 +28,16 @@ pub enum Failure {
         after_ms: u64,
         expected: String,
     },
+    #[error(
+        "room {room}: {sent} ops were sent, and after {after_ms} ms only those up to {saved} are \
+         saved"
+    )]
+    Unsaved {
+        room: u32,
+        saved: u64,
+        sent: u64,
+        after_ms: u64,
+    },
     #[error("room {room}, connection {place}: the connection is gone: {why}")]
     Gone { room: u32, place: u32, why: String },
     #[error("workspace {workspace}: a client cannot join: {error}")]

@@ -35,6 +35,13 @@ pub const OPS: Figure = Figure {
     unit: "",
     decimals: 0,
 };
+/// The number of `saved` messages of version 2 for each op: below 1 if one covers several ops.
+pub const SAVED: Figure = Figure {
+    id: "saved_per_op",
+    name: "saved messages/op",
+    unit: "",
+    decimals: 2,
+};
 pub const OPS_PER_CPU: Figure = Figure {
     id: "ops_per_cpu_s",
     name: "ops/s of server CPU",
@@ -74,7 +81,7 @@ pub const OWN_SHARE: Figure = Figure {
 };
 
 /// All figures above, in the order of a table.
-pub const ALL: [Figure; 11] = [
+pub const ALL: [Figure; 12] = [
     DELIVERIES,
     OPS,
     P50,
@@ -84,6 +91,7 @@ pub const ALL: [Figure; 11] = [
     CORES_PER_DELIVERY,
     CPU_PER_OP,
     OPS_PER_CPU,
+    SAVED,
     RESIDENT,
     OWN_SHARE,
 ];
@@ -109,6 +117,9 @@ pub fn numbers_of(outcome: &Outcome) -> Numbers {
             outcome.own_share * outcome.seconds * 1e9 / deliveries,
         ),
     ]);
+    if outcome.saved_messages > 0 {
+        numbers.insert(SAVED.id, outcome.saved_messages as f64 / ops);
+    }
     if !latencies.is_empty() {
         numbers.insert(P50.id, us(latencies.value_at_quantile(0.5)));
         numbers.insert(P99.id, us(latencies.value_at_quantile(0.99)));

@@ -4,11 +4,11 @@
 use std::io::{self, Read, Write};
 use std::time::Duration;
 
-use serde_json::{Map, Value};
 use tungstenite::protocol::frame::FrameHeader;
 
 use super::endpoint::{Connection, Endpoint};
 use super::failure::Failure;
+use super::first_state::FirstState;
 use super::joiner::{first_message, upgraded};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -16,49 +16,47 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const QUOTED_BYTES: usize = 1024;
 
 impl Endpoint {
-    /// Joins a workspace; returns the connection and the text of the first message. It fails if
-    /// anything follows that message.
-    pub fn join(&self, workspace: &str) -> Result<(Connection, String), Failure> {
+    /// Joins a workspace; returns the connection and the state. It fails if anything follows the
+    /// state.
+    pub fn join(&self, workspace: &str) -> Result<(Connection, FirstState), Failure> {
         let joined = self
             .try_join(workspace)
-            .and_then(|(connection, text, has_more)| {
+            .and_then(|(connection, state, has_more)| {
                 if has_more {
-                    let message = "something came after the first message, before any op";
+                    let message = "something came after the state, before any op";
                     return Err(io::Error::other(message));
                 }
-                Ok((connection, text))
+                Ok((connection, state))
             });
         joined.map_err(|error| join_failure(workspace, error))
     }
 
-    /// Joins a workspace in which ops may follow at once, and leaves; returns the text of the first
-    /// message.
-    pub fn visit(&self, workspace: &str) -> Result<String, Failure> {
+    /// Joins a workspace in which ops may follow at once, and leaves; returns the state.
+    pub fn visit(&self, workspace: &str) -> Result<FirstState, Failure> {
         let joined = self.try_join(workspace);
         Ok(joined.map_err(|error| join_failure(workspace, error))?.1)
     }
 
-    fn try_join(&self, workspace: &str) -> io::Result<(Connection, String, bool)> {
+    fn try_join(&self, workspace: &str) -> io::Result<(Connection, FirstState, bool)> {
         let mut connection = self.connect()?;
         connection.set_read_timeout(Some(PATIENCE))?;
         connection.write_all(self.request(workspace).as_bytes())?;
         let mut seen = Vec::new();
-        let body = read_until(&mut connection, &mut seen, upgraded)?;
+        let protocol = self.protocol();
+        let body = read_until(&mut connection, &mut seen, |seen| upgraded(seen, protocol))?;
         seen.drain(..body);
-        let end = read_until(&mut connection, &mut seen, first_frame)?;
-        let has_more = seen.len() > end || connection.has_unread_bytes()?;
-        seen.truncate(end);
-        let payload = seen.split_off(end - payload_bytes(&seen)?);
-        let text = String::from_utf8(payload).map_err(io::Error::other)?;
+        let mut state = FirstState::new(protocol);
+        while !state.is_complete() {
+            let end = read_until(&mut connection, &mut seen, first_frame)?;
+            let start = end - payload_bytes(&seen)?;
+            let text = str::from_utf8(&seen[start..end]).map_err(io::Error::other)?;
+            state.push(text.to_owned());
+            seen.drain(..end);
+        }
+        let has_more = !seen.is_empty() || connection.has_unread_bytes()?;
         connection.set_read_timeout(None)?;
-        Ok((connection, text, has_more))
+        Ok((connection, state, has_more))
     }
-}
-
-/// Returns whether a first message holds exactly this state.
-pub fn is_init(text: &str, data: &Map<String, Value>) -> bool {
-    let init: Result<Value, _> = serde_json::from_str(text);
-    init.is_ok_and(|init| init["type"] == "init" && init["data"].as_object() == Some(data))
 }
 
 fn join_failure(workspace: &str, error: io::Error) -> Failure {
@@ -72,7 +70,7 @@ fn join_failure(workspace: &str, error: io::Error) -> Failure {
 fn read_until(
     connection: &mut Connection,
     seen: &mut Vec<u8>,
-    end_of: fn(&[u8]) -> io::Result<Option<usize>>,
+    end_of: impl Fn(&[u8]) -> io::Result<Option<usize>>,
 ) -> io::Result<usize> {
     loop {
         if let Some(end) = end_of(seen)? {

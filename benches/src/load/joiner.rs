@@ -3,6 +3,8 @@
 use std::io;
 use std::rc::Rc;
 
+use super::protocol::ClientProtocol;
+use super::state_parts::PartsCursor;
 use tungstenite::handshake::derive_accept_key;
 use tungstenite::protocol::frame::FrameHeader;
 
@@ -11,10 +13,24 @@ const BODY_BYTES_MAX: usize = 1024;
 /// The key of every handshake; the server's answer must be derived from it.
 pub const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
+/// What a client must receive after its upgrade.
+pub enum Welcome {
+    /// A first message with any content.
+    AnyMessage,
+    /// This frame.
+    Frame(Rc<[u8]>),
+    /// Version 2: a `welcome` that contains this text, and then the state.
+    State(&'static str, PartsCursor),
+}
+
 /// The data that a client is waiting for.
 enum Expected {
-    /// The answer to its upgrade, followed by the first message.
-    Upgrade(Option<Rc<[u8]>>),
+    /// The answer to its upgrade, followed by what this says.
+    Upgrade(Welcome),
+    /// A `welcome` that contains this text, followed by the state.
+    Welcome(&'static str, PartsCursor),
+    /// The rest of the state.
+    Parts(PartsCursor),
     /// These bytes, of which the given number have arrived.
     Bytes(Rc<[u8]>, usize),
     /// A first message with any content.
@@ -30,17 +46,17 @@ pub struct Joiner {
 }
 
 impl Joiner {
-    /// Expects the frame `init` as the first message; `None` accepts any message.
-    pub fn new(init: Option<Rc<[u8]>>) -> Self {
+    /// Expects an upgrade, and then this.
+    pub fn new(welcome: Welcome) -> Self {
         Self {
-            wanted: Expected::Upgrade(init),
+            wanted: Expected::Upgrade(welcome),
             held: Vec::new(),
         }
     }
 
     /// Expects this frame next, and nothing before it.
     pub fn expect(&mut self, frame: &Rc<[u8]>) {
-        assert!(self.is_served(), "it has got what it waited for");
+        assert!(self.is_served(), "the previous frame has not arrived");
         self.wanted = Expected::Bytes(Rc::clone(frame), 0);
     }
 
@@ -57,23 +73,31 @@ impl Joiner {
 
     /// Checks received bytes. Returns whether the client now has what it was waiting for.
     pub fn take(&mut self, mut bytes: &[u8]) -> Result<bool, String> {
-        if let Expected::Upgrade(init) = &self.wanted {
+        if matches!(self.wanted, Expected::Upgrade(_) | Expected::Welcome(..)) {
             self.held.extend_from_slice(bytes);
-            let end = upgraded(&self.held).map_err(|error| error.to_string())?;
-            let Some(end) = end else { return Ok(false) };
-            self.wanted = match init {
-                Some(init) => Expected::Bytes(Rc::clone(init), 0),
-                None => Expected::AnyMessage,
+            let Some(end) = self.begin().map_err(|error| error.to_string())? else {
+                return Ok(false);
             };
-            let rest = self.held.split_off(end);
-            self.held = Vec::new();
+            let mut rest = std::mem::take(&mut self.held);
+            rest.drain(..end);
             return self.take(&rest);
         }
         if bytes.is_empty() {
             return Ok(false);
         }
         match &mut self.wanted {
-            Expected::Upgrade(_) => unreachable!("it was just handled"),
+            Expected::Upgrade(_) | Expected::Welcome(..) => unreachable!("they were handled above"),
+            Expected::Parts(parts) => {
+                let rest = parts.take(bytes)?;
+                let is_whole = parts.is_complete();
+                if is_whole {
+                    self.wanted = Expected::Nothing;
+                }
+                if !rest.is_empty() {
+                    self.take(rest)?;
+                }
+                Ok(is_whole)
+            }
             Expected::Nothing if is_ping(bytes) => Ok(false),
             Expected::Nothing => Err(format!(
                 "nothing was expected, and {} was received",
@@ -119,6 +143,51 @@ impl Joiner {
     }
 }
 
+impl Joiner {
+    /// Checks the answer to the upgrade or the `welcome`, once it is complete, and expects what
+    /// follows. Returns its length.
+    fn begin(&mut self) -> io::Result<Option<usize>> {
+        match &self.wanted {
+            Expected::Upgrade(welcome) => {
+                let protocol = match welcome {
+                    Welcome::State(..) => ClientProtocol::V2,
+                    Welcome::Frame(_) | Welcome::AnyMessage => ClientProtocol::V1,
+                };
+                let Some(end) = upgraded(&self.held, protocol)? else {
+                    return Ok(None);
+                };
+                let wanted = std::mem::replace(&mut self.wanted, Expected::Nothing);
+                let Expected::Upgrade(welcome) = wanted else {
+                    unreachable!("it was matched above");
+                };
+                self.wanted = match welcome {
+                    Welcome::AnyMessage => Expected::AnyMessage,
+                    Welcome::Frame(frame) => Expected::Bytes(frame, 0),
+                    Welcome::State(text, parts) => Expected::Welcome(text, parts),
+                };
+                Ok(Some(end))
+            }
+            Expected::Welcome(text, _) => {
+                let Some((start, end)) = first_message(&self.held)? else {
+                    return Ok(None);
+                };
+                let seen = String::from_utf8_lossy(&self.held[start..end]);
+                if !seen.starts_with(r#"{"type":"welcome""#) || !seen.contains(text) {
+                    let message = format!("a welcome with {text} was expected, not {seen}");
+                    return Err(io::Error::other(message));
+                }
+                let wanted = std::mem::replace(&mut self.wanted, Expected::Nothing);
+                let Expected::Welcome(_, parts) = wanted else {
+                    unreachable!("it was matched above");
+                };
+                self.wanted = Expected::Parts(parts);
+                Ok(Some(end))
+            }
+            _ => unreachable!("there is nothing to begin"),
+        }
+    }
+}
+
 /// Returns whether the bytes are a ping, which a server sends to idle clients. A crowd is never
 /// watched for long enough to have to answer.
 fn is_ping(bytes: &[u8]) -> bool {
@@ -131,7 +200,7 @@ fn quoted(bytes: &[u8]) -> String {
 }
 
 /// Returns the end of the answer to the upgrade; `None` if more must arrive.
-pub fn upgraded(seen: &[u8]) -> io::Result<Option<usize>> {
+pub fn upgraded(seen: &[u8], protocol: ClientProtocol) -> io::Result<Option<usize>> {
     let mut headers = [httparse::EMPTY_HEADER; 32];
     let mut response = httparse::Response::new(&mut headers);
     let httparse::Status::Complete(end) = response.parse(seen).map_err(io::Error::other)? else {
@@ -161,6 +230,12 @@ pub fn upgraded(seen: &[u8]) -> io::Result<Option<usize>> {
         return Err(io::Error::other(
             "the server's Sec-WebSocket-Accept is wrong",
         ));
+    }
+    let named = header("sec-websocket-protocol");
+    if named != protocol.subprotocol().map(str::as_bytes) {
+        let named = named.map_or("no protocol".into(), String::from_utf8_lossy);
+        let message = format!("the server names {named}, not {}", protocol.title());
+        return Err(io::Error::other(message));
     }
     Ok(Some(end))
 }

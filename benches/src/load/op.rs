@@ -3,6 +3,11 @@
 //! A server passes on exactly the text that it received, so a delivery is compared byte for byte
 //! with what was sent.
 
+use std::io::Write as _;
+
+use super::layout::FrameLayout;
+use super::protocol::ClientProtocol;
+
 /// The length of a value in bytes, without its quotes.
 pub const VALUE_BYTES: usize = 100;
 /// The number of keys in a room; each op writes the next one.
@@ -10,6 +15,8 @@ pub const KEYS: u64 = 100;
 /// The first byte of a frame that is a complete text message.
 pub const TEXT: u8 = 0x81;
 
+/// The length of the header of a server's op.
+const HEADER_BYTES: usize = 4;
 const KEY_DIGITS: usize = 4;
 const NUMBER_DIGITS: usize = 12;
 const ROOM: &str = " in room ";
@@ -36,11 +43,33 @@ pub struct Text {
     number_at: usize,
     room_at: usize,
     timestamp_at: usize,
+    /// The place of the number that ends the text, if version 2 has one there.
+    end_number_at: Option<usize>,
     /// The timestamp of op 0; timestamps increase, so a later op always wins.
     first_timestamp_us: u64,
 }
 
 impl Text {
+    /// Prepares the ops of a run that begins at this Unix time, as clients send them.
+    pub fn sent(protocol: ClientProtocol, first_timestamp_us: u64) -> Self {
+        let text = Self::new(FieldOrder::AsSent, first_timestamp_us);
+        if protocol.has_ids() {
+            text.numbered("id")
+        } else {
+            text
+        }
+    }
+
+    /// Prepares the same ops as the server passes them on.
+    pub fn received(protocol: ClientProtocol, order: FieldOrder, first_timestamp_us: u64) -> Self {
+        let text = Self::new(order, first_timestamp_us);
+        if protocol.is_v2() {
+            text.numbered("seq")
+        } else {
+            text
+        }
+    }
+
     /// Prepares the ops of a run that begins at this Unix time.
     pub fn new(order: FieldOrder, first_timestamp_us: u64) -> Self {
         let padding = VALUE_BYTES - NUMBER_DIGITS - ROOM.len() - ROOM_DIGITS;
@@ -60,15 +89,30 @@ impl Text {
                 format!(r#"{{"payload":{{{key},{timestamp},{value}}},"type":"op"}}"#)
             }
         };
-        let place = |of: &str, count| text.find(&of.repeat(count)).expect("it was just put there");
+        let place = |of: &str, count| {
+            text.find(&of.repeat(count))
+                .expect("the text was just inserted")
+        };
         Self {
             key_at: place("K", KEY_DIGITS),
             number_at: place("N", NUMBER_DIGITS),
             room_at: place("R", ROOM_DIGITS),
             timestamp_at: place("T", TIMESTAMP_DIGITS),
             bytes: text.into_bytes(),
+            end_number_at: None,
             first_timestamp_us,
         }
+    }
+
+    /// Ends the text of op `n` with a member of this name and the value `n + 1`.
+    #[must_use]
+    fn numbered(mut self, name: &str) -> Self {
+        let end = self.bytes.pop();
+        assert_eq!(end, Some(b'}'), "a text is an object");
+        self.bytes
+            .extend_from_slice(format!(r#","{name}":"#).as_bytes());
+        self.end_number_at = Some(self.bytes.len());
+        self
     }
 
     /// Returns the text of op `number` of a room.
@@ -82,12 +126,19 @@ impl Text {
         ] {
             put_digits(&mut self.bytes[at..at + digits], value);
         }
+        if let Some(at) = self.end_number_at {
+            self.bytes.truncate(at);
+            write!(self.bytes, "{}}}", number + 1).expect("a vector grows");
+        }
         &self.bytes
     }
 
-    /// Returns the length of the frame in which a server sends an op.
-    pub fn frame_bytes(&self) -> usize {
-        4 + self.bytes.len()
+    /// Returns the layout of the frames in which a server sends the ops.
+    pub fn frame_layout(&self) -> FrameLayout {
+        match self.end_number_at {
+            Some(at) => FrameLayout::numbered(HEADER_BYTES + at + "}".len()),
+            None => FrameLayout::fixed(HEADER_BYTES + self.bytes.len()),
+        }
     }
 }
 
@@ -97,14 +148,13 @@ fn put_digits(into: &mut [u8], mut value: u64) {
         *digit = b"0123456789"[usize::try_from(value % 10).expect("a digit")];
         value /= 10;
     }
-    assert!(value == 0, "the layout has room for the number");
+    assert!(value == 0, "the number does not fit in the layout");
 }
 
-/// Writes the frame of a text as a server sends it.
-pub fn put_server_frame(into: &mut [u8], text: &[u8]) {
-    let (header, payload) = into.split_at_mut(4);
-    header.copy_from_slice(&header_of(text, 0));
-    payload.copy_from_slice(text);
+/// Appends the frame of a text as a server sends it.
+pub fn put_server_frame(out: &mut Vec<u8>, text: &[u8]) {
+    out.extend_from_slice(&header_of(text, 0));
+    out.extend_from_slice(text);
 }
 
 /// Appends the frame of a text as a client sends it: masked.
@@ -115,18 +165,30 @@ pub fn put_client_frame(out: &mut Vec<u8>, text: &[u8]) {
     out.extend(masked.map(|(byte, mask)| byte ^ mask));
 }
 
+/// Appends the frame of a text of at most 125 bytes as a client sends it.
+pub fn put_short_client_frame(out: &mut Vec<u8>, text: &[u8]) {
+    put_short_frame(out, TEXT, text);
+}
+
 /// Appends the answer to a ping.
 pub fn put_pong(out: &mut Vec<u8>, payload: &[u8]) {
-    let bytes = u8::try_from(payload.len()).expect("a control frame is short");
-    out.extend_from_slice(&[0x8A, 0x80 | bytes]);
+    put_short_frame(out, 0x8A, payload);
+}
+
+fn put_short_frame(out: &mut Vec<u8>, first: u8, payload: &[u8]) {
+    let bytes = u8::try_from(payload.len())
+        .ok()
+        .filter(|bytes| *bytes <= 125);
+    let bytes = bytes.expect("a short frame has at most 125 bytes");
+    out.extend_from_slice(&[first, 0x80 | bytes]);
     out.extend_from_slice(&MASK);
     let masked = payload.iter().zip(MASK.iter().cycle());
     out.extend(masked.map(|(byte, mask)| byte ^ mask));
 }
 
 /// Returns the shortest header of a text of 126 to 65,535 bytes (RFC 6455, section 5.2).
-fn header_of(text: &[u8], mask_bit: u8) -> [u8; 4] {
-    assert!(text.len() >= 126, "the layout is that long");
+fn header_of(text: &[u8], mask_bit: u8) -> [u8; HEADER_BYTES] {
+    assert!(text.len() >= 126, "the text is too short for this layout");
     let [high, low] = u16::try_from(text.len())
         .expect("an op is short")
         .to_be_bytes();

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::op::FieldOrder;
 use super::pace::Pace;
+use super::protocol::ClientProtocol;
 
 /// The interval at which the load generator checks for late deliveries.
 pub const LATENESS_CHECK: Duration = Duration::from_millis(100);
@@ -19,6 +20,8 @@ pub struct Plan {
     /// The number of receivers in each room, besides its one sender.
     pub receivers: u32,
     pub pace: Pace,
+    /// The protocol that the clients speak.
+    pub protocol: ClientProtocol,
     /// The order in which the server writes the fields of an op.
     pub field_order: FieldOrder,
     /// Whether a client that joins receives the state.

@@ -92,7 +92,7 @@ impl Ring {
 
     /// Adds a connection; events name it by the number returned: 0, 1, 2, …
     pub fn add(&mut self, connection: Connection) -> io::Result<u32> {
-        let number = u32::try_from(self.sockets.len()).expect("a process has fewer sockets");
+        let number = u32::try_from(self.sockets.len()).expect("the socket count fits in 32 bits");
         let Connection { stream, tls } = connection;
         self.sockets.push(Socket {
             stream,
@@ -271,7 +271,7 @@ impl Ring {
         let fd = self.fd(number);
         let socket = &self.sockets[number as usize];
         let bytes = &socket.in_flight[socket.sent_bytes..];
-        let length = u32::try_from(bytes.len()).expect("a load queues less than 4 GiB");
+        let length = u32::try_from(bytes.len()).expect("less than 4 GiB are queued");
         let entry = opcode::Send::new(Fd(fd), bytes.as_ptr(), length)
             .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
             .build();
@@ -294,7 +294,7 @@ impl Ring {
             self.queues
                 .submission()
                 .push(entry)
-                .expect("there is room in a queue that was just submitted");
+                .expect("a queue has room after it is submitted");
         }
         self.operations += 1;
         Ok(())
@@ -362,7 +362,7 @@ fn data(number: u32, is_send: bool) -> u64 {
 }
 
 fn parts(data: u64) -> (u32, bool) {
-    let number = u32::try_from(data >> 1).expect("it was made of one");
+    let number = u32::try_from(data >> 1).expect("the value came from a u32");
     (number, data & 1 == 1)
 }
 
@@ -375,7 +375,7 @@ fn set_timer_slack() {
     // SAFETY:
     // - PR_SET_TIMERSLACK takes a number and touches no memory
     let result = unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1_u64, 0_u64, 0_u64, 0_u64) };
-    assert_eq!(result, 0, "a thread may always set its timer slack");
+    assert_eq!(result, 0, "a thread can always set its timer slack");
 }
 
 /// The provided buffers: the entries by which the kernel finds them, and their memory.
@@ -402,7 +402,7 @@ impl Buffers {
     }
 
     fn address(&self, buffer: u16) -> *mut u8 {
-        assert!(buffer < BUFFERS, "the kernel names a buffer that it has");
+        assert!(buffer < BUFFERS, "the kernel named an unknown buffer");
         // SAFETY:
         // - the allocation is BUFFERS times BUFFER_BYTES long
         unsafe { self.memory.as_ptr().add(usize::from(buffer) * BUFFER_BYTES) }
@@ -410,7 +410,7 @@ impl Buffers {
 
     /// Returns the bytes that the kernel has put into a buffer.
     fn filled(&self, buffer: u16, bytes: usize) -> &[u8] {
-        assert!(bytes <= BUFFER_BYTES, "a completion fits its buffer");
+        assert!(bytes <= BUFFER_BYTES, "a completion fits in its buffer");
         // SAFETY:
         // - the memory was zeroed when it was allocated and belongs to this buffer; the kernel gave
         //   it up with the completion, and gets it back by `give_back`, which borrows `self`
@@ -427,7 +427,7 @@ impl Buffers {
         //   past it
         let entry = unsafe { &mut *self.entries.as_ptr().add(slot) };
         entry.set_addr(address);
-        entry.set_len(u32::try_from(BUFFER_BYTES).expect("a constant that fits"));
+        entry.set_len(u32::try_from(BUFFER_BYTES).expect("the constant fits"));
         entry.set_bid(buffer);
         self.tail = self.tail.wrapping_add(1);
     }
@@ -459,12 +459,11 @@ impl Drop for Buffers {
 
 fn entries_layout() -> Layout {
     Layout::from_size_align(usize::from(BUFFERS) * size_of::<BufRingEntry>(), 4096)
-        .expect("a constant that fits")
+        .expect("the constant fits")
 }
 
 fn memory_layout() -> Layout {
-    Layout::from_size_align(usize::from(BUFFERS) * BUFFER_BYTES, 4096)
-        .expect("a constant that fits")
+    Layout::from_size_align(usize::from(BUFFERS) * BUFFER_BYTES, 4096).expect("the constant fits")
 }
 
 fn allocate(layout: Layout) -> NonNull<u8> {

@@ -6,7 +6,6 @@ use hdrhistogram::Histogram;
 
 use super::endpoint::Endpoint;
 use super::failure::Failure;
-use super::join::is_init;
 use super::pace::{Pace, Schedule};
 use super::plan::{LATENESS_CHECK, Plan};
 use super::ring::{Event, Ring};
@@ -20,6 +19,8 @@ pub struct Outcome {
     pub deliveries: u64,
     /// The number of ops that all receivers of their room have received.
     pub ops: u64,
+    /// The number of `saved` messages that the senders have received.
+    pub saved_messages: u64,
     /// CPU time of the server; `None` if it cannot be read.
     pub server_cpu_s: Option<f64>,
     /// The share of its core that the load generator used.
@@ -32,6 +33,7 @@ struct Mark {
     at_ns: u64,
     deliveries: u64,
     ops: u64,
+    saved_messages: u64,
     server_cpu_s: Option<f64>,
     own_cpu_ns: u64,
 }
@@ -85,8 +87,9 @@ impl Outcome {
         self.own_share = own_s / self.seconds;
         self.deliveries += other.deliveries;
         self.ops += other.ops;
+        self.saved_messages += other.saved_messages;
         let added = self.latencies_ns.add(&other.latencies_ns);
-        added.expect("the histograms are alike");
+        added.expect("the histograms have the same layout");
     }
 
     fn between(begin: &Mark, end: &Mark, latencies_ns: Histogram<u64>) -> Self {
@@ -97,6 +100,7 @@ impl Outcome {
             seconds,
             deliveries: end.deliveries - begin.deliveries,
             ops: end.ops - begin.ops,
+            saved_messages: end.saved_messages - begin.saved_messages,
             server_cpu_s: cpu.map(|(begin, end)| end - begin),
             own_share: own_cpu.as_secs_f64() / seconds,
             latencies_ns,
@@ -110,13 +114,12 @@ impl Load {
         let mut ring = Ring::new()?;
         for room in 0..plan.rooms {
             for _ in 0..=plan.receivers {
-                let (connection, init) = endpoint.join(&endpoint.workspace(room))?;
-                let empty = r#"{"type":"init","data":{}}"#;
-                if !is_init(&init, &serde_json::Map::new()) {
+                let (connection, state) = endpoint.join(&endpoint.workspace(room))?;
+                if !state.holds(&serde_json::Map::new()) {
                     return Err(Failure::State {
                         room,
-                        expected: empty.to_owned(),
-                        received: init,
+                        expected: "an empty state".to_owned(),
+                        received: state.text(),
                     });
                 }
                 ring.add(connection)?;
@@ -176,6 +179,7 @@ impl Load {
             at_ns: self.clock.now_ns(),
             deliveries: self.tracker.deliveries(),
             ops: self.tracker.ops(),
+            saved_messages: self.tracker.saved_messages(),
             server_cpu_s: server_cpu_s(),
             own_cpu_ns: thread_cpu_ns(),
         }
@@ -217,7 +221,10 @@ impl Load {
                 return Ok(due_ns);
             }
             let room = self.scheduled % u64::from(self.plan.rooms);
-            self.put(u32::try_from(room).expect("a remainder of one"), due_ns)?;
+            self.put(
+                u32::try_from(room).expect("the remainder fits in 32 bits"),
+                due_ns,
+            )?;
             self.scheduled += 1;
         }
     }
@@ -273,14 +280,14 @@ impl Load {
         }
         if self.plan.has_state {
             for room in [0, self.tracker.rooms() - 1] {
-                let (_connection, init) = self.endpoint.join(&self.endpoint.workspace(room))?;
+                let (_connection, state) = self.endpoint.join(&self.endpoint.workspace(room))?;
                 let expected = self.tracker.state(room);
-                if !is_init(&init, &expected) {
+                if !state.holds(&expected) {
                     let expected = serde_json::Value::Object(expected).to_string();
                     return Err(Failure::State {
                         room,
                         expected,
-                        received: init,
+                        received: state.text(),
                     });
                 }
             }
@@ -290,5 +297,5 @@ impl Load {
 }
 
 fn whole_ns(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).expect("a load ends within centuries")
+    u64::try_from(duration.as_nanos()).expect("the duration fits in 64 bits of nanoseconds")
 }

@@ -7,9 +7,11 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::endpoint::Endpoint;
-use super::join::{is_init, read_more};
+use super::first_state::FirstState;
+use super::join::read_more;
 use super::joiner::first_message;
 use super::op::put_client_frame;
+use super::state_parts::ExpectedEntries;
 
 /// How long an op may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -40,14 +42,21 @@ impl State {
         r#"{"type":"init","data":}"#.len() + data.len()
     }
 
-    /// Writes the state and waits until another client has received it. Returns the first message
-    /// of a client that joins afterwards.
-    pub fn put(&self, endpoint: &Endpoint, workspace: &str) -> Result<String, String> {
+    /// Returns the entries of the state in the order in which they are written.
+    pub fn entries(&self, workspace: &str) -> ExpectedEntries {
+        let entries = self.of(workspace).into_iter();
+        let entries = entries.map(|(key, value)| (Value::from(key).to_string(), value.to_string()));
+        ExpectedEntries::new(entries, TIMESTAMP_US)
+    }
+
+    /// Writes the state and waits until another client has received it. Returns the state that a
+    /// client receives when it joins afterwards.
+    pub fn put(&self, endpoint: &Endpoint, workspace: &str) -> Result<FirstState, String> {
         self.try_put(endpoint, workspace)
             .map_err(|error| format!("workspace {workspace}: {error}"))
     }
 
-    fn try_put(&self, endpoint: &Endpoint, workspace: &str) -> Result<String, Box<dyn Error>> {
+    fn try_put(&self, endpoint: &Endpoint, workspace: &str) -> Result<FirstState, Box<dyn Error>> {
         let (mut reader, _) = endpoint.join(workspace)?;
         let (mut writer, _) = endpoint.join(workspace)?;
         let state = self.of(workspace);
@@ -68,10 +77,10 @@ impl State {
                 ops += 1;
             }
         }
-        let (_, init) = endpoint.join(workspace)?;
-        if !is_init(&init, &state) {
+        let (_, joined) = endpoint.join(workspace)?;
+        if !joined.holds(&state) {
             return Err("a client that joins receives another state than was written".into());
         }
-        Ok(init)
+        Ok(joined)
     }
 }

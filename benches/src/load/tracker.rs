@@ -7,8 +7,9 @@ use hdrhistogram::Histogram;
 
 use super::check::{Cursor, Window};
 use super::failure::Failure;
-use super::op::{FieldOrder, KEYS, Text, put_client_frame, put_server_frame};
+use super::op::{KEYS, Text, put_client_frame, put_server_frame};
 use super::plan::Plan;
+use super::saved::SavedCursor;
 
 /// A clock that counts nanoseconds since it was started.
 #[derive(Clone, Copy)]
@@ -20,7 +21,8 @@ impl Clock {
     }
 
     pub fn now_ns(self) -> u64 {
-        u64::try_from(self.0.elapsed().as_nanos()).expect("a load ends within centuries")
+        u64::try_from(self.0.elapsed().as_nanos())
+            .expect("the duration fits in 64 bits of nanoseconds")
     }
 }
 
@@ -33,6 +35,9 @@ struct Room {
     at_count: Box<[u32]>,
     /// The number of ops that all receivers have received.
     done: u64,
+    /// What the sender was told about its ops, and the time from which it has waited for more.
+    saved: SavedCursor,
+    unsaved_since_ns: u64,
 }
 
 /// The rooms of a load. Each has one sender, connection `room * (receivers + 1)`, and its
@@ -49,7 +54,11 @@ pub struct Tracker {
     clock: Clock,
     sent_text: Text,
     expected_text: Text,
-    /// The stream of the senders, to which nothing is sent.
+    /// The frame of the op that is being sent.
+    frame: Vec<u8>,
+    /// Whether the senders must be told what is saved; otherwise, nothing is sent to them.
+    has_saved: bool,
+    /// The stream of senders to which nothing is sent.
     nothing: Window,
     answer: Vec<u8>,
     /// Only ops that were due in this period are timed.
@@ -69,21 +78,24 @@ impl Tracker {
         let Plan {
             rooms,
             receivers,
+            protocol,
             field_order,
             ..
         } = *plan;
         let kept_ops = plan.ops_in_flight_max();
         let first_timestamp_us = unix_us();
-        let expected_text = Text::new(field_order, first_timestamp_us);
+        let expected_text = Text::received(protocol, field_order, first_timestamp_us);
+        let layout = expected_text.frame_layout();
         let mut at_count = vec![0; kept_ops + 1];
         at_count[0] = receivers;
         let room = || Room {
-            window: Window::new(expected_text.frame_bytes(), kept_ops),
+            window: Window::new(layout.clone(), kept_ops),
             due_ns: vec![0; kept_ops].into(),
             at_count: at_count.clone().into(),
             done: 0,
+            saved: SavedCursor::default(),
+            unsaved_since_ns: 0,
         };
-
         Self {
             rooms: (0..rooms).map(|_| room()).collect(),
             cursors: (0..rooms * (receivers + 1))
@@ -93,8 +105,10 @@ impl Tracker {
             kept_ops,
             sample: plan.sample(),
             clock,
-            sent_text: Text::new(FieldOrder::AsSent, first_timestamp_us),
+            sent_text: Text::sent(protocol, first_timestamp_us),
             expected_text,
+            frame: Vec::new(),
+            has_saved: protocol.has_ids(),
             nothing: Window::empty(),
             answer: Vec::new(),
             timed_ns: 0..u64::MAX,
@@ -122,7 +136,7 @@ impl Tracker {
     }
 
     pub fn rooms(&self) -> u32 {
-        u32::try_from(self.rooms.len()).expect("it was made of one")
+        u32::try_from(self.rooms.len()).expect("the value came from a u32")
     }
 
     /// Returns the connection that sends in a room.
@@ -130,10 +144,19 @@ impl Tracker {
         room * (self.receivers + 1)
     }
 
-    /// Returns whether all receivers have received all ops.
+    /// Returns the number of `saved` messages that the senders have received.
+    pub fn saved_messages(&self) -> u64 {
+        self.rooms.iter().map(|room| room.saved.messages()).sum()
+    }
+
+    /// Returns whether all receivers have received all ops, and the senders know that they are
+    /// saved.
     pub fn is_done(&self) -> bool {
         let mut rooms = self.rooms.iter();
-        rooms.all(|room| room.done == room.window.count())
+        rooms.all(|room| {
+            let count = room.window.count();
+            room.done == count && (room.saved.saved() == count || !self.has_saved)
+        })
     }
 
     /// Moves out the rooms in which all receivers have received another op, once per op.
@@ -149,7 +172,12 @@ impl Tracker {
             return Err(self.late(room_number));
         }
         let expected = self.expected_text.of(room_number, number);
-        room.window.push(|frame| put_server_frame(frame, expected));
+        self.frame.clear();
+        put_server_frame(&mut self.frame, expected);
+        room.window.push(&self.frame);
+        if room.saved.saved() == number {
+            room.unsaved_since_ns = due_ns;
+        }
         let slot = slot(number, self.kept_ops);
         room.due_ns[slot] = due_ns;
         put_client_frame(out, self.sent_text.of(room_number, number));
@@ -161,19 +189,28 @@ impl Tracker {
         let room_number = connection / (self.receivers + 1);
         let place = connection % (self.receivers + 1);
         let room = &mut self.rooms[room_number as usize];
-        let window = match place {
-            0 => &self.nothing,
-            _ => &room.window,
-        };
         let cursor = &mut self.cursors[connection as usize];
-        let before = cursor.count(window);
-        let outcome = cursor.take(window, bytes, &mut self.answer);
+        let before = cursor.count();
+        let outcome = if place > 0 {
+            cursor.take(&room.window, bytes, &mut self.answer)
+        } else if self.has_saved {
+            let saved = room.saved.saved();
+            let outcome = room
+                .saved
+                .take(room.window.count(), bytes, &mut self.answer);
+            if room.saved.saved() > saved {
+                room.unsaved_since_ns = self.clock.now_ns();
+            }
+            outcome
+        } else {
+            cursor.take(&self.nothing, bytes, &mut self.answer)
+        };
         outcome.map_err(|mismatch| Failure::Wrong {
             room: room_number,
             place,
             mismatch,
         })?;
-        let after = cursor.count(window);
+        let after = cursor.count();
         if !self.answer.is_empty() {
             self.answers
                 .push((connection, std::mem::take(&mut self.answer)));
@@ -222,15 +259,26 @@ impl Tracker {
         }
     }
 
-    /// Fails if an op has been in flight for longer than `limit`.
+    /// Fails if an op has been in flight for longer than `limit`, or if a sender has waited that
+    /// long for the next op to be saved.
     pub fn check_lateness(&self, limit: Duration) -> Result<(), Failure> {
-        let limit_ns = u64::try_from(limit.as_nanos()).expect("a limit is short");
+        let limit_ns =
+            u64::try_from(limit.as_nanos()).expect("the limit fits in 64 bits of nanoseconds");
         let now_ns = self.clock.now_ns();
         for (room_number, room) in (0..).zip(&self.rooms) {
             let is_late = room.done < room.window.count()
                 && room.due_ns[slot(room.done, self.kept_ops)] + limit_ns < now_ns;
             if is_late {
                 return Err(self.late(room_number));
+            }
+            let (saved, sent) = (room.saved.saved(), room.window.count());
+            if self.has_saved && saved < sent && room.unsaved_since_ns + limit_ns < now_ns {
+                return Err(Failure::Unsaved {
+                    room: room_number,
+                    saved,
+                    sent,
+                    after_ms: (now_ns - room.unsaved_since_ns) / 1_000_000,
+                });
             }
         }
         Ok(())
@@ -244,7 +292,7 @@ impl Tracker {
         let waiting: Vec<u32> = (1..=self.receivers)
             .filter(|place| {
                 let cursor = &self.cursors[(first + place - 1) as usize];
-                cursor.count(&room.window) <= number
+                cursor.count() <= number
             })
             .collect();
         let expected = String::from_utf8_lossy(&room.window.frame(number)[4..]).into_owned();
@@ -266,8 +314,8 @@ impl Tracker {
         let kept = count.saturating_sub(KEYS)..count;
         let fields = kept.map(|number| {
             let text = self.sent_text.of(room_number, number);
-            let op: serde_json::Value = serde_json::from_slice(text).expect("an op is JSON");
-            let key = op["payload"]["key"].as_str().expect("a key is a string");
+            let op: serde_json::Value = serde_json::from_slice(text).expect("the op is JSON");
+            let key = op["payload"]["key"].as_str().expect("the key is a string");
             (key.to_owned(), op["payload"]["value"].clone())
         });
         fields.collect()
@@ -276,15 +324,15 @@ impl Tracker {
 
 /// Returns an empty histogram of nanoseconds up to ten minutes.
 pub fn histogram() -> Histogram<u64> {
-    Histogram::new_with_max(600_000_000_000, 3).expect("the bounds are legal")
+    Histogram::new_with_max(600_000_000_000, 3).expect("the bounds are valid")
 }
 
 fn slot(number: u64, kept_ops: usize) -> usize {
-    usize::try_from(number % kept_ops as u64).expect("a remainder of a length")
+    usize::try_from(number % kept_ops as u64).expect("the remainder is smaller than the divisor")
 }
 
 fn unix_us() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let now = now.expect("the clock is past 1970");
+    let now = now.expect("the clock is after 1970");
     u64::try_from(now.as_micros()).expect("the clock is before the year 580000")
 }

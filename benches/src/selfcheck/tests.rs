@@ -39,25 +39,25 @@ fn make_certificate(folder: &Path) {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(
         output.status.success(),
-        "openssl makes a certificate: {stderr}"
+        "openssl made no certificate: {stderr}"
     );
 }
 
 static SERVER: OnceLock<Arc<ServerConfig>> = OnceLock::new();
 
 fn encrypted(stream: TcpStream) -> io::Result<Box<dyn Duplex>> {
-    let config = Arc::clone(SERVER.get().expect("the test has set it"));
+    let config = Arc::clone(SERVER.get().expect("the test set the variable"));
     let session = ServerConnection::new(config).map_err(io::Error::other)?;
     Ok(Box::new(StreamOwned::new(session, stream)))
 }
 
 #[test]
-fn every_planted_fault_is_noticed() {
+fn every_planted_fault_is_detected() {
     run().unwrap();
 }
 
 #[test]
-fn every_planted_fault_is_noticed_through_tls() {
+fn every_planted_fault_is_detected_over_tls() {
     let folder = tempfile::tempdir().unwrap();
     make_certificate(folder.path());
     let certificate = folder.path().join("certificate.pem");
@@ -83,6 +83,7 @@ fn every_planted_fault_is_noticed_through_tls() {
     let certificate = other.path().join("certificate.pem");
     let outcome = try_fault(
         Fault::None,
+        ClientProtocol::V1,
         &Transport {
             wrap: encrypted,
             tls: Some(tls::trusting("127.0.0.1", Some(&certificate)).unwrap()),

@@ -7,7 +7,7 @@ fn parts(text: &str) -> (bool, String, u16, String, String) {
 }
 
 #[test]
-fn a_url_has_a_scheme_a_host_and_perhaps_a_port_and_a_path() {
+fn a_url_has_a_scheme_a_host_and_an_optional_port_and_path() {
     let cases = [
         (
             "ws://127.0.0.1:8080",
@@ -37,7 +37,7 @@ fn a_url_has_a_scheme_a_host_and_perhaps_a_port_and_a_path() {
 }
 
 #[test]
-fn anything_else_is_refused_with_an_example() {
+fn other_urls_are_refused_with_an_example() {
     for text in [
         "",
         "127.0.0.1:8080",

@@ -6,6 +6,14 @@ const EVENTS_MAX = 100;
 const SAMPLES_MAX = 60;
 const POLL_MS = 1000;
 const ECHO_MS = 2000;
+const PEERS_MAX = 30;
+/** What the server sent at the beginning of a connection. */
+const SENT = {
+  first: "sent the state",
+  resumed: "sent what changed meanwhile",
+  other_generation: "sent the whole state, since it has another history than this page",
+  too_old: "sent the whole state, since this page was away for too long",
+};
 const WHO = { self: "you", other: "other", init: "earlier" };
 
 const at = (id) => document.getElementById(id);
@@ -56,11 +64,12 @@ function drawNews() {
 const code = (text) => make("code", {}, text);
 
 function tellChange({ key, value, timestamp, source, over }) {
-  const parts = [code(shorten(key, 60)), " = ", code(shorten(JSON.stringify(value) ?? "gone", 120))];
+  const became = value === undefined ? [" deleted"] : [" = ", code(shorten(JSON.stringify(value), 120))];
+  const parts = [code(shorten(key, 60)), ...became];
   if (over) {
     const newer_us = timestamp - over.timestamp;
     const by = newer_us === 0 ? "came first" : `newer by ${durationOf(newer_us)}`;
-    parts.push(" ", make("span", { class: "lost" }, "overrode yours: "), code(shorten(JSON.stringify(over.value), 60)), ` (${by})`);
+    parts.push(" ", make("span", { class: "lost" }, "overrode yours: "), code(shorten(JSON.stringify(over.value) ?? "a delete", 60)), ` (${by})`);
   }
   tell(WHO[source], source, ...parts);
 }
@@ -92,6 +101,7 @@ function drawSoon() {
 function draw() {
   will_draw = false;
   drawNews();
+  drawSaved();
   for (const key of changed) {
     const entry = entries.get(key);
     if (!entry) shown = shown.filter((other) => other !== key);
@@ -135,11 +145,22 @@ function flash(row) {
 function makeRow(key) {
   const button = make("button", { type: "button", class: "value", "aria-label": `Edit ${key}` });
   button.addEventListener("click", () => edit(key, button));
+  const remove = make("button", { type: "button", class: "delete", "aria-label": `Delete ${key}`, title: `Delete ${key}` }, "×");
+  remove.addEventListener("click", () => deleteKey(key));
   return make("tr", { role: "row" },
     make("th", { scope: "row", role: "rowheader" }, key),
     make("td", { role: "cell" }, button),
     make("td", { role: "cell" }),
-    make("td", { role: "cell" }));
+    make("td", { role: "cell" }),
+    make("td", { role: "cell" }, remove));
+}
+
+/** Deletes a key. The focus goes to the next row's button, so that the keyboard can go on. */
+function deleteKey(key) {
+  const { row } = entries.get(key);
+  const next = row.nextElementSibling ?? row.previousElementSibling;
+  if (!attempt(() => room.delete(key))) return;
+  (next?.querySelector(".delete") ?? at("key")).focus();
 }
 
 /** Replaces a value with an input field. Enter or leaving the field writes a change; Escape does not. */
@@ -148,10 +169,12 @@ function edit(key, button) {
   const input = make("input", { "aria-label": `Value of ${key}`, spellcheck: "false", autocapitalize: "off" });
   input.value = before;
   let has_left = false;
+  showEditing(key);
   const leave = (writes, keeps_focus) => {
     // Removing the field from the page makes it lose focus, which calls this function again.
     if (has_left) return;
     has_left = true;
+    showEditing(null);
     const text = input.value;
     input.replaceWith(button);
     if (entries.has(key)) fill(button, entries.get(key).value);
@@ -169,12 +192,15 @@ function edit(key, button) {
   input.select();
 }
 
-function write(key, text) {
+const write = (key, text) => attempt(() => room.set(key, parseValue(text)));
+
+/** Makes an edit, and shows why it failed if it did. */
+function attempt(makeEdit) {
   try {
     if (!room) throw new Error("connect first");
     if (room.state === "Synced") say("");
     refusal = "";
-    room.set(key, parseValue(text));
+    makeEdit();
     return true;
   } catch (error) {
     say(error.message, true);
@@ -189,7 +215,35 @@ at("add").addEventListener("submit", (event) => {
   at("key").focus();
 });
 
+// ---- who is here ----
+
+/** Shows the other peers which key this page is editing. */
+function showEditing(key) {
+  if (room && room.state !== "Error") room.setPresence({ editing: key });
+}
+
+function drawPeers() {
+  // Who is here is not known while there is no connection.
+  const peers = room && room.status !== "offline" ? room.peers : [];
+  at("here").hidden = peers.length === 0;
+  at("peers").replaceChildren(...peers.slice(0, PEERS_MAX).map(({ connection, user, value, is_self }) => {
+    const name = shorten(user ?? "anonymous", 40);
+    const editing = typeof value?.editing === "string" ? [" edits ", code(shorten(value.editing, 40))] : [];
+    const attributes = { class: `peer${is_self ? " self" : ""}`, title: `connection ${connection}` };
+    return make("li", attributes, is_self ? `${name} (you)` : name, ...editing);
+  }));
+  if (peers.length > PEERS_MAX) at("peers").append(make("li", { class: "muted" }, `and ${peers.length - PEERS_MAX} more`));
+}
+
 // ---- the connection ----
+
+/** Shows whether the server has every edit of this page. */
+function drawSaved() {
+  const { status = "offline", pending = 0 } = room ?? {};
+  const text = { offline: pending > 0 ? `${pending} waiting` : "–", syncing: "…", saving: `saving ${pending}`, saved: "saved" }[status];
+  if (at("saved").textContent !== text) at("saved").textContent = text;
+  at("saved").className = status;
+}
 
 function say(text, is_bad = false) {
   at("told").textContent = text;
@@ -228,7 +282,7 @@ function restore() {
   room.restore();
 }
 
-function showState({ state, reason, retry_ms, unsaved }) {
+function showState({ state, reason, retry_ms, unsaved, why }) {
   for (const item of at("states").children) {
     if (item.dataset.state === state) item.setAttribute("aria-current", "step");
     else item.removeAttribute("aria-current");
@@ -238,7 +292,7 @@ function showState({ state, reason, retry_ms, unsaved }) {
   else if (retry_ms !== undefined) say(`${reason}; retrying in ${durationOf(retry_ms * 1000)}.${waiting}`);
   else if (reason) say(reason, state === "Error");
   if (unsaved?.length > 0) tell("server", "init", make("span", { class: "bad" }, unsavedText(unsaved)));
-  if (state === "Synced") tell("server", "init", `sent the state: ${room.entries().length} keys`);
+  if (state === "Synced") tell("server", "init", `${SENT[why] ?? SENT.first} (${room.entries().length} keys now)`);
   if (state === "Error" || (state === "Disconnected" && told_state !== "Disconnected" && reason)) tell("server", "init", make("span", { class: "bad" }, `${state}: ${reason}`));
   if (state !== "Synced") at("round-trip").textContent = "–";
   if (state !== "Connecting") told_state = state;
@@ -249,27 +303,6 @@ function showState({ state, reason, retry_ms, unsaved }) {
 function setLive(is_live) {
   at("toggle").textContent = is_live ? "Disconnect" : "Connect";
   at("toggle").classList.toggle("quiet", is_live);
-}
-
-/** Fetches the timestamps over HTTP, because an init does not contain them. */
-async function learnTimestamps(workspace) {
-  const asked = room;
-  const token = used_token;
-  const url = `/v1/workspaces/${encodeURIComponent(workspace)}`;
-  try {
-    const answer = await fetch(url, { headers: { Authorization: `Bearer ${token}` }, cache: "no-store" });
-    if (!answer.ok) return;
-    const { data, timestamps } = await answer.json();
-    if (room !== asked) return;
-    for (const [key, timestamp] of Object.entries(timestamps)) {
-      const entry = entries.get(key);
-      if (entry?.timestamp !== 0 || JSON.stringify(entry.value) !== JSON.stringify(data[key])) continue;
-      entry.flashed = timestamp;
-      note({ key, value: entry.value, timestamp, source: entry.source });
-    }
-  } catch {
-    // The table is shown without timestamps, and the next init triggers another attempt.
-  }
 }
 
 /** The previous room, which has ended. */
@@ -285,20 +318,21 @@ function leave() {
   news.length = 0;
   at("rows").replaceChildren();
   at("events").replaceChildren();
+  drawPeers();
   draw();
 }
 
 /** Fetches the session that a server with --dev provides to pages on its own machine. */
 const askSession = () => fetch("/console/session.json", { cache: "no-store" }).then((answer) => (answer.ok ? answer.json() : {}));
 
-/** The token most recently received from the session; the token most recently used for the room. */
-let session_token, used_token;
+/** The token most recently received from the session. */
+let session_token;
 
 /** Fetches the token before each connect, because a restarted server may have a different secret. */
 async function renewToken() {
   const { token = session_token } = await askSession();
   if (at("token").value === session_token) at("token").value = token;
-  return (session_token = used_token = token);
+  return (session_token = token);
 }
 
 function join() {
@@ -308,13 +342,16 @@ function join() {
   history.replaceState(null, "", `#${encodeURIComponent(workspace)}`);
   document.title = `${workspace} · EtherPly`;
   at("twin").href = `#${encodeURIComponent(workspace)}`;
-  used_token = token;
-  const joined = (room = connect({ workspace, token: token === session_token ? renewToken : token }));
+  const asked = token === session_token ? renewToken : token;
+  // The server that serves this page speaks version 2, where the token is in no URL.
+  const joined = (room = connect({ workspace, presence: true, version: 2, token: asked }));
   const whileJoined = (handle) => (event) => room === joined && handle(event);
-  room.on("state", whileJoined((event) => {
-    showState(event);
-    if (event.state === "Synced") learnTimestamps(workspace);
+  room.on("state", whileJoined(showState));
+  room.on("status", whileJoined(() => {
+    drawSoon();
+    drawPeers();
   }));
+  room.on("presence", whileJoined(drawPeers));
   room.on("error", whileJoined(({ code: number, message }) => {
     tell("server", "init", make("span", { class: "bad" }, `refused (${number}): ${message}`));
     refusal = message;
@@ -322,7 +359,8 @@ function join() {
   }));
   room.on("change", whileJoined((change) => {
     note(change);
-    if (change.source !== "init") tellChange(change);
+    // Of a complete state, only what an edit of this page has lost to.
+    if (change.source !== "init" || change.over) tellChange(change);
   }));
 }
 
@@ -334,6 +372,8 @@ at("connect").addEventListener("submit", (event) => {
   room = undefined;
   setLive(false);
   showUnsaved();
+  drawPeers();
+  drawSoon();
 });
 
 setInterval(async () => {
@@ -438,7 +478,9 @@ async function start() {
 
 const room = connect({ workspace: "demo", token: "…" });
 room.on("change", ({ key, value, source }) => console.log(source, key, value));
-room.set("title", "hello");`;
+room.set("title", "hello");
+await room.saved();
+room.delete("title");`;
   showState({ state: "Disconnected" });
   if (session.token) join();
   else at("token").focus();

@@ -9,14 +9,30 @@ use crate::config::log::DumpArgs;
 use crate::log::disk::HostDisk;
 use crate::log::read_only::{ReadOnlyFolder, ReadOnlyLog};
 use crate::log::record::{Change, LoggedOp};
+use crate::log::recovery::FolderGeneration;
 use crate::seq::Seq;
 
-/// An op of the workspace, copied from its segment.
+/// A record of the workspace, copied from its segment.
 struct Kept {
     key: String,
-    value: String,
+    change: KeptChange,
     seq: Seq,
     timestamp: u64,
+    /// The generation in which it was written, if the log still says so.
+    generation: Option<FolderGeneration>,
+}
+
+enum KeptChange {
+    Write {
+        value: String,
+        expires_at_us: Option<u64>,
+    },
+    Delete {
+        deleted_at_us: u64,
+    },
+    Floor {
+        dropped_seq: Seq,
+    },
 }
 
 /// Prints the ops of a workspace as JSON lines, in the order of their seq.
@@ -28,11 +44,19 @@ pub fn run(data: &Path, settings: &DumpArgs) -> Result<(), Stop> {
     let mut is_known = false;
     // The workspace is the same on every line.
     let begin = format!(r#"{{"workspace":{}"#, quoted(&settings.workspace));
+    let mut generation = None;
     let mut state: BTreeMap<String, Kept> = BTreeMap::new();
     while let Some(op) = merge.next()? {
         is_known = true;
         if !settings.state {
+            if op.generation != generation {
+                generation = op.generation;
+                print_generation(&mut output, &begin, generation)?;
+            }
             print(&mut output, &begin, &op)?;
+            continue;
+        }
+        if matches!(op.change, KeptChange::Floor { .. }) {
             continue;
         }
         let held = state.get(&op.key);
@@ -41,7 +65,8 @@ pub fn run(data: &Path, settings: &DumpArgs) -> Result<(), Stop> {
         }
     }
     drop(bar);
-    let mut winners: Vec<Kept> = state.into_values().collect();
+    let is_write = |op: &Kept| matches!(op.change, KeptChange::Write { .. });
+    let mut winners: Vec<Kept> = state.into_values().filter(is_write).collect();
     winners.sort_unstable_by_key(|op| op.seq);
     for op in &winners {
         print(&mut output, &begin, op)?;
@@ -57,13 +82,46 @@ pub fn run(data: &Path, settings: &DumpArgs) -> Result<(), Stop> {
     )))
 }
 
-/// Prints an op as one line. The value is printed as its writer sent it, except that a line break,
+/// Prints a record as one line. A value is printed as its writer sent it, except that a line break,
 /// which can only occur between two JSON tokens, becomes a space.
 fn print(output: &mut Printer, begin: &str, op: &Kept) -> Result<(), Stop> {
-    let value = op.value.replace(['\n', '\r'], " ");
     let (key, seq, timestamp) = (quoted(&op.key), op.seq, op.timestamp);
+    let order = format_args!(r#""seq":{seq},"timestamp":{timestamp}"#);
+    match &op.change {
+        KeptChange::Write {
+            value,
+            expires_at_us,
+        } => {
+            let value = value.replace(['\n', '\r'], " ");
+            let expires = expires_at_us.map(|us| format!(r#","expires":{us}"#));
+            let expires = expires.unwrap_or_default();
+            output.line(format_args!(
+                r#"{begin},"key":{key},"value":{value},{order}{expires}}}"#
+            ))
+        }
+        KeptChange::Delete { deleted_at_us } => output.line(format_args!(
+            r#"{begin},"key":{key},"deleted":true,{order},"deleted_at":{deleted_at_us}}}"#
+        )),
+        KeptChange::Floor { dropped_seq } => output.line(format_args!(
+            r#"{begin},"floor":{timestamp},"dropped_seq":{dropped_seq},"seq":{seq}}}"#
+        )),
+    }
+}
+
+/// Prints the generation of the lines that follow.
+fn print_generation(
+    output: &mut Printer,
+    begin: &str,
+    generation: Option<FolderGeneration>,
+) -> Result<(), Stop> {
+    let Some(FolderGeneration {
+        shard, id, shards, ..
+    }) = generation
+    else {
+        return output.line(format_args!(r#"{begin},"generation":null}}"#));
+    };
     output.line(format_args!(
-        r#"{begin},"key":{key},"value":{value},"seq":{seq},"timestamp":{timestamp}}}"#
+        r#"{begin},"generation":"{id}","shard":{shard},"shards":{shards}}}"#
     ))
 }
 
@@ -86,6 +144,7 @@ struct Merge<'a> {
 struct FolderCursor<'a> {
     folder: &'a ReadOnlyFolder,
     next_place: usize,
+    generation: Option<FolderGeneration>,
     ops: VecDeque<Kept>,
 }
 
@@ -94,6 +153,7 @@ impl<'a> Merge<'a> {
         let cursor = |folder| FolderCursor {
             folder,
             next_place: 0,
+            generation: None,
             ops: VecDeque::new(),
         };
         Self {
@@ -124,15 +184,11 @@ impl FolderCursor<'_> {
         while self.ops.is_empty()
             && let Some(link) = self.folder.links().get(self.next_place)
         {
-            let ops = &mut self.ops;
+            let (ops, generation) = (&mut self.ops, &mut self.generation);
             self.folder.read(self.next_place, bytes, |op| {
+                FolderGeneration::update(generation, op, self.folder.shard());
                 if op.workspace == workspace {
-                    ops.push_back(Kept {
-                        key: op.key.to_owned(),
-                        value: op.value().to_owned(),
-                        seq: op.seq,
-                        timestamp: op.timestamp,
-                    });
+                    ops.extend(Kept::of(op, *generation));
                 }
             })?;
             bar.add(link.file_bytes);
@@ -143,11 +199,49 @@ impl FolderCursor<'_> {
 }
 
 impl Kept {
+    /// Returns a copy of a record of a workspace.
+    fn of(op: &LoggedOp<'_>, generation: Option<FolderGeneration>) -> Option<Self> {
+        let change = match op.change {
+            Change::Write {
+                value,
+                expires_at_us,
+            } => KeptChange::Write {
+                value: value.to_owned(),
+                expires_at_us,
+            },
+            Change::Delete { deleted_at_us } => KeptChange::Delete { deleted_at_us },
+            Change::Floor { dropped_seq } => KeptChange::Floor { dropped_seq },
+            Change::Generation { .. } => return None,
+        };
+        Some(Self {
+            key: op.key.to_owned(),
+            change,
+            seq: op.seq,
+            timestamp: op.timestamp,
+            generation,
+        })
+    }
+
     fn as_op(&self) -> LoggedOp<'_> {
+        let change = match &self.change {
+            KeptChange::Write {
+                value,
+                expires_at_us,
+            } => Change::Write {
+                value,
+                expires_at_us: *expires_at_us,
+            },
+            KeptChange::Delete { deleted_at_us } => Change::Delete {
+                deleted_at_us: *deleted_at_us,
+            },
+            KeptChange::Floor { dropped_seq } => Change::Floor {
+                dropped_seq: *dropped_seq,
+            },
+        };
         LoggedOp {
             workspace: "",
             key: &self.key,
-            change: Change::write(&self.value),
+            change,
             seq: self.seq,
             timestamp: self.timestamp,
         }

@@ -13,6 +13,7 @@ use crate::log::census::{Census, Share, WorkspaceShare};
 use crate::log::directory::shard_folder;
 use crate::log::disk::HostDisk;
 use crate::log::read_only::ReadOnlyLog;
+use crate::log::recovery::FolderGeneration;
 
 /// The number of workspaces that are listed without `--all`.
 const WORKSPACES_LISTED: usize = 20;
@@ -44,9 +45,18 @@ struct FolderFigures {
     folder: String,
     #[serde(flatten)]
     figures: SizeFigures,
+    /// The last generation of the shard.
+    generation: Option<GenerationFigures>,
     torn_tail: Option<TornTail>,
     /// Records beyond the ends of segments, which are not served.
     beyond: Vec<BeyondEnd>,
+}
+
+#[derive(Serialize)]
+struct GenerationFigures {
+    id: String,
+    number: u64,
+    shards: u32,
 }
 
 #[derive(Serialize)]
@@ -69,11 +79,21 @@ struct TornTail {
 struct WorkspaceFigures {
     workspace: String,
     keys: u64,
+    /// The deleted keys whose tombstones are kept.
+    tombstones: u64,
     last_seq: u64,
+    /// What is known of the dropped tombstones, if there are any.
+    floor: Option<FloorFigures>,
     records: u64,
     bytes: u64,
     live_bytes: u64,
     dead_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct FloorFigures {
+    timestamp: u64,
+    dropped_seq: u64,
 }
 
 /// Reads the log and prints its size and its contents.
@@ -97,11 +117,16 @@ fn count(data: &Path, all: bool) -> Result<Statistics, Stop> {
         let mut folder_figures = FolderFigures {
             folder: shard_folder(folder.shard()),
             figures: SizeFigures::default(),
+            generation: None,
             torn_tail: None,
             beyond: Vec::new(),
         };
+        let mut generation = None;
         for (place, link) in folder.links().iter().enumerate() {
-            let extent = folder.read(place, &mut bytes, |op| census.visit(number, op))?;
+            let extent = folder.read(place, &mut bytes, |op| {
+                census.visit(number, op);
+                FolderGeneration::update(&mut generation, op, folder.shard());
+            })?;
             bar.add(link.file_bytes);
             folder_figures.figures.segments += 1;
             folder_figures.figures.bytes += extent.whole_bytes;
@@ -120,15 +145,22 @@ fn count(data: &Path, all: bool) -> Result<Statistics, Stop> {
                 });
             }
         }
+        folder_figures.generation = generation.map(|last: FolderGeneration| GenerationFigures {
+            id: last.id.to_string(),
+            number: last.number,
+            shards: last.shards,
+        });
         folders.push(folder_figures);
     }
+    let contents = census.finish();
     let mut total = SizeFigures::default();
     // This is done last, because an op in a later folder may supersede one in an earlier folder.
     for (number, folder_figures) in folders.iter_mut().enumerate() {
-        folder_figures.figures.take(census.folder(number));
+        let share = contents.folders.get(number).copied();
+        folder_figures.figures.take(share.unwrap_or_default());
         total.add(folder_figures.figures);
     }
-    let workspaces = census.workspaces();
+    let workspaces = contents.workspaces;
     let workspaces_listed = if all {
         workspaces.len()
     } else {
@@ -179,7 +211,12 @@ impl From<WorkspaceShare> for WorkspaceFigures {
         Self {
             workspace: workspace.id,
             keys: workspace.keys,
+            tombstones: workspace.tombstones,
             last_seq: workspace.seq.get(),
+            floor: workspace.floor.map(|floor| FloorFigures {
+                timestamp: floor.floor,
+                dropped_seq: floor.dropped_seq.get(),
+            }),
             records: share.records,
             bytes: share.record_bytes,
             live_bytes: share.live_bytes,
@@ -217,6 +254,7 @@ fn tables(statistics: &Statistics) -> String {
     let mut rows = vec![head(&[
         "workspace",
         "keys",
+        "tombstones",
         "records",
         "bytes",
         "live",
@@ -227,6 +265,7 @@ fn tables(statistics: &Statistics) -> String {
             // Printed as a JSON string, since an id may contain spaces.
             serde_json::Value::from(workspace.workspace.as_str()).to_string(),
             workspace.keys.to_string(),
+            workspace.tombstones.to_string(),
             workspace.records.to_string(),
             text::bytes(workspace.bytes),
             text::bytes(workspace.live_bytes),

@@ -31,14 +31,14 @@ pub fn run(data: &Path) -> Result<VerifyOutcome, Stop> {
 pub fn check(data: &Path, output: &mut Printer) -> Result<VerifyOutcome, Stop> {
     let snapshot = ReadOnlyLog::take(&HostDisk, data)?;
     let bar = Bar::new("reading the log", snapshot.bytes());
-    let (mut segments, mut ops, mut whole_bytes) = (0, 0, 0);
+    let (mut segments, mut records, mut whole_bytes) = (0, 0, 0);
     let (mut torn, mut beyond, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
     for folder in snapshot.folders() {
         for (place, link) in folder.links().iter().enumerate() {
             let extent = folder.read(place, &mut bytes, |_| {})?;
             bar.add(link.file_bytes);
             segments += 1;
-            ops += extent.ops;
+            records += extent.records;
             whole_bytes += extent.whole_bytes;
             if let Some(found) = folder.records_past_end(place, &mut bytes)? {
                 beyond.push(describe_beyond(&link.path, &found));
@@ -58,7 +58,7 @@ pub fn check(data: &Path, output: &mut Printer) -> Result<VerifyOutcome, Stop> {
     output.line(format_args!(
         "the log is intact: {} with {} in {}",
         text::count(segments, "segment"),
-        text::count(ops, "record"),
+        text::count(records, "record"),
         text::bytes(whole_bytes)
     ))?;
     let lines = torn.iter().chain(&beyond);

@@ -84,7 +84,7 @@ mod tests {
         fs::write(folder.path().join(NEW_FILE), "torn").unwrap();
         let mut given = generated("given", false);
         assert_eq!(given.keep_in(folder.path()).unwrap(), None);
-        assert!(!path.exists(), "a secret that was given is not copied");
+        assert!(!path.exists(), "a configured secret was copied");
         for new in ["first", "second"] {
             let mut secrets = generated(new, true);
             let kept = secrets.keep_in(folder.path()).unwrap();
@@ -128,7 +128,7 @@ mod tests {
                 .to_string()
                 .contains("dev-secret, where --dev keeps its secret (Is a directory")
         );
-        assert!(!error.to_string().contains("new"), "no secret is printed");
+        assert!(!error.to_string().contains("new"), "a secret is printed");
         let missing = folder.path().join("missing");
         assert!(generated("new", true).keep_in(&missing).is_err());
     }

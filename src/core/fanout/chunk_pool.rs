@@ -69,7 +69,7 @@ pub fn skip_sent(spans: &mut Spans, mut bytes: usize) {
         bytes -= skipped;
         span.start < span.end
     });
-    assert_eq!(bytes, 0, "a send carries no more bytes than it was passed");
+    assert_eq!(bytes, 0, "the pieces exceed the send");
 }
 
 /// The number of size classes. The largest chunks of a class are almost twice as large as the
@@ -192,7 +192,7 @@ impl ChunkPool {
     /// Returns a new chunk filled by `write`, which should append about `bytes` bytes.
     pub fn fill(&mut self, bytes: usize, write: impl FnOnce(&mut Vec<u8>)) -> Chunk {
         let mut chunk = self.take(bytes);
-        write(Rc::get_mut(&mut chunk).expect("a chunk of the pool has one owner"));
+        write(Rc::get_mut(&mut chunk).expect("a chunk in the pool has no other owner"));
         chunk
     }
 
@@ -243,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_sent_is_taken_off_and_its_chunks_go_back() {
+    fn sent_spans_are_removed_and_their_chunks_returned() {
         for (sent_bytes, left) in [
             (0, vec![(0, 4), (1, 3)]),
             (1, vec![(1, 4), (1, 3)]),
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pool_keeps_what_nobody_holds() {
+    fn the_pool_keeps_chunks_that_nobody_holds() {
         let mut pool = ChunkPool::default();
         let chunk = pool.fill(10, |out| out.extend_from_slice(b"0123456789"));
         let held = Rc::clone(&chunk);
@@ -295,7 +295,7 @@ mod tests {
         }
     }
     #[test]
-    fn a_chunk_is_used_again_where_it_fits_and_wastes_little() {
+    fn a_chunk_is_reused_if_it_fits_and_wastes_little() {
         for (held_bytes, wanted_bytes, is_used) in [
             (256, 1, true),
             (256, 257, false),
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_that_grows_keeps_its_bytes_and_leaves_the_smaller_one() {
+    fn a_growing_chunk_keeps_its_bytes_and_releases_the_smaller_one() {
         let mut pool = ChunkPool::default();
         let mut chunk = pool.fill(200, |out| out.resize(200, 7));
         pool.grow(&mut chunk, 56);

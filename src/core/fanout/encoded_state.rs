@@ -70,9 +70,9 @@ impl PendingState {
         assert_eq!(
             chunk.len(),
             self.bytes,
-            "a state has the length that was announced"
+            "the state has another length than announced"
         );
         let outcome = self.chunk.set(chunk);
-        assert!(outcome.is_ok(), "a state is completed once");
+        assert!(outcome.is_ok(), "the state was already complete");
     }
 }

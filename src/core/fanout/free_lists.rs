@@ -49,10 +49,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_are_used_again_and_bounded() {
+    fn lists_are_reused_and_bounded() {
         let mut lists: FreeLists<Vec<u8>> = FreeLists::default();
         lists.give(Vec::new(), 0);
-        assert!(lists.free.is_empty(), "a list without memory is not kept");
+        assert!(lists.free.is_empty(), "a list without memory is kept");
         lists.give(Vec::with_capacity(100), 100);
         let list = lists.take();
         assert_eq!((list.len(), list.capacity(), lists.free_bytes), (0, 100, 0));

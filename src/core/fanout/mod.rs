@@ -4,6 +4,8 @@
 pub mod chunk_pool;
 pub mod encoded_state;
 pub mod outbox;
+pub mod peers;
+pub mod presence_queue;
 pub mod window;
 pub mod window_offset;
 

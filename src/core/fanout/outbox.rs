@@ -252,17 +252,20 @@ impl Outbox {
         let is_behind = self.behind().is_some();
         assert!(
             is_behind || start <= self.cursor && self.cursor <= end,
-            "a session whose cursor is not in the window is behind"
+            "the cursor is outside the window, but the session is not behind"
         );
         let Some(extras) = &self.extras else { return };
         assert!(
             !is_behind || extras.own.is_empty(),
-            "a session that is behind reads no window"
+            "a session that is behind has a cursor"
         );
         let mut passed = None;
         for (own_start, own_end) in &extras.own {
             assert!(own_start < own_end && self.cursor <= *own_start && *own_end <= end);
-            assert!(passed < Some(*own_start), "own frames that touch are one");
+            assert!(
+                passed < Some(*own_start),
+                "adjacent own frames are not merged"
+            );
             passed = Some(*own_end);
         }
         let mut cost = AnswerCost::default();
@@ -270,7 +273,7 @@ impl Outbox {
         for answer in &extras.answers {
             assert!(
                 due <= answer.due.at,
-                "answers are sent in the order of their offsets"
+                "answers must be in the order of their offsets"
             );
             assert!(answer.start <= answer.end);
             due = answer.due.at;
@@ -343,21 +346,6 @@ impl Outbox {
     pub fn has_answers(&self) -> bool {
         let extras = self.extras.as_ref();
         extras.is_some_and(|extras| !extras.answers.is_empty())
-    }
-
-    /// Returns the number of bytes of the window up to `until` that the session has not passed yet,
-    /// including its own frames.
-    #[must_use]
-    pub fn bytes_until(&self, until: WindowOffset) -> usize {
-        until.max(self.cursor).bytes_since(self.cursor)
-    }
-
-    /// Returns the window offset that the last queued answer follows.
-    #[must_use]
-    pub fn last_due_at(&self) -> WindowOffset {
-        let extras = self.extras.as_ref();
-        let last = extras.and_then(|extras| extras.answers.back());
-        last.map_or(WindowOffset::START, |answer| answer.due.at)
     }
 
     /// Returns whether a queued answer waits for a log position that is not visible, or for a state
@@ -564,6 +552,30 @@ impl Outbox {
         }
     }
 
+    /// Returns whether a message may be appended to a send that is about to start. It may not if
+    /// the send is full, or if answers are queued: one of them may have been sent in part, and its
+    /// rest must follow.
+    #[must_use]
+    pub fn may_append(&self, spans: &Spans) -> bool {
+        let is_full = spans.len() >= SEND_SPANS_MAX || spans_bytes(spans) >= SEND_BYTES_MAX;
+        !is_full && !self.has_answers()
+    }
+
+    /// Appends a message to a send that is about to start. Several sessions may share it.
+    ///
+    /// # Panics
+    /// If it may not be appended ([`Outbox::may_append`]).
+    pub fn append_shared(&mut self, chunk: Chunk, spans: &mut Spans, pool: &mut OutboxPool) {
+        assert!(self.may_append(spans), "the rest of an answer comes first");
+        let end = chunk.len();
+        self.in_flight.add(AnswerCost {
+            shared_bytes: end,
+            ..AnswerCost::default()
+        });
+        let span = Span::new(chunk, 0, end);
+        pool.windows.chunks.push_span(spans, span);
+    }
+
     /// Interleaves answers and frames: takes the frames up to the offset that the next answer
     /// follows, then the answer.
     fn take_with_extras(
@@ -669,7 +681,10 @@ impl Extras {
         pool: &mut OutboxPool,
         spans: &mut Spans,
     ) -> (usize, AnswerCost) {
-        let answer = self.answers.front_mut().expect("the caller saw an answer");
+        let answer = self
+            .answers
+            .front_mut()
+            .expect("the caller checked that there is an answer");
         let Some(chunk) = answer.sendable(visible_position).filter(|_| bytes_max > 0) else {
             return (0, AnswerCost::default());
         };
@@ -707,7 +722,7 @@ impl InFlight {
     fn add(&mut self, cost: AnswerCost) {
         // No answer is longer than the largest frame, and a send carries little more than one
         // answer.
-        let narrow = |bytes: usize| u32::try_from(bytes).expect("a send is shorter than 4 GiB");
+        let narrow = |bytes: usize| u32::try_from(bytes).expect("a send is smaller than 4 GiB");
         self.own_bytes += narrow(cost.own_bytes);
         self.shared_bytes += narrow(cost.shared_bytes);
     }

@@ -132,12 +132,12 @@ mod tests {
     }
 
     #[test]
-    fn there_is_no_pause_before_a_session_is_sent_to_again() {
+    fn there_is_no_pause_until_a_session_is_sent_to_again() {
         let (mut pacer, mut sessions) = (Pacer::default(), [NEVER; 200]);
         for round in 0..3 {
             let begun_us = round * 1_000_000;
             let (_, paused_us) = busy(&mut pacer, &mut sessions, begun_us, 1000, 200);
-            assert_eq!(paused_us, 0, "one long round");
+            assert_eq!(paused_us, 0, "paused within one long round");
             pacer.end_slice(false, begun_us + 300_000);
         }
         busy(&mut pacer, &mut sessions, 9_000_000, 1000, 200);
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_is_never_long() {
+    fn pauses_are_always_short() {
         let (mut pacer, mut session) = (Pacer::default(), NEVER);
         let mut serve = |pacer: &mut Pacer, now_us| {
             pacer.end_slice(true, now_us);

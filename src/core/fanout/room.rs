@@ -94,6 +94,16 @@ pub(crate) struct Feed {
     pub announced_end: WindowOffset,
 }
 
+/// The place of a room in the queue of rooms that become due as time passes, and its part of the
+/// queue's totals.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct RoomDeadline {
+    /// The Unix time in microseconds at which the room is due.
+    pub due_us: Option<u64>,
+    pub tombstones_count: usize,
+    pub expiries_count: usize,
+}
+
 /// A live workspace on its shard, with its feeds.
 ///
 /// A feed is made when the first member of its version joins. It stays until the room is removed,
@@ -107,6 +117,8 @@ pub(crate) struct Room {
     pub touched: bool,
     /// The allowance for free writes while the log is long.
     pub allowance: WriteAllowance,
+    /// The next time at which a key expires or a tombstone is dropped.
+    pub deadline: RoomDeadline,
     /// The log position of the room's last op; `NONE` if the op was read from disk.
     position: LogPosition,
 }
@@ -119,6 +131,7 @@ impl Room {
             presence: None,
             touched: false,
             allowance: WriteAllowance::default(),
+            deadline: RoomDeadline::default(),
             position: LogPosition::NONE,
         }
     }
@@ -203,8 +216,13 @@ impl Room {
         let presence = self
             .presence
             .as_mut()
-            .expect("a member that leaves was present");
+            .expect("the leaving member was present");
         presence.remove(user);
+        self.drop_unused_presence();
+    }
+
+    /// Frees the table of users and peers if it is empty.
+    pub fn drop_unused_presence(&mut self) {
         self.presence.take_if(|presence| presence.count() == 0);
     }
 
@@ -215,6 +233,12 @@ impl Room {
         self.position
     }
 
+    /// Records that a record of the room other than an op ends at `position`. Answers that depend
+    /// on it must wait until it is visible.
+    pub fn logged_to(&mut self, position: LogPosition) {
+        self.position = position;
+    }
+
     /// Returns the window of a version's feed and the end of its visible frames.
     pub fn view(&mut self, version: ProtocolVersion, visible_position: LogPosition) -> View<'_> {
         let window = &mut self.feed_mut(version).window;
@@ -222,6 +246,23 @@ impl Room {
             visible_end: window.visible_end(visible_position),
             window,
         }
+    }
+
+    /// Returns the seq of the newest op before `cursor` up to which all ops are visible, if the
+    /// room can tell.
+    ///
+    /// It cannot tell if that op is no longer in the window while a newer one is not visible yet:
+    /// the window drops the ops of its only member at once.
+    pub fn visible_seq(
+        &self,
+        version: ProtocolVersion,
+        cursor: WindowOffset,
+        visible_position: LogPosition,
+    ) -> Option<Seq> {
+        let window = &self.feed(version).window;
+        let known_end = cursor.min(window.visible_end(visible_position));
+        let is_known = self.position <= visible_position || known_end > window.start();
+        is_known.then(|| window.seq_at(known_end))
     }
 
     /// Encodes the op that just won, once for each version that has members.

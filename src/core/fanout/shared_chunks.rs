@@ -82,7 +82,7 @@ impl SharedChunks {
     /// If `bytes` is not the sum over `tracked`.
     pub fn invariants(&self) {
         let bytes: usize = self.tracked.iter().map(|(_, bytes)| bytes).sum();
-        assert_eq!(self.bytes, bytes, "the sum over the shared chunks");
+        assert_eq!(self.bytes, bytes, "the sum of the shared chunks");
     }
 }
 
@@ -101,7 +101,7 @@ mod tests {
         shared.sweep(0);
         assert_eq!(shared.bytes(), 1000);
         let mut is_kept = [false, true].into_iter().cycle();
-        chunks.retain(|_| is_kept.next().expect("a cycle has no end"));
+        chunks.retain(|_| is_kept.next().expect("a cycle never ends"));
         for (count, bytes_left) in [(0, 1000), (1, 900), (1, 900), (20, 500), (20, 500)] {
             shared.sweep(count);
             assert_eq!(shared.bytes(), bytes_left, "{count}");
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn the_list_does_not_grow_faster_than_it_is_swept() {
+    fn sweeping_keeps_up_with_additions() {
         let mut shared = SharedChunks::default();
         for _ in 0..100 {
             shared.add(&Rc::new(vec![0; 100]));
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_that_was_written_off_does_not_count() {
+    fn a_written_off_chunk_does_not_count() {
         let mut shared = SharedChunks::default();
         let chunks: Vec<Chunk> = (1..4).map(|bytes| Rc::new(vec![0; bytes])).collect();
         for chunk in &chunks {

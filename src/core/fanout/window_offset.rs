@@ -35,6 +35,6 @@ impl WindowOffset {
     pub fn bytes_since(self, earlier: Self) -> usize {
         let bytes = self.0.checked_sub(earlier.0);
         let bytes = bytes.expect("the earlier offset comes first");
-        usize::try_from(bytes).expect("a window fits memory")
+        usize::try_from(bytes).expect("a window fits in memory")
     }
 }

@@ -17,6 +17,8 @@ use crate::core::shard::sessions::Sessions;
 #[derive(Default)]
 pub(super) struct Admission {
     waiting: BTreeMap<u64, (SessionId, Handoff)>,
+    /// Requests that were examined and wait until expired keys of their workspace are deleted.
+    expiring: BTreeMap<u64, (SessionId, Handoff)>,
     shedding: [SheddingQueue; 2],
     /// The token bucket that limits the rate of requests with a token.
     handshakes: Bucket,
@@ -44,15 +46,29 @@ impl Admission {
         self.waiting.insert(session.number, (id, handoff));
     }
 
+    /// Stores the request of a session until the expired keys of its workspace are deleted.
+    pub fn wait_for_expiry(&mut self, id: SessionId, session: &Session, handoff: Handoff) {
+        self.expiring.insert(session.number, (id, handoff));
+    }
+
+    /// Lets the requests that wait for expired keys be examined again.
+    pub fn examine_expiring(&mut self) {
+        self.waiting.append(&mut self.expiring);
+    }
+
     /// Returns the waiting request of a session.
     pub fn waiting(&mut self, session: &Session) -> Option<&mut Handoff> {
-        let (_, handoff) = self.waiting.get_mut(&session.number)?;
+        let number = session.number;
+        let waiting = self.waiting.get_mut(&number);
+        let (_, handoff) = waiting.or_else(|| self.expiring.get_mut(&number))?;
         Some(handoff)
     }
 
     /// Removes and returns the waiting request of a session.
     pub fn take_waiting(&mut self, session: &Session) -> Option<Handoff> {
-        let (_, handoff) = self.waiting.remove(&session.number)?;
+        let number = session.number;
+        let waiting = self.waiting.remove(&number);
+        let (_, handoff) = waiting.or_else(|| self.expiring.remove(&number))?;
         Some(handoff)
     }
 
@@ -62,6 +78,7 @@ impl Admission {
         Some(request)
     }
 
+    /// Returns the number of requests to be examined once the state is available.
     pub fn waiting_count(&self) -> usize {
         self.waiting.len()
     }
@@ -119,6 +136,7 @@ impl Admission {
     /// Removes entries that a panic left behind for sessions that have moved to another state.
     /// Waiting requests continue to wait.
     pub fn reset(&mut self, sessions: &Sessions) {
+        self.examine_expiring();
         self.waiting.retain(|_, (id, _)| is_waiting(sessions, *id));
         for queue in &mut self.shedding {
             queue.silent.retain(|_, id| is_silent(sessions, *id));
@@ -131,27 +149,28 @@ impl Admission {
         let waiting = sessions.iter().filter(|(id, _)| is_waiting(sessions, *id));
         for (id, session) in waiting {
             let request = self.waiting.get(&session.number);
+            let request = request.or_else(|| self.expiring.get(&session.number));
             assert!(
                 request.is_some_and(|(of, _)| *of == id),
-                "{id:?} waits without a request"
+                "{id:?} is waiting without a request"
             );
         }
-        for (id, _) in self.waiting.values() {
+        for (id, _) in self.waiting.values().chain(self.expiring.values()) {
             assert!(
                 is_waiting(sessions, *id),
-                "{id:?} has a request and does not wait"
+                "{id:?} has a request but is not waiting"
             );
         }
         for queue in &self.shedding {
             let silent = queue.silent.values();
             assert!(
                 silent.copied().all(|id| is_silent(sessions, id)),
-                "a silent connection"
+                "a connection in the silent queue is not silent"
             );
             let answered = queue.answered.values();
             assert!(
                 answered.copied().all(|id| is_answered(sessions, id)),
-                "an answered one"
+                "a connection in the answered queue is not answered"
             );
         }
     }
@@ -179,7 +198,7 @@ mod tests {
     use crate::core::shard::contract::Clock;
 
     #[test]
-    fn a_reset_forgets_connections_that_went_on() {
+    fn a_reset_forgets_connections_that_moved_on() {
         let clock = Clock::default();
         let mut sessions = Sessions::new(1, clock);
         let mut admission = Admission::default();

@@ -85,8 +85,8 @@ pub(super) struct WonOp<'a> {
     pub replaced: Mark,
     /// The size of the workspace before it.
     pub live_bytes_before: u64,
-    /// The session that sent it.
-    pub sender: SessionId,
+    /// The session that sent it. `None` if it is an op of the server.
+    pub sender: Option<SessionId>,
 }
 
 impl Shard {
@@ -132,10 +132,7 @@ impl Shard {
                 let correction = correction(room_id, winner, version, budget, pool);
                 self.correct(id, correction);
             }
-            Verdict::Absent(floor) => {
-                self.counters.ops_lost += 1;
-                self.correct_with_floor(id, edit.key, floor);
-            }
+            Verdict::Absent(floor) => self.correct_absent(id, edit, floor),
             Verdict::TooLarge(held) => {
                 if let Some(held) = held {
                     let (budget, pool) = (&mut self.budget, &mut self.pool);
@@ -150,24 +147,29 @@ impl Shard {
                     seq,
                     replaced,
                     live_bytes_before,
-                    sender: id,
+                    sender: Some(id),
                 };
+                self.counters.ops += 1;
                 visible_from = self.show_won(room_id, &won, clock);
             }
         }
         self.settle(id, message_id, visible_from);
     }
 
-    /// Logs an op that has won, and encodes it for all members except its sender. Returns the log
-    /// position from which it is visible.
+    /// Logs an op that has won, and encodes it for all members except its sender, if a client sent
+    /// it. Returns the log position from which it is visible.
     ///
     /// The op is added to the batch before its frame is added to the windows, because the frame
     /// records that position, as does each answer that contains the op.
-    fn show_won(&mut self, room_id: RoomId, won: &WonOp<'_>, clock: Clock) -> LogPosition {
+    pub(super) fn show_won(
+        &mut self,
+        room_id: RoomId,
+        won: &WonOp<'_>,
+        clock: Clock,
+    ) -> LogPosition {
         let room = &mut self.rooms[room_id];
-        let session = &mut self.sessions[won.sender];
-        self.counters.ops += 1;
-        self.counters.deliveries += room.members_count() as u64 - 1;
+        let receivers_count = room.members_count() - usize::from(won.sender.is_some());
+        self.counters.deliveries += receivers_count as u64;
         let Edit {
             key,
             change,
@@ -196,14 +198,31 @@ impl Shard {
             },
             timestamp,
         };
+        self.expiry.update(room_id, &mut self.rooms[room_id]);
+        self.broadcast(room_id, shown, position, won.sender);
+        self.rooms.touch(room_id);
+        position
+    }
+
+    /// Encodes an op for all members of a room except its sender.
+    fn broadcast(
+        &mut self,
+        room_id: RoomId,
+        shown: ShownOp<'_>,
+        position: LogPosition,
+        sender: Option<SessionId>,
+    ) {
+        let room = &mut self.rooms[room_id];
+        let Some(id) = sender else {
+            return room.broadcast(shown, position, self.pool.windows());
+        };
+        let session = &mut self.sessions[id];
         let start = room.window_end(session.version);
         room.broadcast(shown, position, self.pool.windows());
         let end = room.window_end(session.version);
         if !session.outbox.skip_own(start, end, &mut self.pool) {
-            self.conflate(won.sender);
+            self.conflate(id);
         }
-        self.rooms.touch(room_id);
-        position
     }
 
     // ---- answers ----
@@ -227,12 +246,17 @@ impl Shard {
         self.enqueue(id);
     }
 
-    /// Queues the answer to an op that lost although its key has no entry: a delete with the floor
-    /// as its timestamp.
-    fn correct_with_floor(&mut self, id: SessionId, key: &str, floor: u64) {
+    /// Answers an op that lost although its key has no entry: it is not above the floor, or has a
+    /// condition.
+    fn correct_absent(&mut self, id: SessionId, edit: &Edit<'_>, floor: u64) {
+        if edit.timestamp <= floor {
+            self.counters.refused_floor += 1;
+        } else {
+            self.counters.ops_lost += 1;
+        }
         let version = self.sessions[id].version;
         let absent = ShownOp {
-            key,
+            key: edit.key,
             value: None,
             timestamp: floor,
         };

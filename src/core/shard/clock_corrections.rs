@@ -11,6 +11,7 @@ impl Shard {
     pub(super) fn woke(&mut self, clock: Clock) -> Clock {
         let missed = self.absence.woke(clock.now_us);
         let clock = self.absence.local(clock);
+        self.turn_us = clock.now_us;
         if let Some(missed) = missed {
             self.counters.absent_us += missed.us;
             self.allow_for_absence(missed, clock);

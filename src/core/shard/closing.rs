@@ -136,7 +136,12 @@ impl Shard {
             return;
         };
         let version = session.version;
+        let peer = session.v2.take().filter(|v2| v2.is_peer);
+        let peer = peer.map(|_| session.number);
         self.sessions.enter(id, State::Closing);
+        if let Some(connection) = peer {
+            self.leave_peers(room_id, connection);
+        }
         if let Some(user) = self.sessions.take_user(id) {
             self.rooms[room_id].user_left(&user);
         }

@@ -49,7 +49,7 @@ impl Shard {
         if session.outbox.has_answers() {
             return false;
         }
-        let room_id = session.room().expect("only a member is behind");
+        let room_id = session.room().expect("only a member can be behind");
         let room = &self.rooms[room_id];
         let bytes_max = if self.budget.is_tight() {
             SESSION_BYTES_SPARED

@@ -246,7 +246,7 @@ mod tests {
             has_early_timestamp: false,
         };
         assert_eq!(ended(journal.end(id(3))), expected);
-        assert_eq!(journal.end(id(3)), None, "it ends once");
+        assert_eq!(journal.end(id(3)), None, "a session ended twice");
     }
 
     #[test]
@@ -268,11 +268,7 @@ mod tests {
         journal.forget(id(0));
         journal.received(id(0), 1);
         assert_eq!(journal.end(id(0)), None);
-        assert_eq!(
-            journal.end(id(7)),
-            None,
-            "nor is a session that never existed"
-        );
+        assert_eq!(journal.end(id(7)), None, "an unknown session has an end");
     }
 
     #[test]
@@ -281,7 +277,9 @@ mod tests {
         journal.begin(id(0), 0);
         journal.joined(id(0), "w", None);
         journal.closed_by_client(id(0), None);
-        let ending = ended(journal.end(id(0))).ending.expect("it was recorded");
+        let ending = ended(journal.end(id(0)))
+            .ending
+            .expect("the end is recorded");
         assert_eq!((ending.code, ending.closed_by), (NO_STATUS, Party::Client));
     }
 }

@@ -3,12 +3,14 @@
 use std::io;
 use std::sync::Arc;
 
+use crate::core::fanout::peers::PresenceSettings;
 use crate::core::fanout::window::Spans;
 use crate::core::shard::connection_log::Note;
 use crate::core::shard::log_space::LogSize;
 pub use crate::core::shard::session::ListenerKind;
 use crate::core::shard::session::SessionId;
 use crate::core::state::workspace::Workspace;
+use crate::generation::Generation;
 use crate::log::commit::{Durability, End, LogStep, OpenSegment};
 use crate::wire::ProtocolVersion;
 use crate::wire::auth::{Grant, Verifier};
@@ -60,13 +62,13 @@ pub struct ShardConfig {
     pub log_spare_bytes: u64,
     /// How far a timestamp may be ahead of the clock.
     pub future_skew_us: u64,
+    /// How long tombstones are kept.
+    pub tombstone_retention_us: u64,
     /// The longest time that a drain may take.
     pub drain_us: u64,
     /// The seed of the hash of every workspace's keys, so that no client can choose keys that
     /// collide.
     pub hash_seed: u64,
-    /// A random id chosen at each start of the server. All shards share it.
-    pub start_id: u64,
     /// The secrets that tokens are verified with.
     pub verifier: Arc<Verifier>,
     /// The origins whose pages may connect and read (RFC 6454). If the list is empty, all origins
@@ -74,6 +76,8 @@ pub struct ShardConfig {
     pub origins: Arc<[String]>,
     /// The limits that protect the server from its clients.
     pub limits: Limits,
+    /// The settings of presence.
+    pub presence: PresenceSettings,
     /// Whether each connection is reported in the server's log ([`Output::Note`]).
     pub has_journal: bool,
     /// The key of an op that makes the shard panic, for tests.
@@ -130,7 +134,7 @@ pub enum Input<'a> {
     /// The state was read back and a new segment is open. After an error, the shard tries again
     /// later. For a shard created with [`Shard::recovering`](super::Shard::recovering), this is the
     /// first input about the log.
-    Rebuilt(io::Result<(OpenSegment, Vec<Workspace>)>),
+    Rebuilt(io::Result<RestoredState>),
     /// The log's files are no longer at their paths, so anything written to them would be lost.
     LogDisplaced,
     /// The log was measured, because a segment was opened, a compaction freed space, or the free
@@ -141,6 +145,28 @@ pub enum Input<'a> {
     /// The server is stopping, so the shard refuses new requests, writes what is left and closes
     /// all sessions. A second `Drain` closes them without waiting.
     Drain,
+}
+
+/// The state of a shard as it was read from the log, and the segment in which its log continues.
+pub struct RestoredState {
+    /// The segment that was opened for the ops that follow.
+    pub segment: OpenSegment,
+    /// The workspaces that the shard owns.
+    pub workspaces: Vec<Workspace>,
+    /// The random id of the generation that begins with this state.
+    pub generation: Generation,
+    /// The generations that the log holds. `None` after a rebuild: the shard has recorded them.
+    pub logged: Option<LoggedGenerations>,
+}
+
+/// The earlier generations of a shard, as far as the log shows them when the server starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LoggedGenerations {
+    /// The highest number of a generation in the log, in any folder; 0 if there is none.
+    pub last_number: u64,
+    /// The generation that the state continues; `None` if that is not certain for all workspaces of
+    /// the shard.
+    pub previous: Option<Generation>,
 }
 
 /// An action for the caller to carry out.

@@ -163,6 +163,14 @@ counters! {
     early_timestamps,
     /// Messages that are too long.
     refused_too_large,
+    /// Ops that lost because their keys have no entry and their timestamps are not above the floor.
+    refused_floor,
+    /// Keys that expired.
+    expiries,
+    /// Tombstones dropped after their retention.
+    tombstones_dropped,
+    /// Times that tombstones were dropped and the floor of their workspace was logged.
+    floors,
     /// Messages, mostly ops, from connections that exceeded `--max-ops-per-second`.
     refused_rate,
     /// Ops that would have grown a workspace beyond `--max-workspace-bytes`.
@@ -207,6 +215,10 @@ counters! {
     state_chunks,
     /// Times that a client of version 2 was told which of its messages are settled.
     saved,
+    /// Presence messages made, each once for all peers of a room.
+    presence_messages,
+    /// Casts received from clients of version 2.
+    casts,
     /// Bytes written to the log.
     log_bytes_written,
     /// Failures that made the shard stop serving.
@@ -226,6 +238,10 @@ counters! {
     sessions_closing,
     /// Workspaces in memory.
     workspaces,
+    /// Tombstones in memory.
+    tombstones,
+    /// Keys that will expire.
+    expiring_keys,
     /// The memory of all windows.
     window_bytes,
     /// The memory of answers to individual clients that are queued or being sent.
@@ -254,7 +270,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bound_belongs_to_the_class_below_it() {
+    fn an_upper_bound_belongs_to_its_class() {
         for (us, class) in [
             (0, 0),
             (10, 0),

@@ -124,5 +124,5 @@ fn next_deadline_us(session: &Session, ping_interval_us: u64, clock: Clock) -> u
     .into_iter()
     .flatten()
     .min()
-    .expect("there is a deadline")
+    .expect("a deadline is set")
 }

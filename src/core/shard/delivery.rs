@@ -80,8 +80,13 @@ impl Shard {
 
     /// Returns whether a session has more pending bytes than one send of frames may carry.
     fn is_owed_bulk(&mut self, id: SessionId) -> bool {
-        let session = self.sessions.get_mut(id);
-        session.is_some_and(|session| session.outbox.waiting_bytes() > SEND_BYTES_MAX)
+        let Some(session) = self.sessions.get(id) else {
+            return false;
+        };
+        session.outbox.waiting_bytes() > SEND_BYTES_MAX
+            || self
+                .owed_presence_bytes(id)
+                .is_some_and(|bytes| bytes > SEND_BYTES_MAX)
     }
 
     /// Serves some of the sessions with a large backlog, but only a few per turn, since each of
@@ -129,11 +134,12 @@ impl Shard {
         if session.sending || !session.may_send() {
             return 0;
         }
-        self.queue_saved(id);
         let mut spans = self.take(id);
         if spans.is_empty() && self.queue_next_part(id, clock) {
             spans = self.take(id);
         }
+        self.append_saved(id, &mut spans);
+        self.append_presence(id, &mut spans);
         let bytes = spans_bytes(&spans);
         let visible_position = self.log.visible_position();
         let session = &mut self.sessions[id];
@@ -219,9 +225,12 @@ impl Shard {
         if !session.outbox.has_state() {
             session.transfer = None;
         }
+        let is_owed_presence = self.owed_presence_bytes(id).is_some();
+        let session = &mut self.sessions[id];
         let mut owed = session.outbox.has_answers()
             || session.outbox.behind().is_some()
-            || session.is_owed_saved();
+            || session.is_owed_saved()
+            || is_owed_presence;
         match session.room() {
             Some(room_id) => {
                 let feed = self.rooms[room_id].feed(session.version);
@@ -245,7 +254,7 @@ impl Shard {
         let session = self
             .sessions
             .get_mut(id)
-            .expect("a session outlives its send");
+            .expect("the session exists until its send completes");
         session.sending = false;
         if is_ended || session.is_aborted() {
             let outbox = &mut self.sessions[id].outbox;

@@ -74,13 +74,14 @@ impl Shard {
             return;
         }
         self.kept_presence = None;
+        self.state_chunks.release();
         self.budget.sweep_all();
         if !self.budget.is_over() {
             return;
         }
         while !self.budget.is_relieved() {
             let next = self.budget.next_to_evict();
-            let slot = next.expect("only sessions that can be evicted are charged");
+            let slot = next.expect("charged bytes belong to an evictable session");
             let (id, _) = self.sessions.at(slot);
             self.evict(id, clock);
             self.budget.sweep_all();
@@ -188,16 +189,16 @@ impl Shard {
             charged_bytes += own_bytes.saturating_sub(SESSION_BYTES_SPARED) * usize::from(counts);
             assert!(
                 session.sending || session.outbox.in_flight_bytes() == 0,
-                "nothing is on its way to {id:?}"
+                "{id:?} has bytes in flight without a send"
             );
         }
         assert_eq!(
             self.budget.unfinished_bytes(),
             unfinished_bytes,
-            "unfinished messages"
+            "unfinished bytes"
         );
         assert_eq!(self.pool.answer_bytes(), answer_bytes, "answers");
-        assert_eq!(self.budget.charged_bytes(), charged_bytes, "the budget");
+        assert_eq!(self.budget.charged_bytes(), charged_bytes, "charged bytes");
         assert!(
             !self.budget.is_over(),
             "{} bytes are held",

@@ -10,15 +10,13 @@ use std::io;
 use std::rc::Rc;
 
 use crate::core::shard::connection_log::Party;
-use crate::core::shard::contract::{Clock, Output};
+use crate::core::shard::contract::{Clock, Output, RestoredState};
 use crate::core::shard::session::{SessionId, State};
 use crate::core::shard::{Drain, Shard};
-use crate::core::state::workspace::Workspace;
-use crate::log::commit::OpenSegment;
 use crate::log::position::LogPosition;
 use crate::wire::frame;
 use crate::wire::message;
-use crate::wire::message::v2::StateChunk;
+use crate::wire::message::v2::{PresenceFrame, StateChunk};
 use crate::wire::upgrade::Answer;
 
 /// RFC 6455 section 7.4.1: "an unexpected condition that prevented it from fulfilling the request".
@@ -53,6 +51,7 @@ impl Shard {
     /// them again. The rooms are read back from the log.
     fn reset(&mut self) {
         self.rooms.reset();
+        self.expiry.reset();
         self.sessions.reset();
         self.sends.reset(&mut self.sessions);
         self.reads.reset();
@@ -63,6 +62,8 @@ impl Shard {
         self.pool.reset();
         self.budget.reset();
         self.kept_presence = None;
+        self.presence_queue.reset();
+        self.presence_frame = PresenceFrame::new();
         self.scratch = Rc::default();
         for slot in self.sessions.slots() {
             if let Some(id) = self.sessions.id_at(slot) {
@@ -128,16 +129,12 @@ impl Shard {
     }
 
     /// Handles the outcome of a rebuild, or of the initial reading of the log.
-    pub(super) fn rebuilt(
-        &mut self,
-        outcome: io::Result<(OpenSegment, Vec<Workspace>)>,
-        clock: Clock,
-    ) {
+    pub(super) fn rebuilt(&mut self, outcome: io::Result<RestoredState>, clock: Clock) {
         let is_rebuild = self.log.end_rebuild();
-        let Ok((segment, workspaces)) = outcome else {
+        let Ok(state) = outcome else {
             return self.log.rebuild_failed(clock.now_us);
         };
-        self.open(segment, workspaces, clock);
+        self.open(state, clock);
         if is_rebuild {
             self.outputs.push_back(Output::Ready(true));
         }

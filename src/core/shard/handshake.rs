@@ -248,6 +248,9 @@ impl Shard {
         if self.is_reading_state() {
             return self.let_wait(id, handoff);
         }
+        if self.awaits_expiry(&handoff.workspace, clock) {
+            return self.let_wait_for_expiry(id, handoff);
+        }
         let refusal = self.refusal();
         self.fulfil(id, handoff, refusal, clock);
     }
@@ -274,7 +277,9 @@ impl Shard {
                 };
                 match entry {
                     Ok(entry) => {
-                        if let Some(user) = request.user.as_deref().map(Rc::from) {
+                        let is_named = request.version == ProtocolVersion::V1;
+                        let user = request.user.as_deref().filter(|_| is_named);
+                        if let Some(user) = user.map(Rc::from) {
                             self.rooms[entry.room_id].user_came(Rc::clone(&user));
                             self.sessions.set_user(id, user);
                         }
@@ -392,9 +397,11 @@ impl Shard {
         let answer = self.pool.fill(256, |out| {
             upgrade::switching_protocols(key, *subprotocol, out);
         });
-        match snapshot {
-            Some(snapshot) => self.queue_init(id, room_id, answer, snapshot),
-            None => self.queue_welcome(id, room_id, answer, request, clock),
+        if let Some(snapshot) = snapshot {
+            self.queue_init(id, room_id, answer, snapshot);
+        } else {
+            self.queue_welcome(id, room_id, answer, request, clock);
+            self.join_peers(id, room_id, request, clock);
         }
         let session = &mut self.sessions[id];
         session.intake = if unparsed.is_empty() {

@@ -24,7 +24,7 @@ impl Shard {
 
     fn may_write(&mut self, id: SessionId, clock: Clock) -> bool {
         let room_id = self.sessions[id].room();
-        let room = &mut self.rooms[room_id.expect("only an open session writes")];
+        let room = &mut self.rooms[room_id.expect("only an open session writes ops")];
         self.log.may_write(&mut room.allowance, clock.now_us)
     }
 

@@ -155,12 +155,11 @@ impl Shard {
     ///
     /// A seq is reused for another op when the server starts on a restored copy of its log, and
     /// when a shard rebuilds its state from a log that has lost ops already sent in `interval` or
-    /// `none` mode. So the tag also contains the random id of this start of the server, and the
-    /// number of rebuilds since then. It is weak, because the number of connections may change
-    /// while the state does not.
+    /// `none` mode. So the tag also contains the generation. It is weak, because the number of
+    /// connections may change while the state does not.
     fn entity_tag(&self, seq: Seq) -> String {
-        let (start_id, rebuilds_count) = (self.config.start_id, self.log.rebuilds_count());
-        format!("W/\"{start_id:016x}.{rebuilds_count}.{seq}\"")
+        let generation = self.generations.current();
+        format!("W/\"{generation}.{seq}\"")
     }
 
     /// Returns the answer with the state of a room. With `head_only`, nothing is encoded and only
@@ -234,7 +233,7 @@ impl Shard {
         let Snapshot {
             init, timestamps, ..
         } = snapshot;
-        let timestamps = timestamps.expect("a snapshot for a read over HTTP has timestamps");
+        let timestamps = timestamps.expect("a snapshot for an HTTP read has timestamps");
         // Eviction uses the transfers to find a state's receivers and how far they lag behind.
         let both = smallvec![init.clone(), timestamps.clone()];
         *transfer = Some(Box::new(StateTransfer::new(room_id, both)));

@@ -40,7 +40,7 @@ impl Shard {
         let session = self
             .sessions
             .get_mut(id)
-            .expect("a session outlives its receive");
+            .expect("the session exists until its receive completes");
         session.receiving = false;
         let is_aborted = session.is_aborted();
         let bytes = match received {

@@ -189,7 +189,8 @@ impl LogSpace {
             let passed_us = now_us.saturating_sub(self.at_us).min(SECOND_US);
             // A log that has just exceeded the first mark starts with a full burst.
             let passed_us = if was_free { SECOND_US } else { passed_us };
-            let gained = i64::try_from(passed_us * bytes_per_second).expect("2^28 times 10^6");
+            let gained = i64::try_from(passed_us * bytes_per_second)
+                .expect("2^28 times 10^6 fits in 64 bits");
             self.tokens = (self.tokens + gained).min(BURST_TOKENS);
         }
         self.at_us = self.at_us.max(now_us);
@@ -228,7 +229,8 @@ impl LogSpace {
         if allowance.has_room(now_us) {
             allowance.spend(bytes);
         } else {
-            self.tokens -= i64::try_from(bytes * SECOND_US).expect("a message is below 2^32 bytes");
+            self.tokens -=
+                i64::try_from(bytes * SECOND_US).expect("a message is smaller than 4 GiB");
         }
     }
 

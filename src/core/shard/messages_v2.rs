@@ -2,14 +2,13 @@
 
 use std::borrow::Cow;
 
-use crate::core::fanout::outbox::Due;
+use crate::core::fanout::chunk_pool::Spans;
 use crate::core::shard::Shard;
 use crate::core::shard::apply::{BAD_MESSAGE, Refused};
 use crate::core::shard::contract::Clock;
 use crate::core::shard::rate::Pace;
 use crate::core::shard::session::SessionId;
 use crate::core::state::workspace::Edit;
-use crate::limits::SEND_BYTES_MAX;
 use crate::log::position::LogPosition;
 use crate::log::record::Change;
 use crate::wire::auth;
@@ -59,9 +58,10 @@ impl Shard {
                 self.apply(id, &edit_of(&op, clock), message_id, clock);
             }
             Ok(ClientMessage::Token { token }) => self.read_token(id, token, message_id, clock),
-            Ok(ClientMessage::Presence { .. } | ClientMessage::Cast { .. }) => {
-                self.settle(id, message_id, LogPosition::NONE);
+            Ok(ClientMessage::Presence { value }) => {
+                self.set_presence(id, value, message_id, clock);
             }
+            Ok(ClientMessage::Cast { value }) => self.cast(id, value, message_id),
             Err(RefusedMessage { key, error }) => {
                 self.counters.refused_bad_message += 1;
                 let refused = Refused::with_key(message_id, key.as_deref());
@@ -118,40 +118,33 @@ impl Shard {
         }
     }
 
-    /// Queues `saved` if more of a client's messages are settled than it was told. The frame comes
-    /// after all answers that are queued, and after the frames that may be sent now.
+    /// Appends `saved` to a send that is about to start, if more of a client's messages are settled
+    /// than it was told.
     ///
-    /// While an answer waits for the log, nothing is queued: `saved` would wait with it, and can
-    /// cover more by then.
-    pub(super) fn queue_saved(&mut self, id: SessionId) {
+    /// The frame is not queued: it speaks of everything that the client has been sent, so it can
+    /// only be made when that is known. While answers are queued, one of them may be an error that
+    /// it would have to follow.
+    pub(super) fn append_saved(&mut self, id: SessionId, spans: &mut Spans) {
         let visible = self.log.visible_position();
         let session = &mut self.sessions[id];
         let (Some(room_id), Some(v2)) = (session.room(), &mut session.v2) else {
             return;
         };
-        if !v2.settlement.is_due(visible) || session.outbox.is_waiting_for_log(visible) {
+        if !v2.settlement.is_due(visible) || !session.outbox.may_append(spans) {
             return;
         }
         let settled = v2.settlement.take_settled(visible);
         let settled = settled.expect("more is settled than the client was told");
-        let view = self.rooms[room_id].view(session.version, visible);
-        let at = session.outbox.last_due_at().max(view.visible_end);
-        // What does not go out with this send may never go out: the client may fall behind first.
-        // And a client that is behind has not been sent everything up to any seq of the window.
-        let outbox = &session.outbox;
-        let is_sent_now = outbox.behind().is_none()
-            && at <= view.visible_end
-            && outbox.waiting_bytes() + outbox.bytes_until(at) <= SEND_BYTES_MAX;
-        let seq = is_sent_now.then(|| view.window.seq_at(at));
+        // A client that is behind has not been sent everything up to any seq of the window.
+        let cursor = session.outbox.cursor();
+        let seq = match session.outbox.behind() {
+            Some(_) => None,
+            None => self.rooms[room_id].visible_seq(session.version, cursor, visible),
+        };
         let frame = self.pool.fill(v2::SHORT_FRAME_BYTES_MAX, |out| {
             v2::put_saved(out, settled, seq);
         });
-        let due = Due {
-            at,
-            visible_from: LogPosition::NONE,
-            awaits: None,
-        };
-        session.outbox.push_due(frame, due, &mut self.pool);
+        session.outbox.append_shared(frame, spans, &mut self.pool);
         self.counters.saved += 1;
         self.update_memory(id);
     }

@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_goes_back_adds_no_tokens() {
+    fn a_clock_that_goes_backward_adds_no_tokens() {
         let (mut bucket, rate) = (Bucket::default(), Rate::per_second(1));
         let takes: Vec<bool> = [9, 9, 9, 0, 5, 9, 10]
             .iter()

@@ -77,7 +77,7 @@ impl ReadQueues {
     pub fn pop_held(&mut self) -> SessionId {
         self.held
             .pop_front()
-            .expect("a round tries no more sessions than are waiting")
+            .expect("a round retries at most the waiting sessions")
     }
 
     /// Keeps a session waiting that was retried in this round.
@@ -127,7 +127,7 @@ impl ReadQueues {
     pub fn invariants(&self, sessions: &Sessions) {
         assert!(
             self.still_held.is_empty(),
-            "a round of tries ends in its turn"
+            "a round of retries did not end in its turn"
         );
         for (queue, intake) in [(&self.unread, Intake::Unread), (&self.held, Intake::Held)] {
             let members = || sessions.iter().filter(|(_, session)| session.is_open());
@@ -141,11 +141,7 @@ impl ReadQueues {
             let mut found: Vec<SessionId> = queue.iter().filter(is_it).copied().collect();
             found.sort_unstable();
             found.dedup();
-            assert_eq!(
-                found.len(),
-                queued,
-                "the members whose bytes are {intake:?}"
-            );
+            assert_eq!(found.len(), queued, "the members with intake {intake:?}");
         }
     }
 }

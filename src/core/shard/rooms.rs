@@ -61,8 +61,17 @@ impl Rooms {
         })
     }
 
+    pub fn get_mut(&mut self, id: RoomId) -> Option<&mut Room> {
+        self.table.get_mut(id.slot())
+    }
+
     pub fn len(&self) -> usize {
         self.table.len()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (RoomId, &Room)> {
+        let rooms = self.table.iter();
+        rooms.map(|(slot, room)| (RoomId::new(slot), room))
     }
 
     // ---- members ----
@@ -158,7 +167,11 @@ impl Rooms {
 
     /// Checks the invariant.
     pub fn invariants(&self, sessions: &Sessions) {
-        assert_eq!(self.table.len(), self.index.len(), "the index of rooms");
+        assert_eq!(
+            self.table.len(),
+            self.index.len(),
+            "the index and the table of rooms differ in length"
+        );
         let mut members_count = 0;
         for (slot, room) in &self.table {
             let id = RoomId::new(slot);
@@ -177,13 +190,13 @@ impl Rooms {
             }
             assert!(
                 !room.touched || self.touched.contains(&id),
-                "{id:?} is touched"
+                "{id:?} is not in the list of touched rooms"
             );
         }
         assert_eq!(
             members_count,
             sessions.counts().members,
-            "each member has its room"
+            "the members of all rooms differ from the session count"
         );
     }
 }
@@ -204,10 +217,6 @@ impl IndexMut<RoomId> for Rooms {
 
 #[cfg(test)]
 impl Rooms {
-    pub fn iter(&self) -> impl Iterator<Item = &Room> {
-        self.table.iter().map(|(_, room)| room)
-    }
-
     pub fn touched(&self) -> &[RoomId] {
         &self.touched
     }

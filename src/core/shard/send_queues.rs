@@ -185,7 +185,7 @@ impl SendQueues {
         for (id, session) in sessions.iter() {
             assert!(
                 !session.queued || !session.sending,
-                "{id:?} is queued and being sent to"
+                "{id:?} is queued while a send is in flight"
             );
         }
         let is_marked = |id: &&SessionId| {
@@ -215,7 +215,7 @@ fn assert_unique(found: &mut Vec<SessionId>, count: usize, what: &str) {
     assert_eq!(
         (all, found.len()),
         (count, count),
-        "sessions that are {what}"
+        "the sessions that are {what}"
     );
 }
 

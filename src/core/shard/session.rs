@@ -235,6 +235,12 @@ impl Session {
         v2.expect("the session speaks version 2")
     }
 
+    /// Returns the session's room if the session is a peer of it.
+    pub fn peer_room(&self) -> Option<RoomId> {
+        self.v2.as_ref().filter(|v2| v2.is_peer)?;
+        self.room()
+    }
+
     /// Returns whether one of the session's messages waits for the log before it is settled.
     pub fn awaits_settlement(&self, visible_position: LogPosition) -> bool {
         let v2 = self.v2.as_ref().filter(|_| self.is_open());
@@ -313,7 +319,7 @@ impl Session {
     pub(super) fn retire(&mut self, counts: &mut SessionCounts) {
         assert!(
             !self.sending && !self.receiving && !self.is_gone(),
-            "a session ends once"
+            "a session ended twice or with operations in flight"
         );
         counts.remove(self);
         (self.state, self.close) = (State::Closing, Close::Gone);
@@ -348,13 +354,13 @@ impl Session {
         let is_closing = self.state == State::Closing;
         assert!(
             is_closing || self.close <= Close::ByPeer,
-            "{:?} is closing",
+            "{:?}, but the session is not closing",
             self.close
         );
         let is_in_flight = self.sending || self.receiving;
         assert!(
             !self.is_gone() || !is_in_flight,
-            "an ended session has nothing in flight"
+            "an ended session has an operation in flight"
         );
     }
 
@@ -419,7 +425,7 @@ mod tests {
     use crate::limits::SECOND_US;
 
     #[test]
-    fn a_transfer_keeps_its_pace_or_lags() {
+    fn a_transfer_keeps_up_or_lags() {
         let state = || EncodedState::Ready(std::rc::Rc::new(vec![0; 6_000_000]));
         for (sends, in_flight_s, lag_s) in [
             (&[][..], 3, 3),

@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_is_evicted_first_and_of_its_class_the_one_that_came_first() {
+    fn the_largest_is_evicted_first_and_the_oldest_within_its_class() {
         let mut budget = SessionBudget::new(1 << 20);
         assert_eq!(budget.next_to_evict(), None);
         for (slot, bytes, next) in [
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn names_do_not_outlive_their_frames_by_far() {
+    fn names_of_freed_frames_are_soon_dropped() {
         let mut budget = SessionBudget::new(1 << 20);
         let kept: Chunk = Rc::new(vec![0; 10]);
         budget.add_frame((RoomId::new(0), Seq::new(0), ProtocolVersion::V1), &kept);
@@ -421,7 +421,7 @@ mod tests {
         /// Compares the budget with a plain list of what each session holds and when it entered its
         /// class.
         #[test]
-        fn it_agrees_with_a_plain_list(
+        fn the_budget_agrees_with_a_plain_list(
             steps in prop::collection::vec(
                 (0..6_u32, 0..80_000_usize, 0..3_usize, any::<bool>()),
                 1..100,

@@ -78,10 +78,7 @@ impl Sessions {
     /// Frees the slot of a session that has ended. The slot may then be reused.
     pub fn remove(&mut self, id: SessionId) {
         let session = self.table.remove(id.slot as usize);
-        assert!(
-            session.is_gone(),
-            "a slot is freed when its session is over"
-        );
+        assert!(session.is_gone(), "a session was removed before it ended");
         self.counts.remove(&session);
     }
 
@@ -110,12 +107,12 @@ impl Sessions {
 
     /// Returns the range of all slots, including free ones.
     pub fn slots(&self) -> Range<u32> {
-        0..u32::try_from(self.table.capacity()).expect("a slot is 32 bits wide")
+        0..u32::try_from(self.table.capacity()).expect("slots fit in 32 bits")
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (SessionId, &Session)> {
         self.table.iter().map(|(slot, session)| {
-            let slot = u32::try_from(slot).expect("a slot is 32 bits wide");
+            let slot = u32::try_from(slot).expect("slots fit in 32 bits");
             let generation = session.generation();
             (SessionId { slot, generation }, session)
         })
@@ -133,7 +130,7 @@ impl Sessions {
         assert_eq!(
             session.generation(),
             id.generation,
-            "the session is in its slot"
+            "the slot holds another session"
         );
         session.enter(state, &mut self.counts);
     }
@@ -144,7 +141,7 @@ impl Sessions {
         assert_eq!(
             session.generation(),
             id.generation,
-            "the session is in its slot"
+            "the slot holds another session"
         );
         session.retire(&mut self.counts);
     }
@@ -274,16 +271,19 @@ impl Sessions {
 
     /// Checks the invariant.
     pub fn invariants(&self) {
-        assert_eq!(self.counts, self.counted(), "the counts of sessions");
+        assert_eq!(self.counts, self.counted(), "the session counts are wrong");
         for (id, session) in self.iter() {
             session.invariants();
-            assert!(session.number <= self.last_number, "{id:?} has a number");
+            assert!(
+                session.number <= self.last_number,
+                "{id:?} has another number"
+            );
         }
         for slot in self.users.keys() {
             let id = self.id_at(*slot);
             assert!(
                 id.is_some_and(|id| self.is_open(id)),
-                "only a member has a name: {slot}"
+                "only a member has a user id: {slot}"
             );
         }
     }
@@ -293,12 +293,12 @@ impl Index<SessionId> for Sessions {
     type Output = Session;
 
     fn index(&self, id: SessionId) -> &Session {
-        self.get(id).expect("the session has its slot")
+        self.get(id).expect("the session exists")
     }
 }
 
 impl IndexMut<SessionId> for Sessions {
     fn index_mut(&mut self, id: SessionId) -> &mut Session {
-        self.get_mut(id).expect("the session has its slot")
+        self.get_mut(id).expect("the session exists")
     }
 }

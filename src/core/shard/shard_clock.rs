@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn time_beyond_the_tolerated_lateness_is_missed() {
+    fn lateness_beyond_the_tolerance_counts_as_absence() {
         const MAX_US: u64 = LATENESS_US_MAX;
         // The due time, the time of waking, and the shard's time then, all relative to the previous
         // turn.
@@ -151,7 +151,7 @@ mod tests {
                 deaf_us: woke_us,
             });
             assert_eq!(absence.woke(1000 + woke_us), missed, "{case}");
-            assert_eq!(absence.woke(1000 + woke_us), None, "once: {case}");
+            assert_eq!(absence.woke(1000 + woke_us), None, "reported twice: {case}");
             let local_us = absence.local(at(1000 + woke_us)).now_us;
             assert_eq!(local_us, 1000 + resumed_us, "{case}");
             assert_eq!(absence.caller_us(local_us), 1000 + woke_us, "{case}");
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deadline_that_has_passed_and_waits_for_something_in_flight_is_no_absence() {
+    fn a_passed_deadline_that_waits_for_work_in_flight_is_not_an_absence() {
         let mut absence = Absence::default();
         turn(&mut absence, 10_000_000, Some(0));
         for turns in 1..1000 {
@@ -173,7 +173,7 @@ mod tests {
         /// The shard's time never goes back, advances in late turns, and never runs faster than the
         /// caller's.
         #[test]
-        fn time_advances(
+        fn time_never_goes_backward_or_runs_fast(
             turns in prop::collection::vec(
                 (0..3_000_000_u64, any::<bool>(), prop::option::of(0..2_000_000_u64)),
                 1..100,

@@ -4,9 +4,10 @@
 use std::io;
 
 use crate::core::shard::contract::ShardConfig;
+use crate::core::shard::generations::GenerationRecord;
 use crate::core::shard::log_space::{LogSize, LogSpace};
 use crate::core::shard::session::SessionId;
-use crate::core::state::segment_usage::{Dead, Mark, SegmentUsage};
+use crate::core::state::segment_usage::{Dead, Mark, SegmentUsage, UNMARKED};
 use crate::core::state::write_allowance::WriteAllowance;
 use crate::limits::{REOPEN_WAIT_MAX_US, REOPEN_WAIT_MIN_US, SEGMENT_LIVE_SHARE};
 use crate::log::commit::{Commit, End, LogBroken, LogStep, OpenSegment};
@@ -34,19 +35,23 @@ pub(super) struct Append<'a> {
     pub replaced: Mark,
     /// The size of the workspace in a log without superseded ops, before and after the op.
     pub live_bytes: (u64, u64),
-    pub sender: SessionId,
+    /// The session that is sent an error if the op is lost; `None` for an op of the server.
+    pub sender: Option<SessionId>,
 }
 
 /// The log of a shard.
 ///
 /// Invariant: `durable ≤ written ≤ handed over`, which [`Commit`] guarantees. In `always` mode, no
 /// op is visible before it is durable. The sender of each op that is not visible yet is in
-/// `senders`. The log is open if and only if the shard serves.
+/// `senders`, unless the op is the server's. The record of the current generation comes before its
+/// ops. The log is open if and only if the shard serves.
 pub(super) struct ShardLog {
     commit: Commit,
     usage: SegmentUsage,
     space: LogSpace,
     health: Health,
+    /// The record of the current generation, until it is appended.
+    unrecorded: Option<GenerationRecord>,
     /// The position up to which ops are visible. It does not move when the log fails.
     visible_position: LogPosition,
     /// The senders of the ops that are not visible yet: first those in the batch that is being
@@ -59,8 +64,6 @@ pub(super) struct ShardLog {
     segment_bytes_max: u64,
     /// The delay before the next attempt to open a failed log.
     reopen_wait_us: u64,
-    /// The number of times that the state has been read back from the log since the start.
-    rebuilds_count: u64,
 }
 
 impl ShardLog {
@@ -74,13 +77,13 @@ impl ShardLog {
             usage: SegmentUsage::new(0),
             space: LogSpace::new(config.log_spare_bytes),
             health: Health::Recovering,
+            unrecorded: None,
             senders: Vec::new(),
             written_senders: 0,
             live_bytes: 0,
             segment_bytes_min: config.segment_bytes_min,
             segment_bytes_max: config.segment_bytes_max,
             reopen_wait_us: REOPEN_WAIT_MIN_US,
-            rebuilds_count: 0,
         }
     }
 
@@ -95,7 +98,14 @@ impl ShardLog {
     }
 
     /// Starts appending to `segment`. The live data in the earlier segments takes up `live_bytes`.
-    pub fn open(&mut self, segment: OpenSegment, live_bytes: u64, now_us: u64) {
+    /// The generation that begins is recorded before the first op.
+    pub fn open(
+        &mut self,
+        segment: OpenSegment,
+        live_bytes: u64,
+        generation: GenerationRecord,
+        now_us: u64,
+    ) {
         self.usage = SegmentUsage::new(segment.index);
         if self.health != Health::Recovering {
             self.close_segment();
@@ -104,6 +114,7 @@ impl ShardLog {
         self.visible_position = self.commit.visible_position();
         self.health = Health::Serving;
         self.live_bytes = live_bytes;
+        self.unrecorded = Some(generation);
     }
 
     /// Abandons the log. All ops that are not visible are lost. Returns their senders, some of
@@ -111,6 +122,7 @@ impl ShardLog {
     /// failure.
     pub fn reset(&mut self, now_us: u64) -> Vec<SessionId> {
         self.written_senders = 0;
+        self.unrecorded = None;
         if !self.commit.is_failed() {
             self.commit.fail();
         }
@@ -150,10 +162,9 @@ impl ShardLog {
         let is_rebuild = self.health == Health::Rebuilding;
         assert!(
             is_rebuild || self.health == Health::Recovering,
-            "an outcome follows its rebuild"
+            "an outcome arrived without a rebuild"
         );
         if is_rebuild {
-            self.rebuilds_count += 1;
             self.reopen_wait_us = (self.reopen_wait_us * 2).min(REOPEN_WAIT_MAX_US);
         }
         is_rebuild
@@ -164,15 +175,31 @@ impl ShardLog {
         self.fail_until(now_us);
     }
 
-    pub fn rebuilds_count(&self) -> u64 {
-        self.rebuilds_count
-    }
-
     // ---- ops ----
 
     /// Returns the mark for an op applied now.
     pub fn mark(&self) -> Mark {
         self.usage.mark()
+    }
+
+    /// Appends the record of the current generation, unless that was done already. While the disk
+    /// is full it waits: no op is appended then, and a failed write would close all clients.
+    pub fn record_generation(&mut self, now_us: u64) {
+        if self.unrecorded.is_some() && !self.is_disk_full() {
+            self.append_generation(now_us);
+        }
+    }
+
+    /// The record is never superseded within the generation, so its segment is never found to be
+    /// dead and swept: [`SegmentUsage`] counts the record as live for as long as it counts the
+    /// segment.
+    fn append_generation(&mut self, now_us: u64) {
+        if let Some(generation) = self.unrecorded.take() {
+            let record = generation.op();
+            self.usage.replaced(UNMARKED);
+            self.live_bytes += record::op_bytes(&record) as u64;
+            self.commit.push(&record, now_us);
+        }
     }
 
     /// Appends an op and returns its log position; the op may be sent once that position is
@@ -183,6 +210,7 @@ impl ShardLog {
         allowance: &mut WriteAllowance,
         now_us: u64,
     ) -> LogPosition {
+        self.append_generation(now_us);
         self.usage.replaced(op.replaced);
         let (before, after) = op.live_bytes;
         self.live_bytes -= before;
@@ -191,9 +219,9 @@ impl ShardLog {
         self.space.wrote(allowance, &op.record, now_us);
         // The senders in the batch that is being written do not count, because they are removed
         // with that batch and this op is in the next one.
-        if self.senders[self.written_senders..].last() != Some(&op.sender) {
-            self.senders.push(op.sender);
-        }
+        let last = self.senders[self.written_senders..].last().copied();
+        self.senders
+            .extend(op.sender.filter(|id| last != Some(*id)));
         position
     }
 
@@ -403,7 +431,7 @@ impl ShardLog {
     pub fn invariants(&self) {
         assert!(
             self.written_senders <= self.senders.len(),
-            "senders of the batch in flight"
+            "more written senders than senders"
         );
         let is_open = !self.commit.is_failed();
         assert_eq!(is_open, self.is_serving(), "{:?}", self.health);
@@ -411,14 +439,16 @@ impl ShardLog {
             let visible = self.commit.visible_position();
             assert!(
                 self.visible_position <= visible,
-                "no op is visible before the commit allows it"
+                "an op is visible too early"
             );
         } else {
-            assert!(
-                self.senders.is_empty(),
-                "the senders of lost ops are dropped"
-            );
+            assert!(self.senders.is_empty(), "senders of lost ops are kept");
         }
+    }
+
+    #[cfg(test)]
+    pub fn segment_index(&self) -> u64 {
+        self.commit.segment_index()
     }
 
     #[cfg(test)]

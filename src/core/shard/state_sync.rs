@@ -17,12 +17,12 @@ use crate::core::shard::session::SessionId;
 use crate::core::shard::version2::Version2;
 use crate::core::snapshot::state_chunks::StatePart;
 use crate::core::state::workspace::Workspace;
-use crate::generation::Generation;
-use crate::limits::{CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, SESSION_BYTES_SPARED};
+use crate::limits::{
+    CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, SESSION_BYTES_SPARED, SHARED_FRAME_BYTES_MIN,
+};
 use crate::log::position::LogPosition;
 use crate::seq::Seq;
-use crate::wire::message::v2::{self, StateChunk, Welcome, WelcomeLimits, WelcomeReason};
-use crate::wire::upgrade::ResumePoint;
+use crate::wire::message::v2::{self, StateChunk, Welcome, WelcomeLimits};
 
 /// The reason for closing a client that cannot be told of all deletes that it missed.
 pub(super) const MISSED_DELETES_TEXT: &str =
@@ -50,8 +50,10 @@ impl Shard {
     ) {
         let room = &self.rooms[room_id];
         let seq = room.workspace.seq();
-        let reason = self.welcome_reason(room_id, request.resume);
-        let generation = self.generation();
+        let reason = self
+            .generations
+            .welcome_reason(request.resume, Some(&room.workspace));
+        let generation = self.generations.current();
         let session = &mut self.sessions[id];
         let user: Option<Rc<str>> = request.subject.as_deref().map(Rc::from);
         let welcome = Welcome {
@@ -90,25 +92,6 @@ impl Shard {
         session.outbox.fall_behind(behind, &mut self.pool);
         // A small state goes out with the welcome, in one send.
         self.send_state_part(id, clock);
-    }
-
-    fn generation(&self) -> Generation {
-        Generation::new(self.config.start_id)
-    }
-
-    /// Returns the state that a client of version 2 is sent, and why.
-    fn welcome_reason(&self, room_id: RoomId, resume: Option<ResumePoint>) -> WelcomeReason {
-        let Some(ResumePoint { since, generation }) = resume else {
-            return WelcomeReason::First;
-        };
-        let workspace = &self.rooms[room_id].workspace;
-        if generation != self.generation() || since > workspace.seq() {
-            WelcomeReason::OtherGeneration
-        } else if misses_deletes(workspace, since) {
-            WelcomeReason::TooOld
-        } else {
-            WelcomeReason::Resumed
-        }
     }
 
     /// Queues the next part of the state that a client of version 2 is owed, and `synced` after the
@@ -173,7 +156,9 @@ impl Shard {
             visible_from: room.visible_from(),
             keys: walked.keys,
         };
-        self.budget.add_shared(&part.chunk);
+        if is_shared(&part.chunk) {
+            self.budget.add_shared(&part.chunk);
+        }
         self.state_chunks.add(room_id, from.since, &part);
         Some(part)
     }
@@ -188,7 +173,11 @@ impl Shard {
             visible_from: part.visible_from,
             awaits: None,
         };
-        session.outbox.push_shared(part.chunk, due, &mut self.pool);
+        if is_shared(&part.chunk) {
+            session.outbox.push_shared(part.chunk, due, &mut self.pool);
+        } else if !part.chunk.is_empty() {
+            session.outbox.push_due(part.chunk, due, &mut self.pool);
+        }
     }
 
     /// Records that a client has been queued everything up to `until`. If that is all, it follows
@@ -221,6 +210,13 @@ impl Shard {
         }
         self.update_memory(id);
     }
+}
+
+/// Returns whether a part counts once, however many sessions are sent it. A short part counts for
+/// each of them: a session that holds only that is exempt from the budget, so if it counted, nobody
+/// might be left to evict.
+fn is_shared(chunk: &Chunk) -> bool {
+    chunk.len() >= SHARED_FRAME_BYTES_MIN
 }
 
 /// Returns whether tombstones after `known` were dropped, so that a client that holds only what was

@@ -12,8 +12,10 @@ mod absence;
 mod budgets;
 mod counters;
 mod delivery;
+mod expiry;
 mod failures;
 mod frames;
+mod generations;
 mod http_read;
 mod limits;
 mod notes;
@@ -21,6 +23,7 @@ mod parts;
 mod peers;
 mod received;
 mod regressions;
+mod retention;
 mod rig;
 mod rules;
 mod shedding;
@@ -111,7 +114,7 @@ impl World {
         }
         self.note_conflation();
         let has_other_outputs = !(self.rig.pages.is_empty() && self.rig.notes.is_empty());
-        assert!(!has_other_outputs, "there is no page and no journal");
+        assert!(!has_other_outputs, "unexpected page or journal entry");
         let pass_us = if self.dice.one_in(30) { 40_000 } else { 500 };
         self.rig.clock.now_us += self.dice.below(pass_us) as u64;
         // Occasionally, the wall clock is set to another time.
@@ -285,7 +288,7 @@ impl World {
             return;
         };
         let client = &mut self.rig.peers[place].client;
-        let spans = client.sending.take().expect("it was just there");
+        let spans = client.sending.take().expect("a send is in flight");
         let bytes = spans_bytes(&spans);
         let taken = match self.dice.below(4) {
             _ if client.broken => None,
@@ -370,11 +373,17 @@ impl World {
 
     fn forget_what_was_lost(&mut self) {
         let synced = &self.rig.disk.synced;
-        assert!(self.shown.is_subset(synced), "what was shown stays");
+        assert!(
+            self.shown.is_subset(synced),
+            "a delivered op is not durable"
+        );
         for model in &mut self.models {
             let kept = |win: &(Write, usize)| synced.contains(&win.0.value);
             let count = model.wins.iter().take_while(|win| kept(win)).count();
-            assert!(!model.wins[count..].iter().any(kept), "a prefix is kept");
+            assert!(
+                !model.wins[count..].iter().any(kept),
+                "more than a prefix is kept"
+            );
             model.wins.truncate(count);
         }
     }
@@ -409,7 +418,7 @@ impl World {
                 let state = model.state(model.wins.len());
                 let state: Vec<_> = state.values().map(|w| (&w.key, &w.value)).collect();
                 let held: Vec<_> = member.held.iter().map(|held| (held.0, &held.1.0)).collect();
-                assert_eq!(held, state, "client {place} ends in the state");
+                assert_eq!(held, state, "client {place} ends with another state");
                 assert!(member.was_behind || member.expected.is_empty());
             } else if member.close_expected == Some(1011) && member.close_code.is_none() {
                 assert!(client.closed || client.broken);
@@ -431,7 +440,7 @@ impl World {
                 break;
             }
         }
-        assert!(self.rig.drained > 0, "a drain ends");
+        assert!(self.rig.drained > 0, "the drain did not end");
         assert!(self.rig.peers.iter().all(|peer| peer.client.closed));
         assert_eq!(self.rig.shard.connections(), 0);
         assert!(self.rig.shard.log.is_settled());
@@ -450,7 +459,7 @@ impl Drop for Seed {
 }
 
 #[test]
-fn a_shard_keeps_its_promises() {
+fn a_shard_keeps_its_guarantees() {
     let (mut failures, mut conflated, mut waited) = (0, 0, 0);
     for seed in 0..SEEDS {
         let _seed = Seed(seed);

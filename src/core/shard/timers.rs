@@ -85,7 +85,7 @@ impl<T: Copy> Wheel<T> {
         let first = ticks
             .into_iter()
             .find(|tick| !self.slots[slot_of(*tick)].is_empty());
-        Some(first.expect("an entry is in a slot") * TIMER_TICK_US)
+        Some(first.expect("the entry is in a slot") * TIMER_TICK_US)
     }
 
     fn slot(&mut self, tick: u64) -> &mut Vec<T> {
@@ -94,7 +94,7 @@ impl<T: Copy> Wheel<T> {
 }
 
 fn slot_of(tick: u64) -> usize {
-    usize::try_from(tick % TIMER_SLOTS as u64).expect("a slot's number is small")
+    usize::try_from(tick % TIMER_SLOTS as u64).expect("the slot number fits")
 }
 
 #[cfg(test)]
@@ -124,11 +124,11 @@ mod tests {
                         let place = waiting.iter().position(|w| w.0 == entry).unwrap();
                         let (_, announced, due_us) = waiting.swap_remove(place);
                         prop_assert_eq!(tick, announced);
-                        prop_assert!(due_us <= now, "never early");
+                        prop_assert!(due_us <= now, "an entry expired early");
                     }
                 }
                 let is_none_left = waiting.iter().all(|w| w.1 * TIMER_TICK_US > now);
-                prop_assert!(is_none_left, "none is left in the wheel after its tick");
+                prop_assert!(is_none_left, "an entry is still in the wheel after its tick");
             }
         }
     }

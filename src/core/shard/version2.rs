@@ -12,6 +12,8 @@ pub(crate) struct Version2 {
     pub user: Option<Rc<str>>,
     /// Which of its messages are settled.
     pub(super) settlement: Settlement,
+    /// Whether it is a peer of its room.
+    pub is_peer: bool,
     /// The seq at the join while the session is sent a full state, which lists no tombstones up to
     /// it. `NONE` if the session holds a state, and is sent changes.
     pub cutoff: Seq,

@@ -12,6 +12,9 @@
 //!
 //! - The log is being read at startup: the request waits, and is answered with 503 if it waits too
 //!   long. Reading ends without intervention, usually soon.
+//! - Keys of the workspace have expired and are not deleted yet, because there are many: the
+//!   request waits ([`expiry`](crate::core::shard::expiry)), and is answered with 503 if it waits
+//!   too long.
 //! - The state is being read after a failure: the request waits for the same reason, and is
 //!   answered with 500 if it waits too long. If the disk fails again, the answer is 500
 //!   immediately.
@@ -33,7 +36,8 @@ use crate::core::shard::contract::{Clock, Handoff, Intent};
 use crate::core::shard::session::{SessionId, State};
 use crate::core::shard::shard_log::Health;
 use crate::core::shard::{Drain, Shard};
-use crate::limits::{HEAD_BYTES_MAX, WAITING_PER_TURN_MAX};
+use crate::limits::{HEAD_BYTES_MAX, RETRY_AFTER_S, WAITING_PER_TURN_MAX};
+use crate::wire::upgrade::Answer;
 
 impl Shard {
     /// Returns whether the state that requests need is still being read.
@@ -72,7 +76,11 @@ impl Shard {
     pub(super) fn give_up_waiting(&mut self, id: SessionId, clock: Clock) {
         let handoff = self.admission.take_waiting(&self.sessions[id]);
         let handoff = handoff.expect("a session waits with its request");
-        let refusal = self.refusal();
+        let refusal = self.refusal().or_else(|| {
+            let why = "expired keys of the workspace are still being deleted, try again later";
+            let is_expiring = self.awaits_expiry(&handoff.workspace, clock);
+            is_expiring.then(|| Answer::unavailable(why, RETRY_AFTER_S))
+        });
         self.fulfil(id, handoff, refusal, clock);
     }
 
@@ -80,7 +88,7 @@ impl Shard {
     /// client has closed its sending side.
     pub(super) fn received_waiting(&mut self, id: SessionId, bytes: &[u8]) {
         let handoff = self.admission.waiting(&self.sessions[id]);
-        let handoff = handoff.expect("a session waits with its request");
+        let handoff = handoff.expect("a waiting session has a request");
         if !bytes.is_empty() {
             handoff.unparsed.extend_from_slice(bytes);
             if handoff.unparsed.len() < HEAD_BYTES_MAX {

@@ -116,7 +116,7 @@ impl SnapshotBudget {
         self.chunks.invariants();
         assert_eq!(
             self.pending_bytes, pending_bytes,
-            "the sum over the states being encoded"
+            "the sum of the states being encoded"
         );
         let most = self.bytes_max.max(self.excepted_bytes);
         assert!(
@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn promises_count_until_they_are_taken_back() {
+    fn promised_bytes_count_until_they_are_released() {
         let mut budget = SnapshotBudget::new(100);
         budget.promise(30);
         budget.release(10);
@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "hold 101 bytes of 100")]
-    fn an_exception_ends_when_the_budget_is_kept_again() {
+    fn an_exception_ends_once_usage_is_within_the_budget_again() {
         let mut budget = SnapshotBudget::new(100);
         budget.admit_over(150);
         let chunk: Chunk = Rc::new(vec![0; 150]);

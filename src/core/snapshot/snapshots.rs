@@ -284,7 +284,7 @@ impl Snapshots {
         let held = self.rooms.remove(&slot);
         assert!(
             held.is_none_or(|held| held.encoders.is_empty()),
-            "a room stays as long as its state is being encoded"
+            "the room exists while its state is being encoded"
         );
     }
 
@@ -323,7 +323,7 @@ impl Snapshots {
     /// Continues the oldest encoding of a room, and requeues the room if the encoding is not
     /// finished.
     fn step_room(&mut self, slot: RoomId, workspace: &Workspace, bytes_max: usize) -> EncodingStep {
-        let held = self.rooms.get_mut(&slot).expect("a queued room is known");
+        let held = self.rooms.get_mut(&slot).expect("a queued room exists");
         let encoder = held.encoders.pop_front();
         let mut encoder = encoder.expect("a queued room is being encoded");
         let pending_bytes = encoder.pending_bytes();
@@ -407,15 +407,15 @@ impl Snapshots {
             assert_eq!(
                 queued.count(),
                 held.encoders.len(),
-                "a room is queued once for each of its encodings"
+                "a room is queued more often than it has encodings"
             );
             for encoder in &held.encoders {
-                assert!(!encoder.is_done(), "a finished encoder is removed");
+                assert!(!encoder.is_done(), "a finished encoder is still queued");
                 pending_bytes += encoder.pending_bytes();
             }
         }
         let is_known = |slot: &RoomId| self.rooms.contains_key(slot);
-        assert!(self.queue.iter().all(is_known), "a queued room is known");
+        assert!(self.queue.iter().all(is_known), "a queued room exists");
         self.budget.invariants(pending_bytes);
     }
 }
@@ -488,10 +488,10 @@ impl RoomSnapshots {
             if encoder.pending(part).is_none() {
                 encoder.add_timestamps(&room.workspace);
             }
-            return encoder.pending(part).expect("it was just added");
+            return encoder.pending(part).expect("the room was just added");
         }
         let encoder = StateEncoder::begin(&room.workspace, point_of(room), part);
-        let pending = encoder.pending(part).expect("it has just begun");
+        let pending = encoder.pending(part).expect("the encoding has just begun");
         self.encoders.push_back(encoder);
         pending
     }

@@ -130,6 +130,12 @@ impl StateChunkCache {
         }
     }
 
+    /// Stops keeping parts that no client is being sent.
+    pub fn release(&mut self) {
+        self.kept.clear();
+        self.kept_bytes = 0;
+    }
+
     /// Removes everything.
     pub fn reset(&mut self) {
         *self = Self::default();

@@ -44,7 +44,7 @@ pub(in crate::core) fn encode(workspace: &Workspace, part: SnapshotPart) -> Chun
         SnapshotPart::Init => workspace.put_init(&mut out),
         SnapshotPart::Timestamps => workspace.put_stamps(&mut out),
     }
-    assert_eq!(out.len(), bytes, "a part has the length that was announced");
+    assert_eq!(out.len(), bytes, "a part has another length than announced");
     Rc::new(out)
 }
 
@@ -99,12 +99,12 @@ impl StateEncoder {
         assert_eq!(
             workspace.seq(),
             self.point.seq,
-            "the state is still the one that is being encoded"
+            "the workspace changed while it was being encoded"
         );
         let is_init = |writer: &PartWriter| writer.part == SnapshotPart::Init;
         assert!(
             self.current.as_ref().is_some_and(is_init) && self.next.is_none(),
-            "timestamps are encoded once, after the init message"
+            "timestamps must be encoded once, after the init message"
         );
         self.frozen.keep_for_second_pass();
         self.next = Some(PartWriter::new(workspace, SnapshotPart::Timestamps));
@@ -167,7 +167,7 @@ impl StateEncoder {
     }
 
     fn finish_part(&mut self) -> (SnapshotPart, Chunk) {
-        let writer = self.current.take().expect("a part is being written");
+        let writer = self.current.take().expect("the part is being written");
         let PartWriter {
             part,
             mut out,
@@ -294,7 +294,10 @@ impl FrozenState {
 
     /// Begins the second pass.
     fn rewind(&mut self) {
-        assert!(self.has_second_pass, "what was read was not preserved");
+        assert!(
+            self.has_second_pass,
+            "the values of the first pass are no longer available"
+        );
         (self.next, self.has_second_pass) = (0, false);
     }
 }

@@ -63,10 +63,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_caller_distinguishes_slots_with_equal_tags() {
+    fn the_caller_resolves_slots_with_equal_tags() {
         let mut index = Index::default();
         let tag = Tag::of(7 << 32);
-        assert_eq!(tag, Tag::of((7 << 32) + 1), "the lower half is not held");
+        assert_eq!(
+            tag,
+            Tag::of((7 << 32) + 1),
+            "the tag includes the lower half"
+        );
         for slot in 0..100 {
             index.insert(tag, slot);
             index.insert(Tag::of(u64::from(slot + 8) << 32), 1000 + slot);

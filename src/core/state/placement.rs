@@ -8,7 +8,7 @@ pub fn shard_of(workspace: &str, shards: u32) -> u32 {
     // Multiply and shift rather than take a remainder, so that all bits of the hash count (Lemire,
     // 2016).
     u32::try_from((u64::from(hash) * u64::from(shards)) >> 32)
-        .expect("less than the count of shards")
+        .expect("the remainder is less than the number of shards")
 }
 
 #[cfg(test)]
@@ -16,7 +16,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn workspaces_are_spread_and_stay_where_they_are() {
+    fn workspaces_are_spread_over_the_shards_and_stay_there() {
         for shards in [1_u32, 2, 3, 7, 64] {
             let mut counts = vec![0_u32; shards as usize];
             for workspace in 0..6400 {

@@ -159,7 +159,7 @@ impl Replay {
     /// # Panics
     /// If their hash seeds differ.
     pub fn merge(&mut self, other: Self) {
-        assert_eq!(self.hash_seed, other.hash_seed, "the tags are the same");
+        assert_eq!(self.hash_seed, other.hash_seed, "the hash seeds differ");
         for workspace in other.workspaces {
             let tag = Tag::of(self.hasher.hash_one(workspace.id()));
             if let Some(slot) = self.find(tag, workspace.id()) {
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn ops_become_the_same_workspaces_however_they_were_split() {
+    fn the_same_workspaces_result_however_the_ops_are_split() {
         let ops = [
             op("a", "1", 5, 1),
             op("b", "2", 5, 1),
@@ -221,8 +221,8 @@ mod tests {
             for (id, value, seq) in [("a", "3", 3), ("b", "2", 2)] {
                 let workspaces = &shards[shard_of(id, 3) as usize];
                 let workspace = workspaces.iter().find(|workspace| workspace.id() == id);
-                let workspace = workspace.expect("it is with the shard that owns it");
-                let entry = workspace.get("key").expect("it has the key");
+                let workspace = workspace.expect("the owning shard has the workspace");
+                let entry = workspace.get("key").expect("the workspace has the key");
                 assert_eq!((entry.value(), workspace.seq().get()), (value, seq));
             }
             assert_eq!(shards.iter().map(Vec::len).sum::<usize>(), 2);
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_yield_the_same_state_as_single_ops() {
+    fn groups_produce_the_same_state_as_single_ops() {
         let mut replay = Replay::new(1);
         let mut wanted: Vec<Workspace> = Vec::new();
         for number in 0..10 * GROUP_OPS as u64 + 5 {
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_is_bounded_in_ops_and_in_bytes() {
+    fn a_group_is_bounded_in_ops_and_bytes() {
         let mut replay = Replay::new(1);
         for seq in 1..=GROUP_OPS as u64 {
             assert_eq!(replay.group.len() as u64, seq - 1);

@@ -71,7 +71,7 @@ impl SegmentUsage {
     #[must_use]
     pub fn mark(&self) -> Mark {
         let count =
-            u32::try_from(self.counts.len()).expect("SEGMENTS_MARKED_MAX is far below 2^32");
+            u32::try_from(self.counts.len()).expect("SEGMENTS_MARKED_MAX is much less than 2^32");
         self.forgotten + count
     }
 
@@ -147,7 +147,7 @@ mod tests {
         let in_9 = usage.mark();
         usage.replaced(in_8);
         usage.rotate();
-        assert!(!has(&usage, 8), "it was not dead when 9 was opened");
+        assert!(!has(&usage, 8), "segment 8 was not dead when 9 was opened");
         usage.rotate();
         // The op that superseded it may be in 10, which is closed now that 11 is open.
         assert!(has(&usage, 8));
@@ -158,11 +158,11 @@ mod tests {
         usage.rotate();
         assert!(usage.dead().has(&(8..=10)));
         assert!(!usage.dead().has(&(8..=11)) && !has(&usage, 11));
-        assert!(!has(&usage, 7), "earlier segments are not known");
+        assert!(!has(&usage, 7), "an earlier segment is reported dead");
     }
 
     #[test]
-    fn marks_that_are_too_old_are_forgotten_and_never_reported_dead() {
+    fn marks_that_are_too_old_are_dropped_and_never_reported_dead() {
         let mut usage = SegmentUsage::new(1);
         let old = usage.mark();
         usage.replaced(UNMARKED);
@@ -173,14 +173,14 @@ mod tests {
         usage.replaced(old);
         usage.rotate();
         assert!(!has(&usage, 2));
-        assert!(has(&usage, 100), "the counted ones are known");
+        assert!(has(&usage, 100), "a counted segment is not reported dead");
     }
 
     proptest! {
         /// Compares the table with a model that knows the segment of each op and the op that
         /// superseded it.
         #[test]
-        fn no_segment_is_reported_dead_that_is_live_or_not_superseded_on_disk(
+        fn no_segment_is_reported_dead_before_its_ops_are_superseded_on_disk(
             steps in prop::collection::vec((0_u8..12, any::<bool>()), 1..300),
         ) {
             struct Placed {

@@ -23,11 +23,12 @@ use crate::wire::state;
 
 mod deadlines;
 mod entry;
+mod floor;
 mod lifetimes;
 mod texts;
 
-pub use deadlines::{Dropped, Floor};
 pub use entry::{Edit, Entry, Source, Writer};
+pub use floor::{Dropped, Floor};
 
 use lifetimes::Lifetimes;
 
@@ -519,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rules_of_last_write_wins() {
+    fn last_write_wins_rules() {
         let mut workspace = Workspace::new("w", 1);
         assert!(workspace.is_untouched());
         assert!(matches!(
@@ -596,7 +597,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_agrees_with_the_model(
+        fn a_workspace_agrees_with_the_model(
             ops in prop::collection::vec((0..6_u8, 0..4_u8, 0..20_u64), 0..80),
             since in (0..90_u64).prop_map(Seq::new),
         ) {

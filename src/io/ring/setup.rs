@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rings_lock_memory_before_5_12_and_since_6_14() {
+    fn rings_count_as_locked_memory_before_5_12_and_since_6_14() {
         for (kernel, kib) in [
             ((5, 10), Some(320)),
             ((5, 12), None),

@@ -56,7 +56,10 @@ impl Submissions {
     /// # Panics
     /// If there is no room for it.
     pub fn push(&mut self) {
-        assert!(self.queued < RING_ENTRIES, "an operation fits the queue");
+        assert!(
+            self.queued < RING_ENTRIES,
+            "an operation was pushed into a full queue"
+        );
         self.queued += 1;
     }
 
@@ -112,7 +115,7 @@ impl EndingRuntime {
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
         self.runtime
             .as_ref()
-            .expect("it has not ended")
+            .expect("the runtime is running")
             .block_on(future)
     }
 }
@@ -166,8 +169,7 @@ impl Guard {
             it_interval: at(0),
             it_value: at(RESUBMIT_US.cast_signed() * 1000),
         };
-        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once)
-            .expect("a valid time for a timer");
+        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once).expect("the time is valid");
         if self.timer.poll_read_ready(context).is_ready() {
             context.waker().wake_by_ref();
         }
@@ -209,24 +211,28 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_has_room_once_the_kernel_has_taken_all() {
+    fn a_full_queue_has_room_once_the_kernel_has_consumed_all_entries() {
         let (mut queue, calls) = queue(&[Err(libc::EAGAIN), Ok(1000), Err(libc::EINTR), Ok(24)]);
         for _ in 0..RING_ENTRIES {
             assert!(queue.has_room());
             queue.push();
         }
-        assert_eq!(*calls.borrow(), 0, "no system call while there is room");
-        assert!(!queue.has_room(), "nothing was taken");
-        assert!(!queue.has_room(), "a part was taken, and who knows which");
+        assert_eq!(
+            *calls.borrow(),
+            0,
+            "a system call was made while there was room"
+        );
+        assert!(!queue.has_room(), "no entry was consumed");
+        assert!(!queue.has_room(), "only some entries were consumed");
         assert!(queue.has_room());
         assert!(queue.is_known_empty());
         assert_eq!(*calls.borrow(), 5);
-        assert_eq!(queue.retries(), 0, "the queue was full, and not left");
+        assert_eq!(queue.retries(), 0, "a full queue was counted as a retry");
     }
 
     #[test]
-    #[should_panic(expected = "an operation fits the queue")]
-    fn nothing_is_put_into_a_full_queue() {
+    #[should_panic(expected = "an operation was pushed into a full queue")]
+    fn pushing_into_a_full_queue_panics() {
         let (mut queue, _) = queue(&[]);
         for _ in 0..=RING_ENTRIES {
             queue.push();
@@ -234,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_park_has_left_is_submitted_and_counted() {
+    fn entries_left_by_a_park_are_submitted_and_counted() {
         for (answers, is_left, is_empty) in [
             (&[][..], false, true),
             (&[Ok(3)], true, true),

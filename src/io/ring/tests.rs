@@ -118,7 +118,11 @@ fn every_operation(waits_before_receive: bool) -> BTreeMap<usize, String> {
         }
         for completion in completions {
             let (token, text) = outcome(ring, completion);
-            assert_eq!(outcomes.insert(token, text), None, "an operation ends once");
+            assert_eq!(
+                outcomes.insert(token, text),
+                None,
+                "an operation ended twice"
+            );
         }
         if outcomes.len() == 12 {
             ControlFlow::Break(())
@@ -135,12 +139,12 @@ fn every_operation(waits_before_receive: bool) -> BTreeMap<usize, String> {
     let mut blocks_file = blocks_file;
     blocks_file.rewind().unwrap();
     blocks_file.read_to_string(&mut found).unwrap();
-    assert!(found == written, "whole blocks at their place");
+    assert!(found == written, "the blocks were written at other offsets");
     outcomes
 }
 
 #[test]
-fn what_an_operation_held_comes_back_with_its_outcome() {
+fn an_operation_returns_what_it_held_with_its_outcome() {
     let timed_out = format!("done {:?}", Some(libc::ETIME));
     let expected = [
         "not written 7",
@@ -163,7 +167,7 @@ fn what_an_operation_held_comes_back_with_its_outcome() {
 }
 
 #[test]
-fn more_receives_than_buffers_get_their_own_bytes() {
+fn more_receives_than_buffers_each_get_their_own_bytes() {
     const COUNT: usize = RECEIVE_BUFFERS as usize + 70;
     for waits_before_receive in [false, true] {
         let text = |number: usize| format!("peer {number} ").repeat(100);
@@ -208,7 +212,7 @@ fn more_receives_than_buffers_get_their_own_bytes() {
 }
 
 #[test]
-fn receives_that_lack_a_buffer_get_one_in_their_turn() {
+fn receives_without_a_buffer_get_one_in_order() {
     let count = 4 * usize::from(RECEIVE_BUFFERS);
     let pairs: Vec<_> = (0..count).map(|_| UnixStream::pair().unwrap()).collect();
     for (_, peer) in &pairs {
@@ -235,10 +239,7 @@ fn receives_that_lack_a_buffer_get_one_in_their_turn() {
         if all >= 20 * u32::try_from(count).unwrap() {
             return ControlFlow::Break(());
         }
-        assert!(
-            turns < 10_000,
-            "nobody is read any more: {all} times in all"
-        );
+        assert!(turns < 10_000, "no more receives complete: {all} in total");
         ControlFlow::Continue(())
     });
     let (least, most) = (received.iter().min(), received.iter().max());
@@ -249,7 +250,7 @@ fn receives_that_lack_a_buffer_get_one_in_their_turn() {
 }
 
 #[test]
-fn receives_beyond_the_buffers_are_armed_while_nothing_else_happens() {
+fn receives_beyond_the_buffers_are_armed_on_an_idle_ring() {
     const GUARD: usize = usize::MAX - 1;
     let count = 4 * usize::from(RECEIVE_BUFFERS);
     let pairs: Vec<_> = (0..count).map(|_| UnixStream::pair().unwrap()).collect();
@@ -279,7 +280,7 @@ fn receives_beyond_the_buffers_are_armed_while_nothing_else_happens() {
 }
 
 #[test]
-fn a_turn_comes_when_something_has_completed_and_only_then() {
+fn a_turn_runs_only_when_something_has_completed() {
     let (mut turns, mut is_started) = (0_usize, false);
     run_turns(false, &mut |ring, completions| {
         if is_started {
@@ -297,7 +298,7 @@ fn a_turn_comes_when_something_has_completed_and_only_then() {
 }
 
 #[test]
-fn a_cancel_ends_the_operations_on_its_descriptor_and_no_other() {
+fn a_cancel_ends_only_the_operations_on_its_descriptor() {
     let bell = eventfd(0, EventfdFlags::empty()).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut outcomes = Vec::new();
@@ -334,11 +335,11 @@ fn a_cancel_ends_the_operations_on_its_descriptor_and_no_other() {
         expected.map(|(token, text)| (token, text.to_owned()))
     );
     let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    assert!(listener.accept().is_ok(), "it listens still");
+    assert!(listener.accept().is_ok(), "the listener was closed");
 }
 
 #[test]
-fn where_the_kernel_cannot_cancel_nothing_is_submitted() {
+fn no_cancel_is_submitted_if_the_kernel_does_not_support_it() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     run_turns(true, &mut |ring, _| {
         let before = ring.flights.len();
@@ -396,17 +397,20 @@ fn end_with_all_in_flight(by_panic: bool) -> Weak<Vec<u8>> {
     drop(one);
     let mut all = Vec::new();
     one_peer.read_to_end(&mut all).unwrap();
-    assert!(all.iter().all(|byte| *byte == b'x'), "only what was sent");
+    assert!(
+        all.iter().all(|byte| *byte == b'x'),
+        "a byte that was never sent arrived"
+    );
     watch
 }
 
 #[test]
-fn a_ring_that_ends_lets_go_of_all_that_was_in_flight() {
+fn a_dropped_ring_releases_everything_in_flight() {
     assert_eq!(end_with_all_in_flight(false).strong_count(), 0);
 }
 
 #[test]
-fn a_panic_in_a_turn_lets_go_of_all_that_was_in_flight_and_leaves_nothing_to_the_next_ring() {
+fn a_panic_in_a_turn_releases_everything_in_flight_and_leaves_nothing_for_the_next_ring() {
     assert_eq!(end_with_all_in_flight(true).strong_count(), 0);
     let mut outcomes = Vec::new();
     run_turns(false, &mut |ring, completions| {
@@ -438,7 +442,7 @@ fn take_buffers(run: u16, memory: &mut u16, says_count: bool) -> (u16, i32) {
 }
 
 #[test]
-fn no_buffer_is_lost_that_the_kernel_did_not_take() {
+fn buffers_that_the_kernel_did_not_accept_are_not_lost() {
     for (memory, says_count) in [(0, true), (0, false), (5, true), (5, false), (128, false)] {
         let mut ring: Ring<Numbers> = Ring::new(false, -1);
         let (mut left, mut with_kernel) = (memory, 0);
@@ -459,7 +463,7 @@ fn no_buffer_is_lost_that_the_kernel_did_not_take() {
 }
 
 #[test]
-fn a_turn_with_more_operations_than_the_queue_holds_loses_none_while_the_kernel_refuses() {
+fn a_turn_with_more_operations_than_the_queue_holds_loses_none_if_the_kernel_refuses() {
     const COUNT: usize = 20_000;
     const REFUSALS: usize = 5;
     let pair = UnixStream::pair().unwrap();
@@ -484,7 +488,10 @@ fn a_turn_with_more_operations_than_the_queue_holds_loses_none_while_the_kernel_
                 ring.receive(pair.0.as_fd(), token);
             }
             let in_queue = ring.flights.len();
-            assert_eq!(in_queue, RING_ENTRIES as usize, "the others are pending");
+            assert_eq!(
+                in_queue, RING_ENTRIES as usize,
+                "the other receives are not pending"
+            );
             assert_eq!(in_queue + ring.pending.len(), COUNT);
         }
         for (token, _) in std::mem::take(&mut ring.unarmed) {
@@ -496,11 +503,14 @@ fn a_turn_with_more_operations_than_the_queue_holds_loses_none_while_the_kernel_
             ControlFlow::Continue(())
         }
     });
-    assert!(seen.iter().all(|count| *count == 1), "each ends once");
+    assert!(
+        seen.iter().all(|count| *count == 1),
+        "an operation ended more than once"
+    );
 }
 
 #[test]
-fn a_completion_queue_that_overflows_loses_nothing() {
+fn an_overflowing_completion_queue_loses_nothing() {
     const COUNT: usize = 3 * COMPLETION_ENTRIES as usize + 100;
     let mut seen = vec![0_u32; COUNT];
     let mut is_started = false;
@@ -526,11 +536,14 @@ fn a_completion_queue_that_overflows_loses_nothing() {
             ControlFlow::Continue(())
         }
     });
-    assert!(seen.iter().all(|count| *count == 1), "each ends once");
+    assert!(
+        seen.iter().all(|count| *count == 1),
+        "an operation ended more than once"
+    );
 }
 
 #[test]
-fn a_setup_that_the_kernel_refuses_is_passed_over() {
+fn a_setup_that_the_kernel_refuses_is_skipped() {
     let plain = tokio_uring::uring_builder();
     // A CPU for a kernel thread that was not requested: EINVAL, as with an unknown flag.
     let mut refused = plain.clone();

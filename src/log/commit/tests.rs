@@ -77,7 +77,7 @@ impl Script {
             "unwritten" => return self.written(Err(failure())),
             "synced" => return self.commit.synced(&Ok(()), 0).map(|()| None),
             "unsynced" => return self.commit.synced(&Err(failure()), 0).map(|()| None),
-            word => unreachable!("{word} is no word"),
+            word => unreachable!("{word} is not a known word"),
         }
         Ok(None)
     }
@@ -98,7 +98,7 @@ fn trace(durability: Durability, segment: OpenSegment, script: &str) -> String {
         seq: 0,
         batch: None,
     };
-    let mut told = Vec::new();
+    let mut steps = Vec::new();
     for word in script.split(' ') {
         let outcome = run.run(word);
         run.commit.invariants();
@@ -113,9 +113,9 @@ fn trace(durability: Durability, segment: OpenSegment, script: &str) -> String {
             Err(LogBroken) => "!",
         };
         let is_visible = run.commit.visible_position() >= run.position;
-        told.push(format!("{letter}{}", if is_visible { "v" } else { "" }));
+        steps.push(format!("{letter}{}", if is_visible { "v" } else { "" }));
     }
-    told.join(" ")
+    steps.join(" ")
 }
 
 fn check(durability: Durability, script: &str, expected: &str) {
@@ -127,7 +127,7 @@ fn check(durability: Durability, script: &str, expected: &str) {
 }
 
 #[test]
-fn a_write_through_is_the_whole_commit() {
+fn a_write_through_completes_the_commit() {
     for (script, expected) in [
         ("start settle", "-v -v"),
         ("push start written", "- W -v"),
@@ -148,7 +148,7 @@ fn a_write_through_is_the_whole_commit() {
 }
 
 #[test]
-fn a_batch_is_due_later_where_commits_take_long() {
+fn a_batch_is_due_later_if_commits_are_slow() {
     let least_us = COMMIT_AGE_MIN_US;
     for (took_us, age_us) in [
         (0, least_us),
@@ -163,7 +163,7 @@ fn a_batch_is_due_later_where_commits_take_long() {
             commit.push(&op("1", 1), 1000);
             assert_eq!(commit.batch_due_us(), Some(1000 + least_us));
             let Some(LogStep::Write { bytes, .. }) = commit.start(2000) else {
-                unreachable!("a batch is written");
+                unreachable!("a batch is being written");
             };
             // The wait of an op that is pushed in the meantime is measured from the end of this
             // commit.
@@ -263,7 +263,7 @@ fn failures() {
 
 #[test]
 fn a_full_segment_is_synced_and_then_closed() {
-    let value = "9".repeat(usize::try_from(SEGMENT_BYTES_MAX).expect("64 MiB fit memory"));
+    let value = "9".repeat(usize::try_from(SEGMENT_BYTES_MAX).expect("64 MiB fit in memory"));
     for (durability, synced_by_timer) in [
         (Durability::Always, false),
         (Durability::Interval, false),
@@ -274,7 +274,7 @@ fn a_full_segment_is_synced_and_then_closed() {
         let end = commit.push(&op(&value, 1), 0);
         assert!(commit.is_full());
         let Some(LogStep::Write { bytes, .. }) = commit.start(0) else {
-            unreachable!("a batch is written");
+            unreachable!("a batch is being written");
         };
         let count = bytes.len();
         let step = commit.written(bytes, Ok(count), 0);
@@ -304,20 +304,20 @@ fn a_full_segment_is_synced_and_then_closed() {
         assert!(!commit.holds_sends() && !commit.is_quiet());
         assert_eq!(commit.opened(&Ok(segment(5, end.get()))), Ok(()));
         let Some(LogStep::Write { offset, .. }) = commit.start(0) else {
-            unreachable!("a batch is written");
+            unreachable!("a batch is being written");
         };
         assert_eq!(offset, SEGMENT_HEADER_BYTES as u64);
     }
 }
 
 #[test]
-fn a_segment_that_cannot_be_opened() {
-    let value = "9".repeat(usize::try_from(SEGMENT_BYTES_MAX).expect("64 MiB fit memory"));
+fn segment_open_failures() {
+    let value = "9".repeat(usize::try_from(SEGMENT_BYTES_MAX).expect("64 MiB fit in memory"));
     for is_late in [false, true] {
         let mut commit = Commit::new(Durability::Always, INTERVAL_US, segment(4, 100), 0);
         let durable = commit.push(&op(&value, 1), 0);
         let Some(LogStep::Write { bytes, .. }) = commit.start(0) else {
-            unreachable!("a batch is written");
+            unreachable!("a batch is being written");
         };
         let count = bytes.len();
         assert_eq!(commit.written(bytes, Ok(count), 0), Ok(Some(LogStep::Sync)));
@@ -348,13 +348,13 @@ fn a_segment_that_cannot_be_opened() {
 }
 
 #[test]
-fn an_fdatasync_that_fails_late_is_not_repeated() {
+fn a_late_fdatasync_failure_is_not_retried() {
     // The shard gives up its log for another reason while the fdatasync is in flight.
     for (ok, keeps_written) in [(true, true), (false, false)] {
         let mut commit = Commit::new(Durability::Interval, INTERVAL_US, segment(0, 0), 0);
         let written = commit.push(&op("1", 1), 0);
         let Some(LogStep::Write { bytes, .. }) = commit.start(0) else {
-            unreachable!("a batch is written");
+            unreachable!("a batch is being written");
         };
         let count = bytes.len();
         assert_eq!(commit.written(bytes, Ok(count), 0), Ok(None));
@@ -376,20 +376,20 @@ fn an_fdatasync_that_fails_late_is_not_repeated() {
                 durable,
                 shown
             },
-            "the fdatasync went well: {ok}"
+            "the fdatasync succeeded: {ok}"
         );
     }
 }
 
 #[test]
-fn the_timer_of_interval_mode() {
+fn the_interval_mode_timer() {
     let mut commit = Commit::new(Durability::Interval, INTERVAL_US, segment(0, 0), 50);
     assert_eq!(commit.sync_due_us(), None);
     commit.push(&op("1", 1), 60);
     commit.push(&op("1", 2), 70);
     assert_eq!((commit.sync_due_us(), commit.oldest_us()), (None, Some(60)));
     let Some(LogStep::Write { bytes, .. }) = commit.start(80) else {
-        unreachable!("a batch is written");
+        unreachable!("a batch is being written");
     };
     let count = bytes.len();
     assert_eq!(commit.written(bytes, Ok(count), 90), Ok(None));
@@ -408,7 +408,7 @@ fn the_timer_of_interval_mode() {
 }
 
 #[test]
-fn a_batch_is_full_at_the_size_that_was_set_also_after_a_failure() {
+fn a_batch_is_full_at_the_configured_size_even_after_a_failure() {
     let nowhere = Commit::closed(Durability::None, INTERVAL_US, 0);
     let mut commit = nowhere.with_batch_bytes_max(100);
     for index in [1, 2] {

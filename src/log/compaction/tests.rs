@@ -11,6 +11,9 @@ use super::super::disk::HostDisk;
 use super::super::recovery::{RecoveryReport, Tail, recover};
 use super::*;
 use crate::log::record::Change;
+use crate::seq::Seq;
+
+mod model;
 
 /// The winner of each key, by the rule of replay.
 type State = BTreeMap<(String, String), (u64, u64, String)>;
@@ -23,6 +26,8 @@ const SMALL: Settings = Settings {
 
 struct Log {
     root: TempDir,
+    /// The format of the segments that the test writes.
+    format_version: u16,
     directory: Arc<DataDirectory>,
     seq: Seq,
 }
@@ -33,6 +38,7 @@ impl Log {
         let directory = Arc::new(DataDirectory::open(root.path()).unwrap());
         Self {
             root,
+            format_version: record::FORMAT_VERSION,
             directory,
             seq: Seq::NONE,
         }
@@ -51,7 +57,10 @@ impl Log {
             next_index,
             next_position,
         } = tail;
-        let header = SegmentHeader::new(shard, self.directory.epoch(), next_index, next_position);
+        let header = SegmentHeader {
+            format_version: self.format_version,
+            ..SegmentHeader::new(shard, self.directory.epoch(), next_index, next_position)
+        };
         let folder = self.directory.shard_path(shard);
         let segment = segment::create(&HostDisk, &folder, header, 0).unwrap();
         let mut bytes = header.encode().to_vec();
@@ -130,7 +139,7 @@ impl Log {
 }
 
 #[test]
-fn what_is_dead_goes_and_the_log_goes_on() {
+fn dead_ops_are_removed_and_the_log_continues() {
     let mut log = Log::new();
     for _ in 0..20 {
         log.segment(0, &[1, 2, 3, 1, 2, 3, 1, 2, 3]);
@@ -144,7 +153,7 @@ fn what_is_dead_goes_and_the_log_goes_on() {
     );
     let (after, state_after) = log.recovered();
     assert_eq!(state_after, state);
-    assert_eq!(after.ops, 3, "one for each key");
+    assert_eq!(after.ops, 3, "one op is left per key");
     assert_eq!(after.segments, 1);
     assert_eq!(before.bytes - after.bytes, outcome.bytes_freed);
     // It replaces all the others: the shard would continue at the same index and position as
@@ -153,10 +162,25 @@ fn what_is_dead_goes_and_the_log_goes_on() {
     assert_eq!(
         log.compact(&[], SMALL).segments_replaced,
         0,
-        "nothing is dead"
+        "nothing was dead"
     );
     log.segment(0, &[9]);
     assert_eq!(log.recovered().1.len(), 4);
+}
+
+#[test]
+fn segments_of_format_1_are_compacted_into_one_of_format_2() {
+    let mut log = Log::new();
+    for format_version in [1, 1, 2] {
+        log.format_version = format_version;
+        log.segment(0, &[1, 2, 3, 1, 2, 3, 1, 2, 3]);
+    }
+    let (_, state) = log.recovered();
+    assert_eq!(log.compact(&[], SMALL).segments_replaced, 3);
+    assert_eq!(log.recovered().1, state);
+    let chain = Chain::read(&HostDisk, log.root.path(), log.directory.epoch(), 0).unwrap();
+    assert_eq!(chain.links.len(), 1);
+    assert_eq!(chain.links[0].header.format_version, 2);
 }
 
 #[test]
@@ -181,7 +205,7 @@ fn what_is_known_to_be_dead_goes_without_being_read() {
     assert_eq!(
         (outcome.segments_replaced, outcome.segments_written),
         (3 + 1 + 2, 3),
-        "each row by one segment, but for the open one"
+        "each run of segments is replaced by one, except for the open one"
     );
     let (after, state_after) = log.recovered();
     assert_eq!(state_after, state);
@@ -189,13 +213,17 @@ fn what_is_known_to_be_dead_goes_without_being_read() {
     assert_eq!(after.tails, before.tails);
     assert_eq!(before.bytes - after.bytes, outcome.bytes_freed);
     let again = log.sweep(&[(0, 6), (1, 6)], &dead);
-    assert_eq!(again.segments_replaced, 0, "there is nothing left in them");
+    assert_eq!(again.segments_replaced, 0, "nothing is left to remove");
     log.segment(0, &[1]);
-    assert_eq!(log.sweep(&[(0, 7)], &dead).segments_replaced, 2, "5 and 6");
+    assert_eq!(
+        log.sweep(&[(0, 7)], &dead).segments_replaced,
+        2,
+        "segments 5 and 6 are replaced"
+    );
 }
 
 #[test]
-fn the_open_segment_and_what_follows_is_left_alone() {
+fn the_open_segment_and_later_ones_are_left_alone() {
     let mut log = Log::new();
     for _ in 0..3 {
         log.segment(0, &[1; 9]);
@@ -211,7 +239,7 @@ fn the_open_segment_and_what_follows_is_left_alone() {
 }
 
 #[test]
-fn an_op_gives_way_to_one_in_another_folder() {
+fn an_op_is_superseded_by_one_in_another_folder() {
     let mut log = Log::new();
     log.segment(0, &[1, 1, 1, 4]);
     log.segment(1, &[1, 1, 1, 7]);
@@ -222,7 +250,7 @@ fn an_op_gives_way_to_one_in_another_folder() {
 }
 
 #[test]
-fn what_is_hardly_dead_is_left_until_it_is_asked_for() {
+fn mostly_live_segments_are_left_unless_compaction_is_thorough() {
     let mut log = Log::new();
     log.segment(0, &(0..100).collect::<Vec<u8>>());
     log.segment(0, &[50]);
@@ -238,7 +266,7 @@ fn what_is_hardly_dead_is_left_until_it_is_asked_for() {
 }
 
 #[test]
-fn a_stop_anywhere_leaves_a_whole_log_and_no_rubbish() {
+fn a_stop_at_any_step_leaves_an_intact_log_and_no_leftovers() {
     for stop_at in 0..100 {
         let mut log = Log::new();
         for round in 0..12 {
@@ -271,15 +299,15 @@ fn a_stop_anywhere_leaves_a_whole_log_and_no_rubbish() {
         );
         assert_eq!(log.recovered().1, state, "stopped at {stop_at}");
         if !stopped {
-            assert!(stop_at > 12, "it pauses at least once for each segment");
+            assert!(stop_at > 12, "fewer pauses than segments");
             return;
         }
     }
-    panic!("it never ends");
+    panic!("the compaction never ends");
 }
 
 #[test]
-fn replaced_segments_that_a_crash_left_are_not_read_and_go_at_the_next_start() {
+fn replaced_segments_left_by_a_crash_are_ignored_and_removed_at_startup() {
     let mut log = Log::new();
     for _ in 0..4 {
         log.segment(0, &[1, 2, 1, 2]);
@@ -303,7 +331,7 @@ fn replaced_segments_that_a_crash_left_are_not_read_and_go_at_the_next_start() {
 }
 
 #[test]
-fn the_last_segment_of_a_running_shard_stays_even_if_the_open_one_is_gone() {
+fn the_last_segment_of_a_running_shard_is_kept_even_if_the_open_one_is_gone() {
     let mut log = Log::new();
     for _ in 0..4 {
         log.segment(0, &[1, 2, 1, 2]);
@@ -337,12 +365,12 @@ fn a_compacted_segment_has_no_torn_tail() {
             matches!(error, RecoveryError::Damaged { .. }),
             "length {length}: {error}"
         );
-        assert_eq!(fs::read(&path).unwrap().len(), length, "left as it is");
+        assert_eq!(fs::read(&path).unwrap().len(), length, "the file changed");
     }
 }
 
 #[test]
-fn what_cannot_be_written_is_told_and_changes_nothing() {
+fn a_failed_write_is_reported_and_changes_nothing() {
     let mut log = Log::new();
     log.segment(0, &[1, 2, 1, 2]);
     let before = log.image();
@@ -364,7 +392,7 @@ proptest! {
     /// Whatever is written and whenever it is compacted, the state is that of the log without
     /// compaction.
     #[test]
-    fn the_state_is_that_of_the_log_without_compaction(
+    fn compaction_does_not_change_the_state(
         rounds in prop::collection::vec(
             (0_u32..3, prop::collection::vec(0_u8..12, 0..30), 0_u8..4),
             1..8,
@@ -391,7 +419,7 @@ proptest! {
 }
 
 #[test]
-fn reading_rests_after_each_piece_and_goes_on_until_it_is_stopped() {
+fn reading_pauses_after_each_piece_and_continues_until_stopped() {
     let value = "1".repeat(COMPACTION_READ_BYTES / 2);
     let op = LoggedOp {
         workspace: "w",
@@ -402,10 +430,10 @@ fn reading_rests_after_each_piece_and_goes_on_until_it_is_stopped() {
     };
     let op_bytes = record::op_bytes(&op) as u64;
     for stop_at in [1, 2, 3, 9] {
-        let mut rests = Vec::new();
+        let mut pauses = Vec::new();
         let mut throttle = |bytes| {
-            rests.push(bytes);
-            if rests.len() == stop_at {
+            pauses.push(bytes);
+            if pauses.len() == stop_at {
                 ControlFlow::Break(())
             } else {
                 ControlFlow::Continue(())
@@ -418,14 +446,14 @@ fn reading_rests_after_each_piece_and_goes_on_until_it_is_stopped() {
         let ended = pieces.end(&mut throttle);
         assert_eq!(ended.is_err(), stop_at <= 3, "{stop_at}");
         let all = [2 * op_bytes, 2 * op_bytes, op_bytes];
-        assert_eq!(rests, all[..stop_at.min(3)]);
+        assert_eq!(pauses, all[..stop_at.min(3)]);
     }
 }
 
 #[test]
-fn a_file_without_a_name_shrinks_piece_by_piece_unless_somebody_reads_it() {
+fn an_unlinked_file_is_truncated_in_steps_unless_a_reader_holds_it() {
     let piece = COMPACTION_BATCH_BYTES as u64;
-    for (is_read, bytes, rests_count) in
+    for (is_read, bytes, pauses_count) in
         [(false, 5 * piece / 2, 3), (false, 0, 0), (true, piece, 0)]
     {
         let folder = tempdir().unwrap();
@@ -440,7 +468,7 @@ fn a_file_without_a_name_shrinks_piece_by_piece_unless_somebody_reads_it() {
             ControlFlow::Continue(())
         };
         shrink(&file, &mut throttle).unwrap();
-        assert_eq!(left.len(), rests_count, "{is_read}, {bytes}");
+        assert_eq!(left.len(), pauses_count, "{is_read}, {bytes}");
         assert!(left.is_sorted_by(|a, b| a - b == piece || *b == 0));
         let expected = if is_read { bytes } else { 0 };
         assert_eq!(DiskFile::bytes(&file).unwrap(), expected);

@@ -6,12 +6,13 @@ use std::os::unix::fs::PermissionsExt;
 use tempfile::tempdir;
 
 use super::*;
+use crate::log::mortal_disk::MortalDisk;
 use crate::log::position::LogPosition;
 use crate::log::record::SegmentHeader;
 use crate::log::segment;
 
 #[test]
-fn it_is_created_with_its_parents_and_keeps_its_epoch() {
+fn a_directory_is_created_with_its_parents_and_keeps_its_epoch() {
     let root = tempdir().unwrap();
     let path = root.path().join("a/b/data");
     let first = DataDirectory::open(&path).unwrap();
@@ -32,7 +33,7 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[test]
-fn what_it_creates_is_for_nobody_else_and_what_was_there_keeps_its_mode() {
+fn new_files_are_private_and_existing_ones_keep_their_mode() {
     let root = tempdir().unwrap();
     let path = root.path().join("parent/data");
     let directory = DataDirectory::open(&path).unwrap();
@@ -82,7 +83,7 @@ fn a_deleted_lock_file_does_not_let_another_server_in() {
         lock_damaged(&HostDisk, root.path()),
         Err(DirectoryError::InUse { .. })
     ));
-    assert!(!root.path().join(LOCK).exists(), "it is left as it is");
+    assert!(!root.path().join(LOCK).exists(), "the file was changed");
     // A server of an older version creates a new one.
     fs::write(root.path().join(LOCK), "").unwrap();
     assert!(!first.is_lock_in_place().unwrap());
@@ -96,7 +97,7 @@ fn a_deleted_lock_file_does_not_let_another_server_in() {
 }
 
 #[test]
-fn a_second_open_names_the_first_and_changes_nothing() {
+fn a_second_open_names_the_lock_holder_and_changes_nothing() {
     let root = tempdir().unwrap();
     let first = DataDirectory::open(root.path()).unwrap();
     for _ in 0..2 {
@@ -117,7 +118,7 @@ fn a_second_open_names_the_first_and_changes_nothing() {
 }
 
 #[test]
-fn a_meta_file_that_does_not_fit_is_told() {
+fn an_invalid_meta_file_is_reported() {
     let epoch = "00112233445566778899aabbccddeeff";
     let cases = [
         ("", "is damaged"),
@@ -140,11 +141,15 @@ fn a_meta_file_that_does_not_fit_is_told() {
         ),
         (
             "{\"format_version\":2}",
-            "has a newer format (2; this server reads 1): start the newer server",
+            "is damaged (missing field `epoch`",
         ),
         (
-            "{\"format_version\":3,\"epoch\":[1]}",
-            "has a newer format (3; this server reads 1)",
+            "{\"format_version\":3}",
+            "has a newer format (3; this server reads 2): start the newer server",
+        ),
+        (
+            "{\"format_version\":65537,\"epoch\":[1]}",
+            "has a newer format (65537; this server reads 2)",
         ),
     ];
     let root = tempdir().unwrap();
@@ -155,7 +160,7 @@ fn a_meta_file_that_does_not_fit_is_told() {
         assert_eq!(
             fs::read_to_string(root.path().join(META)).unwrap(),
             text,
-            "left as it is"
+            "the file changed"
         );
     }
     let text = format!("{{\"format_version\":1,\"epoch\":\"{epoch}\"}}");
@@ -165,7 +170,7 @@ fn a_meta_file_that_does_not_fit_is_told() {
 }
 
 #[test]
-fn a_log_without_its_meta_file_gets_no_new_epoch() {
+fn a_log_that_lost_its_meta_file_gets_no_new_epoch() {
     let root = tempdir().unwrap();
     drop(DataDirectory::open(root.path()).unwrap());
     fs::create_dir(root.path().join("shard-02")).unwrap();
@@ -179,7 +184,7 @@ fn a_log_without_its_meta_file_gets_no_new_epoch() {
 }
 
 #[test]
-fn the_shards_that_have_begun_are_noted_and_never_fewer() {
+fn the_recorded_number_of_shards_never_decreases() {
     let root = tempdir().unwrap();
     for (shards, expected) in [(0, 0), (2, 2), (1, 2), (3, 3)] {
         let directory = DataDirectory::open(root.path()).unwrap();
@@ -202,7 +207,7 @@ fn the_shards_that_have_begun_are_noted_and_never_fewer() {
 }
 
 #[test]
-fn shards_are_the_folders_with_a_shards_name() {
+fn only_folders_with_a_shard_name_are_shards() {
     let root = tempdir().unwrap();
     let directory = DataDirectory::open(root.path()).unwrap();
     assert_eq!(directory.shards().unwrap(), [0; 0]);
@@ -238,7 +243,7 @@ fn a_path_through_a_file_cannot_be_created() {
 }
 
 #[test]
-fn a_folder_without_write_access_is_told() {
+fn a_folder_without_write_access_is_reported() {
     if rustix::process::geteuid().is_root() {
         eprintln!("not tested: root may write everywhere");
         return;
@@ -257,5 +262,93 @@ fn a_folder_without_write_access_is_told() {
             "{message}"
         );
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+}
+
+const META_1: &str = concat!(
+    r#"{"format_version":1,"epoch":"00112233445566778899aabbccddeeff","#,
+    r#""shards_begun":3}"#
+);
+
+#[test]
+fn a_directory_of_format_1_gets_format_2_and_keeps_the_rest() {
+    let root = tempdir().unwrap();
+    let meta = root.path().join(META);
+    for is_server in [true, false] {
+        fs::write(&meta, META_1).unwrap();
+        let before = identity(&HostDisk, root.path()).unwrap();
+        assert_eq!((before.format_version, before.shards_begun), (1, 3));
+        assert_eq!(
+            fs::read_to_string(&meta).unwrap(),
+            META_1,
+            "reading leaves it"
+        );
+        let open = || {
+            if is_server {
+                DataDirectory::open(root.path())
+            } else {
+                DataDirectory::open_existing(HostDisk, root.path().to_path_buf())
+            }
+        };
+        let directory = open().unwrap();
+        assert_eq!(directory.upgraded_from(), Some(1));
+        let expected = Identity {
+            format_version: 2,
+            ..before
+        };
+        assert_eq!(directory.identity(), expected);
+        drop(directory);
+        assert_eq!(identity(&HostDisk, root.path()).unwrap(), expected);
+        let text = fs::read_to_string(&meta).unwrap();
+        assert_eq!(text.trim_end(), META_1.replacen('1', "2", 1));
+        let directory = open().unwrap();
+        assert_eq!(directory.upgraded_from(), None, "once");
+        directory.note_shards(4).unwrap();
+        drop(directory);
+        let noted = Identity {
+            shards_begun: 4,
+            ..expected
+        };
+        assert_eq!(identity(&HostDisk, root.path()).unwrap(), noted);
+    }
+}
+
+#[test]
+fn a_directory_in_use_is_not_upgraded() {
+    let root = tempdir().unwrap();
+    let first = DataDirectory::open(root.path()).unwrap();
+    // As if the first server were one of format 1.
+    fs::write(root.path().join(META), META_1).unwrap();
+    let second = DataDirectory::open(root.path());
+    assert!(matches!(second, Err(DirectoryError::InUse { .. })));
+    let text = fs::read_to_string(root.path().join(META)).unwrap();
+    assert_eq!(text, META_1);
+    drop(first);
+}
+
+#[test]
+fn an_upgrade_that_is_killed_at_any_step_leaves_one_of_the_two_formats() {
+    let mut found_formats = [0; 2];
+    for changes in 0.. {
+        let root = tempdir().unwrap();
+        fs::write(root.path().join(META), META_1).unwrap();
+        let path = root.path().to_path_buf();
+        let opened = DataDirectory::open_on(MortalDisk::new(changes), path, [9; 16]);
+        let is_done = opened.is_ok();
+        drop(opened);
+        let found = identity(&HostDisk, root.path()).unwrap();
+        assert!(!is_done || found.format_version == 2);
+        found_formats[usize::from(found.format_version) - 1] += 1;
+        let directory = DataDirectory::open(root.path()).unwrap();
+        let expected = Identity {
+            format_version: 2,
+            ..found
+        };
+        assert_eq!(directory.identity(), expected, "killed after {changes}");
+        assert_eq!(directory.epoch()[..3], [0x00, 0x11, 0x22]);
+        if is_done {
+            assert!(found_formats[0] > 3, "{found_formats:?}");
+            return;
+        }
     }
 }

@@ -174,7 +174,7 @@ fn failed_log(root: &Path) -> (Scripted, LogFiles<Scripted>, End) {
 }
 
 #[test]
-fn the_first_try_decides_up_to_where_a_failed_segment_is_kept() {
+fn the_first_attempt_decides_how_much_of_a_failed_segment_is_kept() {
     for (outcomes, is_shown_kept) in [
         // A later fdatasync that fails revokes nothing, and one that succeeds has written nothing.
         ([true, false, false], true),
@@ -194,28 +194,24 @@ fn the_first_try_decides_up_to_where_a_failed_segment_is_kept() {
             let mut ops = 0;
             let next = log.rebuild(end).unwrap().run(|_| ops += 1).unwrap().header;
             assert_eq!(next.index, end.index + 1);
-            assert_eq!(next.first_position, kept, "{outcomes:?}, try {attempt}");
+            assert_eq!(next.first_position, kept, "{outcomes:?}, attempt {attempt}");
             assert_eq!(
                 ops,
                 1 + u64::from(is_shown_kept),
-                "{outcomes:?}, try {attempt}"
+                "{outcomes:?}, attempt {attempt}"
             );
         }
-        assert_eq!(disk.syncs_left(), 2, "one fdatasync for all tries");
+        assert_eq!(disk.syncs_left(), 2, "all attempts share one fdatasync");
     }
 }
 
 #[test]
-fn a_failed_segment_is_synced_by_the_errand_and_not_by_the_thread_that_asks_for_it() {
+fn a_failed_segment_is_synced_by_the_rebuild_and_not_by_the_requesting_thread() {
     let root = tempdir().unwrap();
     let (disk, log, end) = failed_log(root.path());
     disk.set(&log.segment.path.clone(), [true; 3]);
     let rebuild = log.rebuild(end).unwrap();
-    assert_eq!(
-        disk.syncs_left(),
-        3,
-        "a shard's loop does not wait for the disk"
-    );
+    assert_eq!(disk.syncs_left(), 3, "the shard's loop waited for the disk");
     rebuild.run(|_| ()).unwrap();
     assert_eq!(disk.syncs_left(), 2);
 }
@@ -241,7 +237,7 @@ fn a_rebuild_that_never_runs_decides_nothing() {
 }
 
 #[test]
-fn a_segment_that_was_opened_in_the_moment_of_a_failure_is_read_once() {
+fn a_segment_opened_at_the_moment_of_a_failure_is_read_once() {
     let root = tempdir().unwrap();
     let directory = Arc::new(DataDirectory::open(root.path()).unwrap());
     let mut log = LogFiles::open(directory, 0, &RecoveryReport::default(), None).unwrap();

@@ -69,7 +69,7 @@ fn state(data: &Path) -> BTreeMap<String, u64> {
 }
 
 #[test]
-fn a_log_that_is_written_and_compacted_meanwhile_is_whole_at_each_moment() {
+fn a_log_being_written_and_compacted_is_intact_at_every_moment() {
     const ROUNDS: u64 = 60;
     let root = tempdir().unwrap();
     let directory = Arc::new(DataDirectory::open(root.path()).unwrap());
@@ -100,7 +100,7 @@ fn a_log_that_is_written_and_compacted_meanwhile_is_whole_at_each_moment() {
             let state = state(root.path());
             for key in ["a", "b", "c"] {
                 let held = state.get(key).copied().unwrap_or(0);
-                assert!(held >= before, "{key} of {held}, when {before} was on disk");
+                assert!(held >= before, "{key} is {held}, but {before} was on disk");
             }
             if before == ROUNDS {
                 break;
@@ -110,7 +110,7 @@ fn a_log_that_is_written_and_compacted_meanwhile_is_whole_at_each_moment() {
 }
 
 #[test]
-fn a_held_file_is_read_when_its_name_is_gone() {
+fn an_open_file_is_readable_after_it_is_unlinked() {
     let root = tempdir().unwrap();
     let directory = DataDirectory::open(root.path()).unwrap();
     write(&directory, 0, (1, LogPosition::START), 1);
@@ -118,11 +118,11 @@ fn a_held_file_is_read_when_its_name_is_gone() {
     fs::remove_dir_all(root.path().join(shard_folder(0))).unwrap();
     let mut ops = 0;
     let read = snapshot.folders()[0].read(0, &mut Vec::new(), |_| ops += 1);
-    assert_eq!((read.unwrap().ops, ops), (3, 3));
+    assert_eq!((read.unwrap().records, ops), (3, 3));
 }
 
 #[test]
-fn damage_is_told_as_a_start_tells_it_and_nothing_is_cut() {
+fn damage_is_reported_as_at_startup_and_nothing_is_truncated() {
     let root = tempdir().unwrap();
     let directory = DataDirectory::open(root.path()).unwrap();
     let tail = write(&directory, 0, (1, LogPosition::START), 1);
@@ -136,7 +136,7 @@ fn damage_is_told_as_a_start_tells_it_and_nothing_is_cut() {
     let read = snapshot.folders()[0].read(0, &mut Vec::new(), |_| visited += 1);
     let message = read.unwrap_err().to_string();
     assert!(message.contains("is damaged at byte 92: "), "{message}");
-    assert_eq!(visited, 0, "the first record is the bad one");
+    assert_eq!(visited, 0, "a record before the damage was visited");
     fs::remove_file(&path).unwrap();
     let message = ReadOnlyLog::take(&HostDisk, root.path())
         .unwrap_err()
@@ -153,7 +153,7 @@ fn damage_is_told_as_a_start_tells_it_and_nothing_is_cut() {
 }
 
 #[test]
-fn a_tail_that_is_not_whole_yet_is_no_fault() {
+fn an_incomplete_tail_is_not_an_error() {
     let root = tempdir().unwrap();
     let directory = DataDirectory::open(root.path()).unwrap();
     write(&directory, 0, (1, LogPosition::START), 1);
@@ -169,6 +169,10 @@ fn a_tail_that_is_not_whole_yet_is_no_fault() {
         let zeros = bytes[whole..end].iter().rev();
         let zeros = zeros.take_while(|byte| **byte == 0).count();
         assert_eq!(extent.file_bytes, (end - zeros) as u64);
-        assert_eq!(fs::read(&path).unwrap().len(), end, "nothing is cut");
+        assert_eq!(
+            fs::read(&path).unwrap().len(),
+            end,
+            "something was truncated"
+        );
     }
 }

@@ -6,8 +6,10 @@ use super::super::position::LogPosition;
 
 /// The length of a segment's header.
 pub const SEGMENT_HEADER_BYTES: usize = 64;
-/// The format that this server writes and reads.
-pub const FORMAT_VERSION: u16 = 1;
+/// The format that this server writes.
+pub const FORMAT_VERSION: u16 = 2;
+/// The oldest format that this server reads. It reads all formats from this one on.
+pub const FORMAT_VERSION_MIN: u16 = 1;
 
 const SEGMENT_MAGIC: [u8; 8] = *b"\x89EPLOG\r\n";
 const SEGMENT_CRC_AT: usize = 60;
@@ -22,6 +24,8 @@ const _: () = assert!(
 /// The header of a segment: the log that it belongs to, and its place in that log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SegmentHeader {
+    /// The format of the segment's records.
+    pub format_version: u16,
     /// The shard that wrote it.
     pub shard: u32,
     /// The data directory's random id.
@@ -53,8 +57,8 @@ pub enum HeaderError {
     /// The file does not start with the magic number of a segment.
     #[error("it does not start with the magic number of a segment")]
     Magic,
-    /// The header is intact, but was written in another format version.
-    #[error("it has format {0}, but this server reads {FORMAT_VERSION}")]
+    /// The header is intact, but was written by a newer version of the server.
+    #[error("it has format {0}, but this server reads {FORMAT_VERSION_MIN} to {FORMAT_VERSION}")]
     Version(u16),
     /// The header was altered.
     #[error("the checksum of the segment header is wrong")]
@@ -69,6 +73,7 @@ impl SegmentHeader {
     #[must_use]
     pub fn new(shard: u32, epoch: [u8; 16], index: u64, first_position: LogPosition) -> Self {
         Self {
+            format_version: FORMAT_VERSION,
             shard,
             epoch,
             index,
@@ -91,7 +96,7 @@ impl SegmentHeader {
     pub fn encode(&self) -> [u8; SEGMENT_HEADER_BYTES] {
         let mut bytes = [0; SEGMENT_HEADER_BYTES];
         bytes[0..8].copy_from_slice(&SEGMENT_MAGIC);
-        bytes[8..10].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        bytes[8..10].copy_from_slice(&self.format_version.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.shard.to_le_bytes());
         bytes[16..32].copy_from_slice(&self.epoch);
         bytes[32..40].copy_from_slice(&self.index.to_le_bytes());
@@ -117,9 +122,12 @@ impl SegmentHeader {
         if u32_at(bytes, SEGMENT_CRC_AT) != crc32c::crc32c(&bytes[..SEGMENT_CRC_AT]) {
             return Err(HeaderError::Checksum);
         }
-        let version = u16_at(bytes, 8);
-        if version != FORMAT_VERSION {
-            return Err(HeaderError::Version(version));
+        let format_version = u16_at(bytes, 8);
+        if format_version > FORMAT_VERSION {
+            return Err(HeaderError::Version(format_version));
+        }
+        if format_version < FORMAT_VERSION_MIN {
+            return Err(HeaderError::Content);
         }
         let position_at = |at| LogPosition::new(u64_at(bytes, at));
         let (index, first_position) = (u64_at(bytes, 32), position_at(40));
@@ -135,6 +143,7 @@ impl SegmentHeader {
             _ => return Err(HeaderError::Content),
         };
         Ok(Self {
+            format_version,
             shard: u32_at(bytes, 12),
             epoch: field(bytes, 16),
             index,

@@ -1,6 +1,6 @@
 //! An op record: what is logged of one change.
 
-use super::header::{field, u16_at, u32_at, u64_at};
+use super::header::{u16_at, u32_at, u64_at};
 use crate::generation::Generation;
 use crate::seq::Seq;
 
@@ -88,6 +88,12 @@ impl<'a> Change<'a> {
         }
     }
 
+    /// Returns whether this is what a user calls an op: a write or a delete.
+    #[must_use]
+    pub const fn is_op(&self) -> bool {
+        matches!(self, Self::Write { .. } | Self::Delete { .. })
+    }
+
     /// Returns the change without the value that it borrows.
     #[must_use]
     pub const fn without_value(self) -> Change<'static> {
@@ -104,7 +110,7 @@ impl<'a> Change<'a> {
 
     /// Returns the change with this value if it is a write, and otherwise the change itself.
     #[must_use]
-    pub const fn with_value<'b>(self, value: &'b str) -> Change<'b> {
+    pub const fn with_value(self, value: &str) -> Change<'_> {
         match self.without_value() {
             Change::Write { expires_at_us, .. } => Change::Write {
                 value,
@@ -171,19 +177,100 @@ impl<'a> LoggedOp<'a> {
 
     /// Returns whether this op supersedes another op on the same key, which has this `timestamp`
     /// and `seq`. Replay uses this rule because it sees ops in any order. If the timestamps are
-    /// equal, the op that was applied first wins, which is the one with the lower seq.
+    /// equal, the op that was applied first wins, which is the one with the lower seq. Of the
+    /// generations of a shard, the one with the greatest number wins.
     ///
-    /// Of two floors of a workspace, neither of which loses to the rule by its timestamp, the later
-    /// one has the greater seq, and must win: it includes the earlier one.
+    /// Floors do not compete by this rule: none is superseded before another one
+    /// [covers](FloorRecord::covers) it.
     #[must_use]
     pub fn wins_over(&self, timestamp: u64, seq: Seq) -> bool {
-        let is_first = match self.change {
-            Change::Floor { .. } => self.seq > seq,
-            Change::Write { .. } | Change::Delete { .. } | Change::Generation { .. } => {
-                self.seq < seq
+        self.timestamp > timestamp || (self.timestamp == timestamp && self.seq < seq)
+    }
+
+    /// Returns the floor, if this is one.
+    #[must_use]
+    pub const fn floor(&self) -> Option<FloorRecord> {
+        match self.change {
+            Change::Floor { dropped_seq } => Some(FloorRecord {
+                floor: self.timestamp,
+                seq: self.seq,
+                dropped_seq,
+            }),
+            Change::Write { .. } | Change::Delete { .. } | Change::Generation { .. } => None,
+        }
+    }
+
+    /// Checks the rules that no checksum checks.
+    ///
+    /// # Errors
+    /// The rule that the op breaks.
+    fn check(&self) -> Result<(), &'static str> {
+        let is_write = matches!(self.change, Change::Write { .. });
+        if is_write && self.value().is_empty() {
+            return Err("this write has no value");
+        }
+        match self.change {
+            Change::Write { .. } | Change::Delete { .. } => {
+                if self.workspace.is_empty() || self.key.is_empty() {
+                    return Err("this op has no workspace id or no key");
+                }
             }
-        };
-        self.timestamp > timestamp || (self.timestamp == timestamp && is_first)
+            Change::Floor { dropped_seq } => {
+                if self.workspace.is_empty() || !self.key.is_empty() {
+                    return Err("this floor has no workspace id, or has a key");
+                }
+                if dropped_seq > self.seq {
+                    return Err("the workspace of this floor has dropped an op that it never had");
+                }
+            }
+            Change::Generation { .. } => {
+                let shard: Option<u32> = self.key.parse().ok();
+                let is_number = shard.is_some_and(|shard| shard.to_string() == self.key);
+                if !self.workspace.is_empty() || !is_number {
+                    return Err("this generation has a workspace id, or no number of a shard");
+                }
+                if self.seq == Seq::NONE || self.seq.get() != self.timestamp {
+                    return Err("the number of this generation is not a valid one");
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The fields of a floor record.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FloorRecord {
+    /// The greatest timestamp of a dropped tombstone, in Unix microseconds.
+    pub floor: u64,
+    /// The seq of the workspace's last op when the record was written.
+    pub seq: Seq,
+    /// The greatest seq of a dropped tombstone.
+    pub dropped_seq: Seq,
+}
+
+impl FloorRecord {
+    /// Returns whether nothing is lost if `other` is dropped and this one is kept: none of its
+    /// fields is less.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        self.merged(*other) == *self
+    }
+
+    /// Returns what both say together: of each field, the greater.
+    #[must_use]
+    pub fn merged(self, other: Self) -> Self {
+        Self {
+            floor: self.floor.max(other.floor),
+            seq: self.seq.max(other.seq),
+            dropped_seq: self.dropped_seq.max(other.dropped_seq),
+        }
+    }
+
+    /// Returns whether a tombstone with this `timestamp` and `seq` was dropped.
+    #[must_use]
+    pub fn has_dropped(&self, timestamp: u64, seq: Seq) -> bool {
+        self.floor >= timestamp && self.dropped_seq >= seq
     }
 }
 
@@ -200,8 +287,12 @@ pub fn op_bytes(op: &LoggedOp<'_>) -> usize {
 ///
 /// # Panics
 /// If a workspace id or a key is longer than 64 KiB, or the whole op is longer than 4 GiB. The
-/// bounds in [`crate::limits`] rule this out.
+/// bounds in [`crate::limits`] rule this out. Also if the op breaks a rule for its kind, such as
+/// that a key is not empty: no reader would accept the record.
 pub fn push_op(batch: &mut Vec<u8>, op: &LoggedOp<'_>) {
+    if let Err(rule) = op.check() {
+        panic!("{rule}");
+    }
     let bytes = op_bytes(op);
     let bytes_u32 = u32::try_from(bytes).expect("an op is far smaller than 4 GiB");
     let workspace_bytes =
@@ -222,16 +313,21 @@ pub fn push_op(batch: &mut Vec<u8>, op: &LoggedOp<'_>) {
     batch.extend_from_slice(op.value().as_bytes());
 }
 
-/// Decodes a record whose checksum is correct. `rest` are its bytes after the header.
+/// Decodes a record whose checksum is correct, from a segment of the given format. `rest` are the
+/// bytes after the record's header.
 ///
 /// # Errors
 /// The reason why the content is invalid.
 pub(super) fn decode_op<'a>(
+    format_version: u16,
     header: &[u8; OP_HEADER_BYTES],
     rest: &'a [u8],
 ) -> Result<LoggedOp<'a>, &'static str> {
-    let overrun = "the texts of this record extend past its end";
+    let overrun = "the strings in this record extend past its end";
     let kind = header[28];
+    if format_version == 1 && kind != KIND_WRITE {
+        return Err("format 1 has only records of kind 1");
+    }
     let extra_bytes = match kind {
         KIND_WRITE => 0,
         KIND_DELETE | KIND_EXPIRING_WRITE | KIND_FLOOR => EXTRA_BYTES,
@@ -245,35 +341,36 @@ pub(super) fn decode_op<'a>(
     let (key, value) = texts
         .split_at_checked(u16_at(header, 26).into())
         .ok_or(overrun)?;
-    let text = |bytes| str::from_utf8(bytes).map_err(|_| "a text of this record is not UTF-8");
+    let text = |bytes| str::from_utf8(bytes).map_err(|_| "a string in this record is not UTF-8");
     let (workspace, key, value) = (text(workspace)?, text(key)?, text(value)?);
     let is_write = matches!(kind, KIND_WRITE | KIND_EXPIRING_WRITE);
     if !is_write && !value.is_empty() {
         return Err("this record has a value although it is not a write");
     }
-    let extra_us = || u64_at(extra, 0);
+    let extra_number = || u64_at(extra, 0);
     let change = match kind {
         KIND_WRITE => Change::write(value),
         KIND_EXPIRING_WRITE => Change::Write {
             value,
-            expires_at_us: Some(extra_us()),
+            expires_at_us: Some(extra_number()),
         },
         KIND_DELETE => Change::Delete {
-            deleted_at_us: extra_us(),
+            deleted_at_us: extra_number(),
         },
         KIND_FLOOR => Change::Floor {
-            dropped_seq: Seq::new(extra_us()),
+            dropped_seq: Seq::new(extra_number()),
         },
         _ => Change::Generation {
-            id: Generation::new(u64::from_le_bytes(field(extra, 0))),
+            id: Generation::new(extra_number()),
             shards: u32_at(extra, EXTRA_BYTES),
         },
     };
-    Ok(LoggedOp {
+    let op = LoggedOp {
         workspace,
         key,
         change,
         seq: Seq::new(u64_at(header, 8)),
         timestamp: u64_at(header, 16),
-    })
+    };
+    op.check().map(|()| op)
 }

@@ -3,11 +3,14 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::generation::Generation;
 use crate::seq::Seq;
 
+mod kinds;
 mod torn;
 
 const HEADER: SegmentHeader = SegmentHeader {
+    format_version: 2,
     shard: 3,
     epoch: *b"0123456789abcdef",
     index: 7,
@@ -19,36 +22,62 @@ const HEADER: SegmentHeader = SegmentHeader {
 struct OwnedOp {
     workspace: String,
     key: String,
-    value: String,
+    change: OwnedChange,
     seq: Seq,
     timestamp: u64,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum OwnedChange {
+    Write(String, Option<u64>),
+    Delete(u64),
+    Floor(Seq),
+    Generation(Generation, u32),
+}
+
 impl OwnedOp {
     fn of(op: &LoggedOp<'_>) -> Self {
+        let change = match op.change {
+            Change::Write {
+                value,
+                expires_at_us,
+            } => OwnedChange::Write(value.to_owned(), expires_at_us),
+            Change::Delete { deleted_at_us } => OwnedChange::Delete(deleted_at_us),
+            Change::Floor { dropped_seq } => OwnedChange::Floor(dropped_seq),
+            Change::Generation { id, shards } => OwnedChange::Generation(id, shards),
+        };
         Self {
             workspace: op.workspace.to_owned(),
             key: op.key.to_owned(),
-            value: op.value().to_owned(),
+            change,
             seq: op.seq,
             timestamp: op.timestamp,
         }
     }
 
     fn op(&self) -> LoggedOp<'_> {
-        let Self {
-            workspace,
-            key,
-            value,
-            seq,
-            timestamp,
-        } = self;
+        let change = match &self.change {
+            OwnedChange::Write(value, expires_at_us) => Change::Write {
+                value,
+                expires_at_us: *expires_at_us,
+            },
+            OwnedChange::Delete(deleted_at_us) => Change::Delete {
+                deleted_at_us: *deleted_at_us,
+            },
+            OwnedChange::Floor(dropped_seq) => Change::Floor {
+                dropped_seq: *dropped_seq,
+            },
+            OwnedChange::Generation(id, shards) => Change::Generation {
+                id: *id,
+                shards: *shards,
+            },
+        };
         LoggedOp {
-            workspace,
-            key,
-            change: Change::write(value),
-            seq: *seq,
-            timestamp: *timestamp,
+            workspace: &self.workspace,
+            key: &self.key,
+            change,
+            seq: self.seq,
+            timestamp: self.timestamp,
         }
     }
 }
@@ -114,12 +143,24 @@ fn naive(bytes: &[u8]) -> Vec<OwnedOp> {
         let batch_end = at + 28 + number(at + 4, 4);
         at += 28;
         while at < batch_end {
-            let (end, key) = (at + number(at + 4, 4), at + 29 + number(at + 24, 2));
+            let (end, extra, kind) = (at + number(at + 4, 4), at + 29, bytes[at + 28]);
+            let workspace = extra + [0, 8, 8, 8, 12][usize::from(kind) - 1];
+            let key = workspace + number(at + 24, 2);
             let value = key + number(at + 26, 2);
+            let extra_number = || number(extra, 8) as u64;
             ops.push(OwnedOp {
-                workspace: text(at + 29, key),
+                workspace: text(workspace, key),
                 key: text(key, value),
-                value: text(value, end),
+                change: match kind {
+                    1 => OwnedChange::Write(text(value, end), None),
+                    2 => OwnedChange::Delete(extra_number()),
+                    3 => OwnedChange::Write(text(value, end), Some(extra_number())),
+                    4 => OwnedChange::Floor(Seq::new(extra_number())),
+                    _ => OwnedChange::Generation(
+                        Generation::new(extra_number()),
+                        u32::try_from(number(extra + 8, 4)).unwrap(),
+                    ),
+                },
                 seq: Seq::new(number(at + 8, 8) as u64),
                 timestamp: number(at + 16, 8) as u64,
             });
@@ -139,12 +180,12 @@ fn read(bytes: &[u8]) -> (Vec<OwnedOp>, Option<Fault>, usize) {
             Err(error) => fault = Some(error),
         }
     }
-    assert!(reader.next().is_none(), "nothing after the end");
+    assert!(reader.next().is_none(), "an item after the end");
     if let Some(fault) = fault {
         assert_eq!(
             fault.offset,
             reader.offset(),
-            "all before the fault is valid"
+            "ops before the fault were lost"
         );
     }
     (ops, fault, reader.offset())
@@ -161,19 +202,49 @@ fn op(seq: u64, value: &str) -> OwnedOp {
     OwnedOp {
         workspace: "workspace-123".into(),
         key: "foo".into(),
-        value: value.into(),
+        change: OwnedChange::Write(value.into(), None),
         seq: Seq::new(seq),
         timestamp: 1_700 + seq,
     }
 }
 
-/// Returns a segment with three synced batches, followed by one that is not synced.
+/// One record of each of the other kinds, with fields that are mostly zeros.
+fn others() -> Vec<OwnedOp> {
+    let change = |seq, change| OwnedOp {
+        change,
+        ..op(seq, "")
+    };
+    vec![
+        change(7, OwnedChange::Delete(0)),
+        change(8, OwnedChange::Write("1".to_owned(), Some(1))),
+        OwnedOp {
+            key: String::new(),
+            ..change(8, OwnedChange::Floor(Seq::new(0)))
+        },
+        OwnedOp {
+            workspace: String::new(),
+            key: "3".to_owned(),
+            timestamp: 1,
+            ..change(1, OwnedChange::Generation(Generation::new(0), 1))
+        },
+    ]
+}
+
+/// Four synced batches and, at the end, one that is not.
 fn sample() -> Built {
     build(&[
         (vec![op(1, "\"bar\""), op(2, "null")], true),
         (vec![], true),
         (vec![op(3, "{\"a\":[1,2]}")], true),
-        (vec![op(4, "true"), op(5, "\"Grüße\""), op(6, "0")], false),
+        (others(), true),
+        (
+            [
+                vec![op(4, "true"), op(5, "\"Grüße\""), op(6, "0")],
+                others(),
+            ]
+            .concat(),
+            false,
+        ),
     ])
 }
 
@@ -186,13 +257,38 @@ fn sealed_sample() -> Built {
 }
 
 fn any_op() -> impl Strategy<Value = OwnedOp> {
-    (".{0,20}", ".{0,20}", ".{0,600}", 0..u64::MAX, 0..u64::MAX).prop_map(
-        |(workspace, key, value, seq, timestamp)| OwnedOp {
-            workspace,
-            key,
-            value,
-            seq: Seq::new(seq),
-            timestamp,
+    let change = prop_oneof![
+        3 => (".{1,600}", any::<Option<u64>>())
+            .prop_map(|(value, expires_at_us)| OwnedChange::Write(value, expires_at_us)),
+        1 => any::<u64>().prop_map(OwnedChange::Delete),
+        1 => any::<u64>().prop_map(|seq| OwnedChange::Floor(Seq::new(seq))),
+        1 => any::<(u64, u32)>()
+            .prop_map(|(id, shards)| OwnedChange::Generation(Generation::new(id), shards)),
+    ];
+    let texts = ("\\PC{1,20}", ".{1,20}", any::<u32>());
+    (texts, change, 1..u64::MAX, 1..u64::MAX).prop_map(
+        |((workspace, key, shard), change, seq, timestamp)| {
+            let op = OwnedOp {
+                workspace,
+                key,
+                change,
+                seq: Seq::new(seq),
+                timestamp,
+            };
+            match op.change {
+                OwnedChange::Write(..) | OwnedChange::Delete(_) => op,
+                OwnedChange::Floor(dropped_seq) => OwnedOp {
+                    key: String::new(),
+                    change: OwnedChange::Floor(dropped_seq.min(op.seq)),
+                    ..op
+                },
+                OwnedChange::Generation(..) => OwnedOp {
+                    workspace: String::new(),
+                    key: shard.to_string(),
+                    timestamp: seq,
+                    ..op
+                },
+            }
         },
     )
 }
@@ -202,7 +298,7 @@ fn any_batches() -> impl Strategy<Value = Vec<(Vec<OwnedOp>, bool)>> {
 }
 
 #[test]
-fn the_bytes_are_those_of_the_tables() {
+fn the_bytes_match_the_documented_tables() {
     let mut batch = Vec::new();
     begin_batch(&mut batch);
     let op = LoggedOp {
@@ -234,7 +330,7 @@ fn the_bytes_are_those_of_the_tables() {
     );
 
     let header = HEADER.encode();
-    assert_eq!(header[..16], *b"\x89EPLOG\r\n\x01\0\0\0\x03\0\0\0");
+    assert_eq!(header[..16], *b"\x89EPLOG\r\n\x02\0\0\0\x03\0\0\0");
     assert_eq!(
         header[16..48],
         *b"0123456789abcdef\x07\0\0\0\0\0\0\0\x40\x42\x0F\0\0\0\0\0"
@@ -244,7 +340,7 @@ fn the_bytes_are_those_of_the_tables() {
 }
 
 #[test]
-fn a_segment_header_is_whole_or_refused() {
+fn a_segment_header_is_intact_or_refused() {
     let bytes = HEADER.encode();
     assert_eq!(SegmentHeader::decode(&bytes), Ok(HEADER));
     for end in 0..SEGMENT_HEADER_BYTES {
@@ -265,7 +361,8 @@ fn a_segment_header_is_whole_or_refused() {
         assert_eq!(SegmentHeader::decode(&bytes), Err(expected), "bit {bit}");
     }
     let cases = [
-        (8, 2, HeaderError::Version(2)),
+        (8, 3, HeaderError::Version(3)),
+        (8, 0, HeaderError::Content),
         (10, 2, HeaderError::Content),
         (11, 1, HeaderError::Content),
         (48, 1, HeaderError::Content),
@@ -281,7 +378,7 @@ fn a_segment_header_is_whole_or_refused() {
 }
 
 #[test]
-fn a_compacted_segment_stands_behind_those_that_it_replaced() {
+fn a_compacted_segment_sorts_after_those_it_replaced() {
     let (index, first_position) = (5, LogPosition::new(1000));
     for (replaced, end_position, is_whole) in [
         (4, 1000, true),
@@ -316,14 +413,14 @@ fn every_truncation_leaves_a_prefix_and_a_torn_tail() {
         let (ops, fault, offset) = read(bytes);
         assert_eq!(ops, built.ops[..ops.len()]);
         let end = *built.ends.iter().rfind(|&&end| end <= length).unwrap();
-        assert_eq!(offset, end, "all that is whole is kept, at length {length}");
+        assert_eq!(offset, end, "intact records were lost at length {length}");
         let whole_batches = length == built.bytes.len() || built.batch_starts.contains(&length);
         assert_eq!(fault.is_none(), whole_batches, "length {length}");
         if let Some(fault) = fault {
             assert_eq!(
                 fault.kind == FaultKind::Cut,
                 offset == length,
-                "a cut file tells so, at length {length}"
+                "the cut is not reported at length {length}"
             );
             assert_eq!(
                 damage_behind(&HEADER, &bytes[fault.offset..], fault.offset),
@@ -348,14 +445,14 @@ fn for_each_flip(built: &Built, mut check: impl FnMut(usize, &[u8])) {
 }
 
 #[test]
-fn a_flipped_bit_in_synced_bytes_is_proven_by_a_header_and_in_the_last_batch_by_what_is_there() {
+fn a_flipped_bit_is_proven_damage_by_a_later_header_or_by_complete_sectors() {
     let built = sample();
     let unsynced = *built.batch_starts.last().unwrap();
     for_each_flip(&built, |at, bytes| {
         let (ops, fault, offset) = read(bytes);
-        assert!(offset <= at, "byte {at} was read over");
-        assert_eq!(ops, built.ops[..ops.len()], "byte {at} was served altered");
-        let fault = fault.expect("a flip is a fault");
+        assert!(offset <= at, "altered byte {at} was skipped");
+        assert_eq!(ops, built.ops[..ops.len()], "altered byte {at} was served");
+        let fault = fault.expect("the flip is reported as a fault");
         assert!(!matches!(fault.kind, FaultKind::Content(_)), "byte {at}");
         let proof = (at < unsynced).then_some(unsynced);
         // The first intact header after the flip that was written once the flipped bytes were
@@ -374,7 +471,7 @@ fn a_sealed_tail_has_no_blind_spot() {
     let seal = *built.batch_starts.last().unwrap();
     for_each_flip(&built, |at, bytes| {
         let (ops, fault, offset) = read(bytes);
-        let fault_offset = fault.expect("a flip is a fault").offset;
+        let fault_offset = fault.expect("the flip is reported as a fault").offset;
         let proof = damage_behind(&HEADER, &bytes[fault_offset..], fault_offset);
         if at < seal {
             assert!(proof.is_some(), "byte {at}");
@@ -390,7 +487,7 @@ fn a_sealed_tail_has_no_blind_spot() {
 }
 
 #[test]
-fn a_batch_is_valid_only_in_its_segment_and_at_its_place() {
+fn a_batch_is_valid_only_in_its_segment_and_at_its_offset() {
     let built = build(&[(vec![op(1, "1")], true), (vec![op(2, "2")], true)]);
     let [first, second] = built.batch_starts[..] else {
         unreachable!()
@@ -405,11 +502,14 @@ fn a_batch_is_valid_only_in_its_segment_and_at_its_place() {
     assert_eq!(ops, []);
     assert!(
         matches!(fault.unwrap().kind, FaultKind::Content(_)),
-        "written so, not torn"
+        "invalid content is reported as torn"
     );
     let shifted = [&built.bytes[..first], &[0], &whole, &rest].concat();
     let proof = damage_behind(&HEADER, &shifted[first..], first);
-    assert_eq!(proof, None, "a header that stands elsewhere proves nothing");
+    assert_eq!(
+        proof, None,
+        "a header at another offset was accepted as proof"
+    );
 
     let other = SegmentHeader { index: 8, ..HEADER };
     let reader = Reader::new(&other, &built.bytes).next();
@@ -420,32 +520,6 @@ fn a_batch_is_valid_only_in_its_segment_and_at_its_place() {
             kind: FaultKind::Batch
         }))
     );
-}
-
-#[test]
-fn content_that_no_writer_makes_is_told_apart_from_a_torn_tail() {
-    // Each case alters a field of a record and reseals the batch, so that all checksums are
-    // correct.
-    let cases: [(usize, u8); 4] = [(28, 2), (24, 200), (27, 1), (29, 0xC0)];
-    for (at, value) in cases {
-        let mut batch = Vec::new();
-        begin_batch(&mut batch);
-        push_op(&mut batch, &op(1, "1").op());
-        batch[BATCH_HEADER_BYTES + at] = value;
-        seal_batch(
-            &mut batch,
-            HEADER.salt(),
-            HEADER.first_position,
-            HEADER.first_position,
-        );
-        let bytes = [&HEADER.encode()[..], &batch].concat();
-        let (ops, fault, _) = read(&bytes);
-        assert_eq!(ops, []);
-        assert!(
-            matches!(fault.unwrap().kind, FaultKind::Content(_)),
-            "byte {at}"
-        );
-    }
 }
 
 #[test]
@@ -464,7 +538,7 @@ fn sealing_again_is_sealing_once() {
 
 proptest! {
     #[test]
-    fn what_is_written_is_read(batches in any_batches()) {
+    fn written_records_are_read_back(batches in any_batches()) {
         let built = build(&batches);
         let (ops, fault, offset) = read(&built.bytes);
         prop_assert_eq!(&ops, &built.ops);
@@ -476,7 +550,7 @@ proptest! {
     /// After a power cut, the synced bytes are intact, any of the other sectors contain zeros, and
     /// the file may have lost any part of its unsynced end.
     #[test]
-    fn a_power_cut_leaves_a_torn_tail(
+    fn a_power_cut_leaves_only_a_torn_tail(
         batches in any_batches(),
         lost in prop::collection::vec(any::<bool>(), 64),
         length_lost in 0_usize..4096,
@@ -496,12 +570,12 @@ proptest! {
             }
         }
         let (ops, fault, offset) = read(&bytes);
-        prop_assert!(ops.len() >= durable_ops && offset >= durable_bytes, "a synced op is lost");
+        prop_assert!(ops.len() >= durable_ops && offset >= durable_bytes, "a synced op was lost");
         prop_assert_eq!(&ops[..], &built.ops[..ops.len()]);
         if let Some(fault) = fault {
             prop_assert!(!matches!(fault.kind, FaultKind::Content(_)));
             prop_assert_eq!(damage_behind(&HEADER, &bytes[fault.offset..], fault.offset), None);
-            prop_assert!(is_torn(&bytes), "a power cut is not damage");
+            prop_assert!(is_torn(&bytes), "a power cut was reported as damage");
         }
     }
 
@@ -528,7 +602,10 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_panic(garbage in prop::collection::vec(any::<u8>(), 0..400), from in 0_usize..500) {
+    fn arbitrary_bytes_cause_no_panic(
+        garbage in prop::collection::vec(any::<u8>(), 0..400),
+        from in 0_usize..500,
+    ) {
         let _ = SegmentHeader::decode(&garbage);
         let bytes = [&HEADER.encode()[..], &BATCH_MAGIC, &garbage].concat();
         prop_assert_eq!(read(&bytes).0, []);
@@ -539,7 +616,7 @@ proptest! {
 }
 
 #[test]
-fn a_segment_that_is_read_in_parts_gives_the_same_ops() {
+fn a_segment_read_in_parts_yields_the_same_ops() {
     let built = sample();
     let whole = read(&built.bytes);
     for part_bytes in (1..200).chain([1000]) {

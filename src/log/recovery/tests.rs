@@ -15,8 +15,9 @@ use super::super::record::{
 use super::*;
 use crate::seq::Seq;
 
-/// A number that represents an op: its workspace is its shard's, and the other fields follow from
-/// the number.
+mod generations;
+
+/// An op in brief: its workspace is its shard's, and the other fields follow from its number.
 type Number = u64;
 
 /// A data directory that a test fills in the way of a server that syncs each batch, and its naive
@@ -220,7 +221,7 @@ fn written_bytes(bytes: &[u8]) -> usize {
 }
 
 #[test]
-fn every_truncation_is_a_torn_tail_of_the_last_segment_and_damage_of_another() {
+fn every_truncation_is_a_torn_tail_in_the_last_segment_and_damage_elsewhere() {
     for index in 1..=3 {
         let log = Log::sample();
         let path = log.path(index);
@@ -234,7 +235,7 @@ fn every_truncation_is_a_torn_tail_of_the_last_segment_and_damage_of_another() {
             }
             let (report, ops) = log.recovered();
             assert_eq!(ops, log.model()[..ops.len()]);
-            assert!(ops.len() >= 6, "the first two segments are whole");
+            assert!(ops.len() >= 6, "the first two segments are not intact");
             let kept = fs::metadata(&path).unwrap().len();
             let torn = &whole[usize::try_from(kept).unwrap()..length];
             let cut = written_bytes(torn) as u64;
@@ -258,7 +259,7 @@ fn every_truncation_is_a_torn_tail_of_the_last_segment_and_damage_of_another() {
 }
 
 #[test]
-fn a_log_goes_on_behind_a_cut_inside_of_a_batch() {
+fn a_log_continues_after_a_cut_inside_a_batch() {
     let mut log = Log::sample();
     let path = log.path(3);
     let whole = fs::read(&path).unwrap();
@@ -320,7 +321,7 @@ fn any_sector_of_the_last_batch_may_be_missing() {
         fs::write(&path, &bytes).unwrap();
         let (report, ops) = log.recovered();
         assert_eq!(ops, log.model()[..ops.len()]);
-        assert!(ops.len() >= 19, "the first batch is whole");
+        assert!(ops.len() >= 19, "the first batch is not intact");
         let kept = fs::metadata(&path).unwrap().len();
         assert!(kept >= last_at as u64 && kept <= begin as u64);
         let torn = Torn {
@@ -384,7 +385,7 @@ fn a_gap_is_damage() {
 }
 
 #[test]
-fn a_segment_that_belongs_elsewhere_is_damage() {
+fn a_misplaced_segment_is_damage() {
     let log = Log::sample();
     fs::rename(log.path(3), log.path(4)).unwrap();
     log.assert_damaged(&log.path(4), "its header names segment 3 of shard 0");
@@ -405,22 +406,22 @@ fn a_segment_that_belongs_elsewhere_is_damage() {
 }
 
 #[test]
-fn a_segment_of_a_newer_server_is_not_repaired() {
+fn a_segment_from_a_newer_server_is_not_repaired() {
     let log = Log::sample();
     let mut bytes = fs::read(log.path(3)).unwrap();
-    bytes[8] = 2;
+    bytes[8] = 3;
     let crc = crc32c::crc32c(&bytes[..60]);
     bytes[60..64].copy_from_slice(&crc.to_le_bytes());
     fs::write(log.path(3), bytes).unwrap();
     let message = log.recover().0.unwrap_err().to_string();
     assert!(
-        message.ends_with("it has format 2, but this server reads 1; start the newer server"),
+        message.ends_with("it has format 3, but this server reads 1 to 2; start the newer server"),
         "{message}"
     );
 }
 
 #[test]
-fn a_replay_reads_its_own_folder_and_the_past_of_the_others() {
+fn a_replay_reads_its_own_folder_and_older_ops_in_the_others() {
     let mut log = Log::sample();
     let tail = log.write(Tail::first(1), &[vec![21], vec![22]]);
     log.write(tail, &[vec![23]]);
@@ -449,7 +450,7 @@ fn a_replay_reads_its_own_folder_and_the_past_of_the_others() {
     let error = of(0, &[]).unwrap_err();
     assert!(matches!(error, RecoveryError::Damaged { .. }), "{error}");
     let length = fs::read(&path).unwrap().len();
-    assert_eq!(length, whole.len() - 1, "a replay cuts nothing");
+    assert_eq!(length, whole.len() - 1, "the replay truncated the log");
 }
 
 proptest! {
@@ -458,7 +459,7 @@ proptest! {
     /// After any number of starts and crashes, each start finds the synced ops, in order, and the
     /// log continues.
     #[test]
-    fn recovery_finds_what_the_model_holds(
+    fn recovery_finds_what_the_model_contains(
         rounds in prop::collection::vec(
             (0_u32..3, prop::collection::vec(0_usize..4, 0..4), prop::option::of(0_usize..200)),
             0..8,

@@ -5,11 +5,13 @@
 //! compaction drops superseded ops. So a gap was caused by the damage if it spans a lost range and
 //! neither of its ends is in a compacted segment. A missing segment may itself have been compacted,
 //! so some of the ops reported as missing may have been superseded.
+//!
+//! A floor is not an op, but its seq is that of the last op before it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::RangeInclusive;
 
-use super::super::record::LoggedOp;
+use super::super::record::{Change, LoggedOp};
 use crate::seq::Seq;
 
 /// A range of consecutive seqs whose ops are missing from one workspace.
@@ -28,6 +30,8 @@ pub struct SeqTracker {
     /// The number of lost ranges so far.
     damages: u64,
     had_compacted: bool,
+    /// The greatest number of a generation, or 0.
+    generation_number: u64,
     gaps: Vec<MissingOps>,
 }
 
@@ -41,6 +45,10 @@ impl SeqTracker {
     /// Adds the next op, which may have been added before.
     pub fn visit(&mut self, op: &LoggedOp<'_>, is_compacted: bool) {
         self.had_compacted |= is_compacted;
+        if let Change::Generation { .. } = op.change {
+            self.generation_number = self.generation_number.max(op.seq.get());
+            return;
+        }
         let now = Last {
             seq: op.seq,
             damages: self.damages,
@@ -57,12 +65,23 @@ impl SeqTracker {
                 (Seq::NONE, self.damages > 0 && !self.had_compacted)
             }
         };
-        if is_known && !is_compacted && op.seq > before.next() {
+        let end = if op.change.is_op() {
+            op.seq
+        } else {
+            op.seq.next()
+        };
+        if is_known && !is_compacted && end > before.next() {
             self.gaps.push(MissingOps {
                 workspace: op.workspace.to_owned(),
-                seqs: before.next()..=op.seq.previous(),
+                seqs: before.next()..=end.previous(),
             });
         }
+    }
+
+    /// Returns the greatest number of a generation in the folder, or 0 if there is none.
+    #[must_use]
+    pub fn generation_number(&self) -> u64 {
+        self.generation_number
     }
 
     /// Records that bytes are lost between the previous op and the next one.
@@ -115,6 +134,9 @@ impl MissingFilter {
 
     /// Adds an op from any folder.
     pub fn visit(&mut self, op: &LoggedOp<'_>, is_compacted: bool) {
+        if !op.change.is_op() {
+            return;
+        }
         let Some(missing) = self.missing.get_mut(op.workspace) else {
             return;
         };
@@ -153,31 +175,66 @@ impl MissingFilter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::record::Change;
+    use crate::generation::Generation;
+
+    fn record(change: Change<'_>, seq: u64) -> LoggedOp<'_> {
+        let is_generation = matches!(change, Change::Generation { .. });
+        LoggedOp {
+            workspace: if is_generation { "" } else { "w" },
+            key: if change.is_op() { "k" } else { "" },
+            change,
+            seq: Seq::new(seq),
+            timestamp: seq,
+        }
+    }
 
     #[test]
     fn a_gap_is_what_misses_over_a_damage_and_no_more() {
-        for (before, behind, gap) in [
-            (1, 5, Some((2, 4))),
-            (1, 3, Some((2, 2))),
-            (1, 2, None),
-            (7, 7, None),
-            (7, 3, None),
+        let (write, delete) = (Change::write("1"), Change::Delete { deleted_at_us: 1 });
+        let floor = Change::Floor {
+            dropped_seq: Seq::new(1),
+        };
+        for (before, behind, change, gap) in [
+            (1, 5, write, Some((2, 4))),
+            (1, 3, delete, Some((2, 2))),
+            (1, 2, write, None),
+            (7, 7, write, None),
+            (7, 3, write, None),
+            (1, 5, floor, Some((2, 5))),
+            (1, 2, floor, Some((2, 2))),
+            (1, 1, floor, None),
         ] {
             let mut tracker = SeqTracker::default();
-            let op = |seq| LoggedOp {
-                workspace: "w",
-                key: "k",
-                change: Change::write("1"),
-                seq: Seq::new(seq),
-                timestamp: 1,
-            };
-            tracker.visit(&op(before), false);
+            tracker.visit(&record(write, before), false);
             tracker.note_damage();
-            tracker.visit(&op(behind), false);
+            tracker.visit(&record(change, behind), false);
             let seqs: Vec<_> = tracker.finish().into_iter().map(|gap| gap.seqs).collect();
             let gap = gap.map(|(first, last)| Seq::new(first)..=Seq::new(last));
             assert_eq!(seqs, Vec::from_iter(gap), "{before}, {behind}");
         }
+    }
+
+    #[test]
+    fn a_generation_is_in_no_gap_and_a_floor_is_not_the_op_that_misses() {
+        let generation = |seq| {
+            let id = Generation::new(1);
+            record(Change::Generation { id, shards: 1 }, seq)
+        };
+        let mut tracker = SeqTracker::default();
+        tracker.visit(&generation(1), false);
+        tracker.note_damage();
+        tracker.visit(&generation(9), false);
+        tracker.visit(&generation(4), false);
+        assert_eq!(tracker.generation_number(), 9);
+        assert_eq!(tracker.finish(), []);
+
+        let gap = MissingOps {
+            workspace: "w".to_owned(),
+            seqs: Seq::new(2)..=Seq::new(3),
+        };
+        let mut filter = MissingFilter::new(vec![gap.clone()]);
+        let dropped_seq = Seq::new(1);
+        filter.visit(&record(Change::Floor { dropped_seq }, 3), true);
+        assert_eq!(filter.finish(), [gap]);
     }
 }

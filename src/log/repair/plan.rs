@@ -71,6 +71,8 @@ pub struct FolderPlan {
     pub segments: Vec<PlannedSegment>,
     /// The ops that are missing, by workspace.
     pub missing: Vec<MissingOps>,
+    /// The greatest number of a generation in the folder, or 0 if there is none.
+    pub generation_number: u64,
     /// The torn tail of the last segment, if there is one. The next start of the server cuts it
     /// off.
     pub torn: Option<LostRange>,
@@ -145,6 +147,7 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
             self.settle(&segment, next.as_ref())?;
             progress(segment.file_bytes);
         }
+        self.plan.generation_number = self.tracker.generation_number();
         self.plan.missing = self.tracker.finish();
         Ok(self.plan)
     }
@@ -253,7 +256,7 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
         end_position: LogPosition,
         replaced: u64,
     ) -> SegmentHeader {
-        let replaced = u32::try_from(replaced).expect("select leaves no greater gap");
+        let replaced = u32::try_from(replaced).expect("select leaves no larger gap");
         SegmentHeader {
             compacted: Some(Compacted {
                 replaced,
@@ -431,7 +434,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_disk_cannot_read_is_damage_and_other_errors_stop_a_repair() {
+    fn unreadable_bytes_are_damage_and_other_errors_stop_a_repair() {
         for (errno, is_damage) in [
             (Errno::IO, true),
             (Errno::ACCESS, false),

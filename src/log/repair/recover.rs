@@ -8,7 +8,8 @@ use super::super::chain::{RecoveryError, unfilled_bytes};
 use super::super::disk::{Disk, DiskFile};
 use super::super::position::LogPosition;
 use super::super::record::{
-    self, Compacted, Fault, FaultKind, LoggedOp, Reader, SEGMENT_HEADER_BYTES, SegmentHeader,
+    self, Compacted, FORMAT_VERSION, FORMAT_VERSION_MIN, Fault, FaultKind, LoggedOp, Reader,
+    SEGMENT_HEADER_BYTES, SegmentHeader,
 };
 use super::resync;
 
@@ -31,9 +32,9 @@ pub struct LostRange {
 /// The intact and the lost parts of a damaged segment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SegmentRecovery {
-    /// The number of intact ops.
+    /// The number of intact writes and deletes.
     pub ops: u64,
-    /// The number of intact ops that follow a lost range.
+    /// The number of them that follow a lost range.
     pub ops_after_loss: u64,
     /// The lost ranges, in order.
     pub lost: Vec<LostRange>,
@@ -41,7 +42,7 @@ pub struct SegmentRecovery {
 
 /// A part of a damaged segment.
 pub enum RecoveredItem<'a> {
-    /// An intact op.
+    /// An intact op, or another intact record.
     Op(&'a LoggedOp<'a>),
     /// A lost range.
     Lost(&'a LostRange),
@@ -86,8 +87,9 @@ pub fn recover(
     loop {
         let fault = match reader.next() {
             Some(Ok(op)) => {
-                recovery.ops += 1;
-                recovery.ops_after_loss += u64::from(!recovery.lost.is_empty());
+                let count = u64::from(op.change.is_op());
+                recovery.ops += count;
+                recovery.ops_after_loss += count * u64::from(!recovery.lost.is_empty());
                 visit(RecoveredItem::Op(&op));
                 continue;
             }
@@ -155,7 +157,8 @@ pub fn load<D: Disk>(disk: &D, path: &Path, bytes: &mut Vec<u8>) -> Result<usize
             Ok(_) => {}
             Err(error) if is_unreadable(&error) => {
                 block.fill(0);
-                unreadable_end = usize::try_from(offset).expect("it is in memory") + block.len();
+                unreadable_end =
+                    usize::try_from(offset).expect("the offset fits in memory") + block.len();
             }
             Err(error) => return Err(RecoveryError::at(path)(error)),
         }
@@ -197,6 +200,7 @@ pub fn restore_header(bytes: &[u8], place: HeaderHints) -> Option<SegmentHeader>
         [short(56), before].into_iter().flatten().map(compacted)
     });
     let kinds = [None].into_iter().chain(compacted.map(Some));
+    let formats = || (FORMAT_VERSION_MIN..=FORMAT_VERSION).rev();
     kinds
         .flat_map(|compacted| {
             first_positions.map(|first_position| SegmentHeader {
@@ -204,7 +208,13 @@ pub fn restore_header(bytes: &[u8], place: HeaderHints) -> Option<SegmentHeader>
                 ..SegmentHeader::new(place.shard, place.epoch, place.index, first_position)
             })
         })
-        // Keep only headers that decode as valid.
+        .flat_map(|header| {
+            formats().map(move |format_version| SegmentHeader {
+                format_version,
+                ..header
+            })
+        })
+        // Only valid headers can be decoded.
         .filter(|header| SegmentHeader::decode(&header.encode()) == Ok(*header))
         .find(|header| resync::next_batch(header, bytes, 0).is_some())
 }
@@ -218,7 +228,7 @@ mod tests {
     const FIRST: LogPosition = LogPosition::new(1000);
 
     #[test]
-    fn what_cannot_be_read_at_the_end_is_told_and_zeros_are_not() {
+    fn unreadable_bytes_at_the_end_are_reported_but_zeros_are_not() {
         let header = SegmentHeader::new(2, [9; 16], 9, FIRST);
         let mut batch = Vec::new();
         record::begin_batch(&mut batch);
@@ -248,13 +258,19 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_header_is_found_again_by_its_place_and_its_first_batch() {
+    fn a_damaged_header_is_recovered_from_its_location_and_first_batch() {
         let compacted = Compacted {
             replaced: 3,
             end_position: LogPosition::new(5000),
         };
-        for compacted in [None, Some(compacted)] {
+        for (compacted, format_version) in [
+            (None, 1),
+            (None, 2),
+            (Some(compacted), 1),
+            (Some(compacted), 2),
+        ] {
             let header = SegmentHeader {
+                format_version,
                 compacted,
                 ..SegmentHeader::new(2, [9; 16], 9, FIRST)
             };

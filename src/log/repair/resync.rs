@@ -37,8 +37,13 @@ fn after_record(reader: &Reader<'_>) -> Option<ReadCursor> {
     let unread = reader.unread();
     let rest = &unread[..unread.len().min(fault.batch_end - fault.offset())];
     let header: &[u8; OP_HEADER_BYTES] = rest.first_chunk()?;
-    let [stored, record_bytes] = [0, 4]
-        .map(|at| u32::from_le_bytes(*header[at..].first_chunk().expect("a header is longer")));
+    let [stored, record_bytes] = [0, 4].map(|at| {
+        u32::from_le_bytes(
+            *header[at..]
+                .first_chunk()
+                .expect("the header has these bytes"),
+        )
+    });
     let record = rest.get(..record_bytes as usize)?;
     let body = record.get(RECORD_CRC_BYTES..)?;
     let computed = crc32c::crc32c_append(fault.crc, body);
@@ -58,7 +63,7 @@ fn after_batch_header(reader: &Reader<'_>) -> Option<ReadCursor> {
     let batch_end = next_batch_of(reader, offset).unwrap_or(end);
     let stored = header[BATCH_CRC_AT..]
         .first_chunk()
-        .expect("it ends the header");
+        .expect("the CRC is in the header");
     let stored = u32::from_le_bytes(*stored);
     let computed = crc32c::crc32c_append(reader.salt, &header[..BATCH_CRC_AT]);
     let first = |crc| ReadCursor::at(offset, batch_end, crc);

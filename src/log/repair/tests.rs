@@ -12,12 +12,13 @@ use super::super::directory::DataDirectory;
 use super::super::disk::HostDisk;
 use super::super::position::LogPosition;
 use super::super::read_only::ReadOnlyLog;
-use super::super::record::{Change, LoggedOp, begin_batch, push_op, seal_batch};
+use super::super::record::{Change, FORMAT_VERSION, LoggedOp, begin_batch, push_op, seal_batch};
 use super::super::recovery::recover;
 use super::*;
 use crate::seq::Seq;
 
 mod crash;
+mod kinds;
 mod random;
 
 /// Temporary files, whose contents are irrelevant.
@@ -38,6 +39,8 @@ struct Batch {
 /// A log as left by a server that syncs each batch, with the location of each batch.
 struct Log {
     root: TempDir,
+    /// The format of the segments that the test writes.
+    format_version: u16,
     /// The next index and position of each shard.
     tails: BTreeMap<u32, (u64, LogPosition)>,
     seqs: BTreeMap<String, u64>,
@@ -52,6 +55,7 @@ impl Log {
         drop(DataDirectory::open(root.path()).unwrap());
         Self {
             root,
+            format_version: FORMAT_VERSION,
             tails: BTreeMap::new(),
             seqs: BTreeMap::new(),
             batches: Vec::new(),
@@ -63,6 +67,19 @@ impl Log {
     /// between `demo` and `other`.
     fn sample() -> Self {
         let mut log = Self::new();
+        for _ in 0..3 {
+            log.segment(0, &[vec!["demo", "other"], vec!["demo", "other", "demo"]]);
+        }
+        log
+    }
+
+    /// The same as a server of format 1 leaves it.
+    fn sample_of_format_1() -> Self {
+        let mut log = Self::new();
+        log.format_version = 1;
+        let meta = fs::read_to_string(log.data().join(META)).unwrap();
+        let meta = meta.replace("\"format_version\":2", "\"format_version\":1");
+        fs::write(log.data().join(META), meta).unwrap();
         for _ in 0..3 {
             log.segment(0, &[vec!["demo", "other"], vec!["demo", "other", "demo"]]);
         }
@@ -87,7 +104,10 @@ impl Log {
             .get(&shard)
             .copied()
             .unwrap_or((1, LogPosition::START));
-        let header = SegmentHeader::new(shard, epoch, index, position);
+        let header = SegmentHeader {
+            format_version: self.format_version,
+            ..SegmentHeader::new(shard, epoch, index, position)
+        };
         let folder = self.data().join(shard_folder(shard));
         let path = segment::create(&HostDisk, &folder, header, 0).unwrap().path;
         let mut bytes = header.encode().to_vec();
@@ -152,6 +172,10 @@ impl Log {
         }
     }
 
+    fn epoch(&self) -> [u8; 16] {
+        directory::epoch(&HostDisk, self.data()).unwrap()
+    }
+
     fn ops(&self) -> BTreeSet<Written> {
         self.batches
             .iter()
@@ -207,15 +231,12 @@ impl Log {
 
     fn assert_repaired(&self, before: &BTreeSet<Vec<u8>>) -> BTreeSet<Written> {
         let after = self.contents();
-        assert!(
-            after.is_superset(before),
-            "the bytes of each file are still there"
-        );
-        assert!(self.plan().is_empty(), "one repair is enough");
+        assert!(after.is_superset(before), "bytes of a file were lost");
+        assert!(self.plan().is_empty(), "a second repair found more to do");
         let kept = read(self.data()).unwrap();
         let directory = DataDirectory::open(self.data()).unwrap();
         let mut recovered = BTreeSet::new();
-        recover(&directory, |op| recovered.extend([owned(op)])).unwrap();
+        recover(&directory, |op| recovered.extend(written(op))).unwrap();
         assert_eq!(recovered, kept);
         kept
     }
@@ -249,20 +270,24 @@ fn as_op(op: &Written) -> LoggedOp<'_> {
     }
 }
 
-fn owned(op: &LoggedOp<'_>) -> Written {
+/// The op, or none for the generation that a repair begins.
+fn written(op: &LoggedOp<'_>) -> Option<Written> {
+    if !op.change.is_op() {
+        return None;
+    }
     let text = str::to_owned;
-    (
+    Some((
         text(op.workspace),
         op.seq.get(),
         text(op.key),
         text(op.value()),
         op.timestamp,
-    )
+    ))
 }
 
 fn ops_of(link: &Link) -> Vec<Written> {
     let mut ops = Vec::new();
-    let read = link.read(&HostDisk, &mut Vec::new(), |op| ops.push(owned(op)));
+    let read = link.read(&HostDisk, &mut Vec::new(), |op| ops.extend(written(op)));
     read.unwrap();
     ops
 }
@@ -273,7 +298,7 @@ fn read(data: &Path) -> Result<BTreeSet<Written>, String> {
     let (mut ops, mut buffer) = (BTreeSet::new(), Vec::new());
     for folder in snapshot.folders() {
         for place in 0..folder.links().len() {
-            let read = folder.read(place, &mut buffer, |op| ops.extend([owned(op)]));
+            let read = folder.read(place, &mut buffer, |op| ops.extend(written(op)));
             read.map_err(|error| error.to_string())?;
         }
     }
@@ -299,7 +324,7 @@ fn missing_ops(workspace: &str, seqs: std::ops::RangeInclusive<u64>) -> MissingO
 }
 
 #[test]
-fn a_whole_log_is_left_alone() {
+fn an_intact_log_is_left_alone() {
     let log = Log::sample();
     let before = log.contents();
     assert!(log.plan().is_empty());
@@ -309,7 +334,7 @@ fn a_whole_log_is_left_alone() {
 }
 
 #[test]
-fn a_torn_tail_is_left_to_the_next_start() {
+fn a_torn_tail_is_left_for_the_next_start() {
     let log = Log::sample();
     let path = log.path(0, 3);
     let bytes = fs::read(&path).unwrap();
@@ -319,13 +344,13 @@ fn a_torn_tail_is_left_to_the_next_start() {
 }
 
 #[test]
-fn a_damaged_last_batch_is_rewritten_and_its_loss_is_told_as_one() {
+fn a_damaged_last_batch_is_rewritten_and_its_loss_is_reported_once() {
     let log = Log::sample();
     let last = log.batches.last().unwrap().clone();
     flip(&last.path, last.begin + 28 + 29 + 5);
     let plan = log.plan();
     let Some(PlannedChange::Rewrite(rewritten)) = plan.changes().next() else {
-        panic!("a damaged segment is rewritten");
+        panic!("the damaged segment was not rewritten");
     };
     let are_torn: Vec<bool> = rewritten
         .recovery
@@ -386,7 +411,7 @@ fn a_flipped_byte_costs_one_op_or_the_rest_of_its_batch() {
 }
 
 #[test]
-fn missing_segments_are_replaced_by_one_without_ops() {
+fn missing_segments_are_replaced_by_an_empty_one() {
     let mut log = Log::sample();
     log.segment(0, &[vec!["demo", "late"]]);
     for index in [2, 3] {
@@ -409,7 +434,7 @@ fn missing_segments_are_replaced_by_one_without_ops() {
 }
 
 #[test]
-fn a_segment_that_lost_its_end_ends_where_the_next_one_begins() {
+fn a_truncated_segment_ends_where_the_next_one_begins() {
     let log = Log::sample();
     let batch = log.batches[1].clone();
     let bytes = fs::read(&batch.path).unwrap();
@@ -423,7 +448,7 @@ fn a_segment_that_lost_its_end_ends_where_the_next_one_begins() {
 }
 
 #[test]
-fn ops_in_another_folder_do_not_miss() {
+fn ops_in_another_folder_are_not_missing() {
     let mut log = Log::new();
     log.segment(0, &[vec!["demo"], vec!["other"]]);
     log.segment(1, &[vec!["demo"]]);
@@ -434,7 +459,7 @@ fn ops_in_another_folder_do_not_miss() {
 }
 
 #[test]
-fn a_damaged_compacted_segment_does_not_hide_what_it_was_made_from() {
+fn a_damaged_compacted_segment_does_not_hide_its_sources() {
     let mut log = Log::sample();
     let first = fs::read(log.path(0, 1)).unwrap();
     let first_ops = log.batches[..2].iter().flat_map(|batch| batch.ops.clone());
@@ -442,20 +467,27 @@ fn a_damaged_compacted_segment_does_not_hide_what_it_was_made_from() {
     log.compact();
     log.segment(0, &[vec!["demo"]]);
     let compacted = log.batches[0].path.clone();
-    assert_ne!(compacted, log.path(0, 1), "the first one was replaced");
+    assert_ne!(
+        compacted,
+        log.path(0, 1),
+        "the first segment was not replaced"
+    );
     // A crash undid its removal.
     fs::write(log.path(0, 1), first).unwrap();
-    assert!(log.plan().is_empty(), "it is a leftover");
+    assert!(log.plan().is_empty(), "the leftover segment is repaired");
     flip(&compacted, 64 + 28 + 29 + 5);
     let (kept, _) = log.repair();
     let mut expected = log.ops();
-    assert!(expected.remove(&log.batches[0].ops[0]), "this one is lost");
+    assert!(
+        expected.remove(&log.batches[0].ops[0]),
+        "the op is still there"
+    );
     expected.extend(first_ops);
     assert_eq!(kept, expected);
 }
 
 #[test]
-fn a_lost_meta_file_is_written_anew() {
+fn a_lost_meta_file_is_recreated() {
     for content in [
         None,
         Some(""),
@@ -475,7 +507,7 @@ fn a_lost_meta_file_is_written_anew() {
 }
 
 #[test]
-fn what_is_no_segment_of_this_log_is_set_aside() {
+fn files_that_are_not_segments_of_this_log_are_set_aside() {
     let (log, foreign) = (Log::sample(), Log::sample());
     let folder = log.data().join("shard-00");
     fs::copy(foreign.path(0, 2), log.path(0, 4)).unwrap();
@@ -484,7 +516,7 @@ fn what_is_no_segment_of_this_log_is_set_aside() {
     fs::create_dir(folder.join("folder.aof")).unwrap();
     fs::copy(log.path(0, 1), folder.join("1.aof")).unwrap();
     let plan = log.plan();
-    let told: BTreeSet<_> = plan
+    let reasons: BTreeSet<_> = plan
         .strays()
         .iter()
         .map(|stray| stray.what.as_str())
@@ -495,7 +527,7 @@ fn what_is_no_segment_of_this_log_is_set_aside() {
         "it is a folder",
         "it is too short to hold a segment header, and no batch in it identifies the segment",
     ];
-    assert_eq!(told, BTreeSet::from(expected));
+    assert_eq!(reasons, BTreeSet::from(expected));
     drop(plan);
     assert_eq!(log.repair().0, log.ops());
     for name in [
@@ -513,7 +545,7 @@ fn what_is_no_segment_of_this_log_is_set_aside() {
 }
 
 #[test]
-fn segments_get_their_names_again() {
+fn renamed_segments_get_their_names_back() {
     let log = Log::sample();
     let aside = log.data().join("shard-00/third.aof");
     fs::rename(log.path(0, 3), &aside).unwrap();
@@ -527,7 +559,7 @@ fn segments_get_their_names_again() {
 }
 
 #[test]
-fn positions_that_go_back_are_numbered_anew() {
+fn positions_that_go_backward_are_renumbered() {
     let mut log = Log::sample();
     log.tails.insert(0, (4, LogPosition::new(7)));
     log.segment(0, &[vec!["demo"], vec!["demo"]]);
@@ -540,7 +572,7 @@ fn positions_that_go_back_are_numbered_anew() {
 }
 
 #[test]
-fn a_shard_that_lost_all_its_segments_gets_one_without_ops() {
+fn a_shard_that_lost_all_its_segments_gets_an_empty_one() {
     for is_folder_left in [false, true] {
         let mut log = Log::sample();
         log.segment(1, &[vec!["other"]]);
@@ -574,10 +606,10 @@ fn a_shard_that_lost_all_its_segments_gets_one_without_ops() {
 }
 
 #[test]
-fn a_newer_format_is_not_touched() {
+fn a_newer_format_is_left_untouched() {
     let log = Log::sample();
     let mut bytes = fs::read(log.path(0, 2)).unwrap();
-    bytes[8] = 2;
+    bytes[8] = 3;
     let crc = crc32c::crc32c(&bytes[..60]);
     bytes[60..64].copy_from_slice(&crc.to_le_bytes());
     fs::write(log.path(0, 2), bytes).unwrap();

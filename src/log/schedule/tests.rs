@@ -26,7 +26,7 @@ fn due(all: &[FolderUsage]) -> Vec<u32> {
 }
 
 #[test]
-fn compaction_begins_when_enough_is_dead() {
+fn compaction_starts_when_enough_is_dead() {
     for (closed, live, is_due) in [
         (0, 0, false),
         (8, 0, false),
@@ -41,34 +41,45 @@ fn compaction_begins_when_enough_is_dead() {
 }
 
 #[test]
-fn one_shard_is_due_beside_a_large_one_that_is_idle() {
+fn a_small_shard_is_due_despite_a_large_idle_one() {
     let all = [folder(0, 1000, 1000), folder(1, 40, 1), folder(2, 3, 1)];
     let mut schedule = schedule();
     // Before its first compaction, the folder may contain ops of any shard.
     assert_eq!(schedule.due(&all, false, NOW_US), Vec::<u32>::new());
-    schedule.compacted(&folder(1, 40, 1), MIB, MIB);
+    schedule.compacted(&folder(1, 40, 1), MIB, 0, MIB);
     assert_eq!(schedule.due(&all, false, NOW_US), [1]);
 }
 
 #[test]
-fn all_folders_are_due_where_one_that_has_no_shard_any_more_is_dead() {
+fn all_folders_are_due_if_a_folder_without_a_shard_is_dead() {
     let mut all = [folder(0, 10, 10), folder(1, 12, 10), folder(2, 60, 0)];
     all[2].is_running = false;
     assert_eq!(due(&all), [0, 1, 2]);
 }
 
 #[test]
-fn what_a_folder_keeps_of_others_is_no_reason_to_compact_it_again() {
+fn ops_kept_for_other_shards_do_not_make_a_folder_due() {
     let mut schedule = schedule();
     let all = [folder(0, 110, 10), folder(1, 100, 200)];
     assert_eq!(schedule.kept_bytes(&all[0], &all), 110 * MIB);
     assert_eq!(schedule.due(&all, false, NOW_US), Vec::<u32>::new());
-    // In fact the folder kept less than half of that, mostly ops of other shards.
-    schedule.compacted(&all[0], 50 * MIB, 55 * MIB);
+    // It was half of that, and not of its own shard.
+    schedule.compacted(&all[0], 50 * MIB, 0, 55 * MIB);
     assert_eq!(schedule.kept_bytes(&all[0], &all), 50 * MIB);
     assert_eq!(schedule.due(&all, false, NOW_US), [0]);
-    schedule.compacted(&all[0], 80 * MIB, 85 * MIB);
+    schedule.compacted(&all[0], 80 * MIB, 0, 85 * MIB);
     assert_eq!(schedule.due(&all, false, NOW_US), Vec::<u32>::new());
+}
+
+#[test]
+fn tombstones_that_only_a_compaction_of_all_folders_drops_make_all_folders_due() {
+    for (blocked, expected) in [(0, vec![]), (90, vec![0, 1])] {
+        let mut schedule = schedule();
+        let all = [folder(0, 110, 10), folder(1, 100, 100)];
+        schedule.compacted(&all[0], 100 * MIB, blocked * MIB, 105 * MIB);
+        assert_eq!(schedule.due(&all, false, NOW_US), expected, "{blocked}");
+        assert_eq!(schedule.kept_bytes(&all[0], &all), 100 * MIB);
+    }
 }
 
 #[test]
@@ -76,20 +87,20 @@ fn what_the_open_segment_has_overwritten_is_compacted_when_that_is_closed() {
     let mut schedule = schedule();
     // All of it was live when the open segment was created.
     let large = folder(0, 100, 100);
-    schedule.compacted(&large, 100 * MIB, 106 * MIB);
+    schedule.compacted(&large, 100 * MIB, 0, 106 * MIB);
     assert_eq!(
         schedule.due(&[folder(0, 106, 100)], false, NOW_US),
         Vec::<u32>::new()
     );
     assert_eq!(schedule.due(&[folder(0, 108, 2)], false, NOW_US), [0]);
-    // It is due again only once it has grown.
-    schedule.compacted(&folder(0, 108, 2), 90 * MIB, 95 * MIB);
+    // And again only when it has grown.
+    schedule.compacted(&folder(0, 108, 2), 90 * MIB, 0, 95 * MIB);
     let all = [folder(0, 95, 2)];
     assert_eq!(schedule.due(&all, false, NOW_US), Vec::<u32>::new());
 }
 
 #[test]
-fn it_works_in_a_part_of_its_time_and_hurries_as_a_log_grows() {
+fn compaction_runs_part_of_the_time_and_speeds_up_as_a_log_grows() {
     let worked = Duration::from_millis(10);
     for (closed, pause_ms) in [(0, 30), (175, 30), (200, 6), (225, 0), (1000, 0)] {
         let all = [folder(0, closed, 100), folder(1, 0, 0)];
@@ -99,13 +110,13 @@ fn it_works_in_a_part_of_its_time_and_hurries_as_a_log_grows() {
     }
     // A single log that is too long is enough.
     let mut schedule = schedule();
-    schedule.compacted(&folder(1, 40, 1), MIB, MIB);
+    schedule.compacted(&folder(1, 40, 1), MIB, 0, MIB);
     let all = [folder(0, 1000, 1000), folder(1, 40, 1)];
     assert!(schedule.pause(&all, false, worked).is_zero());
 }
 
 #[test]
-fn after_a_failure_it_waits_and_warns_once_for_each_cause() {
+fn after_a_failure_compaction_waits_and_warns_once_per_cause() {
     let all = [folder(0, 100, 1)];
     let mut schedule = schedule();
     assert!(schedule.failed("a".to_owned(), None, NOW_US));
@@ -120,7 +131,7 @@ fn after_a_failure_it_waits_and_warns_once_for_each_cause() {
     schedule.looked(u64::MAX);
     assert!(
         schedule.due(&all, false, again_us).is_empty(),
-        "room was not what it lacked"
+        "space was not what it lacked"
     );
     schedule.succeeded();
     assert!(schedule.is_working());
@@ -132,7 +143,7 @@ fn after_a_failure_it_waits_and_warns_once_for_each_cause() {
 }
 
 #[test]
-fn a_failure_for_want_of_room_is_over_when_there_is_more() {
+fn a_failure_for_lack_of_space_ends_once_there_is_more() {
     let all = [folder(0, 100, 1)];
     let mut schedule = schedule();
     schedule.failed("full".to_owned(), Some(1000), NOW_US);
@@ -143,13 +154,13 @@ fn a_failure_for_want_of_room_is_over_when_there_is_more() {
 }
 
 #[test]
-fn where_room_is_short_a_little_that_is_dead_is_enough_and_what_is_not_is_not_looked_for_again() {
+fn with_little_space_compaction_starts_earlier_but_is_not_repeated_in_vain() {
     let mut schedule = schedule();
     let all = [folder(0, 107, 100), folder(1, 106, 100)];
     assert!(schedule.due(&all, false, NOW_US).is_empty());
     assert_eq!(schedule.due(&all, true, NOW_US), [0]);
-    // None of it could be freed.
-    schedule.compacted(&all[0], 100 * MIB, 107 * MIB);
+    // Nothing of it could be freed.
+    schedule.compacted(&all[0], 100 * MIB, 0, 107 * MIB);
     assert!(schedule.due(&all, true, NOW_US).is_empty());
     let all = [folder(0, 115, 100)];
     assert_eq!(schedule.due(&all, true, NOW_US), [0]);
@@ -167,7 +178,7 @@ fn space(free_mib: u64, total_mib: u64) -> Space {
 }
 
 #[test]
-fn a_disk_is_short_before_it_is_full_and_has_room_again_a_little_later() {
+fn a_disk_runs_low_before_it_is_full_and_recovers_with_hysteresis() {
     let mut room = room(4);
     // The low mark is 16 MiB plus 1 MiB for each shard.
     for (free_mib, is_short) in [
@@ -182,7 +193,10 @@ fn a_disk_is_short_before_it_is_full_and_has_room_again_a_little_later() {
     }
     room.looked(Some(space(0, 100_000)), false, &[]);
     room.looked(None, false, &[]);
-    assert!(!room.is_short(), "one that does not say limits nobody");
+    assert!(
+        !room.is_short(),
+        "a disk that reports no space limits nobody"
+    );
     assert_eq!(room.end(LogPosition::new(5)), LogPosition::MAX);
     // On a small disk, less space is kept free.
     room.looked(Some(space(8, 64)), false, &[]);
@@ -190,7 +204,7 @@ fn a_disk_is_short_before_it_is_full_and_has_room_again_a_little_later() {
 }
 
 #[test]
-fn shards_share_the_room() {
+fn shards_share_the_free_space() {
     let mut room = room(4);
     room.looked(Some(space(1000, 100_000)), false, &[]);
     let position = LogPosition::new(77);
@@ -202,7 +216,7 @@ fn shards_share_the_room() {
 }
 
 #[test]
-fn the_reserve_grows_with_the_log_and_is_made_where_there_is_room_for_it() {
+fn the_reserve_grows_with_the_log_and_is_claimed_if_there_is_space() {
     let mut room = room(1);
     for (free_mib, total_mib, closed_mib, live_mib, reserve_mib) in [
         (1000, 10_000, 7, 7, None),
@@ -221,7 +235,7 @@ fn the_reserve_grows_with_the_log_and_is_made_where_there_is_room_for_it() {
 }
 
 #[test]
-fn what_the_reserve_held_is_for_the_next_compaction_and_not_for_ops() {
+fn space_released_from_the_reserve_is_for_compaction_and_not_for_ops() {
     let mut room = room(1);
     let all = [folder(0, 500, 256)];
     // The reserve holds 16 MiB. Of the free space, 17 MiB are kept free and 8 MiB are left for ops.
@@ -258,7 +272,7 @@ proptest! {
     /// Whatever else happens on the disk, shards that write no more than they may never use the
     /// space that is kept free.
     #[test]
-    fn what_is_kept_free_is_never_used(
+    fn space_kept_free_is_never_used(
         shards in 1_u64..5,
         looks in prop::collection::vec((0_u64..64, any::<bool>()), 1..50),
     ) {

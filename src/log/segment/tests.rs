@@ -36,7 +36,7 @@ fn a_segment_is_created_with_its_folder_and_its_header() {
 }
 
 #[test]
-fn disk_is_reserved_without_a_length_and_given_back_by_a_cut() {
+fn disk_space_is_reserved_beyond_the_length_and_released_by_a_cut() {
     let data = tempdir().unwrap();
     let segment = create(&HostDisk, &data.path().join("shard-00"), header(1), 1 << 20).unwrap();
     let reserved = segment.file.metadata().unwrap();
@@ -84,7 +84,7 @@ fn a_failed_create_leaves_nothing_and_replaces_nothing() {
 }
 
 #[test]
-fn the_list_is_in_order_and_tells_of_doubtful_names() {
+fn the_list_is_in_order_and_reports_doubtful_names() {
     let data = tempdir().unwrap();
     for name in [
         "10000000000.aof",
@@ -117,7 +117,7 @@ fn the_list_is_in_order_and_tells_of_doubtful_names() {
 }
 
 #[test]
-fn a_cut_shortens_and_never_lengthens() {
+fn a_cut_never_lengthens_a_file() {
     let data = tempdir().unwrap();
     let path = data.path().join("0000000001.aof");
     fs::write(&path, [7; 100]).unwrap();

@@ -93,7 +93,7 @@ mod tests {
     const SIGNATURE: &str = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk";
 
     #[test]
-    fn the_example_of_the_rfc() {
+    fn the_rfc_example() {
         install();
         install();
         let key = BASE64URL_NOPAD.decode(KEY.as_bytes()).unwrap();

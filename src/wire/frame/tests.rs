@@ -74,13 +74,13 @@ fn check(stream: &[u8], expected: &[Said], error: Option<FrameError>) {
     assert_eq!((&whole.0[..], whole.1), (expected, error), "{stream:02x?}");
     assert!(
         error.is_some() || whole.2 == stream.len(),
-        "{stream:02x?}: all of it is consumed"
+        "{stream:02x?} is not fully consumed"
     );
     for cut in 0..=stream.len() {
         assert_eq!(
             run(stream, &[cut], BYTES_MAX),
             whole,
-            "{stream:02x?} cut at {cut}"
+            "{stream:02x?} split at {cut}"
         );
     }
     let every: Vec<usize> = (0..stream.len()).collect();
@@ -352,7 +352,7 @@ fn error_texts_fit_a_close_frame() {
 }
 
 #[test]
-fn headers_and_control_frames_out() {
+fn encoded_headers_and_control_frames() {
     for (payload_bytes, bytes) in [
         (0, vec![0x81, 0]),
         (125, vec![0x81, 125]),

@@ -24,7 +24,8 @@ pub struct Op<'a> {
     pub key: &'a str,
     /// The JSON text of the value, byte for byte as sent, without surrounding white space.
     pub value: &'a str,
-    /// The timestamp in Unix microseconds, at most [`TIMESTAMP_MAX_US`].
+    /// The timestamp in Unix microseconds, at most
+    /// [`TIMESTAMP_MAX_US`](crate::limits::TIMESTAMP_MAX_US).
     pub timestamp: u64,
 }
 

@@ -164,7 +164,7 @@ mod tests {
 
     /// P94.
     #[test]
-    fn names_of_this_machine() {
+    fn loopback_host_names() {
         for (value, is_loopback) in [
             ("localhost", true),
             ("LocalHost:80", true),

@@ -84,12 +84,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_list(list in any::<String>(), tag in any::<String>()) {
+        fn arbitrary_lists(list in any::<String>(), tag in any::<String>()) {
             let _ = matches_tag(&list, &tag);
         }
 
         #[test]
-        fn a_list_names_what_is_in_it(
+        fn a_list_matches_each_of_its_tags(
             tags in prop::collection::vec("(W/)?\"[!#-~]{0,3}\"", 0..5),
             sought in "\"[!#-~]{0,3}\"",
         ) {

@@ -109,7 +109,7 @@ fn check(bytes: &[u8], expected: Result<&Request, u16>) {
     for cut in 0..bytes.len() {
         let early = parse_head(&bytes[..cut]);
         let is_legal = early == Ok(None) || early.is_err() && expected.is_err();
-        assert!(is_legal, "{shown} cut at {cut}: {early:?}");
+        assert!(is_legal, "{shown} truncated at {cut}: {early:?}");
     }
 }
 
@@ -246,7 +246,7 @@ fn named(version: ProtocolVersion, token: Option<&str>) -> SyncRequest {
 
 const OTHER_TOKEN: &str = "Authorization: Bearer other";
 
-/// P100 to P107.
+/// P100, P101, P103, P104, P105, P106, P107.
 #[test]
 fn offers_of_version_2() {
     let offer = "Sec-WebSocket-Protocol: etherply.v2, bearer.a.b.c";
@@ -270,7 +270,7 @@ fn offers_of_version_2() {
     check_offer("", &[offer, OTHER_TOKEN], Err(400));
 }
 
-/// P21, P101 to P103.
+/// P21, P101, P102, P103.
 #[test]
 fn offers_of_version_1() {
     // Version 1 knows no parameters but `token` and `userId`, under its name or not.
@@ -396,7 +396,7 @@ fn request_lines() {
         ),
         ("HEAD /client.mjs HTTP/1.1", {
             let Request::Page(request) = page(WebPage::ClientModule) else {
-                unreachable!("a page is one");
+                unreachable!("the page request is a page");
             };
             Ok(Request::Page(PageRequest {
                 head_only: true,
@@ -474,7 +474,7 @@ fn a_head_is_too_long_before_it_has_too_many_fields() {
     bytes.extend_from_slice(b"\r\n");
     assert_eq!(parse_head(&bytes), Ok(Some((bytes.len(), room))));
     let cut = parse_head(&bytes[..bytes.len() - 1]);
-    assert_eq!(cut, Ok(None), "the end may follow");
+    assert_eq!(cut, Ok(None), "the head is not complete yet");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::time::Duration;
 const AT_ONCE: Duration = Duration::from_secs(7);
 
 #[tokio::test]
-async fn three_hundred_silent_connections_keep_nobody_out_of_two_hundred_places() {
+async fn three_hundred_silent_connections_do_not_block_two_hundred_slots() {
     let server = Server::start_with(&["--max-connections", "200"]).await;
     let mut reader = Client::connect(&server, "room").await;
     let mut silent = Vec::new();
@@ -36,12 +36,15 @@ async fn three_hundred_silent_connections_keep_nobody_out_of_two_hundred_places(
     for member in &mut members {
         member.write("last", json!(0)).await;
     }
-    assert!(server.open_sockets_count() < 300, "they are bounded");
+    assert!(
+        server.open_sockets_count() < 300,
+        "too many connections are open"
+    );
 }
 
 /// P10.
 #[tokio::test]
-async fn the_oldest_that_said_nothing_goes_first_and_is_told() {
+async fn the_oldest_silent_connection_is_shed_first_with_408() {
     let server = Setup::new()
         .shards(1)
         .args(&["--max-connections", "2"])
@@ -65,7 +68,7 @@ async fn the_oldest_that_said_nothing_goes_first_and_is_told() {
 }
 
 #[tokio::test]
-async fn one_that_has_its_answer_and_stays_gives_way() {
+async fn an_answered_connection_that_lingers_is_shed() {
     let server = Setup::new()
         .shards(1)
         .args(&["--max-connections", "1"])
@@ -77,7 +80,7 @@ async fn one_that_has_its_answer_and_stays_gives_way() {
             .send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes())
             .await;
         lingers.answer().await;
-        let client = eventually_in(Duration::from_secs(1), "a client is let in", async || {
+        let client = eventually_in(Duration::from_secs(1), "a client is admitted", async || {
             let path = Server::sync_path("room");
             Client::dial(server.addr(), &path).await.ok()
         })
@@ -88,23 +91,23 @@ async fn one_that_has_its_answer_and_stays_gives_way() {
 }
 
 #[tokio::test]
-async fn a_silent_connection_of_another_shard_gives_way() {
+async fn a_silent_connection_of_another_shard_is_shed() {
     let setup = Setup::new().shards(4).args(&["--max-connections", "1"]);
     let server = setup.start().await;
     for _ in 0..10 {
         let before = server.open_sockets_count();
         let _silent = Raw::connect(server.addr()).await;
-        eventually("it is accepted", async || {
+        eventually("the connection is accepted", async || {
             (server.open_sockets_count() > before).then_some(())
         })
         .await;
-        let client = eventually_in(AT_ONCE, "a client is let in", async || {
+        let client = eventually_in(AT_ONCE, "a client is admitted", async || {
             let path = Server::sync_path("room");
             Client::dial(server.addr(), &path).await.ok()
         })
         .await;
         client.close().await;
-        eventually("the place is free", async || {
+        eventually("the slot is free", async || {
             (server.open_sockets_count() <= before).then_some(())
         })
         .await;

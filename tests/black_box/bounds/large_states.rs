@@ -34,7 +34,7 @@ async fn ask(server: &Server, head: &str) -> Raw {
     socket
 }
 
-fn look_head(workspace: &str) -> String {
+fn http_read_head(workspace: &str) -> String {
     let token = token::valid();
     format!(
         "GET /v1/workspaces/{workspace} HTTP/1.1\r\n\
@@ -44,11 +44,11 @@ fn look_head(workspace: &str) -> String {
 
 async fn figure(server: &Server, name: &str) -> u64 {
     let stats = server.get("/console/stats.json").await.json();
-    stats["shards"][0][name].as_u64().expect("a figure")
+    stats["shards"][0][name].as_u64().expect("a numeric stat")
 }
 
 #[tokio::test]
-async fn a_large_state_is_held_once_and_holds_nobody_up() {
+async fn a_large_state_is_held_once_and_delays_nobody() {
     let server = Setup::new().shards(1).args(&["--console"]).start().await;
     let mut writer = fill(&server, "large").await;
     let (mut ann, mut ben) = (
@@ -56,12 +56,12 @@ async fn a_large_state_is_held_once_and_holds_nobody_up() {
         Client::connect(&server, "small").await,
     );
     let before_bytes = server.resident_bytes();
-    let mut lookers = Vec::new();
+    let mut http_readers = Vec::new();
     let mut joiners = Vec::new();
     let join = handshake_head(&Server::sync_path("large"), "");
     let begin = Instant::now();
     for _ in 0..CLIENTS {
-        lookers.push(ask(&server, &look_head("large")).await);
+        http_readers.push(ask(&server, &http_read_head("large")).await);
         joiners.push(ask(&server, &join).await);
     }
     let mut longest = Duration::ZERO;
@@ -72,7 +72,7 @@ async fn a_large_state_is_held_once_and_holds_nobody_up() {
         longest = longest.max(asked.elapsed());
     }
     let members = CLIENTS as u64 + 3;
-    eventually("all are members", async || {
+    eventually("all clients are members", async || {
         (figure(&server, "connections").await == members).then_some(())
     })
     .await;
@@ -87,18 +87,18 @@ async fn a_large_state_is_held_once_and_holds_nobody_up() {
     assert!(grown_bytes < 3 * STATE_BYTES, "{grown_bytes} bytes");
     let late = writer.write("late", json!(true)).await;
     let mut bodies = Vec::new();
-    for mut looker in lookers {
-        let answer = looker.answer().await;
+    for mut http_reader in http_readers {
+        let answer = http_reader.answer().await;
         assert_eq!(answer.status, 200);
         let (state, rest) = answer
             .body
             .split_once(r#","connections":"#)
-            .expect("it ends so");
+            .expect("the answer has connections");
         assert!(rest.len() <= 4, "{rest}");
         bodies.push(state.to_owned());
     }
     assert!(bodies.iter().all(|body| *body == bodies[0]));
-    let state: Value = serde_json::from_str(&format!("{}}}", bodies[0])).expect("it is JSON");
+    let state: Value = serde_json::from_str(&format!("{}}}", bodies[0])).expect("the text is JSON");
     assert_eq!(state["seq"], KEYS);
     let mut inits = Vec::new();
     for mut joiner in joiners {
@@ -107,11 +107,11 @@ async fn a_large_state_is_held_once_and_holds_nobody_up() {
         assert_eq!(init.first_byte, TEXT);
         inits.push(init.payload);
         let op: Value = serde_json::from_slice(&joiner.frame_but_ping().await.payload)
-            .expect("a message is JSON");
+            .expect("the message is JSON");
         assert_eq!(op["payload"]["timestamp"], late.timestamp);
     }
     assert!(inits.iter().all(|init| *init == inits[0]));
-    let init: Value = serde_json::from_slice(&inits[0]).expect("a message is JSON");
+    let init: Value = serde_json::from_slice(&inits[0]).expect("the message is JSON");
     assert_eq!(init["data"], state["data"]);
     for key in 0..KEYS {
         let expected = format!("{key}-{}", "x".repeat(VALUE_BYTES));

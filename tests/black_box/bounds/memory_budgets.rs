@@ -47,14 +47,14 @@ async fn narrow(server: &Server, request: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket
         .set_recv_buffer_size(4096)
-        .expect("a buffer may be small");
+        .expect("the buffer size can be set");
     let mut stream = socket
         .connect(server.addr())
         .await
         .expect("the server listens");
     tokio::io::AsyncWriteExt::write_all(&mut stream, request.as_bytes())
         .await
-        .expect("a request fits the socket");
+        .expect("the request fits in the socket buffer");
     stream
 }
 
@@ -62,14 +62,14 @@ fn join_head(workspace: &str) -> String {
     handshake_head(&Server::sync_path(workspace), "")
 }
 
-fn look_head(path: &str) -> String {
+fn http_read_head(path: &str) -> String {
     let token = token::valid();
     format!("GET {path} HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {token}\r\n\r\n")
 }
 
 /// P76.
 #[tokio::test]
-async fn unfinished_messages_are_bounded_and_the_heaviest_is_closed() {
+async fn unfinished_messages_are_bounded_and_the_largest_is_closed() {
     let server = one_shard().await;
     let path = Server::sync_path("room");
     let mut small = Raw::open(server.addr(), &path).await;
@@ -82,7 +82,7 @@ async fn unfinished_messages_are_bounded_and_the_heaviest_is_closed() {
         attacker.send_lossy(&fragment).await;
         attackers.push(attacker);
     }
-    eventually("all of them have come", async || {
+    eventually("all clients are connected", async || {
         let held = figure(&server, "etherply_outbox_bytes", "kind=\"unfinished\"").await;
         assert!(held < BUDGET_BYTES + MIB, "{held}");
         let given_up = figure(&server, "etherply_given_up_total", "session_bytes").await;
@@ -98,13 +98,13 @@ async fn unfinished_messages_are_bounded_and_the_heaviest_is_closed() {
     attackers.remove(0).expect_close(1013).await;
     attackers
         .pop()
-        .expect("the last one")
+        .expect("one attacker is left")
         .send_frame(PONG, b"")
         .await;
     // A client with a small message is not affected.
     small.send_frame(0x80, br#""nothing"}"#).await;
     let answer = small.frame_but_ping().await;
-    let error: Value = serde_json::from_slice(&answer.payload).expect("a message is JSON");
+    let error: Value = serde_json::from_slice(&answer.payload).expect("the message is JSON");
     assert_eq!(
         (answer.first_byte, &error["payload"]["code"]),
         (TEXT, &json!(400))
@@ -112,7 +112,7 @@ async fn unfinished_messages_are_bounded_and_the_heaviest_is_closed() {
 }
 
 #[tokio::test]
-async fn corrections_and_presence_are_shared_by_all_who_are_sent_them() {
+async fn corrections_and_presence_are_shared_by_all_receivers() {
     const CLIENTS: usize = 60;
     let server = one_shard().await;
     let mut writer = Client::connect(&server, "room").await;
@@ -132,9 +132,9 @@ async fn corrections_and_presence_are_shared_by_all_who_are_sent_them() {
         member.send_op(&loser).await;
         losers.push(member);
     }
-    let mut lookers = Vec::new();
+    let mut presence_readers = Vec::new();
     for _ in 0..CLIENTS {
-        lookers.push(narrow(&server, &look_head("/v1/presence/crowd")).await);
+        presence_readers.push(narrow(&server, &http_read_head("/v1/presence/crowd")).await);
     }
     let grown_bytes = server.resident_bytes().saturating_sub(before_bytes);
     assert!(grown_bytes < SLACK_BYTES, "{grown_bytes} bytes");
@@ -144,13 +144,13 @@ async fn corrections_and_presence_are_shared_by_all_who_are_sent_them() {
     }
     let mut socket = Raw::connect(server.addr()).await;
     socket
-        .send(look_head("/v1/presence/crowd").as_bytes())
+        .send(http_read_head("/v1/presence/crowd").as_bytes())
         .await;
     let answer = socket.answer().await;
     assert_eq!(answer.header("x-total-count"), Some("1500"));
     assert_eq!(answer.json().as_array().map(Vec::len), Some(1000));
     assert_eq!(figure(&server, "etherply_given_up_total", "").await, 0);
-    drop(lookers);
+    drop(presence_readers);
 }
 
 /// P12.
@@ -179,8 +179,8 @@ async fn states_that_nobody_reads_do_not_lock_out_another_workspace() {
             innocent.expect_no_answer().await;
         }
         let before = figure(&server, "etherply_outbox_bytes", "snapshots").await;
-        held.push(narrow(&server, &look_head("/v1/workspaces/large")).await);
-        eventually("a large state is sent, or there is no room", async || {
+        held.push(narrow(&server, &http_read_head("/v1/workspaces/large")).await);
+        eventually("a large state is sent, or there is no space", async || {
             let refused = "etherply_handshakes_refused_total";
             let refused = figure(&server, refused, "snapshot_bytes").await;
             let given_up = figure(&server, "etherply_given_up_total", "snapshot_bytes").await;
@@ -191,15 +191,15 @@ async fn states_that_nobody_reads_do_not_lock_out_another_workspace() {
         held.push(narrow(&server, &join_head("innocent")).await);
     }
     // This used to take a minute, which is longer than anything is waited for here.
-    eventually("a client of another workspace is let in", async || {
+    eventually("a client of another workspace is admitted", async || {
         let answer = server.handshake(&Server::sync_path("innocent")).await;
         (answer.status == 101).then_some(())
     })
     .await;
-    eventually("a large state is sent again", async || {
+    eventually("another large state is sent", async || {
         let mut socket = Raw::connect(server.addr()).await;
         socket
-            .send(look_head("/v1/workspaces/large").as_bytes())
+            .send(http_read_head("/v1/workspaces/large").as_bytes())
             .await;
         (socket.answer().await.status == 200).then_some(())
     })

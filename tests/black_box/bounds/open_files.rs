@@ -34,7 +34,7 @@ impl Scene {
             knocking: Vec::new(),
             server,
         };
-        scene.check_the_pair_goes_on("before").await;
+        scene.check_pair_still_works("before").await;
         let limit = scene.server.open_files_count() as u64 + FREE_COUNT;
         limit_open_files(scene.server.pid(), limit);
         let head = handshake_head(&Server::sync_path("room"), "");
@@ -52,7 +52,7 @@ impl Scene {
         scene
     }
 
-    async fn check_the_pair_goes_on(&mut self, when: &str) {
+    async fn check_pair_still_works(&mut self, when: &str) {
         for number in 0..20 {
             let key = format!("{when} {number}");
             let op = self.writer.write(&key, json!(number)).await;
@@ -66,7 +66,11 @@ impl Scene {
     async fn check_accepting_resumes(&mut self) {
         drop(self.knocking.drain(..100));
         for raw in &mut self.knocking {
-            assert_eq!(raw.answer().await.status, 101, "its turn comes");
+            assert_eq!(
+                raw.answer().await.status,
+                101,
+                "a waiting connection was not served"
+            );
         }
         let mut newcomer = Client::connect(&self.server, "room").await;
         assert_eq!(newcomer.init.len(), self.shown.len());
@@ -87,21 +91,21 @@ impl Scene {
 #[tokio::test]
 async fn at_the_limit_accepting_pauses_and_resumes_and_all_ops_are_kept() {
     let mut scene = Scene::new(Setup::new()).await;
-    scene.check_the_pair_goes_on("at the limit").await;
+    scene.check_pair_still_works("at the limit").await;
     scene.check_accepting_resumes().await;
-    scene.check_the_pair_goes_on("after it").await;
+    scene.check_pair_still_works("after it").await;
     scene.check_nothing_lost().await;
 }
 
 #[tokio::test]
-async fn a_pause_that_lasts_is_warned_of_now_and_then_and_not_at_every_try() {
+async fn a_long_pause_is_logged_occasionally_and_not_at_every_attempt() {
     let begun = Instant::now();
     let mut scene = Scene::new(Setup::new().shards(1)).await;
     let paused = Instant::now();
     // Enough for at least ten attempts, with a pause of 100 ms after each.
     for round in 0.. {
         scene
-            .check_the_pair_goes_on(&format!("round {round}"))
+            .check_pair_still_works(&format!("round {round}"))
             .await;
         if paused.elapsed() > Duration::from_millis(1500) {
             break;
@@ -117,7 +121,7 @@ async fn a_pause_that_lasts_is_warned_of_now_and_then_and_not_at_every_try() {
 }
 
 #[tokio::test]
-async fn a_log_that_fails_at_the_limit_is_opened_again_when_there_are_descriptors() {
+async fn a_log_that_fails_at_the_limit_is_reopened_once_descriptors_are_free() {
     let setup = Setup::new().shards(1);
     let mut scene = Scene::new(setup).await;
     let pid = scene.server.pid();
@@ -131,12 +135,12 @@ async fn a_log_that_fails_at_the_limit_is_opened_again_when_there_are_descriptor
     scene.writer = Client::connect_at_last(&scene.server, "room").await;
     scene.witness = Client::connect(&scene.server, "room").await;
     assert_eq!(scene.writer.init, scene.shown);
-    scene.check_the_pair_goes_on("after it").await;
+    scene.check_pair_still_works("after it").await;
     scene.check_nothing_lost().await;
 }
 
 #[tokio::test]
-async fn a_server_that_starts_with_a_low_limit_refuses_with_503_before_it_is_reached() {
+async fn with_a_low_limit_clients_get_503_before_it_is_reached() {
     let server = Setup::new().open_files_limit(200).start().await;
     let mut members = Vec::new();
     let refusal = loop {
@@ -149,11 +153,15 @@ async fn a_server_that_starts_with_a_low_limit_refuses_with_503_before_it_is_rea
     };
     assert_eq!(refusal.status, 503, "{refusal:?}");
     assert!(refusal.header("retry-after").is_some());
-    assert!(members.len() > 20, "only {} came in", members.len());
+    assert!(
+        members.len() > 20,
+        "only {} clients were admitted",
+        members.len()
+    );
     let open = server.open_files_count();
     assert!(
         open < 150,
-        "{open} of 200 files are open, and no more are let in"
+        "{open} of 200 files are open while connections are refused"
     );
     assert!(
         !server.log().contains("accepting connections is paused"),
@@ -162,7 +170,7 @@ async fn a_server_that_starts_with_a_low_limit_refuses_with_503_before_it_is_rea
     );
 
     members.truncate(10);
-    eventually("a place is free again", async || {
+    eventually("a slot is free again", async || {
         let mut raw = Raw::connect(server.addr()).await;
         let answer = raw.handshake(&Server::sync_path("room"), "").await;
         (answer.status == 101).then_some(())
@@ -171,15 +179,15 @@ async fn a_server_that_starts_with_a_low_limit_refuses_with_503_before_it_is_rea
 }
 
 #[tokio::test]
-async fn a_limit_of_open_files_that_is_too_low_to_serve_refuses_the_start() {
+async fn an_open_files_limit_too_low_to_serve_prevents_startup() {
     for (limit, shards) in [(6, 1), (10, 2), (20, 2), (64, 1), (128, 2), (200, 32)] {
         let setup = Setup::new().shards(shards).open_files_limit(limit);
         let outcome = setup.run().await;
         let line = outcome.expect_refusal();
         let (limit, shards) = (limit.to_string(), shards.to_string());
         for word in ["ulimit -n", &limit, &shards] {
-            assert!(line.contains(word), "the line has {word:?}: {line}");
+            assert!(line.contains(word), "{word:?} is missing in: {line}");
         }
-        assert!(!setup.data_dir().exists(), "nothing was touched: {line}");
+        assert!(!setup.data_dir().exists(), "something was changed: {line}");
     }
 }

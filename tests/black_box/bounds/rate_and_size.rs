@@ -11,9 +11,9 @@ use tokio_tungstenite::tungstenite::Message;
 /// Returns the number of refusals by the limit `name`, summed over all shards.
 async fn refused(server: &Server, name: &str) -> u64 {
     let stats = server.get("/console/stats.json").await.json();
-    let shards = stats["shards"].as_array().expect("a list of shards");
+    let shards = stats["shards"].as_array().expect("shards is an array");
     let counts = shards.iter().map(|shard| shard["refused"][name].as_u64());
-    counts.map(|count| count.expect("a figure")).sum()
+    counts.map(|count| count.expect("a numeric stat")).sum()
 }
 
 /// Expects an error with this code about this op and returns its message.
@@ -24,7 +24,10 @@ async fn expect_refusal(client: &mut Client, code: u16, op: &Op) -> String {
     assert_eq!(payload["code"], code, "{message}");
     assert_eq!(payload["key"], op.key.as_str(), "{message}");
     assert_eq!(payload["timestamp"], op.timestamp, "{message}");
-    payload["message"].as_str().expect("a text").to_owned()
+    payload["message"]
+        .as_str()
+        .expect("the message is a string")
+        .to_owned()
 }
 
 // ---- messages per second ----
@@ -42,13 +45,13 @@ async fn refused_keys(client: &mut Client) -> BTreeSet<String> {
             return keys;
         };
         assert_eq!(payload["code"], 429, "{message}");
-        assert!(keys.insert(key.clone()), "{key} is refused once");
+        assert!(keys.insert(key.clone()), "{key} is refused more than once");
     }
 }
 
 /// P39, P48.
 #[tokio::test]
-async fn a_burst_over_the_rate_is_refused_op_by_op_and_may_be_sent_again() {
+async fn a_burst_over_the_rate_is_refused_per_op_and_may_be_resent() {
     let setup = Setup::new().env("ETHERPLY_MAX_OPS_PER_SECOND", "50");
     let server = setup.args(&["--console"]).start().await;
     let mut reader = Client::connect(&server, "room").await;
@@ -61,12 +64,18 @@ async fn a_burst_over_the_rate_is_refused_op_by_op_and_may_be_sent_again() {
     }
     let keys = refused_keys(&mut writer).await;
     let (kept_out, taken): (Vec<&Op>, Vec<&Op>) = ops.iter().partition(|op| keys.contains(&op.key));
-    assert!(!kept_out.is_empty(), "400 at once are over the rate");
-    assert!(taken.len() >= 100, "two seconds' worth may come at once");
+    assert!(
+        !kept_out.is_empty(),
+        "400 ops at once did not exceed the rate"
+    );
+    assert!(
+        taken.len() >= 100,
+        "a burst of two seconds was not accepted"
+    );
     for op in taken {
         reader.expect_op(op).await;
     }
-    eventually("a refused op is taken", async || {
+    eventually("a refused op is accepted", async || {
         writer.send_op(kept_out[0]).await;
         refused_keys(&mut writer).await.is_empty().then_some(())
     })
@@ -78,7 +87,7 @@ async fn a_burst_over_the_rate_is_refused_op_by_op_and_may_be_sent_again() {
 
 /// P39, P78.
 #[tokio::test]
-async fn who_goes_on_over_the_rate_is_closed_with_1008_and_may_come_back() {
+async fn a_client_that_stays_over_the_rate_is_closed_with_1008_and_may_reconnect() {
     let server = Server::start_with(&["--max-ops-per-second=1", "--console"]).await;
     let mut other = Client::connect(&server, "room").await;
     let mut flooder = Client::connect(&server, "room").await;
@@ -89,22 +98,25 @@ async fn who_goes_on_over_the_rate_is_closed_with_1008_and_may_come_back() {
             break;
         }
     }
-    let mut told = 0;
+    let mut refused_count = 0;
     let reason = loop {
         match flooder.event().await {
             Event::Text(text) => {
                 assert!(text.contains("\"code\":429"), "{text}");
-                told += 1;
+                refused_count += 1;
             }
             Event::Close(code, reason) => {
                 assert_eq!(code, 1008);
                 break reason;
             }
-            Event::Lost(error) => panic!("a close frame was due, not {error}"),
+            Event::Lost(error) => panic!("expected a close frame, got {error}"),
         }
     };
     assert_eq!(reason, "too many messages");
-    assert!((256..2000).contains(&told), "{told} were told");
+    assert!(
+        (256..2000).contains(&refused_count),
+        "{refused_count} ops were refused"
+    );
     assert_eq!(refused(&server, "closed_by_policy").await, 1);
     // No other client was disturbed, and a new connection has a rate of its own.
     other.expect_op(&op).await;
@@ -117,7 +129,7 @@ async fn who_goes_on_over_the_rate_is_closed_with_1008_and_may_come_back() {
 
 /// P38, P48, P49.
 #[tokio::test]
-async fn an_op_that_makes_a_workspace_too_large_is_refused_with_what_stays() {
+async fn an_op_that_makes_a_workspace_too_large_is_refused_with_the_current_value() {
     let mut server =
         Server::start_with(&["--max-workspace-bytes=1000", "--drain-ms=100", "--console"]).await;
     let mut reader = Client::connect(&server, "room").await;
@@ -172,7 +184,7 @@ async fn an_op_that_makes_a_workspace_too_large_is_refused_with_what_stays() {
 
 /// P12.
 #[tokio::test]
-async fn a_full_workspace_takes_nobody_until_one_goes() {
+async fn a_full_workspace_admits_nobody_until_a_client_leaves() {
     for shards in [1, 3] {
         let setup = Setup::new().shards(shards);
         let arguments = ["--max-connections-per-workspace=2", "--console"];
@@ -194,7 +206,7 @@ async fn a_full_workspace_takes_nobody_until_one_goes() {
         assert_eq!(refused(&server, "connections_by_workspace").await, 5);
         let _elsewhere = Client::connect(&server, "hall").await;
         first.close().await;
-        eventually("there is room again", async || {
+        eventually("there is space again", async || {
             let path = Server::sync_path("room");
             (server.handshake(&path).await.status == 101).then_some(())
         })
@@ -206,7 +218,7 @@ async fn a_full_workspace_takes_nobody_until_one_goes() {
 
 /// P12.
 #[tokio::test]
-async fn handshakes_over_the_rate_are_put_off() {
+async fn handshakes_over_the_rate_are_refused_until_later() {
     let setup = Setup::new().shards(1);
     let arguments = ["--max-handshakes-per-second=5", "--console"];
     let server = setup.args(&arguments).start().await;
@@ -229,7 +241,7 @@ async fn handshakes_over_the_rate_are_put_off() {
     // Members are not affected, and later handshakes are within the rate again.
     member.write("k", json!(1)).await;
     member.expect_no_answer().await;
-    eventually("a handshake is taken again", async || {
+    eventually("a handshake is accepted again", async || {
         (server.handshake(&path).await.status == 101).then_some(())
     })
     .await;

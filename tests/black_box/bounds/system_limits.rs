@@ -21,9 +21,12 @@ fn of_user(user: &str, limit: &str) -> Option<Setup> {
         return None;
     }
     let setup = Setup::new();
-    let folder = setup.data_dir().parent().expect("it has a parent");
+    let folder = setup
+        .data_dir()
+        .parent()
+        .expect("the directory has a parent");
     let everyone = std::fs::Permissions::from_mode(0o777);
-    std::fs::set_permissions(folder, everyone).expect("the folder is ours");
+    std::fs::set_permissions(folder, everyone).expect("the test owns the folder");
     let no_capability = ["--inh-caps=-all", "--bounding-set=-all"];
     let of_user = [
         "setpriv",
@@ -63,7 +66,7 @@ async fn doctor(setup: &Setup, shards: &str) -> (Outcome, Vec<String>, String) {
         .run_only(&[&arguments[..], &["--data-dir", &data_dir]].concat())
         .await;
     let report: Value = serde_json::from_str(&outcome.stdout).expect("JSON");
-    let checks = report["checks"].as_array().expect("checks are a list");
+    let checks = report["checks"].as_array().expect("checks is an array");
     let is_it = |check: &&Value| check["check"] == "io_uring" || check["check"] == "locked memory";
     let found: Vec<&Value> = checks.iter().filter(is_it).collect();
     let verdicts = found.iter().map(|check| check["verdict"].to_string());
@@ -72,8 +75,7 @@ async fn doctor(setup: &Setup, shards: &str) -> (Outcome, Vec<String>, String) {
 }
 
 #[tokio::test]
-async fn where_the_rings_may_lock_too_little_the_start_and_the_doctor_name_the_limit_and_the_need()
-{
+async fn a_memlock_limit_that_is_too_low_is_named_with_the_need_at_startup_and_by_the_doctor() {
     let Some(setup) = of_user("64121", "--memlock=262144:262144") else {
         return;
     };
@@ -90,7 +92,7 @@ async fn where_the_rings_may_lock_too_little_the_start_and_the_doctor_name_the_l
         "ulimit -l",
         "--shards",
     ] {
-        assert!(text.contains(word), "it says {word:?}: {text}");
+        assert!(text.contains(word), "expected {word:?} in: {text}");
     }
     let refused = setup.clone().shards(4).run().await;
     let line = refused.expect_refusal();
@@ -102,14 +104,14 @@ async fn where_the_rings_may_lock_too_little_the_start_and_the_doctor_name_the_l
         "--ulimit memlock=",
         "--shards",
     ] {
-        assert!(line.contains(word), "it says {word:?}: {line}");
+        assert!(line.contains(word), "expected {word:?} in: {line}");
     }
     let need = format!("{} KiB", 4 * ring_kib);
-    assert!(line.contains(&need), "it says {need:?}: {line}");
+    assert!(line.contains(&need), "expected {need:?} in: {line}");
 }
 
 #[tokio::test]
-async fn a_server_starts_where_its_rings_may_lock_just_what_they_need() {
+async fn a_server_starts_with_a_memlock_limit_that_is_just_enough() {
     // Plus a little for the small rings that are tried first.
     let limit = 2 * ring_kib().unwrap_or(0) * 1024 + 48 * 1024;
     let Some(setup) = of_user("64122", &format!("--memlock={limit}:{limit}")) else {
@@ -124,7 +126,7 @@ async fn a_server_starts_where_its_rings_may_lock_just_what_they_need() {
 // ---- threads ----
 
 #[tokio::test]
-async fn a_thread_that_cannot_be_started_ends_the_start_with_the_limit_and_the_remedy() {
+async fn a_thread_that_cannot_be_spawned_aborts_startup_with_the_limit_and_a_remedy() {
     for (limit, shards) in [("1", 1), ("3", 4), ("5", 4)] {
         let Some(setup) = of_user("64123", &format!("--nproc={limit}:{limit}")) else {
             return;
@@ -139,15 +141,17 @@ async fn a_thread_that_cannot_be_started_ends_the_start_with_the_limit_and_the_r
             "LimitNPROC=",
             "--pids-limit",
         ] {
-            assert!(line.contains(word), "it says {word:?}: {line}");
+            assert!(line.contains(word), "expected {word:?} in: {line}");
         }
     }
 }
 
 #[tokio::test]
-async fn many_more_shards_than_cores_are_warned_of_with_what_they_cost() {
-    let cores = available_parallelism().expect("a number of cores").get();
-    let shards = u32::try_from(4 * cores + 1).expect("not so many cores");
+async fn many_more_shards_than_cores_cause_a_warning_with_their_cost() {
+    let cores = available_parallelism()
+        .expect("the number of cores is known")
+        .get();
+    let shards = u32::try_from(4 * cores + 1).expect("the number of shards fits in 32 bits");
     let server = Setup::new().shards(shards).start().await;
     let shards = format!("{shards} shards on {cores} cores");
     server
@@ -160,7 +164,7 @@ async fn many_more_shards_than_cores_are_warned_of_with_what_they_cost() {
 // ---- the size of files ----
 
 #[tokio::test]
-async fn a_limit_of_file_sizes_is_as_a_full_disk_and_ends_no_process() {
+async fn a_file_size_limit_acts_like_a_full_disk_and_kills_no_process() {
     // The limit is in blocks of 512 bytes: a segment has room for two and a half of the ops below.
     let setup = Setup::new().shards(1).prepared("ulimit -f 2048");
     let mut server = setup.start().await;
@@ -180,19 +184,19 @@ async fn a_limit_of_file_sizes_is_as_a_full_disk_and_ends_no_process() {
                     failures += 1;
                     break;
                 }
-                event => panic!("the op or a close with 1011 was due, not {event:?}"),
+                event => panic!("expected the op or a close with 1011, got {event:?}"),
             }
         }
     }
-    assert!(failures > 0, "the limit was reached");
+    assert!(failures > 0, "the limit was never reached");
     server.until_ready_is(200).await;
     server.kill9();
     let server = Setup::new().in_data_dir(server.data_dir()).start().await;
     let state = state_of(&server, "room").await;
     for key in shown.keys() {
-        assert!(state.contains_key(key), "{key} was shown");
+        assert!(state.contains_key(key), "{key} was delivered but is lost");
     }
-    assert!(!shown.is_empty(), "some were shown");
+    assert!(!shown.is_empty(), "no op was delivered");
 }
 
 // ---- the standard streams ----
@@ -207,7 +211,7 @@ fn without_reader(setup: Setup) -> (Setup, tempfile::TempDir) {
 }
 
 #[tokio::test]
-async fn a_server_whose_stdout_cannot_be_written_says_so_once_and_serves() {
+async fn a_server_with_an_unwritable_stdout_reports_it_once_and_serves() {
     let (closed, _folder) = without_reader(Setup::new());
     for setup in [Setup::new().prepared("exec >/dev/full"), closed] {
         let mut server: Server = setup.start_reading().await;
@@ -228,7 +232,7 @@ async fn a_server_whose_stdout_cannot_be_written_says_so_once_and_serves() {
 }
 
 #[tokio::test]
-async fn a_command_whose_output_cannot_be_written_fails_and_one_that_nobody_reads_does_not() {
+async fn a_command_fails_on_unwritable_output_but_not_on_a_closed_pipe() {
     let server = Server::start().await;
     let mut writer = Client::connect(&server, "room").await;
     let mut witness = Client::connect(&server, "room").await;
@@ -265,7 +269,7 @@ async fn a_command_whose_output_cannot_be_written_fails_and_one_that_nobody_read
         assert_eq!(outcome.code, Some(1), "{command:?}: {outcome:?}");
         let lines: Vec<&str> = outcome.stderr.lines().collect();
         let [line] = lines[..] else {
-            panic!("{command:?} says one line: {outcome:?}");
+            panic!("{command:?} does not print exactly one line: {outcome:?}");
         };
         let words = ["error:", "output", "No space left on device"];
         assert!(
@@ -284,7 +288,7 @@ async fn a_command_whose_output_cannot_be_written_fails_and_one_that_nobody_read
 }
 
 #[tokio::test]
-async fn an_error_that_stderr_does_not_take_is_still_an_exit_code() {
+async fn an_error_that_cannot_be_printed_still_sets_the_exit_code() {
     let full = Setup::new().prepared("exec 2>/dev/full");
     for (command, code) in [
         (&["serve", "--port", "x"][..], 2),

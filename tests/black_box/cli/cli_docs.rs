@@ -49,12 +49,16 @@ async fn flags_by_command() -> BTreeMap<Vec<String>, Vec<String>> {
         waiting.extend(children);
         found.insert(words, flags);
     }
-    assert!(found.len() > 10, "commands and theirs: {:?}", found.keys());
+    assert!(
+        found.len() > 10,
+        "only these commands were found: {:?}",
+        found.keys()
+    );
     found
 }
 
 #[tokio::test]
-async fn each_command_has_a_page_with_each_of_its_flags() {
+async fn each_command_has_a_man_page_with_all_its_flags() {
     let folder = TempDir::new().expect("a temporary folder");
     let path = folder.path().display().to_string();
     let written = Setup::new().run_only(&["manual", &path]).await;
@@ -64,41 +68,47 @@ async fn each_command_has_a_page_with_each_of_its_flags() {
         let name = [&["etherply".to_owned()], &words[..]].concat().join("-");
         let page = std::fs::read_to_string(folder.path().join(format!("{name}.1")));
         // A manual page puts a backslash in front of a dash.
-        let page = page.expect("there is a page").replace("\\-", "-");
+        let page = page.expect("the page exists").replace("\\-", "-");
         for flag in flags {
-            assert!(page.contains(flag.as_str()), "{name}(1) has {flag}");
+            assert!(page.contains(flag.as_str()), "{name}(1) lacks {flag}");
         }
         let names_a_variable = page.contains("ETHERPLY_DATA_DIR");
         let takes_it = flags.contains(&"--data-dir".to_owned());
-        assert_eq!(names_a_variable, takes_it, "{name}(1) and variables");
+        assert_eq!(names_a_variable, takes_it, "{name}(1) and its variables");
     }
-    let pages = std::fs::read_dir(folder.path()).expect("the folder is there");
+    let pages = std::fs::read_dir(folder.path()).expect("the folder exists");
     assert_eq!(pages.count(), by_command.len());
 }
 
 #[tokio::test]
-async fn completions_have_each_command_and_each_flag() {
+async fn completions_include_every_command_and_flag() {
     let by_command = flags_by_command().await;
     for shell in ["bash", "zsh", "fish"] {
         let script = Setup::new().run_only(&["completions", shell]).await;
         assert_eq!(script.code, Some(0), "{script:?}");
         for (words, flags) in &by_command {
             let last = words.last().map_or("etherply", String::as_str);
-            assert!(script.stdout.contains(last), "{shell} has {last}");
+            assert!(
+                script.stdout.contains(last),
+                "{shell} completions lack {last}"
+            );
             for flag in flags {
                 let spelled = match shell {
                     // fish lists a flag without its dashes.
                     "fish" => format!("-l {}", flag.trim_start_matches('-')),
                     _ => flag.clone(),
                 };
-                assert!(script.stdout.contains(&spelled), "{shell} has {flag}");
+                assert!(
+                    script.stdout.contains(&spelled),
+                    "{shell} completions lack {flag}"
+                );
             }
         }
     }
 }
 
 #[tokio::test]
-async fn bash_completes_a_flag_by_them() {
+async fn bash_completes_a_flag() {
     let script = Setup::new().run_only(&["completions", "bash"]).await.stdout;
     let completed = format!(
         "{script}\nCOMP_WORDS=(etherply serve --max-m) COMP_CWORD=2\n\
@@ -111,13 +121,13 @@ async fn bash_completes_a_flag_by_them() {
 }
 
 #[tokio::test]
-async fn a_folder_that_is_not_there_is_told() {
+async fn a_missing_folder_is_reported() {
     let outcome = Setup::new().run_only(&["manual", "/nowhere/at/all"]).await;
     assert!(outcome.expect_refusal().contains("/nowhere/at/all"));
 }
 
 #[tokio::test]
-async fn an_unknown_shell_is_told_which_there_are() {
+async fn the_error_for_an_unknown_shell_lists_the_known_ones() {
     let outcome = Setup::new().run_only(&["completions", "ksh"]).await;
     assert_eq!(outcome.code, Some(2));
     assert!(outcome.stderr.contains("bash"), "{}", outcome.stderr);

@@ -11,7 +11,7 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-const FLAGS: [&str; 21] = [
+const FLAGS: [&str; 24] = [
     "--admin-host",
     "--admin-port",
     "--metrics-public",
@@ -25,7 +25,10 @@ const FLAGS: [&str; 21] = [
     "--outbox-max-bytes",
     "--max-message-bytes",
     "--max-connections",
+    "--presence-interval-ms",
+    "--max-presence-bytes",
     "--max-future-skew",
+    "--tombstone-retention",
     "--drain-ms",
     "--no-pin",
     "--log-level",
@@ -38,11 +41,11 @@ const FLAGS: [&str; 21] = [
 // ---- help ----
 
 #[tokio::test]
-async fn help_names_each_flag_its_variable_and_its_default() {
+async fn help_lists_each_flag_with_its_variable_and_default() {
     let help = Setup::new().run_only(&["serve", "--help"]).await;
     assert_eq!(help.code, Some(0));
     for flag in FLAGS {
-        assert!(help.stdout.contains(flag), "--help names {flag}");
+        assert!(help.stdout.contains(flag), "--help does not list {flag}");
         if flag != "--help" {
             let variable = format!(
                 "ETHERPLY_{}",
@@ -50,7 +53,10 @@ async fn help_names_each_flag_its_variable_and_its_default() {
                     .replace('-', "_")
                     .to_uppercase()
             );
-            assert!(help.stdout.contains(&variable), "--help names {variable}");
+            assert!(
+                help.stdout.contains(&variable),
+                "--help does not list {variable}"
+            );
         }
     }
     for word in [
@@ -65,16 +71,19 @@ async fn help_names_each_flag_its_variable_and_its_default() {
         "none",
         "ETHERPLY_JWT_SECRET",
     ] {
-        assert!(help.stdout.contains(word), "--help says {word}");
+        assert!(help.stdout.contains(word), "--help does not say {word}");
     }
 }
 
 #[tokio::test]
-async fn help_of_the_program_names_its_commands() {
+async fn top_level_help_lists_the_commands() {
     let help = Setup::new().run_only(&["--help"]).await;
     assert_eq!(help.code, Some(0));
     for command in ["serve", "token", "log", "doctor"] {
-        assert!(help.stdout.contains(command), "--help names {command}");
+        assert!(
+            help.stdout.contains(command),
+            "--help does not list {command}"
+        );
     }
 }
 
@@ -86,7 +95,7 @@ fn expect_usage_error(outcome: &Outcome, words: &[&str]) {
     let first = outcome.stderr.lines().next().unwrap_or_default();
     assert!(
         words.iter().all(|word| first.contains(word)),
-        "one line names {words:?}: {}",
+        "no single line contains {words:?}: {}",
         outcome.stderr
     );
     assert!(!outcome.stderr.contains("panicked"), "{}", outcome.stderr);
@@ -94,7 +103,7 @@ fn expect_usage_error(outcome: &Outcome, words: &[&str]) {
 
 #[tokio::test]
 async fn a_wrong_value_is_one_line_that_names_the_flag_what_it_got_and_what_it_takes() {
-    let cases: [(&str, &str, &[&str]); 14] = [
+    let cases: [(&str, &str, &[&str]); 15] = [
         ("--port", "http", &[]),
         ("--port", "65536", &["65535"]),
         ("--host", "nowhere at all", &[]),
@@ -107,6 +116,7 @@ async fn a_wrong_value_is_one_line_that_names_the_flag_what_it_got_and_what_it_t
         ("--max-message-bytes", "huge", &[]),
         ("--max-connections", "0", &["1"]),
         ("--max-future-skew", "a day", &["24h"]),
+        ("--tombstone-retention", "0s", &["1s", "7days"]),
         ("--log-level", "loud", &["info"]),
         ("--log-format", "xml", &["text", "json"]),
     ];
@@ -127,7 +137,7 @@ async fn an_unknown_flag_or_command_is_a_usage_error() {
 // ---- variables ----
 
 #[tokio::test]
-async fn every_setting_may_come_from_a_variable() {
+async fn every_setting_can_come_from_a_variable() {
     let setup = Setup::new()
         .env("ETHERPLY_HOST", "127.0.0.1")
         .env("ETHERPLY_PORT", "0")
@@ -147,18 +157,18 @@ async fn every_setting_may_come_from_a_variable() {
     assert_eq!(
         server.handshake(&Server::sync_path("room")).await.status,
         503,
-        "ETHERPLY_MAX_CONNECTIONS holds"
+        "ETHERPLY_MAX_CONNECTIONS has no effect"
     );
     client.send_text(&"x".repeat(2001)).await;
     assert_eq!(
         client.close_code().await,
         1009,
-        "ETHERPLY_MAX_MESSAGE_BYTES holds"
+        "ETHERPLY_MAX_MESSAGE_BYTES has no effect"
     );
 }
 
 #[tokio::test]
-async fn the_data_directory_may_come_from_a_variable() {
+async fn the_data_directory_can_come_from_a_variable() {
     let folder = tempfile::TempDir::new().expect("a temporary folder");
     let data_dir = folder.path().join("from a variable");
     let server = Setup::new()
@@ -170,7 +180,7 @@ async fn the_data_directory_may_come_from_a_variable() {
 }
 
 #[tokio::test]
-async fn a_flag_wins_over_its_variable() {
+async fn a_flag_overrides_its_variable() {
     let server = Setup::new()
         .env("ETHERPLY_MAX_MESSAGE_BYTES", "100")
         .args(&["--max-message-bytes", "5000"])
@@ -192,14 +202,14 @@ fn free_port() -> u16 {
 }
 
 #[tokio::test]
-async fn the_variable_port_sets_the_port_too() {
+async fn the_port_variable_also_sets_the_port() {
     let port = free_port();
     let server = Setup::new().env("PORT", &port.to_string()).start().await;
     assert_eq!(server.addr().port(), port);
 }
 
 #[tokio::test]
-async fn the_flag_port_sets_the_port() {
+async fn the_port_flag_sets_the_port() {
     let port = free_port();
     let server = Setup::new()
         .args(&["--port", &port.to_string()])
@@ -211,7 +221,7 @@ async fn the_flag_port_sets_the_port() {
 // ---- the secret ----
 
 #[tokio::test]
-async fn without_a_secret_it_refuses_to_start_and_says_how_to_give_one() {
+async fn without_a_secret_the_server_refuses_to_start_and_says_how_to_set_one() {
     for setup in [
         Setup::new().without_envs(),
         Setup::new().without_envs().env("ETHERPLY_JWT_SECRET", ""),
@@ -221,7 +231,7 @@ async fn without_a_secret_it_refuses_to_start_and_says_how_to_give_one() {
         for way in ["ETHERPLY_JWT_SECRET", "--jwt-secret-file"] {
             assert!(
                 outcome.stderr.contains(way),
-                "it names {way}: {}",
+                "the message does not name {way}: {}",
                 outcome.stderr
             );
         }
@@ -239,11 +249,11 @@ async fn a_secret_is_never_a_plain_flag() {
 }
 
 #[tokio::test]
-async fn a_secret_may_come_from_a_file_whose_last_line_break_is_not_part_of_it() {
+async fn a_secret_can_come_from_a_file_without_its_final_line_break() {
     let folder = tempfile::TempDir::new().expect("a temporary folder");
     for text in [SECRET.to_string(), format!("{SECRET}\n")] {
         let path = folder.path().join("secret");
-        std::fs::write(&path, text).expect("a file can be written");
+        std::fs::write(&path, text).expect("the file can be written");
         let setup = Setup::new()
             .without_envs()
             .args(&["--jwt-secret-file", &path.display().to_string()]);
@@ -263,7 +273,7 @@ async fn a_secret_may_come_from_a_file_whose_last_line_break_is_not_part_of_it()
 }
 
 #[tokio::test]
-async fn a_secret_under_32_bytes_gives_a_warning_and_one_of_32_none() {
+async fn a_secret_under_32_bytes_causes_a_warning() {
     for (secret, is_short) in [
         ("only a few bytes".to_string(), true),
         ("x".repeat(31), true),
@@ -281,7 +291,7 @@ async fn a_secret_under_32_bytes_gives_a_warning_and_one_of_32_none() {
                 .await
                 .status,
             101,
-            "it works all the same"
+            "the token is not accepted"
         );
         server.stop().await;
         let warned = server.log().lines().any(|line| line.contains("32 bytes"));
@@ -296,7 +306,7 @@ async fn a_secret_under_32_bytes_gives_a_warning_and_one_of_32_none() {
 }
 
 #[tokio::test]
-async fn secrets_and_tokens_never_appear_in_output_or_log() {
+async fn secrets_and_tokens_never_appear_in_output_or_logs() {
     for format in ["text", "json"] {
         let setup = Setup::new().env("ETHERPLY_JWT_SECRET_PREVIOUS", OTHER_SECRET);
         let mut server = setup
@@ -330,7 +340,7 @@ async fn secrets_and_tokens_never_appear_in_output_or_log() {
             .await;
         server.stop().await;
         let log = server.log();
-        assert!(!log.is_empty(), "there is a log to look into");
+        assert!(!log.is_empty(), "the log is empty");
         for hidden in [
             SECRET,
             OTHER_SECRET,
@@ -349,7 +359,7 @@ fn last_part(token: &str) -> &str {
 }
 
 #[tokio::test]
-async fn json_logs_are_one_object_a_line() {
+async fn json_logs_are_one_object_per_line() {
     let mut server = Server::start_with(&["--log-format", "json", "--log-level", "debug"]).await;
     Client::connect(&server, "room").await.close().await;
     server.stop().await;
@@ -361,7 +371,7 @@ async fn json_logs_are_one_object_a_line() {
 }
 
 #[tokio::test]
-async fn there_is_no_line_of_the_log_for_each_op() {
+async fn ops_are_not_logged_individually() {
     let mut server = Server::start().await;
     let mut sender = Client::connect(&server, "room").await;
     let mut other = Client::connect(&server, "room").await;
@@ -399,7 +409,7 @@ async fn check_url_works(server: &Server, url: &str) {
     let prefix = format!("ws://{}", server.addr());
     let path = url
         .strip_prefix(&prefix)
-        .unwrap_or_else(|| panic!("{url} begins with {prefix}"));
+        .unwrap_or_else(|| panic!("{url} does not start with {prefix}"));
     assert!(path.starts_with("/v1/sync/demo?token="), "{url}");
     let mut one = Client::connect_path(server, path).await;
     let mut two = Client::connect_path(server, path).await;
@@ -408,36 +418,42 @@ async fn check_url_works(server: &Server, url: &str) {
 }
 
 #[tokio::test]
-async fn dev_prints_a_url_that_works_as_it_is_with_a_secret_of_its_own() {
+async fn dev_prints_a_working_url_and_generates_its_own_secret() {
     let (server, url) = dev_server(Setup::new().without_envs()).await;
     check_url_works(&server, &url).await;
     assert_eq!(
         server.handshake(&Server::sync_path("demo")).await.status,
         401,
-        "its secret is its own"
+        "another secret is accepted"
     );
     let (_other, other_url) = dev_server(Setup::new().without_envs()).await;
     assert_ne!(
         last_part(&url),
         last_part(&other_url),
-        "and another one in each data directory"
+        "two data directories share a secret"
     );
 }
 
 #[tokio::test]
-async fn a_token_of_dev_is_good_after_a_restart() {
+async fn a_dev_token_is_still_valid_after_a_restart() {
     let setup = Setup::new().without_envs();
     let (mut server, url) = dev_server(setup.clone()).await;
     let path = url.split_once("/v1/").expect("a path").1;
     let path = format!("/v1/{path}");
     let file = setup.data_dir().join("dev-secret");
-    let secret = std::fs::read_to_string(&file).expect("the secret is in the data directory");
-    assert!(secret.trim().len() >= 64, "32 random bytes in hex");
+    let secret = std::fs::read_to_string(&file).expect("the secret file exists");
+    assert!(
+        secret.trim().len() >= 64,
+        "the secret is not 32 random bytes in hex"
+    );
     assert_eq!(mode_of(&file), 0o600);
     for _ in 0..2 {
         server.kill9();
         let log = server.log();
-        assert!(!log.contains(secret.trim()), "it is never printed: {log}");
+        assert!(
+            !log.contains(secret.trim()),
+            "the secret was printed: {log}"
+        );
         let (next, next_url) = dev_server(setup.clone()).await;
         server = next;
         assert_eq!(server.handshake(&path).await.status, 101);
@@ -446,7 +462,10 @@ async fn a_token_of_dev_is_good_after_a_restart() {
             server.handshake(&format!("/v1/{next_path}")).await.status,
             101
         );
-        assert_eq!(std::fs::read_to_string(&file).expect("it stays"), secret);
+        assert_eq!(
+            std::fs::read_to_string(&file).expect("the secret file still exists"),
+            secret
+        );
     }
     // A token can be created from a second terminal, too.
     let file = file.display().to_string();
@@ -462,7 +481,7 @@ async fn a_token_of_dev_is_good_after_a_restart() {
 }
 
 #[tokio::test]
-async fn a_secret_of_dev_that_others_can_read_is_warned_of_and_a_bad_one_is_refused() {
+async fn a_dev_secret_readable_by_others_causes_a_warning_and_a_bad_one_is_refused() {
     let setup = Setup::new().without_envs();
     let (mut server, _) = dev_server(setup.clone()).await;
     assert!(
@@ -472,12 +491,12 @@ async fn a_secret_of_dev_that_others_can_read_is_warned_of_and_a_bad_one_is_refu
     );
     server.stop().await;
     let file = setup.data_dir().join("dev-secret");
-    std::fs::set_permissions(&file, Permissions::from_mode(0o644)).expect("it is ours");
+    std::fs::set_permissions(&file, Permissions::from_mode(0o644)).expect("the test owns the file");
     let (mut server, _) = dev_server(setup.clone()).await;
     server.log_line(&["dev-secret", "chmod 600"]).await;
     server.stop().await;
     for content in ["", "\n"] {
-        std::fs::write(&file, content).expect("it is ours");
+        std::fs::write(&file, content).expect("the test owns the file");
         let outcome = setup.clone().args(&["--dev"]).run().await;
         let line = outcome.expect_refusal();
         assert!(line.contains("dev-secret is empty"), "{line}");
@@ -486,10 +505,10 @@ async fn a_secret_of_dev_that_others_can_read_is_warned_of_and_a_bad_one_is_refu
 }
 
 #[tokio::test]
-async fn the_token_of_dev_follows_a_secret_that_changes() {
+async fn the_dev_token_follows_a_changed_secret() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("secret");
-    std::fs::write(&file, SECRET).expect("a file can be written");
+    std::fs::write(&file, SECRET).expect("the file can be written");
     let file = file.display().to_string();
     let setup = Setup::new()
         .without_envs()
@@ -497,15 +516,15 @@ async fn the_token_of_dev_follows_a_secret_that_changes() {
     let (server, url) = dev_server(setup).await;
     let mut token = url.split_once("token=").expect("a token").1.to_owned();
     for secret in [OTHER_SECRET, SECRET] {
-        std::fs::write(&file, secret).expect("a file can be written");
+        std::fs::write(&file, secret).expect("the file can be written");
         server.signal(Signal::HUP);
-        token = eventually("the console is given another token", async || {
+        token = eventually("the console receives another token", async || {
             let session = server.get("/console/session.json").await.json();
             let next = session["token"].as_str().expect("a token").to_owned();
             (next != token).then_some(next)
         })
         .await;
-        eventually("that token is good", async || {
+        eventually("that token is accepted", async || {
             let path = format!("/v1/sync/demo?token={token}");
             (server.handshake(&path).await.status == 101).then_some(())
         })
@@ -514,7 +533,7 @@ async fn the_token_of_dev_follows_a_secret_that_changes() {
 }
 
 #[tokio::test]
-async fn the_log_tools_know_the_secret_of_dev() {
+async fn the_log_tools_leave_the_dev_secret_alone() {
     let setup = Setup::new().without_envs();
     let (mut server, _) = dev_server(setup.clone()).await;
     server.stop().await;
@@ -536,9 +555,9 @@ async fn the_log_tools_know_the_secret_of_dev() {
     for entry in std::fs::read_dir(setup.data_dir()).expect("the folder can be read") {
         let path = entry.expect("the folder can be read").path();
         if path.is_dir() {
-            std::fs::remove_dir_all(&path).expect("it is ours");
+            std::fs::remove_dir_all(&path).expect("the test owns the folder");
         } else if !path.ends_with("dev-secret") {
-            std::fs::remove_file(&path).expect("it is ours");
+            std::fs::remove_file(&path).expect("the test owns the file");
         }
     }
     let (mut server, _) = dev_server(setup.clone()).await;
@@ -546,12 +565,12 @@ async fn the_log_tools_know_the_secret_of_dev() {
 }
 
 fn mode_of(path: &Path) -> u32 {
-    let metadata = std::fs::metadata(path).expect("the file is there");
+    let metadata = std::fs::metadata(path).expect("the file exists");
     metadata.permissions().mode() & 0o777
 }
 
 #[tokio::test]
-async fn dev_uses_the_secret_that_is_set() {
+async fn dev_uses_a_configured_secret() {
     let (server, url) = dev_server(Setup::new()).await;
     check_url_works(&server, &url).await;
     assert_eq!(
@@ -561,7 +580,7 @@ async fn dev_uses_the_secret_that_is_set() {
 }
 
 #[tokio::test]
-async fn dev_refuses_a_host_that_is_not_loopback() {
+async fn dev_refuses_a_non_loopback_host() {
     for host in ["0.0.0.0", "192.0.2.1"] {
         let outcome = Setup::new().args(&["--dev", "--host", host]).run().await;
         assert!(matches!(outcome.code, Some(1 | 2)), "{outcome:?}");
@@ -577,7 +596,7 @@ async fn dev_refuses_a_host_that_is_not_loopback() {
 // ---- the log ----
 
 #[tokio::test]
-async fn a_log_that_nobody_can_be_told_stops_nothing() {
+async fn an_unwritable_log_output_does_not_stop_the_server() {
     let mut server = Setup::new().prepared("exec 2>/dev/full").start().await;
     // Each of these writes a log line.
     server.signal(Signal::HUP);
@@ -596,17 +615,17 @@ async fn printed_token(arguments: &[&str]) -> String {
     let token = outcome
         .stdout
         .strip_suffix('\n')
-        .expect("the token is a line")
+        .expect("the token is on a line of its own")
         .to_string();
     assert!(
         !token.contains(char::is_whitespace),
-        "the token, and nothing else: {token:?}"
+        "the output is more than a token: {token:?}"
     );
     token
 }
 
 #[tokio::test]
-async fn the_token_command_prints_a_token_that_the_server_takes() {
+async fn the_token_command_prints_a_token_that_the_server_accepts() {
     let server = Server::start().await;
     for arguments in [
         &["--sub", "ann"][..],
@@ -626,7 +645,7 @@ async fn the_token_command_prints_a_token_that_the_server_takes() {
 }
 
 #[tokio::test]
-async fn the_ttl_of_a_printed_token_is_its_exp() {
+async fn the_ttl_determines_the_exp_of_a_printed_token() {
     for (ttl, ttl_s) in [("1h", 3600), ("24h", 86_400), ("90s", 90)] {
         let token = printed_token(&["--sub", "ann", "--ttl", ttl]).await;
         let claims = token::claims(&token, SECRET);
@@ -635,13 +654,13 @@ async fn the_ttl_of_a_printed_token_is_its_exp() {
         let exp = claims["exp"].as_u64().expect("exp is a number");
         assert!(
             (expected - 30..=expected).contains(&exp),
-            "exp {exp} is {ttl} from now"
+            "exp {exp} is not {ttl} from now"
         );
     }
 }
 
 #[tokio::test]
-async fn the_token_command_without_a_secret_says_how_to_give_one() {
+async fn the_token_command_without_a_secret_says_how_to_set_one() {
     let outcome = Setup::new()
         .without_envs()
         .run_only(&["token", "--sub", "ann"])

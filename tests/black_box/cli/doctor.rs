@@ -16,15 +16,15 @@ async fn report(setup: &Setup, arguments: &[&str]) -> (Outcome, Value) {
     };
     let outcome = setup.run_only(&[&fixed, port, arguments].concat()).await;
     let report = serde_json::from_str(&outcome.stdout)
-        .unwrap_or_else(|error| panic!("no JSON ({error}): {outcome:?}"));
+        .unwrap_or_else(|error| panic!("not JSON ({error}): {outcome:?}"));
     (outcome, report)
 }
 
 /// Returns the verdict of a check, and its text including the advice.
 fn check(report: &Value, name: &str) -> (String, String) {
-    let checks = report["checks"].as_array().expect("checks are a list");
+    let checks = report["checks"].as_array().expect("checks is an array");
     let found = checks.iter().find(|check| check["check"] == name);
-    let found = found.unwrap_or_else(|| panic!("{name} is told: {report}"));
+    let found = found.unwrap_or_else(|| panic!("the report lacks {name}: {report}"));
     let text = |field: &str| found[field].as_str().unwrap_or_default().to_owned();
     (text("verdict"), text("found") + " " + &text("advice"))
 }
@@ -36,7 +36,7 @@ fn expect_failure(outcome: &Outcome, report: &Value, name: &str, words: &[&str])
     let (verdict, text) = check(report, name);
     assert_eq!(verdict, "fail", "{text}");
     for word in words {
-        assert!(text.contains(word), "it says {word:?}: {text}");
+        assert!(text.contains(word), "expected {word:?} in: {text}");
     }
     assert_eq!(outcome.stderr.lines().count(), 1, "{outcome:?}");
     assert!(outcome.stderr.starts_with("error: "), "{outcome:?}");
@@ -51,7 +51,7 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn where_the_suites_run_the_server_works_and_nothing_is_left_behind() {
+async fn the_doctor_approves_the_test_host_and_leaves_nothing_behind() {
     let setup = Setup::new();
     let (outcome, report) = report(&setup, &["--shards", "1"]).await;
     assert_eq!(
@@ -65,12 +65,19 @@ async fn where_the_suites_run_the_server_works_and_nothing_is_left_behind() {
     let times = &report["facts"]["directory"]["sync"];
     let us = |field: &str| times[field].as_u64().unwrap_or_else(|| panic!("{report}"));
     assert!(us("appends") > 0 && us("p50_us") <= us("p99_us") && us("p99_us") <= us("max_us"));
-    let parent = setup.data_dir().parent().expect("it has a parent");
-    assert_eq!(names(parent), [""; 0], "the data directory is not made");
+    let parent = setup
+        .data_dir()
+        .parent()
+        .expect("the directory has a parent");
+    assert_eq!(
+        names(parent),
+        [""; 0],
+        "the doctor created a data directory"
+    );
 }
 
 #[tokio::test]
-async fn without_json_each_check_is_a_line_that_begins_with_its_verdict() {
+async fn without_json_each_check_is_a_line_starting_with_its_verdict() {
     let setup = Setup::new();
     let data_dir = setup.data_dir().display().to_string();
     let outcome = setup
@@ -78,7 +85,7 @@ async fn without_json_each_check_is_a_line_that_begins_with_its_verdict() {
         .await;
     assert_eq!(outcome.code, Some(0), "{outcome:?}");
     let lines: Vec<&str> = outcome.stdout.lines().collect();
-    let (last, lines) = lines.split_last().expect("there are lines");
+    let (last, lines) = lines.split_last().expect("the output has lines");
     assert!(
         last.contains("warning") && last.ends_with("0 failures"),
         "{last}"
@@ -103,11 +110,11 @@ async fn without_json_each_check_is_a_line_that_begins_with_its_verdict() {
 }
 
 #[tokio::test]
-async fn a_port_that_another_process_has_fails() {
+async fn a_port_in_use_by_another_process_fails() {
     let listener = TcpListener::bind("0.0.0.0:0").expect("a free port");
     let port = listener
         .local_addr()
-        .expect("it is bound")
+        .expect("the listener is bound")
         .port()
         .to_string();
     let (outcome, report) = report(&Setup::new(), &["--port", &port]).await;
@@ -115,7 +122,7 @@ async fn a_port_that_another_process_has_fails() {
 }
 
 #[tokio::test]
-async fn a_server_that_runs_is_seen_and_not_disturbed() {
+async fn a_running_server_is_detected_and_not_disturbed() {
     let server = Server::start().await;
     let port = server.addr().port().to_string();
     let arguments = ["--host", "127.0.0.1", "--port", &port];
@@ -132,18 +139,28 @@ async fn a_server_that_runs_is_seen_and_not_disturbed() {
 }
 
 #[tokio::test]
-async fn a_file_where_the_data_directory_should_be_fails() {
+async fn a_file_in_place_of_the_data_directory_fails() {
     let setup = Setup::new();
-    std::fs::write(setup.data_dir(), "no folder").expect("a file can be written");
-    let (outcome, told) = report(&setup, &[]).await;
-    expect_failure(&outcome, &told, "data directory", &["is not a folder"]);
+    std::fs::write(setup.data_dir(), "no folder").expect("the file can be written");
+    let (outcome, json_report) = report(&setup, &[]).await;
+    expect_failure(
+        &outcome,
+        &json_report,
+        "data directory",
+        &["is not a folder"],
+    );
     let below = setup.clone().in_data_dir(&setup.data_dir().join("below"));
-    let (outcome, told) = report(&below, &[]).await;
-    expect_failure(&outcome, &told, "data directory", &["is not a folder"]);
+    let (outcome, json_report) = report(&below, &[]).await;
+    expect_failure(
+        &outcome,
+        &json_report,
+        "data directory",
+        &["is not a folder"],
+    );
 }
 
 #[tokio::test]
-async fn a_folder_that_cannot_be_written_fails() {
+async fn an_unwritable_folder_fails() {
     // No user can create a file there, not even root.
     let setup = Setup::new().in_data_dir(Path::new("/proc/etherply"));
     let (outcome, report) = report(&setup, &[]).await;
@@ -151,7 +168,7 @@ async fn a_folder_that_cannot_be_written_fails() {
 }
 
 #[tokio::test]
-async fn a_limit_of_open_files_fails_where_the_server_would_refuse_to_start() {
+async fn the_open_files_check_fails_if_the_server_would_refuse_to_start() {
     for (limit, shards, works) in [(148, "2", false), (149, "2", true), (149, "3", false)] {
         let setup = Setup::new().open_files_limit(limit);
         let (outcome, report) = report(&setup, &["--shards", shards]).await;
@@ -172,7 +189,7 @@ async fn a_limit_of_open_files_fails_where_the_server_would_refuse_to_start() {
 }
 
 #[tokio::test]
-async fn a_number_of_connections_over_the_limit_is_warned_of() {
+async fn more_connections_than_the_limit_allows_causes_a_warning() {
     let setup = Setup::new().open_files_limit(1024);
     let arguments = ["--max-connections", "5000", "--shards", "1"];
     let (outcome, report) = report(&setup, &arguments).await;
@@ -182,7 +199,7 @@ async fn a_number_of_connections_over_the_limit_is_warned_of() {
 }
 
 #[tokio::test]
-async fn the_settings_come_from_the_server_s_variables() {
+async fn settings_come_from_the_same_variables_as_the_server() {
     let setup = Setup::new()
         .env("ETHERPLY_SHARDS", "3")
         .env("ETHERPLY_HOST", "127.0.0.1")

@@ -29,7 +29,7 @@ async fn variables() -> Vec<String> {
 // ---- variables that others set ----
 
 #[tokio::test]
-async fn service_links_of_kubernetes_are_not_read() {
+async fn kubernetes_service_links_are_ignored() {
     let mut setup = Setup::new().env("PORT", "0");
     for (name, value) in [
         // A Service named etherply, with a port named ws.
@@ -55,7 +55,7 @@ async fn service_links_of_kubernetes_are_not_read() {
 }
 
 #[tokio::test]
-async fn an_unknown_variable_gets_one_warning_with_the_nearest_name() {
+async fn an_unknown_variable_causes_one_warning_with_the_nearest_name() {
     for (name, nearest) in [
         ("ETHERPLY_SHRADS", Some("ETHERPLY_SHARDS")),
         ("ETHERPLY_MAX_CONECTIONS", Some("ETHERPLY_MAX_CONNECTIONS")),
@@ -68,7 +68,7 @@ async fn an_unknown_variable_gets_one_warning_with_the_nearest_name() {
         let log = server.log();
         let lines: Vec<&str> = log.lines().filter(|line| line.contains(name)).collect();
         let [line] = lines[..] else {
-            panic!("one line names {name}:\n{log}");
+            panic!("expected exactly one line with {name}:\n{log}");
         };
         assert!(line.contains("WARN"), "{line}");
         assert!(
@@ -78,13 +78,13 @@ async fn an_unknown_variable_gets_one_warning_with_the_nearest_name() {
         assert_eq!(line.contains("did you mean"), nearest.is_some(), "{line}");
         assert!(
             !log.contains("private value"),
-            "a value may be a secret: {log}"
+            "the log contains the value: {log}"
         );
     }
 }
 
 #[tokio::test]
-async fn the_servers_own_variables_get_no_warning() {
+async fn the_servers_own_variables_cause_no_warning() {
     let mut server = Setup::new()
         .env("ETHERPLY_JWT_SECRET_PREVIOUS", OTHER_SECRET)
         .env("ETHERPLY_LOG_LEVEL", "info")
@@ -107,7 +107,7 @@ async fn an_empty_variable_counts_as_unset() {
 
     let folder = tempfile::TempDir::new().expect("a temporary folder");
     let path = folder.path().join("secret");
-    std::fs::write(&path, SECRET).expect("a file can be written");
+    std::fs::write(&path, SECRET).expect("the file can be written");
     let setup = Setup::new()
         .without_envs()
         .env("ETHERPLY_JWT_SECRET", "")
@@ -121,7 +121,7 @@ async fn an_empty_variable_counts_as_unset() {
 // ---- values ----
 
 #[tokio::test]
-async fn a_boolean_variable_accepts_what_people_write() {
+async fn a_boolean_variable_accepts_common_spellings() {
     for variable in [
         "ETHERPLY_NO_PIN",
         "ETHERPLY_CONSOLE",
@@ -167,15 +167,15 @@ async fn a_boolean_variable_accepts_what_people_write() {
 fn expect_usage_line<'a>(outcome: &'a Outcome, words: &[&str]) -> &'a str {
     assert_eq!(outcome.code, Some(2), "{outcome:?}");
     let line = outcome.stderr.trim_end_matches('\n');
-    assert!(!line.contains('\n'), "one line: {line}");
+    assert!(!line.contains('\n'), "expected one line: {line}");
     for word in words {
-        assert!(line.contains(word), "it names {word}: {line}");
+        assert!(line.contains(word), "the line does not name {word}: {line}");
     }
     line
 }
 
 #[tokio::test]
-async fn a_wrong_value_in_a_variable_is_told_by_the_variable() {
+async fn an_error_for_a_value_from_a_variable_names_the_variable() {
     for (variable, flag, value, takes) in [
         ("ETHERPLY_SHARDS", "--shards", "abc", "whole number from 1"),
         ("ETHERPLY_PORT", "--port", "http", "whole number from 0"),
@@ -199,7 +199,10 @@ async fn a_wrong_value_in_a_variable_is_told_by_the_variable() {
             &outcome,
             &[variable, value, takes, "`etherply serve --help`"],
         );
-        assert!(!line.contains(flag), "the user set the variable: {line}");
+        assert!(
+            !line.contains(flag),
+            "the line does not name the variable: {line}"
+        );
     }
     // The flag takes precedence.
     let setup = Setup::new().env("ETHERPLY_DRAIN_MS", "abc");
@@ -213,7 +216,7 @@ async fn a_wrong_value_in_a_variable_is_told_by_the_variable() {
 }
 
 #[tokio::test]
-async fn a_usage_error_points_to_the_help_that_has_the_answer() {
+async fn a_usage_error_points_to_the_relevant_help() {
     for (arguments, words) in [
         (
             &["serve", "--prot", "1"][..],
@@ -281,9 +284,13 @@ async fn a_usage_error_points_to_the_help_that_has_the_answer() {
 // ---- ports ----
 
 #[tokio::test]
-async fn a_taken_port_names_what_the_user_set() {
+async fn the_error_for_a_port_in_use_names_the_setting_the_user_chose() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let port = taken.local_addr().expect("it is bound").port().to_string();
+    let port = taken
+        .local_addr()
+        .expect("the listener is bound")
+        .port()
+        .to_string();
     let address = format!("127.0.0.1:{port}");
     for (setup, name, other) in [
         (Setup::new().args(&["--port", &port]), "--port", "PORT"),
@@ -316,7 +323,7 @@ async fn a_taken_port_names_what_the_user_set() {
 }
 
 #[tokio::test]
-async fn a_port_below_1024_without_the_right_says_how_to_get_it() {
+async fn the_error_for_a_privileged_port_says_how_to_get_the_capability() {
     if std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start")
         .is_ok_and(|start| start.trim() == "0")
     {
@@ -338,7 +345,7 @@ async fn a_port_below_1024_without_the_right_says_how_to_get_it() {
 }
 
 #[tokio::test]
-async fn the_admin_port_says_what_is_on_it() {
+async fn the_admin_port_announces_what_it_serves() {
     for (console, line, status, words) in [
         (&[][..], "metrics on 127.0.0.1:", 404, "--console"),
         (&["--console"], "metrics and console on 127.0.0.1:", 200, ""),
@@ -347,7 +354,7 @@ async fn the_admin_port_says_what_is_on_it() {
         let mut server = Server::start_with(&arguments).await;
         let said = server.stdout_line().await;
         let admin = said.strip_prefix(line);
-        let admin = admin.unwrap_or_else(|| panic!("{said} begins with {line}"));
+        let admin = admin.unwrap_or_else(|| panic!("{said} does not start with {line}"));
         let address = format!("127.0.0.1:{admin}").parse().expect("an address");
         let mut socket = Raw::connect(address).await;
         let request = "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n";
@@ -362,10 +369,10 @@ async fn the_admin_port_says_what_is_on_it() {
 // ---- the data directory ----
 
 #[tokio::test]
-async fn a_data_directory_that_is_no_folder_is_told_so() {
+async fn a_data_directory_that_is_not_a_folder_is_reported() {
     let folder = tempfile::TempDir::new().expect("a temporary folder");
     let file = folder.path().join("file");
-    std::fs::write(&file, "text").expect("a file can be written");
+    std::fs::write(&file, "text").expect("the file can be written");
     for path in ["/dev/null".into(), file.clone(), file.join("inside")] {
         let outcome = Setup::new().in_data_dir(&path).run().await;
         let line = outcome.expect_refusal();
@@ -376,18 +383,18 @@ async fn a_data_directory_that_is_no_folder_is_told_so() {
 }
 
 #[tokio::test]
-async fn a_new_log_does_not_mix_with_other_files() {
+async fn a_new_log_is_not_created_among_other_files() {
     let setup = Setup::new();
     let data = setup.data_dir().to_owned();
-    std::fs::create_dir(&data).expect("a folder can be made");
-    std::fs::write(data.join("holiday.jpg"), "").expect("a file can be written");
+    std::fs::create_dir(&data).expect("the folder can be created");
+    std::fs::write(data.join("holiday.jpg"), "").expect("the file can be written");
     let outcome = setup.run().await;
     let line = outcome.expect_refusal();
     for word in ["holiday.jpg", "empty", "--data-dir"] {
         assert!(line.contains(word), "{line}");
     }
-    let names = std::fs::read_dir(&data).expect("the folder is there");
-    assert_eq!(names.count(), 1, "it is left as it was");
+    let names = std::fs::read_dir(&data).expect("the folder exists");
+    assert_eq!(names.count(), 1, "the folder was changed");
     let path = data.display().to_string();
     let doctor = setup
         .run_only(&["doctor", "--port", "0", "--data-dir", &path])
@@ -396,25 +403,25 @@ async fn a_new_log_does_not_mix_with_other_files() {
     assert_eq!(
         doctor.code,
         Some(1),
-        "what would refuse to start does not work"
+        "the doctor passes a setup that the server refuses"
     );
 
     // Files that file systems and tools leave behind are no obstacle, nor is any other file next to
     // an existing log.
-    std::fs::remove_file(data.join("holiday.jpg")).expect("the file is there");
+    std::fs::remove_file(data.join("holiday.jpg")).expect("the file exists");
     for name in ["lost+found", ".snapshot", "damaged-1"] {
-        std::fs::create_dir(data.join(name)).expect("a folder can be made");
+        std::fs::create_dir(data.join(name)).expect("the folder can be created");
     }
     for name in [".gitkeep", "dev-secret"] {
-        std::fs::write(data.join(name), "").expect("a file can be written");
+        std::fs::write(data.join(name), "").expect("the file can be written");
     }
     setup.clone().start().await.stop().await;
-    std::fs::write(data.join("README"), "").expect("a file can be written");
+    std::fs::write(data.join("README"), "").expect("the file can be written");
     setup.start().await.stop().await;
 }
 
 #[tokio::test]
-async fn a_disk_that_takes_nothing_is_told_by_what_is_wrong_with_it() {
+async fn an_unwritable_disk_is_reported_with_the_cause() {
     if !may_mount() {
         return;
     }
@@ -440,10 +447,10 @@ async fn a_disk_that_takes_nothing_is_told_by_what_is_wrong_with_it() {
 // ---- secrets ----
 
 #[tokio::test]
-async fn a_secret_of_white_space_is_refused() {
+async fn a_whitespace_only_secret_is_refused() {
     let folder = tempfile::TempDir::new().expect("a temporary folder");
     let path = folder.path().join("secret");
-    std::fs::write(&path, " \t\n").expect("a file can be written");
+    std::fs::write(&path, " \t\n").expect("the file can be written");
     let path = path.display().to_string();
     for (setup, name) in [
         (
@@ -485,14 +492,14 @@ async fn a_secret_of_white_space_is_refused() {
 }
 
 #[tokio::test]
-async fn a_secret_file_that_others_can_read_gets_a_warning() {
+async fn a_secret_file_readable_by_others_causes_a_warning() {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::TempDir::new().expect("a temporary folder");
     let path = folder.path().join("secret");
-    std::fs::write(&path, SECRET).expect("a file can be written");
+    std::fs::write(&path, SECRET).expect("the file can be written");
     for (mode, warned) in [(0o644, true), (0o604, true), (0o640, false), (0o600, false)] {
         let permissions = std::fs::Permissions::from_mode(mode);
-        std::fs::set_permissions(&path, permissions).expect("the file is there");
+        std::fs::set_permissions(&path, permissions).expect("the file exists");
         let text = path.display().to_string();
         let setup = Setup::new()
             .without_envs()
@@ -507,7 +514,7 @@ async fn a_secret_file_that_others_can_read_gets_a_warning() {
 }
 
 #[tokio::test]
-async fn a_line_break_at_the_end_of_a_secret_is_not_part_of_it() {
+async fn a_trailing_line_break_is_not_part_of_a_secret() {
     let with_break = format!("{SECRET}\n");
     let mut server = Setup::new()
         .without_envs()
@@ -544,9 +551,9 @@ async fn a_line_break_at_the_end_of_a_secret_is_not_part_of_it() {
 // ---- sockets ----
 
 #[tokio::test]
-async fn a_socket_that_is_passed_to_nobody_is_not_taken() {
+async fn a_passed_socket_without_listen_pid_is_not_used() {
     let passed = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let port = passed.local_addr().expect("it is bound").port();
+    let port = passed.local_addr().expect("the listener is bound").port();
     let setup = Setup::new().passing(passed).prepared("unset LISTEN_PID");
     let server = setup
         .args(&["--port", "0", "--host", "127.0.0.1"])

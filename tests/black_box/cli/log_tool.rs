@@ -5,7 +5,7 @@ use crate::support::files;
 use crate::support::server::{Outcome, Server, Setup};
 use crate::support::skipped;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -25,7 +25,7 @@ async fn tool_output(data_dir: &Path, arguments: &[&str]) -> String {
 }
 
 fn parse(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|error| panic!("no JSON ({error}): {text}"))
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("not JSON ({error}): {text}"))
 }
 
 fn lines(text: &str) -> Vec<Value> {
@@ -46,7 +46,8 @@ async fn write(server: &Server, workspace: &str, count: u64, keys: u64) {
     }
 }
 
-/// Returns a stopped server whose log has 40 ops of `demo` on 4 keys and 3 ops of `other`.
+/// Returns a stopped server whose log has 40 ops of `demo` on 4 keys, 3 ops of `other`, and the
+/// generation of each of its 2 shards.
 async fn stopped() -> Server {
     let mut server = Server::start().await;
     write(&server, "demo", 40, 4).await;
@@ -82,7 +83,7 @@ async fn stat_counts_records_live_and_dead() {
     let server = stopped().await;
     let text = tool_output(server.data_dir(), &["stat", "--json"]).await;
     let stat = parse(&text);
-    assert_eq!(stat["records"], 43);
+    assert_eq!(stat["records"], 43 + 2);
     assert_eq!(stat["segments"], 2);
     assert_eq!(stat["workspaces_total"], 2);
     let bytes: usize = files::segments(server.data_dir())
@@ -90,7 +91,7 @@ async fn stat_counts_records_live_and_dead() {
         .map(|path| files::log_len(&std::fs::read(path).expect("a segment")))
         .sum();
     assert_eq!(stat["bytes"], bytes);
-    let folders = stat["folders"].as_array().expect("a list");
+    let folders = stat["folders"].as_array().expect("an array");
     let names: Vec<_> = folders.iter().map(|folder| &folder["folder"]).collect();
     assert_eq!(names, ["shard-00", "shard-01"]);
     for field in ["segments", "records", "bytes", "live_bytes", "dead_bytes"] {
@@ -103,7 +104,7 @@ async fn stat_counts_records_live_and_dead() {
     let demo = &stat["workspaces"][0];
     // A record is 29 bytes plus `demo`, `key N` and a number.
     let expected = json!({
-        "workspace": "demo", "keys": 4, "last_seq": 40, "records": 40,
+        "workspace": "demo", "keys": 4, "tombstones": 0, "last_seq": 40, "floor": null, "records": 40,
         "bytes": 40 * 38 + 10 + 2 * 30, "live_bytes": 4 * 40, "dead_bytes": 10 * 39 + 26 * 40,
     });
     assert_eq!(demo, &expected);
@@ -116,14 +117,14 @@ async fn stat_counts_records_live_and_dead() {
         "total",
         "\"demo\"",
         "\"other\"",
-        "43",
+        "45",
     ] {
-        assert!(table.contains(part), "{part} in\n{table}");
+        assert!(table.contains(part), "{part} is missing in\n{table}");
     }
 }
 
 #[tokio::test]
-async fn stat_tells_the_greatest_workspaces_or_all() {
+async fn stat_lists_the_largest_workspaces_or_all() {
     let mut server = Server::start().await;
     for number in 0..25 {
         let mut client = Client::connect(&server, &format!("room {number}")).await;
@@ -131,17 +132,20 @@ async fn stat_tells_the_greatest_workspaces_or_all() {
         client.expect_no_answer().await;
     }
     server.stop().await;
-    let told = async |arguments: &[&str]| {
+    let printed = async |arguments: &[&str]| {
         let stat = parse(&tool_output(server.data_dir(), arguments).await);
-        let workspaces = stat["workspaces"].as_array().expect("a list").clone();
-        let names = workspaces
-            .iter()
-            .map(|one| one["workspace"].as_str().expect("an id").to_owned());
+        let workspaces = stat["workspaces"].as_array().expect("an array").clone();
+        let names = workspaces.iter().map(|one| {
+            one["workspace"]
+                .as_str()
+                .expect("the id is a string")
+                .to_owned()
+        });
         names.collect::<Vec<_>>()
     };
-    let greatest = told(&["stat", "--json"]).await;
-    assert_eq!((greatest.len(), greatest[0].as_str()), (20, "room 24"));
-    assert_eq!(told(&["stat", "--json", "--all"]).await.len(), 25);
+    let largest = printed(&["stat", "--json"]).await;
+    assert_eq!((largest.len(), largest[0].as_str()), (20, "room 24"));
+    assert_eq!(printed(&["stat", "--json", "--all"]).await.len(), 25);
     let table = tool_output(server.data_dir(), &["stat"]).await;
     assert!(
         table.ends_with("and 5 more; use --all to list them\n"),
@@ -155,10 +159,10 @@ async fn stat_tells_the_greatest_workspaces_or_all() {
 async fn verify_finds_the_first_fault_with_its_file_and_offset() {
     let server = stopped().await;
     let data_dir = server.data_dir();
-    let told = tool_output(data_dir, &["verify"]).await;
+    let printed = tool_output(data_dir, &["verify"]).await;
     assert!(
-        told.starts_with("the log is intact: 2 segments with 43 records in "),
-        "{told}"
+        printed.starts_with("the log is intact: 2 segments with 45 records in "),
+        "{printed}"
     );
     let path = demo_segment(data_dir);
     let at = files::find(data_dir, "demo").1;
@@ -174,24 +178,24 @@ async fn verify_finds_the_first_fault_with_its_file_and_offset() {
 }
 
 #[tokio::test]
-async fn a_torn_tail_is_told_and_is_no_fault() {
+async fn a_torn_tail_is_reported_but_is_not_an_error() {
     let mut server = Server::start().await;
     write(&server, "demo", 10, 4).await;
     server.kill9();
     let path = demo_segment(server.data_dir());
     let whole_len = files::log_len(&std::fs::read(&path).expect("a segment"));
     files::append_to_log(&path, &[7; 11]);
-    let told = tool_output(server.data_dir(), &["verify"]).await;
+    let printed = tool_output(server.data_dir(), &["verify"]).await;
     let tail = format!(
         "{} ends with an unfinished batch (11 bytes from byte {})",
         path.display(),
         whole_len
     );
-    assert!(told.contains(&tail), "{told}");
+    assert!(printed.contains(&tail), "{printed}");
     let table = tool_output(server.data_dir(), &["stat"]).await;
     assert!(table.contains(&tail), "{table}");
     let stat = parse(&tool_output(server.data_dir(), &["stat", "--json"]).await);
-    let tails = stat["folders"].as_array().expect("a list").iter();
+    let tails = stat["folders"].as_array().expect("an array").iter();
     let tails: Vec<_> = tails
         .map(|folder| &folder["torn_tail"])
         .filter(|tail| !tail.is_null())
@@ -208,14 +212,14 @@ async fn a_torn_tail_is_told_and_is_no_fault() {
 /// Alters a log in the way of a second server that truncated a segment while the first kept
 /// writing.
 #[tokio::test]
-async fn records_beyond_the_end_of_a_segment_are_told_with_an_exit_code_of_their_own() {
+async fn records_beyond_the_end_of_a_segment_have_their_own_exit_code() {
     let mut server = Setup::new().shards(1).start().await;
     write(&server, "demo", 10, 4).await;
     server.kill9();
     let path = demo_segment(server.data_dir());
     let whole = std::fs::read(&path).expect("a segment");
     let end = whole.windows(4).rposition(|bytes| bytes == b"\xFFEPB");
-    let end = end.expect("there are batches");
+    let end = end.expect("the log has batches");
     let last_ops = whole[end..]
         .windows(4)
         .filter(|bytes| bytes == b"demo")
@@ -244,10 +248,13 @@ async fn records_beyond_the_end_of_a_segment_are_told_with_an_exit_code_of_their
             outcome.stdout.contains("the log is intact: 2 segments"),
             "{outcome:?}"
         );
-        assert!(outcome.stdout.contains(&line), "{line} in {outcome:?}");
+        assert!(
+            outcome.stdout.contains(&line),
+            "{line} is missing in {outcome:?}"
+        );
     }
     let table = tool_output(server.data_dir(), &["stat"]).await;
-    assert!(table.contains(&line), "{line} in {table}");
+    assert!(table.contains(&line), "{line} is missing in {table}");
     let stat = parse(&tool_output(server.data_dir(), &["stat", "--json"]).await);
     let expected =
         json!([{"file": path.display().to_string(), "offset": end, "records": last_ops}]);
@@ -256,14 +263,14 @@ async fn records_beyond_the_end_of_a_segment_are_told_with_an_exit_code_of_their
     let state = state_of(&server, "demo").await;
     assert!(
         !state.values().any(|value| value == 9),
-        "they are not served: {state:?}"
+        "the records are served: {state:?}"
     );
 }
 
 // ---- dump ----
 
 #[tokio::test]
-async fn dump_gives_each_op_as_it_was_sent_in_the_order_of_seq() {
+async fn dump_prints_each_op_as_sent_in_seq_order() {
     const SPELLINGS: [&str; 5] = [
         "1.0",
         "12345678901234567890",
@@ -284,7 +291,10 @@ async fn dump_gives_each_op_as_it_was_sent_in_the_order_of_seq() {
         server.restart(shards).await;
     }
     server.stop().await;
-    let told = tool_output(server.data_dir(), &["dump", "--workspace", "a \"room\""]).await;
+    let printed = tool_output(server.data_dir(), &["dump", "--workspace", "a \"room\""]).await;
+    let (generations, ops): (Vec<&str>, Vec<&str>) = printed
+        .lines()
+        .partition(|line| line.contains(r#""generation":"#));
     let expected = timestamps.iter().enumerate().map(|(number, timestamp)| {
         let (value, seq) = (SPELLINGS[number % SPELLINGS.len()], number + 1);
         format!(
@@ -292,7 +302,8 @@ async fn dump_gives_each_op_as_it_was_sent_in_the_order_of_seq() {
         )
     });
     let expected: Vec<String> = expected.collect();
-    assert_eq!(told.lines().collect::<Vec<_>>(), expected);
+    assert_eq!(ops, expected);
+    check_generations(&printed, &generations, SPELLINGS.len());
     let state = tool_output(
         server.data_dir(),
         &["dump", "--workspace", "a \"room\"", "--state"],
@@ -304,28 +315,57 @@ async fn dump_gives_each_op_as_it_was_sent_in_the_order_of_seq() {
     );
 }
 
+/// Checks the generations that a dump prints: a new one before each `ops_count` ops, for a server
+/// whose count of shards was 1, then 3, then 1.
+fn check_generations(printed: &str, generations: &[&str], ops_count: usize) {
+    let places: Vec<usize> = printed
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| generations.contains(line))
+        .map(|(place, _)| place)
+        .collect();
+    assert_eq!(places, [0, ops_count + 1, 2 * (ops_count + 1)], "{printed}");
+    let generations: Vec<Value> = generations.iter().map(|line| parse(line)).collect();
+    for (generation, shards) in generations.iter().zip([1, 3, 1]) {
+        assert_eq!(generation["workspace"], "a \"room\"");
+        assert_eq!(generation["shards"], shards);
+        let shard = generation["shard"].as_u64().expect("the shard's number");
+        assert!(shard < shards, "{generation}");
+    }
+    let ids = generations.iter().map(|generation| {
+        let id = generation["generation"].as_str().expect("the id is text");
+        let is_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        assert!(id.len() == 16 && id.bytes().all(is_hex), "{id}");
+        id
+    });
+    let ids: BTreeSet<&str> = ids.collect();
+    assert_eq!(ids.len(), generations.len(), "each has an id of its own");
+}
+
 #[tokio::test]
-async fn dump_prints_one_line_for_a_value_of_several() {
+async fn dump_prints_a_multi_line_value_on_one_line() {
     let mut server = Server::start().await;
     let mut client = Client::connect(&server, "room").await;
     client.write_spelled("key", "[1,\r\n2]").await;
     client.expect_no_answer().await;
     server.stop().await;
-    let told = tool_output(server.data_dir(), &["dump", "--workspace", "room"]).await;
-    assert!(told.contains(r#""value":[1,  2],"#), "{told}");
-    assert_eq!(lines(&told)[0]["value"], json!([1, 2]));
+    let printed = tool_output(server.data_dir(), &["dump", "--workspace", "room"]).await;
+    assert!(printed.contains(r#""value":[1,  2],"#), "{printed}");
+    let lines = lines(&printed);
+    assert_eq!(lines.len(), 2, "a generation and an op: {printed}");
+    assert_eq!(lines[1]["value"], json!([1, 2]));
 }
 
 #[tokio::test]
-async fn dump_of_the_state_is_what_a_client_is_shown() {
+async fn dump_of_the_state_matches_what_a_client_receives() {
     let mut server = stopped().await;
-    let told = tool_output(
+    let printed = tool_output(
         server.data_dir(),
         &["dump", "--workspace", "demo", "--state"],
     )
     .await;
     server.restart(2).await;
-    let pairs = lines(&told).into_iter().map(|mut line| {
+    let pairs = lines(&printed).into_iter().map(|mut line| {
         let key = line["key"].as_str().expect("a key").to_owned();
         (key, line["value"].take())
     });
@@ -347,7 +387,7 @@ async fn dump_of_an_unknown_workspace_says_so() {
 }
 
 #[tokio::test]
-async fn a_reader_that_has_seen_enough_is_no_failure() {
+async fn a_closed_pipe_is_not_an_error() {
     let mut server = Server::start().await;
     let mut client = Client::connect(&server, "room").await;
     for number in 0..40 {
@@ -366,7 +406,7 @@ async fn a_reader_that_has_seen_enough_is_no_failure() {
         .expect("the binary starts");
     // The pipe holds less than the whole dump: with the reader gone, a write fails.
     drop(child.stdout.take());
-    let output = child.wait_with_output().expect("it ends");
+    let output = child.wait_with_output().expect("the process exits");
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
 }
@@ -402,15 +442,18 @@ async fn a_running_servers_log_is_read_without_a_false_alarm() {
             .expect("a number");
         assert!(seq >= last_seq, "{seq} after {last_seq}");
         let dump = tool_output(server.data_dir(), &["dump", "--workspace", "demo"]).await;
-        let seqs = lines(&dump)
-            .into_iter()
+        let lines = lines(&dump);
+        let (generation, ops) = lines.split_first().expect("the dump has lines");
+        assert!(generation["generation"].is_string(), "{generation}");
+        let seqs = ops
+            .iter()
             .map(|line| line["seq"].as_u64().expect("a number"));
         let seqs: Vec<u64> = seqs.collect();
         assert!(seqs.is_sorted(), "{seqs:?}");
-        last_seq = *seqs.last().expect("there are ops");
+        last_seq = *seqs.last().expect("the dump has ops");
         assert!(last_seq >= seq, "{last_seq} after {seq}");
     }
-    let mut client = writer.await.expect("the server takes all of it");
+    let mut client = writer.await.expect("the writer task succeeds");
     client.expect_no_answer().await;
     assert_eq!(server.get("/readyz").await.status, 200);
     let stat = parse(&tool_output(server.data_dir(), &["stat", "--json"]).await);
@@ -418,7 +461,7 @@ async fn a_running_servers_log_is_read_without_a_false_alarm() {
 }
 
 #[tokio::test]
-async fn what_changes_the_log_refuses_a_running_server() {
+async fn commands_that_change_the_log_refuse_if_a_server_is_running() {
     let server = Server::start().await;
     write(&server, "demo", 3, 1).await;
     let before = contents(server.data_dir());
@@ -433,7 +476,7 @@ async fn what_changes_the_log_refuses_a_running_server() {
 // ---- repair ----
 
 #[tokio::test]
-async fn repair_keeps_what_is_whole_and_the_server_starts() {
+async fn repair_keeps_intact_data_and_the_server_starts() {
     let mut server = stopped().await;
     let data_dir = server.data_dir().to_path_buf();
     let (path, at) = files::find(&data_dir, "demo");
@@ -451,13 +494,13 @@ async fn repair_keeps_what_is_whole_and_the_server_starts() {
     assert_eq!(
         contents(&data_dir),
         before,
-        "without an answer nothing changes"
+        "without confirmation, nothing changes"
     );
 
-    let told = tool_output(&data_dir, &["repair", "--yes"]).await;
+    let printed = tool_output(&data_dir, &["repair", "--yes"]).await;
     let short = path
         .strip_prefix(&data_dir)
-        .expect("a file in it")
+        .expect("the log has a file")
         .display()
         .to_string();
     for part in [
@@ -465,13 +508,14 @@ async fn repair_keeps_what_is_whole_and_the_server_starts() {
         &format!("bytes {} to {} are lost", at - 29, at + 9),
         "workspace \"demo\": seq 1\n",
         "damaged-1",
-        "repaired\nthe log is intact: 2 segments with 42 records",
+        // 42 ops, the generations of the shards, and the one that the repair begins.
+        "repaired\nthe log is intact: 2 segments with 45 records",
     ] {
-        assert!(told.contains(part), "{part} in\n{told}");
+        assert!(printed.contains(part), "{part} is missing in\n{printed}");
     }
     let aside = data_dir.join("damaged-1").join(&short);
     assert_eq!(
-        std::fs::read(aside).expect("it is set aside"),
+        std::fs::read(aside).expect("the file is set aside"),
         before[&path]
     );
     tool_output(&data_dir, &["verify"]).await;
@@ -493,22 +537,22 @@ async fn repair_keeps_what_is_whole_and_the_server_starts() {
 type Damage = fn(&Path);
 
 #[tokio::test]
-async fn repair_mends_each_kind_of_damage() {
+async fn repair_fixes_each_kind_of_damage() {
     let damages: [(&str, Damage); 6] = [
         ("a lost meta.json", |data| {
-            std::fs::remove_file(data.join("meta.json")).expect("it is there");
+            std::fs::remove_file(data.join("meta.json")).expect("the file exists");
         }),
         ("a segment header", |data| {
             files::flip(&demo_segment(data), 20);
         }),
         ("a missing segment", |data| {
-            std::fs::remove_file(demo_segment(data)).expect("it is there");
+            std::fs::remove_file(demo_segment(data)).expect("the file exists");
         }),
         ("another name", |data| {
             let path = demo_segment(data);
-            std::fs::rename(&path, path.with_file_name("copy.aof")).expect("it is there");
+            std::fs::rename(&path, path.with_file_name("copy.aof")).expect("the file exists");
         }),
-        ("a file that is no segment", |data| {
+        ("a file that is not a segment", |data| {
             let path = demo_segment(data).with_file_name("0000000009.aof");
             std::fs::write(path, "nothing").expect("a writable folder");
         }),
@@ -537,29 +581,29 @@ async fn repair_mends_each_kind_of_damage() {
 
 /// Covers a missing segment that was the only one, so that no other segment refers to it.
 #[tokio::test]
-async fn a_shard_without_its_only_segment_refuses_the_start_until_it_is_repaired() {
-    let harms: [Damage; 2] = [
-        |segment| std::fs::remove_file(segment).expect("it is there"),
+async fn a_shard_without_its_only_segment_prevents_startup_until_repaired() {
+    let damages: [Damage; 2] = [
+        |segment| std::fs::remove_file(segment).expect("the file exists"),
         |segment| {
-            let folder = segment.parent().expect("a segment is in a folder");
-            std::fs::remove_dir_all(folder).expect("it is there");
+            let folder = segment.parent().expect("the segment has a parent");
+            std::fs::remove_dir_all(folder).expect("the file exists");
         },
     ];
-    for harm in harms {
+    for damage in damages {
         let mut server = stopped().await;
         let data_dir = server.data_dir().to_path_buf();
         let segment = demo_segment(&data_dir);
-        harm(&segment);
+        damage(&segment);
         let expected = format!("{} is damaged at byte 0: all segments", segment.display());
         let start = server.setup().run().await;
-        let told = tool(&data_dir, &["verify"]).await;
-        for outcome in [start, told] {
+        let printed = tool(&data_dir, &["verify"]).await;
+        for outcome in [start, printed] {
             let line = outcome.expect_refusal();
-            assert!(line.contains(&expected), "{expected} in {line}");
+            assert!(line.contains(&expected), "{expected} is missing in {line}");
             assert!(line.contains("etherply log repair"), "{line}");
         }
-        let told = tool_output(&data_dir, &["repair", "--yes"]).await;
-        assert!(told.contains("missing"), "{told}");
+        let printed = tool_output(&data_dir, &["repair", "--yes"]).await;
+        assert!(printed.contains("missing"), "{printed}");
         server.restart(2).await;
         assert_eq!(state_of(&server, "demo").await.len(), 0);
         write(&server, "demo", 4, 4).await;
@@ -569,7 +613,7 @@ async fn a_shard_without_its_only_segment_refuses_the_start_until_it_is_repaired
 }
 
 #[tokio::test]
-async fn repair_asks_on_a_terminal() {
+async fn repair_asks_for_confirmation_on_a_terminal() {
     let server = stopped().await;
     let data_dir = server.data_dir().display().to_string();
     let path = demo_segment(server.data_dir());
@@ -587,41 +631,42 @@ async fn repair_asks_on_a_terminal() {
     };
     let has_script = Command::new("script").arg("--version").output();
     if !has_script.is_ok_and(|output| output.status.success()) {
-        skipped("there is no script(1), which gives the command a terminal");
+        skipped("script(1), which provides a terminal, is not installed");
         return;
     }
     let before = contents(server.data_dir());
     for answer in ["n", "", "never"] {
-        let told = asked(answer).await;
+        let printed = asked(answer).await;
         assert!(
-            told.contains("Continue? [y/N]") && told.contains("nothing was changed"),
-            "{told}"
+            printed.contains("Continue? [y/N]") && printed.contains("nothing was changed"),
+            "{printed}"
         );
         assert_eq!(contents(server.data_dir()), before);
     }
-    let told = asked("y").await;
-    assert!(told.contains("repaired"), "{told}");
+    let printed = asked("y").await;
+    assert!(printed.contains("repaired"), "{printed}");
     tool_output(server.data_dir(), &["verify"]).await;
 }
 
 // ---- compact ----
 
 #[tokio::test]
-async fn compact_leaves_the_state_and_nothing_else() {
+async fn compact_keeps_only_the_state() {
     let mut server = Server::start().await;
     write(&server, "demo", 400, 4).await;
     server.kill9();
     let data_dir = server.data_dir().to_path_buf();
     files::append_to_log(&demo_segment(&data_dir), &[7; 5]);
-    let told = tool_output(&data_dir, &["compact"]).await;
+    let printed = tool_output(&data_dir, &["compact"]).await;
     assert!(
-        told.contains("a torn tail of 5 bytes was cut off"),
-        "{told}"
+        printed.contains("a torn tail of 5 bytes was cut off"),
+        "{printed}"
     );
     let stat = parse(&tool_output(&data_dir, &["stat", "--json"]).await);
+    // The generation of each shard is kept.
     assert_eq!(
         (&stat["records"], &stat["dead_bytes"]),
-        (&json!(4), &json!(0))
+        (&json!(4 + 2), &json!(0))
     );
     assert_eq!(stat["workspaces"][0]["last_seq"], 400);
     tool_output(&data_dir, &["verify"]).await;
@@ -634,7 +679,7 @@ async fn compact_leaves_the_state_and_nothing_else() {
 // ---- the command line ----
 
 #[tokio::test]
-async fn what_is_no_data_directory_is_left_alone() {
+async fn folders_that_are_not_data_directories_are_left_alone() {
     let folder = tempfile::TempDir::new().expect("a temporary folder");
     for path in [folder.path().to_path_buf(), folder.path().join("missing")] {
         for command in [
@@ -652,7 +697,7 @@ async fn what_is_no_data_directory_is_left_alone() {
     }
     assert_eq!(
         std::fs::read_dir(folder.path())
-            .expect("it is there")
+            .expect("the folder exists")
             .count(),
         0
     );
@@ -696,6 +741,9 @@ async fn a_wrong_log_command_is_a_usage_error() {
         "--data-dir",
         "ETHERPLY_DATA_DIR",
     ] {
-        assert!(help.stdout.contains(command), "--help names {command}");
+        assert!(
+            help.stdout.contains(command),
+            "--help does not list {command}"
+        );
     }
 }

@@ -30,13 +30,13 @@ async fn member(server: &Server, workspace: &str, subject: &str) -> Client {
 }
 
 #[tokio::test]
-async fn a_json_line_has_its_message_and_its_fields_at_the_top() {
+async fn a_json_line_has_its_message_and_fields_at_the_top_level() {
     let mut server = server_at("info").await;
     server.stop().await;
     let log = server.log();
     let lines = lines_with(&log, "listening");
     let [line] = &lines[..] else {
-        panic!("one line: {log}");
+        panic!("expected one line: {log}");
     };
     assert_eq!(line["level"], "INFO");
     assert_eq!(line["shards"], 2);
@@ -49,7 +49,7 @@ async fn a_json_line_has_its_message_and_its_fields_at_the_top() {
 }
 
 #[tokio::test]
-async fn at_debug_a_connection_has_a_line_for_its_start_and_its_end() {
+async fn at_debug_level_the_start_and_end_of_a_connection_are_logged() {
     let mut server = server_at("debug").await;
     let mut ann = member(&server, "room", "ann").await;
     let mut bob = member(&server, "room", "bob\u{1b}[31m\n").await;
@@ -73,7 +73,7 @@ async fn at_debug_a_connection_has_a_line_for_its_start_and_its_end() {
     assert_eq!(starts[0]["sub"], "ann");
     assert_eq!(
         starts[1]["sub"], "bob\u{1b}[31m\n",
-        "escaped, as JSON has it"
+        "the field is not escaped"
     );
     let ends = lines_with(&log, "client disconnected");
     assert_eq!(ends.len(), 2, "{log}");
@@ -110,7 +110,7 @@ async fn at_debug_a_connection_has_a_line_for_its_start_and_its_end() {
 }
 
 #[tokio::test]
-async fn at_debug_a_request_has_a_line_with_its_answer() {
+async fn at_debug_level_a_request_is_logged_with_its_answer() {
     let mut server = server_at("debug").await;
     assert_eq!(server.handshake("/v1/sync/room?token=x").await.status, 401);
     assert_eq!(server.get("/healthz").await.status, 200);
@@ -126,7 +126,7 @@ async fn at_debug_a_request_has_a_line_with_its_answer() {
 }
 
 #[tokio::test]
-async fn a_connection_that_is_lost_and_a_stop_have_their_ends() {
+async fn lost_connections_and_a_stop_log_their_ends() {
     let mut server = server_at("debug").await;
     let lost = member(&server, "room", "lost").await;
     let stopped = member(&server, "room", "stopped").await;
@@ -142,7 +142,7 @@ async fn a_connection_that_is_lost_and_a_stop_have_their_ends() {
 }
 
 #[tokio::test]
-async fn at_trace_a_batch_has_a_line() {
+async fn at_trace_level_a_batch_is_logged() {
     for durability in ["always", "interval", "none"] {
         let setup = Setup::new().shards(1).args(&["--durability", durability]);
         let setup = setup.args(&["--log-level", "trace", "--log-format", "json"]);
@@ -171,7 +171,7 @@ async fn at_trace_a_batch_has_a_line() {
 }
 
 #[tokio::test]
-async fn at_info_clients_have_no_lines() {
+async fn at_info_level_clients_are_not_logged() {
     let mut server = server_at("info").await;
     let mut client = Client::connect(&server, "room").await;
     client.write("k", json!(1)).await;

@@ -35,9 +35,12 @@ impl Figures {
             answer.header("content-type"),
             Some("text/plain; version=0.0.4; charset=utf-8")
         );
-        assert!(answer.body.ends_with('\n'), "the last line ends too");
+        assert!(
+            answer.body.ends_with('\n'),
+            "the last line is not terminated"
+        );
         let lines = answer.body.lines().map(|line| Ok(line.to_owned()));
-        let scrape = Scrape::parse(lines).expect("lines can be read");
+        let scrape = Scrape::parse(lines).expect("the lines can be parsed");
         let mut names = BTreeSet::new();
         for line in answer.body.lines() {
             match LineInfo::parse(line) {
@@ -45,7 +48,7 @@ impl Figures {
                     names.insert(metric_name.to_owned());
                 }
                 LineInfo::Doc { .. } | LineInfo::Type { .. } => {}
-                other => panic!("{line:?} is {other:?}"),
+                other => panic!("unexpected comment {other:?} in {line:?}"),
             }
         }
         Figures { scrape, names }
@@ -69,7 +72,7 @@ impl Figures {
                 values.push(number(&sample.value));
             }
         }
-        assert!(!values.is_empty(), "{series} is exported");
+        assert!(!values.is_empty(), "{series} is not exported");
         values.iter().sum()
     }
 
@@ -83,14 +86,14 @@ impl Figures {
             .filter(|sample| sample.metric == name)
         {
             let Value::Histogram(counts) = &sample.value else {
-                panic!("{name} is a histogram, not {sample:?}");
+                panic!("{name} is a histogram, but has {sample:?}");
             };
             sums.resize(counts.len(), (0.0, 0.0));
             for (sum, count) in sums.iter_mut().zip(counts) {
                 *sum = (count.less_than, sum.1 + count.count);
             }
         }
-        assert!(!sums.is_empty(), "{name} is exported");
+        assert!(!sums.is_empty(), "{name} is not exported");
         sums
     }
 }
@@ -98,7 +101,7 @@ impl Figures {
 fn number(value: &Value) -> f64 {
     match value {
         Value::Counter(number) | Value::Gauge(number) | Value::Untyped(number) => *number,
-        Value::Histogram(_) | Value::Summary(_) => panic!("{value:?} is not one number"),
+        Value::Histogram(_) | Value::Summary(_) => panic!("{value:?} is not a number"),
     }
 }
 
@@ -117,7 +120,7 @@ fn selector(text: &str) -> (&str, Vec<(&str, &str)>) {
 /// Waits until the figures have these values.
 async fn expect(addr: SocketAddr, expected: &[(&str, u32)]) -> Figures {
     let begun = Instant::now();
-    let (figures, wrong) = eventually("the figures", async || {
+    let (figures, wrong) = eventually("the metrics have the expected values", async || {
         let figures = Figures::read(addr).await;
         let mut wrong = Vec::new();
         for (series, value) in expected {
@@ -137,7 +140,7 @@ async fn expect(addr: SocketAddr, expected: &[(&str, u32)]) -> Figures {
 // ---- counters ----
 
 #[tokio::test]
-async fn ops_are_counted_by_what_became_of_them() {
+async fn ops_are_counted_by_outcome() {
     let setup = Setup::new().args(&["--max-message-bytes", "2000"]);
     let server = setup.start().await;
     let mut room = Vec::new();
@@ -193,7 +196,7 @@ async fn ops_are_counted_by_what_became_of_them() {
     assert!(figures.sum("etherply_received_bytes_total") > 2001.0);
     let sent = figures.sum("etherply_sent_bytes_total");
     let frames_bytes = 24 * op_text(&first).len();
-    let frames_bytes = u32::try_from(frames_bytes).expect("it is small");
+    let frames_bytes = u32::try_from(frames_bytes).expect("the value is small");
     assert!(sent > f64::from(frames_bytes), "{sent}");
 }
 
@@ -222,7 +225,7 @@ async fn histograms_agree_with_each_other_and_with_the_log() {
             classes.is_sorted_by(|a, b| a.0 < b.0 && a.1 <= b.1),
             "{name}: {classes:?}"
         );
-        let (last, count) = *classes.last().expect("it has classes");
+        let (last, count) = *classes.last().expect("the histogram has classes");
         assert!(last.is_infinite(), "{name}");
         assert!(
             (count - figures.sum(&format!("{name}_count"))).abs() < 0.1,
@@ -250,10 +253,10 @@ async fn histograms_agree_with_each_other_and_with_the_log() {
     // Without the zeros that they are preallocated with.
     let bytes: usize = segments
         .iter()
-        .map(|path| std::fs::read(path).expect("a segment is there"))
+        .map(|path| std::fs::read(path).expect("the segment exists"))
         .map(|bytes| files::log_len(&bytes))
         .sum();
-    let bytes = u32::try_from(bytes).expect("it is small");
+    let bytes = u32::try_from(bytes).expect("the value is small");
     let headers_bytes = figures.sum("etherply_log_segments") * 64.0;
     let written = figures.sum("etherply_log_written_bytes_total");
     assert!(
@@ -271,7 +274,7 @@ async fn histograms_agree_with_each_other_and_with_the_log() {
 }
 
 #[tokio::test]
-async fn answers_and_closes_are_counted_by_their_codes() {
+async fn answers_and_closes_are_counted_by_code() {
     let server = Server::start().await;
     for _ in 0..3 {
         assert_eq!(
@@ -319,7 +322,7 @@ async fn answers_and_closes_are_counted_by_their_codes() {
 }
 
 #[tokio::test]
-async fn one_who_falls_behind_is_counted_and_the_memory_comes_back() {
+async fn a_client_that_falls_behind_is_counted_and_its_memory_is_released() {
     let server = Server::start_with(&["--outbox-max-bytes", "65536"]).await;
     let mut writer = Client::connect(&server, "room").await;
     let mut stalled = Client::connect(&server, "room").await;
@@ -352,12 +355,12 @@ async fn one_who_falls_behind_is_counted_and_the_memory_comes_back() {
     let frames = figures.sum("etherply_sent_frames_total");
     assert!(
         frames < figures.sum("etherply_deliveries_total"),
-        "some were left out"
+        "no delivery was left out"
     );
 }
 
 #[tokio::test]
-async fn a_log_that_fails_is_told() {
+async fn a_failing_log_is_reported() {
     let setup = Setup::new().shards(1);
     let server = setup.start().await;
     let mut writer = Client::connect(&server, "room").await;
@@ -384,7 +387,7 @@ async fn a_log_that_fails_is_told() {
 }
 
 #[tokio::test]
-async fn a_start_tells_what_it_read() {
+async fn recovery_metrics_report_what_was_read() {
     let mut server = Server::start().await;
     let mut writer = Client::connect(&server, "room").await;
     for number in 0..7 {
@@ -424,7 +427,7 @@ async fn a_start_tells_what_it_read() {
 
 /// P92, P94.
 #[tokio::test]
-async fn without_a_port_of_their_own_they_are_for_this_machine_alone() {
+async fn without_an_admin_port_metrics_are_local_only() {
     let (shut, open) = (
         Server::start().await,
         Server::start_with(&["--metrics-public"]).await,
@@ -460,17 +463,18 @@ async fn admin_address(server: &mut Server) -> SocketAddr {
         .strip_prefix("metrics on ")
         .or_else(|| line.strip_prefix("metrics and console on "));
     let address = address.and_then(|address| address.parse().ok());
-    address.unwrap_or_else(|| panic!("the second line says where the metrics are, not {line:?}"))
+    address
+        .unwrap_or_else(|| panic!("expected a second line with the metrics address, got {line:?}"))
 }
 
 /// P92.
 #[tokio::test]
-async fn with_a_port_of_their_own_they_are_on_no_other() {
+async fn with_an_admin_port_metrics_are_on_that_port_only() {
     let mut server = Server::start_with(&["--admin-port", "0", "--console"]).await;
     let admin = admin_address(&mut server).await;
     assert!(
         admin.ip().is_loopback(),
-        "unless another address is named: {admin}"
+        "the admin port is not on loopback: {admin}"
     );
     for (path, here, there) in [
         ("/metrics", 404, 200),
@@ -520,11 +524,11 @@ async fn with_a_port_of_their_own_they_are_on_no_other() {
     assert_eq!(get(admin, "/v1/presence/room", "").await.status, 401);
     let begun = Instant::now();
     server.stop().await;
-    assert!(begun.elapsed() < PATIENCE, "both ports end");
+    assert!(begun.elapsed() < PATIENCE, "a port stays open too long");
 }
 
 #[tokio::test]
-async fn who_fills_the_admin_port_takes_no_place_from_clients_nor_from_health_checks() {
+async fn a_flooded_admin_port_does_not_affect_clients_or_health_checks() {
     let mut server = Server::start_with(&["--admin-port", "0", "--max-connections", "2"]).await;
     let admin = admin_address(&mut server).await;
     let mut idle = Vec::new();
@@ -551,11 +555,11 @@ async fn who_fills_the_admin_port_takes_no_place_from_clients_nor_from_health_ch
 }
 
 #[tokio::test]
-async fn a_second_port_that_cannot_be_had_stops_the_start() {
+async fn an_unavailable_admin_port_prevents_startup() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = taken
         .local_addr()
-        .expect("it has an address")
+        .expect("the listener has an address")
         .port()
         .to_string();
     for arguments in [
@@ -586,7 +590,7 @@ fn named(text: &str) -> Vec<String> {
         let from = &rest[at..];
         let name_end = from.find(|c| !is_name(c)).unwrap_or(from.len());
         let end = match from[name_end..].strip_prefix('{') {
-            Some(labels) => name_end + 2 + labels.find('}').expect("a brace is closed"),
+            Some(labels) => name_end + 2 + labels.find('}').expect("braces are balanced"),
             None => name_end,
         };
         let is_whole = at == 0 || !rest[..at].ends_with(is_name);
@@ -615,11 +619,11 @@ fn queries(dashboard: &serde_json::Value, found: &mut Vec<String>) {
 }
 
 #[tokio::test]
-async fn all_that_the_dashboard_and_the_alerts_name_is_exported() {
+async fn every_metric_in_the_dashboard_and_alerts_is_exported() {
     let server = Server::start().await;
     let figures = Figures::read(server.addr()).await;
-    let read = |name: &str| std::fs::read_to_string(name).expect("the file is there");
-    let dashboard = serde_json::from_str(&read("tuning/grafana.json")).expect("it is JSON");
+    let read = |name: &str| std::fs::read_to_string(name).expect("the file exists");
+    let dashboard = serde_json::from_str(&read("tuning/grafana.json")).expect("the text is JSON");
     let mut asked = Vec::new();
     queries(&dashboard, &mut asked);
     let alerts = read("tuning/alerts.yml");
@@ -644,7 +648,7 @@ async fn all_that_the_dashboard_and_the_alerts_name_is_exported() {
                     is_added || given.is_some_and(|given| !is_exact || given == *value)
                 })
             };
-            assert!(samples.any(has), "no sample is as {text} wants it");
+            assert!(samples.any(has), "no sample matches {text}");
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::support::server::Setup;
 use crate::support::stamp;
 
 #[tokio::test]
-async fn more_idle_clients_than_buffers_are_all_heard() {
+async fn more_idle_clients_than_buffers_can_all_write() {
     let setup = Setup::new().shards(1).env("ETHERPLY_FAULT_OLD_KERNEL", "1");
     let mut server = setup.start().await;
     // A shard has 128 receive buffers.

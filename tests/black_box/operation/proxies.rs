@@ -37,8 +37,8 @@ where
         let mut outcomes = BTreeMap::new();
         for number in 0..WORKSPACES {
             while running.len() >= AT_ONCE {
-                let done = running.join_next().await.expect("some are running");
-                let (number, outcome) = done.expect("a task does not panic");
+                let done = running.join_next().await.expect("a task is running");
+                let (number, outcome) = done.expect("no task panics");
                 outcomes.insert(number, outcome);
             }
             let future = task(id(number));
@@ -55,12 +55,14 @@ async fn settle(site: &Site) -> Vec<usize> {
     let door = site.door;
     for_each_workspace(move |id| async move {
         let mut client = Client::dial(door, &Server::sync_path(&id)).await;
-        let client = client.as_mut().expect("a handshake through the proxy");
+        let client = client
+            .as_mut()
+            .expect("the handshake through the proxy succeeds");
         let init = client.next_text().await;
         client.take_init(&init);
-        assert!(client.init.is_empty(), "{id} is new");
+        assert!(client.init.is_empty(), "{id} is not new");
         client.write("name", json!(id)).await;
-        eventually("the op is kept", async || {
+        eventually("the op is stored", async || {
             let state = get(door, &look_path("workspaces", &encoded(&id))).await;
             (state.json()["seq"] == 1).then_some(())
         })
@@ -70,7 +72,12 @@ async fn settle(site: &Site) -> Vec<usize> {
     let mut settled = Vec::new();
     for number in 0..WORKSPACES {
         let homes = site.homes(&id(number)).await;
-        assert_eq!(homes.len(), 1, "{} is at one node: {homes:?}", id(number));
+        assert_eq!(
+            homes.len(),
+            1,
+            "{} is not on exactly one node: {homes:?}",
+            id(number)
+        );
         settled.push(homes[0]);
     }
     settled
@@ -78,11 +85,13 @@ async fn settle(site: &Site) -> Vec<usize> {
 
 /// Returns the response through the proxy for each workspace: the status, the node that it names,
 /// and the value that was written.
-async fn look(site: &Site) -> Vec<(u16, String, serde_json::Value)> {
+async fn read_states(site: &Site) -> Vec<(u16, String, serde_json::Value)> {
     let door = site.door;
     for_each_workspace(move |id| async move {
         let answer = get(door, &look_path("workspaces", &encoded(&id))).await;
-        let node = answer.header("etherply-node").expect("it names the node");
+        let node = answer
+            .header("etherply-node")
+            .expect("the answer names the node");
         let value = answer.json()["data"]["name"].clone();
         if answer.status == 503 {
             assert_eq!(answer.header("retry-after"), Some("2"), "{answer:?}");
@@ -98,7 +107,7 @@ fn node_name(number: usize) -> String {
 
 /// Checks that each workspace is served, with its op, by the node where it lives.
 async fn expect_all_served(site: &Site, settled: &[usize]) {
-    for (number, found) in look(site).await.into_iter().enumerate() {
+    for (number, found) in read_states(site).await.into_iter().enumerate() {
         let expected = (200, node_name(settled[number]), json!(id(number)));
         assert_eq!(found, expected, "{}", id(number));
     }
@@ -115,11 +124,11 @@ fn expect_no_token(site: &Site) {
 // ---- a workspace lives on one node ----
 
 /// Checks that all three paths of a workspace lead to one node, in each spelling of its id.
-async fn expect_one_node_however_it_is_asked(site: &Site, settled: &[usize]) {
+async fn expect_same_node_for_every_request(site: &Site, settled: &[usize]) {
     for (number, home) in settled.iter().enumerate().take(20) {
-        for look in ["workspaces", "presence", "sync"] {
+        for kind in ["workspaces", "presence", "sync"] {
             for segment in [encoded(&id(number)), encoded_throughout(&id(number))] {
-                let answer = site.get(&look_path(look, &segment)).await;
+                let answer = site.get(&look_path(kind, &segment)).await;
                 let node = node_name(*home);
                 assert_eq!(answer.header("etherply-node"), Some(&*node), "{segment}");
             }
@@ -141,7 +150,7 @@ async fn expect_nothing_else_passes(site: &Site) {
     }
 }
 
-async fn a_dead_node_s_workspaces_wait_for_it(kind: Kind) {
+async fn check_dead_node(kind: Kind) {
     const DEAD: usize = 1;
     let Some(mut site) = Site::start(kind, |_| Vec::new()).await else {
         return;
@@ -150,9 +159,12 @@ async fn a_dead_node_s_workspaces_wait_for_it(kind: Kind) {
     let settled = settle(&site).await;
     for node in 0..3 {
         let share = settled.iter().filter(|home| **home == node).count();
-        assert!(share >= WORKSPACES / 5, "node {node} has {share}");
+        assert!(
+            share >= WORKSPACES / 5,
+            "node {node} has a share of {share}"
+        );
     }
-    expect_one_node_however_it_is_asked(&site, &settled).await;
+    expect_same_node_for_every_request(&site, &settled).await;
     expect_nothing_else_passes(&site).await;
 
     site.nodes[DEAD].kill9();
@@ -164,7 +176,7 @@ async fn a_dead_node_s_workspaces_wait_for_it(kind: Kind) {
         probe.is_err().then_some(())
     })
     .await;
-    for (number, (status, node, value)) in look(&site).await.into_iter().enumerate() {
+    for (number, (status, node, value)) in read_states(&site).await.into_iter().enumerate() {
         assert_eq!(node, node_name(settled[number]), "{}", id(number));
         let expected = if settled[number] == DEAD {
             (503, serde_json::Value::Null)
@@ -174,11 +186,11 @@ async fn a_dead_node_s_workspaces_wait_for_it(kind: Kind) {
         assert_eq!((status, value), expected, "{}", id(number));
     }
     let waits = settled.iter().position(|home| *home == DEAD);
-    let waits = id(waits.expect("the dead node has some"));
+    let waits = id(waits.expect("the dead node has a workspace"));
     match Client::dial(site.door, &Server::sync_path(&waits)).await {
         Err(Error::Http(answer)) => assert_eq!(answer.status(), 503),
-        Err(error) => panic!("an answer was due, not {error}"),
-        Ok(_) => panic!("a node took a workspace of the dead one"),
+        Err(error) => panic!("expected an answer, got {error}"),
+        Ok(_) => panic!("another node accepted a workspace of the dead one"),
     }
 
     site.nodes[DEAD].restart(2).await;
@@ -196,13 +208,13 @@ async fn a_dead_node_s_workspaces_wait_for_it(kind: Kind) {
 }
 
 #[tokio::test]
-async fn haproxy_lets_the_workspaces_of_a_dead_node_wait_and_moves_nobody() {
-    a_dead_node_s_workspaces_wait_for_it(Kind::Haproxy).await;
+async fn behind_haproxy_the_workspaces_of_a_dead_node_wait_and_are_not_moved() {
+    check_dead_node(Kind::Haproxy).await;
 }
 
 #[tokio::test]
-async fn nginx_lets_the_workspaces_of_a_dead_node_wait_and_moves_nobody() {
-    a_dead_node_s_workspaces_wait_for_it(Kind::Nginx).await;
+async fn behind_nginx_the_workspaces_of_a_dead_node_wait_and_are_not_moved() {
+    check_dead_node(Kind::Nginx).await;
 }
 
 // ---- one more node ----
@@ -213,8 +225,11 @@ fn with_a_fourth_node(kind: Kind, config: &str) -> String {
         Kind::Haproxy => {
             let half = "-m int 0:170 }\n    use_backend n4 if { var(txn.slot) -m int 171:340 }";
             let config = put(config, "-m int 0:340 }", half);
-            let n1 = config.split("backend n1\n").nth(1).expect("it has n1");
-            let n1 = n1.split("backend n2\n").next().expect("n2 comes next");
+            let n1 = config
+                .split("backend n1\n")
+                .nth(1)
+                .expect("the config has n1");
+            let n1 = n1.split("backend n2\n").next().expect("n2 follows");
             let n4 = format!("\nbackend n4\n{}", n1.replace("n1", "n4"));
             config + &n4
         }
@@ -227,7 +242,7 @@ fn with_a_fourth_node(kind: Kind, config: &str) -> String {
     }
 }
 
-async fn a_node_is_split_by_a_copy_of_its_data_directory(kind: Kind) {
+async fn check_node_split(kind: Kind) {
     let Some(mut site) = Site::start(kind, |_| Vec::new()).await else {
         return;
     };
@@ -242,7 +257,7 @@ async fn a_node_is_split_by_a_copy_of_its_data_directory(kind: Kind) {
     site.add_node(fourth).await;
     site.start_proxy().await;
 
-    let found = look(&site).await;
+    let found = read_states(&site).await;
     let mut moved = Vec::new();
     for (number, (status, node, value)) in found.into_iter().enumerate() {
         let id = id(number);
@@ -254,17 +269,22 @@ async fn a_node_is_split_by_a_copy_of_its_data_directory(kind: Kind) {
         }
     }
     let stayed = before.iter().filter(|home| **home == 0).count() - moved.len();
-    assert!(stayed > 0 && !moved.is_empty(), "{stayed} of node 1 stayed");
+    assert!(
+        stayed > 0 && !moved.is_empty(),
+        "{stayed} workspaces of node 1 stayed"
+    );
 
     // Ops that are written from now on are only on the new node.
     let path = Server::sync_path(&moved[0]);
-    let mut writer = Client::dial(site.door, &path).await.expect("it is served");
+    let mut writer = Client::dial(site.door, &path)
+        .await
+        .expect("the request is served");
     let init = writer.next_text().await;
     writer.take_init(&init);
     assert_eq!(writer.init["name"], json!(moved[0]));
     writer.write("name", json!("after")).await;
     let path = look_path("workspaces", &encoded(&moved[0]));
-    eventually("the new node has it", async || {
+    eventually("the new node has the op", async || {
         (site.nodes[3].get(&path).await.json()["seq"] == 2).then_some(())
     })
     .await;
@@ -272,19 +292,19 @@ async fn a_node_is_split_by_a_copy_of_its_data_directory(kind: Kind) {
 }
 
 #[tokio::test]
-async fn haproxy_splits_a_node_by_a_copy_of_its_data_directory() {
-    a_node_is_split_by_a_copy_of_its_data_directory(Kind::Haproxy).await;
+async fn behind_haproxy_a_node_is_split_by_copying_its_data_directory() {
+    check_node_split(Kind::Haproxy).await;
 }
 
 #[tokio::test]
-async fn nginx_splits_a_node_by_a_copy_of_its_data_directory() {
-    a_node_is_split_by_a_copy_of_its_data_directory(Kind::Nginx).await;
+async fn behind_nginx_a_node_is_split_by_copying_its_data_directory() {
+    check_node_split(Kind::Nginx).await;
 }
 
 // ---- idle sessions ----
 
 /// Returns an id that lives on this node.
-async fn an_id_of(site: &Site, node: usize) -> String {
+async fn workspace_on(site: &Site, node: usize) -> String {
     for number in 0..WORKSPACES {
         let answer = site
             .get(&look_path("presence", &encoded(&id(number))))
@@ -293,10 +313,10 @@ async fn an_id_of(site: &Site, node: usize) -> String {
             return id(number);
         }
     }
-    panic!("no workspace is at node {node}");
+    panic!("no workspace is on node {node}");
 }
 
-async fn an_idle_session_lives_by_the_server_s_pings(kind: Kind) {
+async fn check_idle_session(kind: Kind) {
     const PINGS: usize = 20;
     // Node 1 pings ten times within the proxy's timeout; the other nodes' pings come too late.
     let args = |node: usize| {
@@ -316,13 +336,13 @@ async fn an_idle_session_lives_by_the_server_s_pings(kind: Kind) {
     }
     site.start_proxy().await;
 
-    let silent = Server::sync_path(&an_id_of(&site, 1).await);
+    let silent = Server::sync_path(&workspace_on(&site, 1).await);
     let mut silent = Client::dial(site.door, &silent)
         .await
-        .expect("it is served");
+        .expect("the request is served");
     silent.next_text().await;
 
-    let pinged = Server::sync_path(&an_id_of(&site, 0).await);
+    let pinged = Server::sync_path(&workspace_on(&site, 0).await);
     let mut reader = Raw::open(site.door, &pinged).await;
     for _ in 0..PINGS {
         let ping = reader.frame().await;
@@ -331,7 +351,7 @@ async fn an_idle_session_lives_by_the_server_s_pings(kind: Kind) {
     }
     let mut writer = Client::dial(site.door, &pinged)
         .await
-        .expect("it is served");
+        .expect("the request is served");
     writer.next_text().await;
     writer.write("key", json!("after all the pings")).await;
     let op = reader.frame_but_ping().await;
@@ -340,16 +360,16 @@ async fn an_idle_session_lives_by_the_server_s_pings(kind: Kind) {
 
     match silent.event().await {
         Event::Lost(_) => {}
-        other => panic!("the proxy cuts a silent connection, and tells no {other:?}"),
+        other => panic!("expected the proxy to cut a silent connection, got {other:?}"),
     }
 }
 
 #[tokio::test]
-async fn an_idle_session_through_haproxy_lives_by_pings() {
-    an_idle_session_lives_by_the_server_s_pings(Kind::Haproxy).await;
+async fn an_idle_session_behind_haproxy_is_kept_alive_by_pings() {
+    check_idle_session(Kind::Haproxy).await;
 }
 
 #[tokio::test]
-async fn an_idle_session_through_nginx_lives_by_pings() {
-    an_idle_session_lives_by_the_server_s_pings(Kind::Nginx).await;
+async fn an_idle_session_behind_nginx_is_kept_alive_by_pings() {
+    check_idle_session(Kind::Nginx).await;
 }

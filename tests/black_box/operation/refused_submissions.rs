@@ -11,7 +11,7 @@ use serde_json::json;
 const NEVER_MS: &str = "3600000";
 
 #[tokio::test]
-async fn an_op_is_shown_though_the_kernel_refuses_submissions_and_nothing_else_happens() {
+async fn an_op_is_delivered_on_an_idle_server_even_if_the_kernel_refuses_submissions() {
     for errno in ["EAGAIN", "EINTR", "EBUSY", "ENOMEM"] {
         let setup =
             Setup::new()
@@ -35,7 +35,10 @@ async fn an_op_is_shown_though_the_kernel_refuses_submissions_and_nothing_else_h
             let count = line.strip_prefix("etherply_ring_retries_total{shard=\"0\"} ")?;
             count.parse::<u64>().ok()
         });
-        assert!(retries > Some(0), "they are counted: {retries:?}");
+        assert!(
+            retries > Some(0),
+            "the retries are not counted: {retries:?}"
+        );
         server.stop().await;
         drop(injection);
     }

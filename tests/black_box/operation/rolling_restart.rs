@@ -22,11 +22,11 @@ fn listener() -> TcpListener {
 }
 
 fn passing(listener: &TcpListener) -> Setup {
-    Setup::new().passing(listener.try_clone().expect("a free descriptor"))
+    Setup::new().passing(listener.try_clone().expect("a free file descriptor"))
 }
 
 fn address_of(listener: &TcpListener) -> SocketAddr {
-    listener.local_addr().expect("it is bound")
+    listener.local_addr().expect("the listener is bound")
 }
 
 /// Connects and sends a handshake, to whichever server accepts it.
@@ -50,12 +50,16 @@ const RESTARTS: [(u32, bool); 6] = [
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn restarts_under_load_refuse_no_connect_and_lose_no_op() {
+async fn restarts_under_load_refuse_no_connection_and_lose_no_op() {
     let listener = listener();
     let addr = address_of(&listener);
     let setup = passing(&listener).args(&["--drain-ms", "200"]);
     let mut server = setup.start().await;
-    assert_eq!(server.addr(), addr, "it listens on what it was given");
+    assert_eq!(
+        server.addr(),
+        addr,
+        "the server does not listen on the passed socket"
+    );
     let load = Load::start(addr);
     for (round, (shards, by_kill)) in RESTARTS.into_iter().enumerate() {
         load.until_more_is_shown(300).await;
@@ -92,7 +96,7 @@ async fn restarts_under_load_refuse_no_connect_and_lose_no_op() {
 }
 
 #[tokio::test]
-async fn who_connects_while_the_server_drains_waits_for_the_successor() {
+async fn a_client_that_connects_during_a_drain_waits_for_the_new_server() {
     for old_kernel in [false, true] {
         let listener = listener();
         let mut setup = passing(&listener).shards(1).args(&["--drain-ms", "1000"]);
@@ -124,7 +128,7 @@ async fn who_connects_while_the_server_drains_waits_for_the_successor() {
 }
 
 #[tokio::test]
-async fn who_connects_while_the_log_is_read_waits_and_sighup_does_not_disturb_that() {
+async fn a_client_that_connects_while_the_log_is_read_waits_even_through_sighup() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let gate = folder.path().join("gate");
     let listener = listener();
@@ -147,14 +151,16 @@ async fn who_connects_while_the_log_is_read_waits_and_sighup_does_not_disturb_th
 // ---- the passed socket ----
 
 #[tokio::test]
-async fn a_passed_socket_is_made_fit_and_the_variable_port_is_not_looked_at() {
+async fn a_passed_socket_is_made_blocking_and_the_port_variable_is_ignored() {
     let listener = listener();
-    listener.set_nonblocking(true).expect("a socket takes it");
+    listener
+        .set_nonblocking(true)
+        .expect("the socket option can be set");
     let setup = passing(&listener).env("PORT", "1");
     let mut server = setup.start().await;
     assert_eq!(server.addr(), address_of(&listener));
     // O_NONBLOCK is a flag of the open file description that both descriptors share.
-    let flags = fcntl_getfl(&listener).expect("it is open");
+    let flags = fcntl_getfl(&listener).expect("the socket is open");
     assert!(!flags.contains(OFlags::NONBLOCK), "{flags:?}");
     for _ in 0..3 {
         Client::connect(&server, "room 0").await;
@@ -164,7 +170,7 @@ async fn a_passed_socket_is_made_fit_and_the_variable_port_is_not_looked_at() {
 }
 
 #[tokio::test]
-async fn a_passed_socket_and_an_address_are_one_too_many() {
+async fn a_passed_socket_and_an_address_conflict() {
     let listener = listener();
     let address = address_of(&listener).to_string();
     for (setup, setting) in [
@@ -188,7 +194,7 @@ async fn a_passed_socket_and_an_address_are_one_too_many() {
 }
 
 #[tokio::test]
-async fn what_is_no_listening_tcp_socket_is_refused_with_one_clear_line() {
+async fn anything_but_a_listening_tcp_socket_is_refused_with_one_clear_line() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let cases: [(OwnedFd, &str); 4] = [
         (
@@ -226,11 +232,11 @@ async fn what_is_no_listening_tcp_socket_is_refused_with_one_clear_line() {
 fn connected() -> OwnedFd {
     let listener = listener();
     let stream = TcpStream::connect(address_of(&listener));
-    stream.expect("it listens").into()
+    stream.expect("the server listens").into()
 }
 
 #[tokio::test]
-async fn dev_takes_no_socket_that_others_can_reach() {
+async fn dev_refuses_a_socket_that_others_can_reach() {
     let open = TcpListener::bind("0.0.0.0:0").expect("a free port");
     let outcome = passing(&open).args(&["--dev"]).run().await;
     let line = outcome.expect_refusal();
@@ -242,7 +248,7 @@ async fn dev_takes_no_socket_that_others_can_reach() {
 }
 
 #[tokio::test]
-async fn a_socket_for_another_process_is_not_taken() {
+async fn a_socket_for_another_process_is_not_used() {
     let listener = listener();
     let setup = passing(&listener).prepared("export LISTEN_PID=1");
     let mut server = setup
@@ -256,17 +262,17 @@ async fn a_socket_for_another_process_is_not_taken() {
 // ---- the service manager ----
 
 #[tokio::test]
-async fn the_service_manager_is_told_when_the_server_serves_and_when_it_stops() {
+async fn the_service_manager_is_notified_when_the_server_is_ready_and_when_it_stops() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("notify");
     let manager = UnixDatagram::bind(&path).expect("a path");
     let setup = Setup::new().env("NOTIFY_SOCKET", &path.display().to_string());
     let mut server = setup.start().await;
     for expected in ["READY=1\n", "STOPPING=1\n"] {
-        let mut told = [0; 100];
-        let length = within(expected, manager.recv(&mut told)).await;
+        let mut message = [0; 100];
+        let length = within(expected, manager.recv(&mut message)).await;
         let length = length.expect("the socket is open");
-        assert_eq!(std::str::from_utf8(&told[..length]), Ok(expected));
+        assert_eq!(std::str::from_utf8(&message[..length]), Ok(expected));
         // The first signal stops the server, the second one speeds up the stop.
         server.terminate();
     }
@@ -274,7 +280,7 @@ async fn the_service_manager_is_told_when_the_server_serves_and_when_it_stops() 
 }
 
 #[tokio::test]
-async fn a_service_manager_that_is_gone_is_told_in_the_log_and_serving_goes_on() {
+async fn a_missing_service_manager_is_logged_and_serving_continues() {
     let setup = Setup::new().env("NOTIFY_SOCKET", "/nowhere/notify");
     let mut server = setup.start().await;
     server.log_line(&["WARN", "NOTIFY_SOCKET", "READY=1"]).await;

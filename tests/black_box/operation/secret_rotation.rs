@@ -31,11 +31,11 @@ impl Files {
     }
 
     fn write(&self, name: &str, text: &str) {
-        std::fs::write(self.path(name), text).expect("a file can be written");
+        std::fs::write(self.path(name), text).expect("the file can be written");
     }
 
     fn remove(&self, name: &str) {
-        std::fs::remove_file(self.path(name)).expect("the file was there");
+        std::fs::remove_file(self.path(name)).expect("the file existed");
     }
 
     fn setup(&self) -> Setup {
@@ -87,7 +87,7 @@ async fn until_statuses_are(server: &Server, expected: [(&str, u16); 3]) {
 }
 
 #[tokio::test]
-async fn secrets_are_rotated_under_live_connections_and_the_one_before_is_taken_until_it_is_gone() {
+async fn secrets_rotate_under_live_connections_and_the_previous_one_is_accepted_until_removed() {
     let files = Files::new();
     let mut server = files.setup().start().await;
     until_statuses_are(
@@ -124,17 +124,17 @@ async fn secrets_are_rotated_under_live_connections_and_the_one_before_is_taken_
         .await;
     reader.expect_op(&op).await;
     server.stop().await;
-    check_that_nothing_secret_is_told(&server);
+    check_no_secret_is_logged(&server);
 }
 
-fn check_that_nothing_secret_is_told(server: &Server) {
+fn check_no_secret_is_logged(server: &Server) {
     for secret in [SECRET, OTHER_SECRET, THIRD_SECRET] {
         assert!(!server.log().contains(secret), "{}", server.log());
     }
 }
 
 #[tokio::test]
-async fn a_secret_that_is_replaced_with_none_before_it_is_warned_of() {
+async fn replacing_a_secret_without_a_previous_one_causes_a_warning() {
     let files = Files::new();
     let server = files.setup().start().await;
     server.log_line(&["no previous secret"]).await;
@@ -154,7 +154,7 @@ async fn a_secret_that_is_replaced_with_none_before_it_is_warned_of() {
 type Break = fn(&Files);
 
 #[tokio::test]
-async fn a_bad_file_changes_nothing_and_one_line_names_it() {
+async fn a_bad_secret_file_changes_nothing_and_is_named_in_one_line() {
     let files = Files::new();
     files.write("previous", OTHER_SECRET);
     let mut server = files.setup().start().await;
@@ -164,7 +164,7 @@ async fn a_bad_file_changes_nothing_and_one_line_names_it() {
         ("previous", |files| files.write("previous", "")),
         ("previous", |files| {
             files.remove("previous");
-            std::fs::create_dir(files.path("previous")).expect("a folder can be made");
+            std::fs::create_dir(files.path("previous")).expect("the folder can be created");
         }),
     ];
     for (name, break_it) in cases {
@@ -184,7 +184,7 @@ async fn a_bad_file_changes_nothing_and_one_line_names_it() {
             files.write("previous", OTHER_SECRET);
         }
     }
-    std::fs::remove_dir(files.path("previous")).expect("the folder is empty");
+    std::fs::remove_dir(files.path("previous")).expect("the folder can be removed");
     reload(&server, &["the secrets were reread"]).await;
     until_statuses_are(
         &server,
@@ -192,11 +192,11 @@ async fn a_bad_file_changes_nothing_and_one_line_names_it() {
     )
     .await;
     server.stop().await;
-    check_that_nothing_secret_is_told(&server);
+    check_no_secret_is_logged(&server);
 }
 
 #[tokio::test]
-async fn without_files_sighup_says_that_the_environment_cannot_change_and_the_server_goes_on() {
+async fn without_files_sighup_logs_that_the_environment_cannot_change_and_the_server_continues() {
     let mut server = Server::start().await;
     for _ in 0..2 {
         let line = reload(&server, &["SIGHUP has no effect", "environment"]).await;
@@ -211,7 +211,7 @@ async fn without_files_sighup_says_that_the_environment_cannot_change_and_the_se
 }
 
 #[tokio::test]
-async fn a_secret_of_the_environment_stays_beside_a_file_that_changes() {
+async fn a_secret_from_the_environment_stays_valid_when_a_file_changes() {
     let files = Files::new();
     files.write("previous", OTHER_SECRET);
     let flag = format!(

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 fn text(name: &str) -> String {
     // Cargo runs a test in the root folder of its package.
-    std::fs::read_to_string(format!("tuning/{name}")).expect("the file is there")
+    std::fs::read_to_string(format!("tuning/{name}")).expect("the file exists")
 }
 
 /// Returns the settings of a file of `name = value` lines. A name that is set twice has both
@@ -17,7 +17,7 @@ fn settings(text: &str) -> BTreeMap<String, Vec<String>> {
     let mut settings: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let lines = text.lines().map(str::trim);
     for line in lines.filter(|line| !line.starts_with(['#', '[']) && !line.is_empty()) {
-        let (name, value) = line.split_once('=').expect("a line sets something");
+        let (name, value) = line.split_once('=').expect("each line is an assignment");
         let values = settings.entry(name.trim().to_owned()).or_default();
         values.push(value.trim().to_owned());
     }
@@ -25,7 +25,7 @@ fn settings(text: &str) -> BTreeMap<String, Vec<String>> {
 }
 
 #[test]
-fn each_sysctl_is_one_of_the_kernel_and_the_backlog_is_the_server_s() {
+fn each_sysctl_exists_and_the_backlog_matches_the_server() {
     let settings = settings(&text("sysctl.conf"));
     assert_eq!(
         settings["net.core.somaxconn"],
@@ -35,30 +35,32 @@ fn each_sysctl_is_one_of_the_kernel_and_the_backlog_is_the_server_s() {
     for name in settings.keys().filter(|name| !name.starts_with('-')) {
         let path = format!("/proc/sys/{}", name.replace('.', "/"));
         // A container may not expose all of them.
-        let group = path.rsplit_once('/').expect("a path has slashes").0;
+        let group = path.rsplit_once('/').expect("the path has a directory").0;
         if std::path::Path::new(group).is_dir() {
             assert!(std::path::Path::new(&path).exists(), "{name}");
             found += 1;
         }
     }
-    assert!(found > 0, "this host shows some of them");
+    assert!(found > 0, "no sysctl of the file exists on this host");
 }
 
 #[test]
 fn the_seccomp_profile_allows_rings_and_denies_what_it_does_not_name() {
-    let profile: Value = serde_json::from_str(&text("seccomp.json")).expect("it is JSON");
+    let profile: Value = serde_json::from_str(&text("seccomp.json")).expect("the text is JSON");
     assert_eq!(profile["defaultAction"], "SCMP_ACT_ERRNO");
-    let rules = profile["syscalls"].as_array().expect("a list of rules");
+    let rules = profile["syscalls"]
+        .as_array()
+        .expect("the rules are an array");
     let mut names = Vec::new();
     for rule in rules {
         assert_eq!(rule["action"], "SCMP_ACT_ALLOW", "{rule}");
-        let of_rule = rule["names"].as_array().expect("a list of names");
+        let of_rule = rule["names"].as_array().expect("the names are an array");
         names.extend(of_rule.iter().map(|name| name.as_str().expect("a name")));
     }
     let count = names.len();
     names.sort_unstable();
     names.dedup();
-    assert_eq!(names.len(), count, "each call is named once");
+    assert_eq!(names.len(), count, "a call is named twice");
     for call in [
         "io_uring_setup",
         "io_uring_enter",
@@ -66,35 +68,38 @@ fn the_seccomp_profile_allows_rings_and_denies_what_it_does_not_name() {
         "fdatasync",
         "execve",
     ] {
-        assert!(names.binary_search(&call).is_ok(), "{call} is allowed");
+        assert!(names.binary_search(&call).is_ok(), "{call} is not allowed");
     }
     for call in ["mount", "ptrace", "bpf", "unshare", "keyctl", "init_module"] {
-        assert!(names.binary_search(&call).is_err(), "{call} is not allowed");
+        assert!(names.binary_search(&call).is_err(), "{call} is allowed");
     }
 }
 
 #[tokio::test]
-async fn the_unit_sets_variables_that_the_server_knows_and_lets_rings_through() {
+async fn the_unit_sets_known_variables_and_allows_rings() {
     let unit = settings(&text("etherply.service"));
     let help = Setup::new().run_only(&["serve", "--help"]).await.stdout;
     for assignment in &unit["Environment"] {
         let (variable, _) = assignment.split_once('=').expect("a variable has a value");
-        assert!(help.contains(variable), "serve knows {variable}");
+        assert!(help.contains(variable), "serve does not know {variable}");
     }
     let calls = unit["SystemCallFilter"].join(" ");
     for call in ["io_uring_setup", "io_uring_enter", "io_uring_register"] {
-        assert!(calls.split(' ').any(|one| one == call), "{call} is allowed");
+        assert!(
+            calls.split(' ').any(|one| one == call),
+            "{call} is not allowed"
+        );
     }
     let stop_s: u64 = unit["TimeoutStopSec"][0].parse().expect("seconds");
     let drain_us = etherply::limits::DRAIN_MS_DEFAULT * 1000 + etherply::limits::LINGER_US;
     assert!(
         stop_s * etherply::limits::SECOND_US > drain_us,
-        "a stop has time for its drain"
+        "the stop timeout is shorter than the drain"
     );
 }
 
 #[test]
-fn the_socket_is_the_one_that_the_server_would_open() {
+fn the_socket_unit_matches_the_socket_that_the_server_opens() {
     let socket = settings(&text("etherply.socket"));
     assert_eq!(socket["ListenStream"], ["8080"]);
     assert_eq!(socket["Accept"], ["no"]);
@@ -112,7 +117,7 @@ fn the_socket_is_the_one_that_the_server_would_open() {
 }
 
 #[test]
-fn systemd_finds_no_fault_in_the_units() {
+fn systemd_accepts_the_units() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut verify = std::process::Command::new("systemd-analyze");
     verify.args(["verify", "--man=no"]);
@@ -132,9 +137,9 @@ fn systemd_finds_no_fault_in_the_units() {
             return;
         }
     };
-    let told = String::from_utf8_lossy(&output.stderr);
+    let error_output = String::from_utf8_lossy(&output.stderr);
     // It also checks what the units refer to, and the host may have faults of its own.
-    let of_ours: Vec<&str> = told
+    let of_ours: Vec<&str> = error_output
         .lines()
         .filter(|line| line.contains("etherply"))
         .collect();
@@ -142,28 +147,31 @@ fn systemd_finds_no_fault_in_the_units() {
 }
 
 #[test]
-fn what_the_index_names_is_there_and_the_other_way_round() {
+fn the_index_lists_every_file_and_every_listed_file_exists() {
     let index = text("README.md");
-    let entries = std::fs::read_dir("tuning").expect("the folder is there");
+    let entries = std::fs::read_dir("tuning").expect("the folder exists");
     for entry in entries {
         let name = entry.expect("a readable folder").file_name();
         let name = name.to_string_lossy();
-        let is_told = [format!("[{name}]({name})"), format!("[{name}/")];
-        let is_told = is_told.iter().any(|link| index.contains(link));
-        assert!(name == "README.md" || is_told, "README.md names {name}");
+        let is_listed = [format!("[{name}]({name})"), format!("[{name}/")];
+        let is_listed = is_listed.iter().any(|link| index.contains(link));
+        assert!(
+            name == "README.md" || is_listed,
+            "README.md does not list {name}"
+        );
     }
     for link in index.split("](").skip(1) {
-        let name = link.split(')').next().expect("a link ends");
+        let name = link.split(')').next().expect("a link is terminated");
         assert!(!text(name).is_empty(), "{name}");
     }
 }
 
 #[test]
-fn the_files_that_the_doctor_sends_its_readers_to_are_there() {
+fn the_files_that_the_doctor_refers_to_exist() {
     let mut folders = vec![std::path::PathBuf::from("src/command/doctor")];
     let mut named = Vec::new();
     while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).expect("the folder is there") {
+        for entry in std::fs::read_dir(folder).expect("the folder exists") {
             let path = entry.expect("a readable folder").path();
             if path.is_dir() {
                 folders.push(path);
@@ -179,29 +187,31 @@ fn the_files_that_the_doctor_sends_its_readers_to_are_there() {
             named.extend(of_file);
         }
     }
-    assert!(named.len() > 10, "the doctor names some: {named:?}");
+    assert!(
+        named.len() > 10,
+        "the doctor names too few files: {named:?}"
+    );
     for name in named {
         assert!(!text(&name).is_empty(), "tuning/{name}");
     }
 }
 
 #[tokio::test]
-async fn the_settings_of_the_package_are_variables_of_the_server() {
-    let settings =
-        std::fs::read_to_string("tuning/package/environment").expect("the file is there");
+async fn package_settings_are_variables_of_the_server() {
+    let settings = std::fs::read_to_string("tuning/package/environment").expect("the file exists");
     let help = Setup::new().run_only(&["serve", "--help"]).await.stdout;
     let assignments = settings.lines().filter_map(|line| line.split_once('='));
     let variables: Vec<&str> = assignments
         .map(|(name, _)| name.trim_start_matches('#'))
         .collect();
-    assert!(variables.len() > 3, "it shows some: {variables:?}");
+    assert!(variables.len() > 3, "too few variables: {variables:?}");
     for variable in variables {
-        assert!(help.contains(variable), "serve knows {variable}");
+        assert!(help.contains(variable), "serve does not know {variable}");
     }
 }
 
 #[test]
-fn the_proxies_wait_for_longer_than_the_server_does_for_a_sign_of_life() {
+fn proxy_timeouts_are_longer_than_the_servers_silence_timeout() {
     let silence_ms = etherply::limits::PING_INTERVAL_MS_DEFAULT * 5 / 2;
     for (file, setting) in [
         ("haproxy.cfg", "timeout tunnel "),
@@ -212,18 +222,29 @@ fn the_proxies_wait_for_longer_than_the_server_does_for_a_sign_of_life() {
         let mut lines = text.lines().map(str::trim);
         let value = lines.find_map(|line| line.strip_prefix(setting));
         let seconds = value.map(|value| value.trim_end_matches([';', 's']).parse());
-        let seconds: u64 = seconds.expect("it is set").expect("in whole seconds");
+        let seconds: u64 = seconds
+            .expect("the timeout is set")
+            .expect("the timeout is in whole seconds");
         assert!(seconds * 1000 > silence_ms, "{file}: {setting}");
     }
 }
 
 #[test]
-fn the_image_is_made_by_the_compiler_of_the_project() {
-    let toolchain = std::fs::read_to_string("rust-toolchain.toml").expect("the file is there");
-    let channel = toolchain.split('"').nth(1).expect("it has a channel");
-    let version = channel.rsplit_once('.').expect("with a patch level").0;
+fn the_image_is_built_with_the_projects_compiler() {
+    let toolchain = std::fs::read_to_string("rust-toolchain.toml").expect("the file exists");
+    let channel = toolchain
+        .split('"')
+        .nth(1)
+        .expect("the toolchain has a channel");
+    let version = channel
+        .rsplit_once('.')
+        .expect("the version has a patch level")
+        .0;
     let from = format!("FROM rust:{version}-");
-    assert!(text("Dockerfile").contains(&from), "the image is {from}…");
+    assert!(
+        text("Dockerfile").contains(&from),
+        "the Dockerfile does not start with {from}"
+    );
 }
 
 // ---- the documents ----
@@ -232,7 +253,7 @@ fn the_image_is_made_by_the_compiler_of_the_project() {
 fn documents() -> Vec<std::path::PathBuf> {
     let mut documents = vec!["README.md".into(), "src/wire/protocol.md".into()];
     for folder in [".github", "benches", "tests", "tuning"] {
-        for entry in std::fs::read_dir(folder).expect("the folder is there") {
+        for entry in std::fs::read_dir(folder).expect("the folder exists") {
             let path = entry.expect("a readable folder").path();
             if path.extension().is_some_and(|extension| extension == "md") {
                 documents.push(path);
@@ -260,33 +281,37 @@ fn anchors(document: &str) -> Vec<String> {
 }
 
 #[test]
-fn each_link_of_the_documents_leads_to_a_file_and_a_heading() {
+fn every_link_in_the_documents_leads_to_a_file_and_a_heading() {
     let mut links = 0;
     for path in documents() {
         let document = read(&path);
         for link in document.split("](").skip(1) {
-            let link = link.split(')').next().expect("a link ends");
+            let link = link.split(')').next().expect("a link is terminated");
             if link.contains("://") {
                 continue;
             }
             let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
             let target = match file {
                 "" => path.clone(),
-                file => path.parent().expect("a file is in a folder").join(file),
+                file => path.parent().expect("the path has a parent").join(file),
             };
-            assert!(target.exists(), "{} links to {link}", path.display());
+            assert!(
+                target.exists(),
+                "{} has a broken link to {link}",
+                path.display()
+            );
             if !anchor.is_empty() {
                 let known = anchors(&read(&target)).iter().any(|name| name == anchor);
-                assert!(known, "{} links to {link}", path.display());
+                assert!(known, "{} has a broken link to {link}", path.display());
             }
             links += 1;
         }
     }
-    assert!(links > 60, "the documents have links: {links}");
+    assert!(links > 60, "the documents have only {links} links");
 }
 
 #[test]
-fn the_documents_are_as_wide_and_the_readme_is_as_long_as_a_reader_wants() {
+fn the_documents_and_the_readme_stay_within_their_size_limits() {
     assert!(read("README.md".as_ref()).lines().count() <= 150);
     for path in documents() {
         for (number, line) in read(&path).lines().enumerate() {
@@ -297,7 +322,7 @@ fn the_documents_are_as_wide_and_the_readme_is_as_long_as_a_reader_wants() {
 }
 
 #[test]
-fn both_changelogs_have_the_version_that_is_built() {
+fn both_changelogs_list_the_current_version() {
     let version = env!("CARGO_PKG_VERSION");
     let ours = read(".github/CHANGELOG.md".as_ref());
     assert!(ours.contains(&format!("\n## {version}\n")));
@@ -306,7 +331,7 @@ fn both_changelogs_have_the_version_that_is_built() {
 
 /// Collects the Rust files under a folder.
 fn sources(folder: &std::path::Path, found: &mut Vec<std::path::PathBuf>) {
-    for entry in std::fs::read_dir(folder).expect("the folder is there") {
+    for entry in std::fs::read_dir(folder).expect("the folder exists") {
         let path = entry.expect("a readable folder").path();
         if path.is_dir() {
             sources(&path, found);
@@ -317,7 +342,7 @@ fn sources(folder: &std::path::Path, found: &mut Vec<std::path::PathBuf>) {
 }
 
 #[test]
-fn each_rule_that_a_comment_names_is_in_the_protocol() {
+fn every_rule_that_a_comment_names_is_in_the_protocol() {
     let protocol = read("src/wire/protocol.md".as_ref());
     let mut files = Vec::new();
     for folder in ["src", "tests"] {
@@ -336,9 +361,9 @@ fn each_rule_that_a_comment_names_is_in_the_protocol() {
                 continue;
             }
             let is_known = protocol.contains(&format!("- **{word}** "));
-            assert!(is_known, "{} names {word}", path.display());
+            assert!(is_known, "{} names an unknown rule {word}", path.display());
             named += 1;
         }
     }
-    assert!(named > 100, "tests and sources name rules: {named}");
+    assert!(named > 100, "only {named} rules are named");
 }

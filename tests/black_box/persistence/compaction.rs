@@ -37,18 +37,18 @@ async fn overwrite(server: &Server, shown: &mut Map<String, Value>, ops_count: u
 }
 
 #[tokio::test]
-async fn a_log_of_overwrites_stays_small_and_whole() {
+async fn a_log_of_overwrites_stays_small_and_intact() {
     let mut server = Setup::new().shards(1).start().await;
     let mut shown = Map::new();
     let bound = LIVE_BYTES * 5 / 2 + FLOOR_BYTES;
     assert!(
         OPS_COUNT * VALUE_BYTES as u64 > 2 * bound,
-        "it writes much more"
+        "the load is too small"
     );
     for _ in 0..3 {
         overwrite(&server, &mut shown, OPS_COUNT).await;
         // The speed depends on the machine, but the log must shrink in the end.
-        eventually("the log to be small", async || {
+        eventually("the log is small", async || {
             (disk_bytes(server.data_dir()) <= bound).then_some(())
         })
         .await;
@@ -64,7 +64,7 @@ async fn a_log_of_overwrites_stays_small_and_whole() {
 }
 
 #[tokio::test]
-async fn a_kill_while_it_compacts_loses_nothing_and_leaves_nothing() {
+async fn a_kill_during_compaction_loses_nothing_and_leaves_nothing_behind() {
     let mut server = Setup::new().shards(1).start().await;
     let mut shown = Map::new();
     let mut compactions_begun = 0;
@@ -77,29 +77,31 @@ async fn a_kill_while_it_compacts_loses_nothing_and_leaves_nothing() {
         assert_eq!(state_of(&server, "room").await, shown, "round {round}");
         // A compaction or a segment that this start begins right away has a temporary name at
         // first.
-        eventually("only segments to be there", async || {
-            let names = std::fs::read_dir(server.data_dir().join("shard-00")).expect("the folder");
+        eventually("only segments are left", async || {
+            let names = std::fs::read_dir(server.data_dir().join("shard-00"))
+                .expect("the folder can be read");
             let mut names = names.flatten().map(|entry| entry.file_name());
             let is_segment = |name: std::ffi::OsString| name.to_string_lossy().ends_with(".aof");
             names.all(is_segment).then_some(())
         })
         .await;
     }
-    assert!(compactions_begun > 0, "some were killed in or after one");
+    assert!(compactions_begun > 0, "no compaction began before a kill");
 }
 
 #[tokio::test]
-async fn a_stop_ends_a_compaction_and_leaves_nothing_half_done() {
+async fn a_stop_interrupts_a_compaction_and_leaves_nothing_half_done() {
     let mut server = Setup::new().shards(1).start().await;
     let mut shown = Map::new();
     for _ in 0..2 {
         overwrite(&server, &mut shown, 400).await;
-        eventually("a compaction", async || {
+        eventually("a compaction begins", async || {
             server.log().contains("compacting the log").then_some(())
         })
         .await;
         server.stop().await;
-        let names = std::fs::read_dir(server.data_dir().join("shard-00")).expect("the folder");
+        let names =
+            std::fs::read_dir(server.data_dir().join("shard-00")).expect("the folder can be read");
         for name in names.flatten().map(|entry| entry.file_name()) {
             assert!(name.to_string_lossy().ends_with(".aof"), "{name:?}");
         }

@@ -77,26 +77,26 @@ impl Ledger {
         for ((_, key), kept) in self.newest.iter().filter(of_room) {
             let held = state.get(key);
             let held = held.unwrap_or_else(|| {
-                panic!("{when}: room {room} lost {key}, of which {kept} was shown")
+                panic!("{when}: room {room} lost {key}, although {kept} was delivered")
             });
             let is_later = timestamp_of(held) > timestamp_of(kept);
             assert!(
                 is_later || held == kept,
-                "{when}: room {room} holds {held} under {key}, but {kept} was shown"
+                "{when}: room {room} holds {held} under {key}, but {kept} was delivered"
             );
         }
         for (key, value) in state {
             let op = (room, key.clone(), value.to_string());
             assert!(
                 self.sent.contains(&op),
-                "{when}: room {room} holds {value} under {key}, which nobody sent"
+                "{when}: room {room} holds {value} under {key}, which no client sent"
             );
         }
     }
 
     /// Returns the number of rooms with an op in flight: sent, but with nothing as recent shown to
     /// any client.
-    fn rooms_with_ops_on_their_way(&self) -> usize {
+    fn rooms_with_ops_in_flight(&self) -> usize {
         let pairs = self.newest_sent.iter().zip(&self.newest_shown);
         pairs.filter(|(sent, shown)| sent > shown).count()
     }
@@ -105,13 +105,13 @@ impl Ledger {
 fn timestamp_of(value: &Value) -> u64 {
     value["n"]
         .as_u64()
-        .expect("the values of this test carry their timestamp")
+        .expect("values of this test contain their timestamp")
 }
 
 type SharedLedger = Arc<Mutex<Ledger>>;
 
 fn open(ledger: &SharedLedger) -> MutexGuard<'_, Ledger> {
-    ledger.lock().expect("no client panics")
+    ledger.lock().expect("no client task panics")
 }
 
 /// Reads, and with `dice` also writes, until the server is gone.
@@ -144,7 +144,7 @@ async fn take_part(mut client: Client, room: usize, ledger: SharedLedger, mut di
 }
 
 /// Joins and leaves repeatedly until the server is gone. An op in an init message counts as shown.
-async fn come_and_go(addr: SocketAddr, first_room: usize, ledger: SharedLedger) {
+async fn connect_and_leave(addr: SocketAddr, first_room: usize, ledger: SharedLedger) {
     for room in (0..ROOMS_COUNT).cycle().skip(first_room) {
         let dialed = Client::dial(addr, &Server::sync_path(&room_name(room))).await;
         let Ok(mut client) = dialed else { return };
@@ -190,7 +190,7 @@ async fn load(
         }
     }
     for first_room in [0, 5, 10, 15] {
-        tasks.push(tokio::spawn(come_and_go(
+        tasks.push(tokio::spawn(connect_and_leave(
             server.addr(),
             first_room,
             ledger.clone(),
@@ -213,7 +213,7 @@ async fn check_all_rooms(server: &Server, ledger: &SharedLedger, when: &str) {
 }
 
 /// Kills a start once it has created `segments_made` segments, at most one for each shard.
-fn kill_a_start(setup: &Setup, segments_made: u64) {
+fn kill_during_start(setup: &Setup, segments_made: u64) {
     let before = files::segments(setup.data_dir());
     // Compares paths, not counts: a start also removes segments that a killed compaction had
     // replaced.
@@ -235,17 +235,17 @@ async fn kill_under_load(mode: &str, rounds_count: u64) {
         let tasks = load(&server, &ledger, round).await;
         let goal = open(&ledger).ops_count + 100 + dice.below_u64(2000);
         let reached = async || (open(&ledger).ops_count >= goal).then_some(());
-        eventually("the clients are shown ops", reached).await;
+        eventually("the clients receive ops", reached).await;
 
-        rooms_hit += open(&ledger).rooms_with_ops_on_their_way();
+        rooms_hit += open(&ledger).rooms_with_ops_in_flight();
         server.kill9();
         for task in tasks {
-            let ended = within("a client notices the end", task).await;
-            ended.expect("no client panics");
+            let ended = within("a client to notice the end", task).await;
+            ended.expect("no client task panics");
         }
         let setup = setup.clone().shards(shards);
         for _ in 0..dice.below(3) {
-            kill_a_start(&setup, dice.below_u64(u64::from(shards) + 1));
+            kill_during_start(&setup, dice.below_u64(u64::from(shards) + 1));
         }
         server = setup.start().await;
         let when = format!("{mode}, after kill {round}, with {shards} shards");
@@ -261,16 +261,16 @@ async fn kill_under_load(mode: &str, rounds_count: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kill_9_under_load_loses_nothing_that_was_shown_whatever_the_number_of_shards() {
+async fn kill_9_under_load_loses_no_delivered_op_with_any_number_of_shards() {
     kill_under_load("always", 20).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kill_9_under_load_in_mode_interval_loses_nothing_that_a_restart_has_shown() {
+async fn kill_9_under_load_in_interval_mode_loses_no_op_delivered_after_a_restart() {
     kill_under_load("interval", 7).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kill_9_under_load_in_mode_none_loses_nothing_that_a_restart_has_shown() {
+async fn kill_9_under_load_in_none_mode_loses_no_op_delivered_after_a_restart() {
     kill_under_load("none", 7).await;
 }

@@ -3,15 +3,17 @@
 //! off, or refuses to start and changes nothing.
 
 mod format;
+mod surgery;
 
 use crate::support::client::{Client, op_text, state_of};
 use crate::support::raw::{Raw, TEXT, masked_frame};
 use crate::support::server::{Server, Setup};
 use crate::support::{client::Op, eventually, files, stamp};
-use format::{Kind, Layout, SEGMENT_HEADER_BYTES, reseal};
+use format::{FIRST_OPS, GENERATION, Kind, Layout, SEGMENT_HEADER_BYTES, reseal};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use surgery::SURGERIES;
 
 const SEGMENT_1: &str = "shard-00/0000000001.aof";
 const SEGMENT_2: &str = "shard-00/0000000002.aof";
@@ -54,7 +56,8 @@ enum Expected {
 }
 
 impl Log {
-    /// Creates a log of five ops: a batch of one, a batch of three, a batch of one.
+    /// Creates a log of five ops: after the generation's batch, a batch of one, a batch of three, a
+    /// batch of one.
     async fn new(end: End) -> Log {
         let mode = if end == End::Unsynced {
             "none"
@@ -69,7 +72,7 @@ impl Log {
             let new: Vec<Op> = new.zip(0..).map(|(first, more)| op(first + more)).collect();
             write_batch(&server, &new).await;
             ops.extend(new);
-            let wanted = (batch + 1, ops.len());
+            let wanted = (FIRST_OPS + batch + 1, ops.len());
             eventually("the batch is in the file", async || {
                 let layout = Layout::of(&segment(&server, SEGMENT_1)?);
                 ((layout.batches_count, layout.ops_count) == wanted).then_some(())
@@ -103,11 +106,11 @@ impl Log {
         }
     }
 
-    /// Returns the log with segment 1 damaged by `harm`.
-    fn harmed(&self, harm: impl FnOnce(&mut Vec<u8>)) -> Image {
+    /// Returns the log with segment 1 damaged by `damage`.
+    fn damaged(&self, damage: impl FnOnce(&mut Vec<u8>)) -> Image {
         let mut image = self.image.clone();
         let bytes = image.get_mut(Path::new(SEGMENT_1));
-        harm(bytes.expect("segment 1 is there"));
+        damage(bytes.expect("segment 1 is there"));
         image
     }
 
@@ -116,7 +119,7 @@ impl Log {
     fn expected_bad_at(&self, offset: usize) -> Expected {
         assert!(
             self.layout.len < SECTOR_BYTES,
-            "no batch lies over the edge of a sector, where its checksum might pass for missing"
+            "a batch crosses the edge of a sector, so that its checksum could look missing"
         );
         Expected::Refused {
             file: SEGMENT_1,
@@ -153,14 +156,17 @@ impl Log {
             Expected::Refused { file, offset } => {
                 let line = refused(&setup, image).await;
                 let path = setup.data_dir().join(file).display().to_string();
-                assert!(line.contains(&path), "the file {path}: {line}");
+                assert!(
+                    line.contains(&path),
+                    "the line does not name {path}: {line}"
+                );
                 let place = format!("byte {offset}:");
-                assert!(line.contains(&place), "the place, {place} {line}");
+                assert!(line.contains(&place), "{place} is missing: {line}");
                 let command = format!(
                     "etherply log repair --data-dir {}",
                     setup.data_dir().display()
                 );
-                assert!(line.ends_with(&command), "what helps: {line}");
+                assert!(line.ends_with(&command), "the line gives no remedy: {line}");
             }
             Expected::Starts { ops, cut } => {
                 let behind = cut.map(|cut| (cut, &image[Path::new(SEGMENT_1)][cut..]));
@@ -177,28 +183,31 @@ impl Log {
         let mut server = setup.start().await;
         let mut state = self.state(ops_count);
         assert_eq!(state_of(&server, "room").await, state);
-        let new = Op::new("new", json!("behind the harm"), stamp());
+        let new = Op::new("new", json!("after the damage"), stamp());
         write_batch(&server, std::slice::from_ref(&new)).await;
         state.insert(new.key, new.value);
         server.kill9();
         let log = server.log();
-        let told: Vec<&str> = log.lines().filter(|line| line.contains("torn")).collect();
-        match (&told[..], cut) {
+        let torn_lines: Vec<&str> = log.lines().filter(|line| line.contains("torn")).collect();
+        match (&torn_lines[..], cut) {
             ([], None) => {}
             ([line], Some((offset, bytes))) => {
                 let left = segment(&server, SEGMENT_1).map(|bytes| bytes.len());
-                assert_eq!(left, Some(offset), "what is left of the segment");
+                assert_eq!(left, Some(offset), "the remaining length of the segment");
                 let path = server.data_dir().join(SEGMENT_1).display().to_string();
                 let words = [path, format!("offset={offset}"), format!("bytes={bytes}")];
                 for word in words {
-                    assert!(line.contains(&word), "{word:?} is told: {line}");
+                    assert!(line.contains(&word), "{word:?} is not reported: {line}");
                 }
             }
-            _ => panic!("{cut:?} was to be told:\n{log}"),
+            _ => panic!("{cut:?} is not reported:\n{log}"),
         }
         server.restart(2).await;
         assert_eq!(state_of(&server, "room").await, state, "after a restart");
-        assert!(!server.log().contains("torn"), "it is cut off once");
+        assert!(
+            !server.log().contains("torn"),
+            "the tail was truncated again"
+        );
     }
 }
 
@@ -231,7 +240,10 @@ async fn refused(setup: &Setup, image: &Image) -> String {
     let mut after = files::image(setup.data_dir());
     let lock = PathBuf::from("LOCK");
     after.insert(lock.clone(), image[&lock].clone());
-    assert!(&after == image, "a refused start changes nothing: {line}");
+    assert!(
+        &after == image,
+        "the refused start changed the data directory: {line}"
+    );
     line
 }
 
@@ -242,9 +254,12 @@ async fn check_flips(end: End) {
     let log = Log::new(end).await;
     for unit in &log.layout.units {
         for (field, at) in &unit.fields {
-            let what = format!("a bit of {field} of {:?} at {}", unit.kind, unit.start);
+            let what = format!(
+                "a flipped bit in {field} of {:?} at {}",
+                unit.kind, unit.start
+            );
             let expected = log.expected_bad_at(*at);
-            let image = log.harmed(|bytes| bytes[*at] ^= 1);
+            let image = log.damaged(|bytes| bytes[*at] ^= 1);
             log.check(&what, &image, &expected).await;
         }
     }
@@ -253,136 +268,63 @@ async fn check_flips(end: End) {
 /// Truncates the segment before every field, and in the middle of each unit's last field.
 async fn check_cuts(end: End) {
     let log = Log::new(end).await;
-    // Before its seal, a sealed segment is the same as any other.
-    let first_batch = if end == End::Sealed { 2 } else { 0 };
+    // Before its last ops, a sealed segment is the same as any other.
+    let first_batch = if end == End::Sealed { FIRST_OPS + 2 } else { 0 };
     let units = log.layout.units.iter();
     for unit in units.filter(|unit| unit.batch >= first_batch) {
-        let last = (unit.fields.last().expect("it has fields").1 + unit.end).div_ceil(2);
+        let last = (unit.fields.last().expect("the unit has fields").1 + unit.end).div_ceil(2);
         let cuts = unit.fields.iter().map(|(_, at)| *at).chain([last]);
         for len in cuts {
-            let what = format!("cut to {len}, in {:?} at {}", unit.kind, unit.start);
-            let image = log.harmed(|bytes| bytes.truncate(len));
+            let what = format!("truncated to {len}, in {:?} at {}", unit.kind, unit.start);
+            let image = log.damaged(|bytes| bytes.truncate(len));
             log.check(&what, &image, &log.expected_cut_at(len)).await;
         }
     }
 }
 
 #[tokio::test]
-async fn a_bit_of_any_field_of_a_last_segment_refuses_the_start() {
+async fn a_flipped_bit_in_any_field_of_a_last_segment_prevents_startup() {
     check_flips(End::Killed).await;
 }
 
 #[tokio::test]
-async fn a_bit_of_any_field_of_a_sealed_segment_refuses_the_start() {
+async fn a_flipped_bit_in_any_field_of_a_sealed_segment_prevents_startup() {
     check_flips(End::Sealed).await;
 }
 
 #[tokio::test]
-async fn a_bit_of_any_field_of_an_unsynced_segment_refuses_the_start() {
+async fn a_flipped_bit_in_any_field_of_an_unsynced_segment_prevents_startup() {
     check_flips(End::Unsynced).await;
 }
 
 #[tokio::test]
-async fn a_bit_of_any_field_of_an_earlier_segment_refuses_the_start() {
+async fn a_flipped_bit_in_any_field_of_an_earlier_segment_prevents_startup() {
     check_flips(End::Followed).await;
 }
 
 #[tokio::test]
-async fn a_last_segment_cut_off_at_any_field_serves_what_is_before_it() {
+async fn a_last_segment_truncated_at_any_field_serves_everything_before_it() {
     check_cuts(End::Killed).await;
 }
 
 #[tokio::test]
-async fn a_sealed_segment_cut_off_at_any_field_serves_what_is_before_it() {
+async fn a_sealed_segment_truncated_at_any_field_serves_everything_before_it() {
     check_cuts(End::Sealed).await;
 }
 
 #[tokio::test]
-async fn an_earlier_segment_cut_off_at_any_field_refuses_the_start() {
+async fn an_earlier_segment_truncated_at_any_field_prevents_startup() {
     check_cuts(End::Followed).await;
 }
 
 // ---- pieces that are missing, duplicated, swapped, or from elsewhere ----
 
-/// One way to move bytes within a segment, the offset of the first misplaced byte, and whether it
-/// is detected in the last segment. In an earlier segment, each of them prevents the start.
-struct Surgery {
-    what: &'static str,
-    harm: fn(&mut Vec<u8>, &Layout),
-    bad_at: fn(&Layout) -> usize,
-    is_found_in_the_last: bool,
-}
-
-/// Batches that moved are detected by the position in their headers. After records that moved, no
-/// header is in its place, but nothing of their batch is missing. Zeros up to its end are what an
-/// interrupted write leaves.
-const SURGERIES: &[Surgery] = &[
-    Surgery {
-        what: "a batch in the middle is gone",
-        harm: |bytes, layout| drop(bytes.drain(layout.range(1))),
-        bad_at: |layout| layout.range(1).start,
-        is_found_in_the_last: true,
-    },
-    Surgery {
-        what: "a batch stands there twice",
-        harm: |bytes, layout| {
-            let range = layout.range(0);
-            let batch = bytes[range.clone()].to_vec();
-            drop(bytes.splice(range.end..range.end, batch));
-        },
-        bad_at: |layout| layout.range(0).end,
-        is_found_in_the_last: true,
-    },
-    Surgery {
-        what: "two batches changed places",
-        harm: |bytes, layout| {
-            let range = layout.range(0).start..layout.range(1).end;
-            bytes[range].rotate_left(layout.range(0).len());
-        },
-        bad_at: |layout| layout.range(0).start,
-        is_found_in_the_last: true,
-    },
-    Surgery {
-        what: "a batch in the middle is zeros",
-        harm: |bytes, layout| bytes[layout.range(1)].fill(0),
-        bad_at: |layout| layout.range(1).start,
-        is_found_in_the_last: true,
-    },
-    Surgery {
-        what: "from the middle of a batch on, all is zeros",
-        harm: |bytes, layout| bytes[layout.record(2).start..].fill(0),
-        bad_at: |layout| layout.record(2).start,
-        is_found_in_the_last: false,
-    },
-    Surgery {
-        what: "a record in the middle is gone",
-        harm: |bytes, layout| drop(bytes.drain(layout.record(2).start..layout.record(2).end)),
-        bad_at: |layout| layout.record(2).start,
-        is_found_in_the_last: true,
-    },
-    Surgery {
-        what: "two records changed places",
-        harm: |bytes, layout| {
-            let range = layout.record(2).start..layout.record(3).end;
-            bytes[range].rotate_left(layout.record(2).end - layout.record(2).start);
-        },
-        bad_at: |layout| layout.record(2).start,
-        is_found_in_the_last: true,
-    },
-    Surgery {
-        what: "a byte too many in a record",
-        harm: |bytes, layout| bytes.insert(layout.record(2).end - 1, b'v'),
-        bad_at: |layout| layout.record(2).start,
-        is_found_in_the_last: true,
-    },
-];
-
 #[tokio::test]
-async fn pieces_that_are_gone_or_moved_are_never_passed_over() {
+async fn missing_or_moved_pieces_are_never_overlooked() {
     for end in [End::Killed, End::Followed] {
         let log = Log::new(end).await;
         for surgery in SURGERIES {
-            let image = log.harmed(|bytes| (surgery.harm)(bytes, &log.layout));
+            let image = log.damaged(|bytes| (surgery.damage)(bytes, &log.layout));
             let unit = log.layout.unit_at((surgery.bad_at)(&log.layout));
             let expected = if end == End::Followed || surgery.is_found_in_the_last {
                 Expected::Refused {
@@ -401,21 +343,21 @@ async fn pieces_that_are_gone_or_moved_are_never_passed_over() {
 }
 
 #[tokio::test]
-async fn bytes_behind_the_end_are_cut_off_or_ignored_or_refuse_the_start() {
+async fn bytes_after_the_end_are_truncated_or_ignored_or_prevent_startup() {
     let noise: Vec<u8> = (1..=200).collect();
     for end in [End::Killed, End::Sealed, End::Followed] {
         let log = Log::new(end).await;
-        let first_batch = &log.image[Path::new(SEGMENT_1)][log.layout.range(0)];
-        let behind_zeros = [&[0; 4096][..], &noise, &[0; 4096]].concat();
+        let first_batch = &log.image[Path::new(SEGMENT_1)][log.layout.range(GENERATION)];
+        let after_zeros = [&[0; 4096][..], &noise, &[0; 4096]].concat();
         for (more, may_be_torn) in [
             (&[0; 4096][..], true),
-            (&behind_zeros, true),
+            (&after_zeros, true),
             // The file ends before a batch header could.
             (b"\xFFEPB", true),
             (&first_batch[..20], true),
             (&noise, false),
         ] {
-            let image = log.harmed(|bytes| bytes.extend_from_slice(more));
+            let image = log.damaged(|bytes| bytes.extend_from_slice(more));
             // The next segment records where the previous one ends.
             let expected = if may_be_torn || end == End::Followed {
                 Expected::Starts {
@@ -428,13 +370,13 @@ async fn bytes_behind_the_end_are_cut_off_or_ignored_or_refuse_the_start() {
                     offset: log.layout.len,
                 }
             };
-            log.check("bytes behind the end", &image, &expected).await;
+            log.check("bytes after the end", &image, &expected).await;
         }
     }
 }
 
 #[tokio::test]
-async fn a_second_segment_whose_header_is_harmed_refuses_the_start() {
+async fn a_second_segment_with_a_damaged_header_prevents_startup() {
     let log = Log::new(End::Followed).await;
     let header = &log.layout.units[0];
     let refused = Expected::Refused {
@@ -443,26 +385,28 @@ async fn a_second_segment_whose_header_is_harmed_refuses_the_start() {
     };
     for (field, at) in &header.fields {
         let mut image = log.image.clone();
-        image.get_mut(Path::new(SEGMENT_2)).expect("it is there")[*at] ^= 1;
-        log.check(&format!("a bit of {field}"), &image, &refused)
+        image
+            .get_mut(Path::new(SEGMENT_2))
+            .expect("the file exists")[*at] ^= 1;
+        log.check(&format!("a flipped bit in {field}"), &image, &refused)
             .await;
         image
             .get_mut(Path::new(SEGMENT_2))
-            .expect("it is there")
+            .expect("the file exists")
             .truncate(*at);
-        log.check(&format!("cut before {field}"), &image, &refused)
+        log.check(&format!("truncated before {field}"), &image, &refused)
             .await;
     }
 }
 
 #[tokio::test]
-async fn a_segment_under_another_name_or_in_another_log_is_found_out() {
+async fn a_segment_with_another_name_or_in_another_log_is_detected() {
     let log = Log::new(End::Followed).await;
     let stranger = Log::new(End::Followed).await;
     let (first, second) = (PathBuf::from(SEGMENT_1), PathBuf::from(SEGMENT_2));
     let moved = |from: &Path, to: &str| {
         let mut image = log.image.clone();
-        let bytes = image.remove(from).expect("it is there");
+        let bytes = image.remove(from).expect("the file exists");
         image.insert(PathBuf::from(to), bytes);
         image
     };
@@ -493,29 +437,29 @@ async fn a_segment_under_another_name_or_in_another_log_is_found_out() {
 // ---- what neither a crash nor a bad disk writes: the checksums are correct ----
 
 #[tokio::test]
-async fn a_content_that_is_not_legal_refuses_the_start_even_with_right_checksums() {
+async fn invalid_content_prevents_startup_even_with_correct_checksums() {
     type Harm = fn(&mut [u8], &Layout);
     type BadAt = fn(&Layout) -> usize;
     const HEADER: usize = 0;
-    let cases: [(&str, Harm, BadAt); 10] = [
+    let cases: [(&str, Harm, BadAt); 14] = [
         ("a reserved byte", |bytes, _| bytes[50] = 1, |_| HEADER),
         ("the shard", |bytes, _| bytes[12] = 1, |_| HEADER),
         ("the index", |bytes, _| bytes[32] = 2, |_| HEADER),
         ("the epoch", |bytes, _| bytes[16] ^= 1, |_| 16),
         ("the first position", |bytes, _| bytes[40] = 1, |_| 40),
         (
-            "a batch of another place",
-            |bytes, layout| bytes[layout.batch(2).field("position")] ^= 1,
-            |layout| layout.batch(2).start,
+            "a batch from another position",
+            |bytes, layout| bytes[layout.batch(FIRST_OPS + 2).field("position")] ^= 1,
+            |layout| layout.batch(FIRST_OPS + 2).start,
         ),
         (
             "a batch that is durable before it is written",
-            |bytes, layout| bytes[layout.batch(2).field("durable position") + 6] = 1,
-            |layout| layout.batch(2).start,
+            |bytes, layout| bytes[layout.batch(FIRST_OPS + 2).field("durable position") + 6] = 1,
+            |layout| layout.batch(FIRST_OPS + 2).start,
         ),
         (
             "a record of an unknown kind",
-            |bytes, layout| bytes[layout.record(4).field("kind")] = 2,
+            |bytes, layout| bytes[layout.record(4).field("kind")] = 9,
             |layout| layout.record(4).start,
         ),
         (
@@ -524,15 +468,35 @@ async fn a_content_that_is_not_legal_refuses_the_start_even_with_right_checksums
             |layout| layout.record(4).start,
         ),
         (
-            "a value that is no UTF-8",
+            "a value that is not UTF-8",
             |bytes, layout| bytes[layout.record(4).field("value") + 1] = 0xFF,
             |layout| layout.record(4).start,
         ),
+        (
+            "a generation that a client's op could be",
+            |bytes, layout| bytes[layout.generation().field("kind")] = 1,
+            |layout| layout.generation().start,
+        ),
+        (
+            "a generation of no shard",
+            |bytes, layout| bytes[layout.generation().field("key")] = b'x',
+            |layout| layout.generation().start,
+        ),
+        (
+            "a generation without a number",
+            |bytes, layout| bytes[layout.generation().field("seq")] = 0,
+            |layout| layout.generation().start,
+        ),
+        (
+            "a generation with two numbers",
+            |bytes, layout| bytes[layout.generation().field("timestamp")] ^= 2,
+            |layout| layout.generation().start,
+        ),
     ];
     let log = Log::new(End::Killed).await;
-    for (what, harm, bad_at) in cases {
-        let image = log.harmed(|bytes| {
-            harm(bytes, &log.layout);
+    for (what, damage, bad_at) in cases {
+        let image = log.damaged(|bytes| {
+            damage(bytes, &log.layout);
             reseal(bytes, &log.layout);
         });
         let expected = Expected::Refused {
@@ -541,25 +505,25 @@ async fn a_content_that_is_not_legal_refuses_the_start_even_with_right_checksums
         };
         log.check(what, &image, &expected).await;
     }
-    let untouched = log.harmed(|bytes| reseal(bytes, &log.layout));
+    let untouched = log.damaged(|bytes| reseal(bytes, &log.layout));
     assert!(
         untouched == log.image,
-        "the checksums are those of the format page"
+        "the checksums differ from the format page"
     );
 }
 
 #[tokio::test]
-async fn a_segment_of_a_newer_format_is_refused_and_not_to_be_repaired() {
+async fn a_segment_in_a_newer_format_is_refused_and_repair_is_not_suggested() {
     let log = Log::new(End::Killed).await;
-    let image = log.harmed(|bytes| {
-        bytes[8] = 2;
+    let image = log.damaged(|bytes| {
+        bytes[8] = 3;
         reseal(bytes, &log.layout);
     });
     let setup = Setup::new().shards(1);
     files::put_back(setup.data_dir(), &image);
     let line = refused(&setup, &image).await;
     let path = setup.data_dir().join(SEGMENT_1).display().to_string();
-    for word in [&path, "format 2", "start the newer server"] {
+    for word in [&path, "format 3", "start the newer server"] {
         assert!(line.contains(word), "{word:?}: {line}");
     }
     assert!(!line.contains("repair"), "{line}");
@@ -568,14 +532,20 @@ async fn a_segment_of_a_newer_format_is_refused_and_not_to_be_repaired() {
 /// Covers the case that the format page describes as undetectable: a last segment that lost exactly
 /// its last batches or records.
 #[tokio::test]
-async fn a_start_on_whole_batches_serves_them() {
+async fn a_log_that_ends_with_a_complete_batch_is_served() {
     let log = Log::new(End::Killed).await;
-    let image = log.harmed(|bytes| bytes.truncate(SEGMENT_HEADER_BYTES));
-    let expected = Expected::Starts { ops: 0, cut: None };
-    log.check("no batch is left", &image, &expected).await;
+    let first_ops = log.layout.range(FIRST_OPS).start;
+    for (what, len) in [
+        ("no batch is left", SEGMENT_HEADER_BYTES),
+        ("only the generation is left", first_ops),
+    ] {
+        let image = log.damaged(|bytes| bytes.truncate(len));
+        let expected = Expected::Starts { ops: 0, cut: None };
+        log.check(what, &image, &expected).await;
+    }
     let expected = Expected::Starts {
         ops: log.ops.len(),
         cut: None,
     };
-    log.check("nothing is harmed", &log.image, &expected).await;
+    log.check("nothing is damaged", &log.image, &expected).await;
 }

@@ -39,7 +39,7 @@ impl Left {
                 std::fs::remove_file(open_segment.expect("a segment is open"))
             }
         }
-        .expect("the server cannot keep anybody from deleting");
+        .expect("the test can delete the files");
     }
 }
 
@@ -78,7 +78,7 @@ impl Scene {
             writer: Client::connect(&server, "room").await,
             witness: Client::connect(&server, "room").await,
         };
-        pair.write("behind the backup", json!(1)).await;
+        pair.write("after the backup", json!(1)).await;
         let scene = Scene {
             server,
             data_dir,
@@ -93,7 +93,11 @@ impl Scene {
         server.until_ready_is(503).await;
         let answer = server.handshake(&Server::sync_path("room")).await;
         assert_eq!(answer.status, 500, "{answer:?}");
-        assert_eq!(server.get("/healthz").await.status, 200, "it lives");
+        assert_eq!(
+            server.get("/healthz").await.status,
+            200,
+            "/healthz does not return 200"
+        );
         // A write that ends during the deletion may find LOCK gone and the segment still present.
         let path = server.data_dir().display().to_string();
         let words = ["the log cannot be written", &path, "was deleted", "start"];
@@ -140,23 +144,26 @@ impl Pair {
     /// written show some ops until then.
     async fn write_until_it_is_noticed(mut self, mode: &[&str], server: &Server) {
         for number in 0.. {
-            assert!(number < 1000, "ops go on into a deleted file");
+            assert!(number < 1000, "ops are still written to a deleted file");
             let key = format!("after {number}");
             let op = self.writer.write(&key, json!(number)).await;
             match self.witness.event().await {
                 Event::Text(text) => {
                     assert_eq!(Op::parse(&text), Some(op));
-                    assert_ne!(mode, ALWAYS, "{text} was shown and is kept nowhere");
+                    assert_ne!(mode, ALWAYS, "{text} was delivered but is not stored");
                 }
                 Event::Close(1011, _) => break,
-                event => panic!("a close with 1011 was due, not {event:?}"),
+                event => panic!("expected a close with 1011, got {event:?}"),
             }
         }
         // The check that runs once a second may run before the op; the op was then never accepted.
         let log = server.log();
         if mode == ALWAYS && !log.contains("(data directory: ") {
             let text = self.writer.expect_error(500).await;
-            assert_eq!(text, "Internal Server Error", "its sender is told");
+            assert_eq!(
+                text, "Internal Server Error",
+                "the sender received another reason"
+            );
         }
         assert_eq!(self.writer.close_code().await, 1011);
     }
@@ -173,7 +180,7 @@ async fn check(mode: &[&str], left: Left) {
     assert_eq!(
         files::image(&scene.data_dir),
         rest,
-        "what the server leaves behind would stand in the way of a backup"
+        "files left by the server would get in the way of a restore"
     );
     if left != Left::Nothing {
         Left::Nothing.delete_the_rest(&scene.data_dir);
@@ -182,35 +189,35 @@ async fn check(mode: &[&str], left: Left) {
 }
 
 #[tokio::test]
-async fn a_data_directory_deleted_under_the_server_ends_the_service_in_every_mode() {
+async fn a_data_directory_deleted_under_the_server_stops_service_in_every_mode() {
     for mode in MODES {
         check(mode, Left::Nothing).await;
     }
 }
 
 #[tokio::test]
-async fn a_data_directory_emptied_under_the_server_ends_the_service_in_every_mode() {
+async fn a_data_directory_emptied_under_the_server_stops_service_in_every_mode() {
     for mode in MODES {
         check(mode, Left::AnEmptyFolder).await;
     }
 }
 
 #[tokio::test]
-async fn a_shard_folder_deleted_under_the_server_ends_the_service_in_every_mode() {
+async fn a_shard_folder_deleted_under_the_server_stops_service_in_every_mode() {
     for mode in MODES {
         check(mode, Left::AllButTheShard).await;
     }
 }
 
 #[tokio::test]
-async fn an_open_segment_deleted_under_the_server_ends_the_service_in_every_mode() {
+async fn an_open_segment_deleted_under_the_server_stops_service_in_every_mode() {
     for mode in MODES {
         check(mode, Left::AllButTheOpenSegment).await;
     }
 }
 
 #[tokio::test]
-async fn a_backup_put_back_under_the_running_server_is_left_as_it_is() {
+async fn a_backup_restored_under_the_running_server_is_not_modified() {
     for mode in MODES {
         let (mut scene, pair) = Scene::new(mode).await;
         Left::Nothing.delete_the_rest(&scene.data_dir);
@@ -224,11 +231,11 @@ async fn a_backup_put_back_under_the_running_server_is_left_as_it_is() {
 }
 
 #[tokio::test]
-async fn a_copy_of_the_running_log_put_back_under_the_same_names_is_left_as_it_is() {
+async fn a_copy_of_the_running_log_restored_under_the_same_names_is_not_modified() {
     let (mut scene, mut pair) = Scene::new(ALWAYS).await;
     scene.backup = files::image(&scene.data_dir);
     scene.in_backup = state_of(&scene.server, "room").await;
-    pair.write("behind the copy", json!(1)).await;
+    pair.write("after the copy", json!(1)).await;
     Left::Nothing.delete_the_rest(&scene.data_dir);
     files::put_back(&scene.data_dir, &scene.backup);
     pair.write_until_it_is_noticed(ALWAYS, &scene.server).await;
@@ -250,7 +257,7 @@ struct Harm {
 }
 
 fn rename(from: &Path, to: &Path) {
-    std::fs::rename(from, to).expect("the server cannot keep anybody from renaming");
+    std::fs::rename(from, to).expect("the test can rename the files");
 }
 
 fn aside(path: &Path) -> PathBuf {
@@ -260,7 +267,7 @@ fn aside(path: &Path) -> PathBuf {
 const HARMS: &[Harm] = &[
     Harm {
         what: "LOCK is deleted",
-        apply: |data_dir| std::fs::remove_file(data_dir.join("LOCK")).expect("it is there"),
+        apply: |data_dir| std::fs::remove_file(data_dir.join("LOCK")).expect("the file exists"),
         undo: None,
         words: &["LOCK was deleted or replaced", "stop every server"],
     },
@@ -268,7 +275,7 @@ const HARMS: &[Harm] = &[
         what: "LOCK is replaced",
         apply: |data_dir| {
             let lock = data_dir.join("LOCK");
-            std::fs::copy(&lock, aside(&lock)).expect("it is there");
+            std::fs::copy(&lock, aside(&lock)).expect("the file exists");
             rename(&aside(&lock), &lock);
         },
         undo: None,
@@ -281,13 +288,13 @@ const HARMS: &[Harm] = &[
         words: &["was deleted or moved", "move the data directory back"],
     },
     Harm {
-        what: "the data directory is moved away and made anew",
+        what: "the data directory is moved away and recreated",
         apply: |data_dir| {
             rename(data_dir, &aside(data_dir));
-            std::fs::create_dir(data_dir).expect("a folder can be made");
+            std::fs::create_dir(data_dir).expect("the folder can be created");
         },
         undo: Some(|data_dir| {
-            std::fs::remove_dir(data_dir).expect("the server puts nothing in there");
+            std::fs::remove_dir(data_dir).expect("the folder is still empty");
             rename(&aside(data_dir), data_dir);
         }),
         words: &["was deleted or moved", "move the data directory back"],
@@ -312,7 +319,7 @@ const HARMS: &[Harm] = &[
 ];
 
 #[tokio::test]
-async fn an_idle_server_notices_that_its_data_directory_is_not_in_its_place() {
+async fn an_idle_server_notices_that_its_data_directory_is_missing() {
     for Harm {
         what,
         apply,
@@ -343,20 +350,20 @@ async fn an_idle_server_notices_that_its_data_directory_is_not_in_its_place() {
 }
 
 #[tokio::test]
-async fn no_op_is_shown_after_lock_was_deleted() {
+async fn no_op_is_delivered_after_the_lock_file_is_deleted() {
     let (mut scene, pair) = Scene::new(ALWAYS).await;
-    std::fs::remove_file(scene.data_dir.join("LOCK")).expect("it is there");
+    std::fs::remove_file(scene.data_dir.join("LOCK")).expect("the file exists");
     pair.write_until_it_is_noticed(ALWAYS, &scene.server).await;
     scene.end().await;
 }
 
 #[tokio::test]
-async fn a_second_server_is_refused_where_lock_was_deleted_and_everything_shown_is_kept() {
+async fn without_the_lock_file_a_second_server_is_refused_and_no_delivered_op_is_lost() {
     let (mut scene, pair) = Scene::new(ALWAYS).await;
     drop(pair);
     let state = state_of(&scene.server, "room").await;
     let before = files::image(&scene.data_dir.join(SHARD));
-    std::fs::remove_file(scene.data_dir.join("LOCK")).expect("it is there");
+    std::fs::remove_file(scene.data_dir.join("LOCK")).expect("the file exists");
     let second = scene.server.setup().run().await;
     let line = second.expect_refusal();
     assert!(
@@ -378,12 +385,12 @@ async fn a_second_server_is_refused_where_lock_was_deleted_and_everything_shown_
 }
 
 /// Deletes everything while nothing is in flight, stops the server, and returns its log.
-async fn log_of_a_stop_after_a_deletion(mode: &[&str]) -> String {
+async fn log_of_stop_after_deletion(mode: &[&str]) -> String {
     let (mut scene, pair) = Scene::new(mode).await;
     drop(pair);
     eventually("the last op is written", async || {
         let bytes = std::fs::read(files::segments(&scene.data_dir).pop()?).ok()?;
-        let key = b"behind the backup";
+        let key = b"after the backup";
         bytes
             .windows(key.len())
             .find(|part| part == key)
@@ -401,7 +408,7 @@ async fn log_of_a_stop_after_a_deletion(mode: &[&str]) -> String {
 }
 
 #[tokio::test]
-async fn a_server_whose_data_directory_was_deleted_unnoticed_stops_in_good_time() {
+async fn a_server_whose_data_directory_was_deleted_unnoticed_stops_promptly() {
     for (mode, operation) in [
         (ALWAYS, "(write: "),
         (INTERVAL, "(fdatasync: "),
@@ -412,9 +419,9 @@ async fn a_server_whose_data_directory_was_deleted_unnoticed_stops_in_good_time(
         for attempt in 0.. {
             assert!(
                 attempt < 10,
-                "{mode:?}: what is done to a deleted file counts"
+                "{mode:?}: operations on a deleted file still succeed"
             );
-            let log = log_of_a_stop_after_a_deletion(mode).await;
+            let log = log_of_stop_after_deletion(mode).await;
             if log.contains(operation) {
                 break;
             }
@@ -423,36 +430,36 @@ async fn a_server_whose_data_directory_was_deleted_unnoticed_stops_in_good_time(
 }
 
 /// Returns a scene in which the next op needs a new segment before anything is written.
-async fn scene_at_the_end_of_a_segment() -> (Scene, Pair) {
+async fn scene_at_segment_end() -> (Scene, Pair) {
     // The size of a segment with as little live data as here (src/limits.rs).
     const SEGMENT_BYTES: u64 = 2 * 1024 * 1024;
     let (scene, mut pair) = Scene::new(ALWAYS).await;
     let open_segment = files::segments(&scene.data_dir).pop();
     let open_segment = open_segment.expect("a segment is open");
     let filler = "f".repeat(1_000_000);
-    while open_segment.metadata().expect("it is there").len() < SEGMENT_BYTES {
+    while open_segment.metadata().expect("the file exists").len() < SEGMENT_BYTES {
         pair.write("filler", json!(filler)).await;
     }
     (scene, pair)
 }
 
 #[tokio::test]
-async fn a_deletion_before_the_next_segment_leaves_no_segment_without_those_before_it() {
-    let (mut scene, pair) = scene_at_the_end_of_a_segment().await;
+async fn after_a_deletion_no_segment_is_created_without_its_predecessors() {
+    let (mut scene, pair) = scene_at_segment_end().await;
     Left::AnEmptyFolder.delete_the_rest(&scene.data_dir);
     pair.write_until_it_is_noticed(ALWAYS, &scene.server).await;
     scene.check_failed().await;
     scene.end().await;
     let left = files::image(&scene.data_dir);
-    assert!(left.is_empty(), "there is {:?}", left.keys());
+    assert!(left.is_empty(), "unexpected files: {:?}", left.keys());
     scene.check_the_backup_is_served().await;
 }
 
 #[tokio::test]
-async fn a_log_that_was_moved_away_does_not_go_on_in_the_one_that_is_there_instead() {
-    let (mut scene, pair) = scene_at_the_end_of_a_segment().await;
+async fn a_log_that_was_moved_away_does_not_continue_in_its_replacement() {
+    let (mut scene, pair) = scene_at_segment_end().await;
     let elsewhere = scene.data_dir.with_extension("moved");
-    std::fs::rename(&scene.data_dir, &elsewhere).expect("a folder can be renamed");
+    std::fs::rename(&scene.data_dir, &elsewhere).expect("the folder can be renamed");
     files::put_back(&scene.data_dir, &scene.backup);
     pair.write_until_it_is_noticed(ALWAYS, &scene.server).await;
     scene.check_failed().await;

@@ -80,7 +80,7 @@ impl Flood {
 async fn figure(server: &Server, name: &str) -> u64 {
     let page = server.get("/metrics").await.body;
     let line = page.lines().find(|line| line.starts_with(name));
-    let line = line.unwrap_or_else(|| panic!("{name} is exported"));
+    let line = line.unwrap_or_else(|| panic!("{name} is not exported"));
     let number = line.rsplit(' ').next().and_then(|text| text.parse().ok());
     number.expect("a number")
 }
@@ -103,7 +103,7 @@ async fn a_flood_of_overwrites_never_grows_the_log_beyond_its_bound() {
         let op = light.write("k", json!(written)).await;
         witness.expect_op(&op).await;
     }
-    assert!(most <= bound, "{most} bytes, {bound} may be");
+    assert!(most <= bound, "{most} bytes exceed {bound}");
     assert_eq!(flood.refused_count, 0);
     assert!(figure(&server, "etherply_log_limit_bytes{").await <= bound);
     assert!(figure(&server, "etherply_log_bytes{").await > 0);
@@ -122,7 +122,7 @@ async fn write_some(server: &Server, shown: &mut Map<String, Value>) {
 }
 
 #[tokio::test]
-async fn a_disk_that_floods_fill_is_emptied_again_without_a_restart() {
+async fn a_disk_filled_by_floods_empties_again_without_a_restart() {
     if !may_mount() {
         return;
     }
@@ -146,7 +146,7 @@ async fn a_disk_that_floods_fill_is_emptied_again_without_a_restart() {
         }
         // The load has ended.
         server.until_ready_is(200).await;
-        eventually("ops to be taken again", async || {
+        eventually("ops are accepted again", async || {
             (figure(&server, "etherply_disk_full{").await == 0).then_some(())
         })
         .await;
@@ -163,7 +163,7 @@ async fn a_disk_that_floods_fill_is_emptied_again_without_a_restart() {
 
 /// P40, P48, P49.
 #[tokio::test]
-async fn a_disk_that_others_fill_refuses_ops_and_all_else_goes_on() {
+async fn a_disk_filled_by_others_refuses_ops_and_everything_else_continues() {
     if !may_mount() {
         return;
     }
@@ -178,7 +178,7 @@ async fn a_disk_that_others_fill_refuses_ops_and_all_else_goes_on() {
     write_some(&server, &mut shown).await;
     let mut writer = Client::connect(&server, "room").await;
     let ballast = Ballast::fill(disk.path());
-    eventually("the server to notice", async || {
+    eventually("the server notices", async || {
         (figure(&server, "etherply_disk_full{").await == 1).then_some(())
     })
     .await;
@@ -192,7 +192,7 @@ async fn a_disk_that_others_fill_refuses_ops_and_all_else_goes_on() {
     assert_eq!(server.get("/readyz").await.status, 200);
     assert_eq!(state_of(&server, "room").await, shown);
     ballast.remove();
-    eventually("ops to be taken again", async || {
+    eventually("ops are accepted again", async || {
         (figure(&server, "etherply_disk_full{").await == 0).then_some(())
     })
     .await;

@@ -28,7 +28,7 @@ async fn state(server: &Server) -> Value {
 
 /// P60.
 #[tokio::test]
-async fn a_broadcast_that_was_shown_survives_kill_9() {
+async fn a_delivered_broadcast_survives_kill_9() {
     let mut server = Server::start().await;
     for round in 0..10 {
         let mut writer = Client::connect(&server, "room").await;
@@ -43,7 +43,7 @@ async fn a_broadcast_that_was_shown_survives_kill_9() {
 
 /// P60.
 #[tokio::test]
-async fn a_correction_that_was_shown_survives_kill_9() {
+async fn a_delivered_correction_survives_kill_9() {
     let mut server = Server::start().await;
     for round in 0..10 {
         let mut client = Client::connect(&server, "room").await;
@@ -60,7 +60,7 @@ async fn a_correction_that_was_shown_survives_kill_9() {
 
 /// P60.
 #[tokio::test]
-async fn an_init_that_was_shown_survives_kill_9() {
+async fn a_delivered_init_survives_kill_9() {
     let mut server = Server::start().await;
     for round in 0..10 {
         let mut writer = Client::connect(&server, "room").await;
@@ -79,7 +79,7 @@ async fn an_init_that_was_shown_survives_kill_9() {
             .map(ToString::to_string);
         assert!(
             held >= shown,
-            "round {round}: {shown:?} was shown, {held:?} is held"
+            "round {round}: {shown:?} was delivered, but the server has {held:?}"
         );
     }
 }
@@ -108,30 +108,30 @@ async fn check_survives_sigterm(mode: &[&str]) {
 }
 
 #[tokio::test]
-async fn the_state_survives_sigterm_in_mode_always() {
+async fn the_state_survives_sigterm_in_always_mode() {
     check_survives_sigterm(&["--durability", "always"]).await;
 }
 
 #[tokio::test]
-async fn the_state_survives_sigterm_in_mode_interval() {
+async fn the_state_survives_sigterm_in_interval_mode() {
     check_survives_sigterm(&["--durability", "interval", "--sync-interval-ms", "60000"]).await;
 }
 
 #[tokio::test]
-async fn the_state_survives_sigterm_in_mode_none() {
+async fn the_state_survives_sigterm_in_none_mode() {
     check_survives_sigterm(&["--durability", "none"]).await;
 }
 
 /// P61.
 #[tokio::test]
-async fn mode_interval_broadcasts_at_once_and_does_not_wait_for_the_timer() {
+async fn interval_mode_broadcasts_immediately_without_waiting_for_the_timer() {
     let server =
         Server::start_with(&["--durability", "interval", "--sync-interval-ms", "3600000"]).await;
     write_one_by_one(&server, &["shown long before an hour has passed"]).await;
 }
 
 #[tokio::test]
-async fn ops_sent_right_before_sigterm_are_kept_when_they_were_shown() {
+async fn ops_delivered_right_before_sigterm_are_kept() {
     for mode in ["always", "interval", "none"] {
         let mut server = Server::start_with(&["--durability", mode, "--drain-ms", "200"]).await;
         let mut writer = Client::connect(&server, "room").await;
@@ -145,7 +145,7 @@ async fn ops_sent_right_before_sigterm_are_kept_when_they_were_shown() {
         let held = state_of(&server, "room").await["count"].as_u64();
         assert!(
             held >= last_shown,
-            "{mode}: {last_shown:?} was shown, {held:?} is held"
+            "{mode}: {last_shown:?} was delivered, but the server has {held:?}"
         );
     }
 }
@@ -153,7 +153,7 @@ async fn ops_sent_right_before_sigterm_are_kept_when_they_were_shown() {
 // ---- shards ----
 
 #[tokio::test]
-async fn a_restart_with_another_number_of_shards_deals_the_workspaces_out_anew() {
+async fn a_restart_with_another_number_of_shards_redistributes_the_workspaces() {
     let mut server = Setup::new().shards(2).start().await;
     for shards in [1, 3, 2, 5, 1] {
         for room in 0..12 {
@@ -178,27 +178,27 @@ async fn a_restart_with_another_number_of_shards_deals_the_workspaces_out_anew()
 // ---- the data directory ----
 
 #[tokio::test]
-async fn a_data_directory_locked_by_another_server_refuses_the_second() {
+async fn a_second_server_is_refused_while_the_data_directory_is_locked() {
     let server = Server::start().await;
     let outcome = server.setup().run().await;
     let line = outcome.expect_refusal();
     assert!(
         line.contains(&*server.data_dir().to_string_lossy()),
-        "the line names the folder: {line}"
+        "the line does not name the folder: {line}"
     );
     assert!(
         line.contains("lock") || line.contains("another"),
-        "the line says why: {line}"
+        "the line gives no reason: {line}"
     );
     assert_eq!(
         server.get("/readyz").await.status,
         200,
-        "the first serves on"
+        "the first server stopped serving"
     );
 }
 
 #[tokio::test]
-async fn a_lock_left_by_a_killed_server_does_not_stop_the_next() {
+async fn a_lock_left_by_a_killed_server_does_not_block_the_next() {
     let mut server = Server::start().await;
     server.kill9();
     server.restart(2).await;
@@ -206,23 +206,23 @@ async fn a_lock_left_by_a_killed_server_does_not_stop_the_next() {
 }
 
 #[tokio::test]
-async fn a_data_directory_that_cannot_be_written_is_refused_and_named() {
+async fn an_unwritable_data_directory_is_refused_and_named() {
     let folder = tempfile::TempDir::new().expect("a temporary folder");
     let file = folder.path().join("a file and no folder");
-    std::fs::write(&file, "").expect("a file can be written");
+    std::fs::write(&file, "").expect("the file can be written");
     let data_dir = file.join("data");
     let outcome = Setup::new().in_data_dir(&data_dir).run().await;
     let line = outcome.expect_refusal();
     assert!(
         line.contains("a file and no folder"),
-        "the line names the folder: {line}"
+        "the line does not name the folder: {line}"
     );
 }
 
 #[tokio::test]
-async fn a_data_directory_that_others_can_read_is_told_with_what_closes_it() {
+async fn a_data_directory_readable_by_others_is_reported_with_a_remedy() {
     let mode_of = |path: &Path| {
-        let meta = std::fs::metadata(path).expect("it is there");
+        let meta = std::fs::metadata(path).expect("the file exists");
         meta.permissions().mode() & 0o777
     };
     let mut server = Setup::new().shards(1).prepared("umask 000").start().await;
@@ -237,51 +237,54 @@ async fn a_data_directory_that_others_can_read_is_told_with_what_closes_it() {
     assert!(!server.log().contains("other users"), "{}", server.log());
 
     let permissions = std::fs::Permissions::from_mode(0o755);
-    std::fs::set_permissions(&data_dir, permissions).expect("it is ours");
+    std::fs::set_permissions(&data_dir, permissions).expect("the test owns the folder");
     server.restart(1).await;
     let path = data_dir.display().to_string();
     let command = format!("chmod -R o-rwx {path}");
     server
         .log_line(&["WARN", "other users", "mode 0755", &command])
         .await;
-    assert_eq!(mode_of(&data_dir), 0o755, "it keeps its mode");
+    assert_eq!(mode_of(&data_dir), 0o755, "the mode was changed");
     server.stop().await;
 }
 
 #[tokio::test]
-async fn a_data_directory_of_a_newer_format_is_refused() {
+async fn a_data_directory_in_a_newer_format_is_refused() {
     let mut server = Server::start().await;
     write_one_by_one(&server, &["value"]).await;
     server.stop().await;
     let path = server.data_dir().join("meta.json");
-    let text = std::fs::read_to_string(&path).expect("the data directory has a meta.json");
+    let text = std::fs::read_to_string(&path).expect("meta.json can be read");
     let mut meta: Value = serde_json::from_str(&text).expect("meta.json is JSON");
     let fields = meta.as_object_mut().expect("meta.json is an object");
     let versions = fields.iter_mut().filter(|(name, value)| {
         value.is_u64() && (name.contains("format") || name.contains("version"))
     });
     let raised = versions.map(|(_, value)| *value = json!(1000)).count();
-    assert_eq!(raised, 1, "meta.json has one format version: {text}");
+    assert_eq!(
+        raised, 1,
+        "meta.json does not have exactly one format version: {text}"
+    );
     std::fs::write(&path, meta.to_string()).expect("meta.json can be written");
     let outcome = server.setup().run().await;
     let line = outcome.expect_refusal();
     assert!(
         line.contains("newer") && line.contains("1000"),
-        "the line says what is wrong: {line}"
+        "the line does not say what is wrong: {line}"
     );
     std::fs::write(&path, text).expect("meta.json can be written");
     server.restart(2).await;
     assert_eq!(
         state(&server).await,
         json!({"k0": "value"}),
-        "nothing was touched"
+        "something was changed"
     );
 }
 
 // ---- torn tails ----
 
 #[tokio::test]
-async fn a_torn_tail_is_cut_off_and_told_with_the_number_of_bytes() {
+async fn a_torn_tail_is_truncated_and_reported_with_its_byte_count() {
     let mut server = Setup::new().shards(1).start().await;
     write_one_by_one(&server, &["one", "two", "three"]).await;
     // Bytes that were not written are zeros up to the edge of a sector, or lie past the end of the
@@ -290,8 +293,8 @@ async fn a_torn_tail_is_cut_off_and_told_with_the_number_of_bytes() {
         server.kill9();
         let last = files::segments(server.data_dir())
             .pop()
-            .expect("there are segments");
-        let whole = std::fs::read(&last).expect("a segment can be read");
+            .expect("the log has segments");
+        let whole = std::fs::read(&last).expect("the segment can be read");
         let edge = files::log_len(&whole) % 512;
         let missing_len = missing_sectors * 512 + if missing_sectors == 0 { 0 } else { 512 - edge };
         let written =
@@ -314,41 +317,41 @@ async fn a_torn_tail_is_cut_off_and_told_with_the_number_of_bytes() {
 }
 
 #[tokio::test]
-async fn a_record_cut_at_any_byte_costs_that_record_alone() {
+async fn a_record_cut_at_any_byte_costs_only_that_record() {
     let mut server = Setup::new().shards(1).start().await;
     write_one_by_one(&server, &["first", "second"]).await;
     server.kill9();
     let (path, at) = files::find(server.data_dir(), "second");
-    let whole = std::fs::read(&path).expect("a segment can be read");
+    let whole = std::fs::read(&path).expect("the segment can be read");
     for len in [at - 20, at - 1, at, at + 1, at + 3, at + 5] {
         files::cut(&path, len);
         server.restart(1).await;
         assert_eq!(
             state(&server).await,
             json!({"k0": "first"}),
-            "cut at {len} of {}",
+            "truncated at {len} of {}",
             whole.len()
         );
         server.kill9();
         for segment in files::segments(server.data_dir()) {
             if segment != path {
-                std::fs::remove_file(segment).expect("a segment of the restart can be removed");
+                std::fs::remove_file(segment).expect("the segment can be removed");
             }
         }
-        std::fs::write(&path, &whole).expect("a segment can be written");
+        std::fs::write(&path, &whole).expect("the segment can be written");
     }
     server.restart(1).await;
     assert_eq!(state(&server).await, json!({"k0": "first", "k1": "second"}));
 }
 
 #[tokio::test]
-async fn after_a_torn_tail_new_ops_are_kept_by_the_next_restart() {
+async fn ops_written_after_a_torn_tail_survive_the_next_restart() {
     let mut server = Setup::new().shards(1).start().await;
     write_one_by_one(&server, &["old"]).await;
     server.kill9();
     let last = files::segments(server.data_dir())
         .pop()
-        .expect("there are segments");
+        .expect("the log has segments");
     files::append(&last, b"half a batch that a crash left");
     server.restart(1).await;
     write_one_by_one(&server, &["new"]).await;
@@ -371,11 +374,11 @@ fn expect_damage(outcome: &Outcome, path: &Path, damaged_at: usize) {
         .to_string_lossy();
     assert!(
         line.contains(&*name),
-        "the line names the file {name}: {line}"
+        "the line does not name the file {name}: {line}"
     );
     assert!(
         line.contains("etherply log repair"),
-        "the line says what helps: {line}"
+        "the line gives no remedy: {line}"
     );
     let numbers = line
         .split(|letter: char| !letter.is_ascii_digit())
@@ -383,25 +386,25 @@ fn expect_damage(outcome: &Outcome, path: &Path, damaged_at: usize) {
     let near = damaged_at.saturating_sub(200)..=damaged_at;
     assert!(
         numbers.into_iter().any(|number| near.contains(&number)),
-        "the line has an offset in {near:?}: {line}"
+        "no offset in {near:?} is named: {line}"
     );
 }
 
 #[tokio::test]
-async fn a_flipped_bit_in_an_earlier_batch_refuses_the_start_and_touches_nothing() {
+async fn a_flipped_bit_in_an_earlier_batch_prevents_startup_and_changes_nothing() {
     let mut server = Setup::new().shards(1).start().await;
     write_one_by_one(&server, &["zero", "the damaged one", "two", "three"]).await;
     server.kill9();
     let (path, at) = files::find(server.data_dir(), "the damaged one");
     for offset in [at - 1, at, at + 10] {
         files::flip(&path, offset);
-        let damaged = std::fs::read(&path).expect("a segment can be read");
+        let damaged = std::fs::read(&path).expect("the segment can be read");
         let outcome = server.setup().run().await;
         expect_damage(&outcome, &path, offset);
         assert_eq!(
-            std::fs::read(&path).expect("a segment can be read"),
+            std::fs::read(&path).expect("the segment can be read"),
             damaged,
-            "a refused start changes nothing"
+            "the refused start changed the data directory"
         );
         files::flip(&path, offset);
     }
@@ -414,7 +417,7 @@ async fn a_flipped_bit_in_an_earlier_batch_refuses_the_start_and_touches_nothing
 
 /// Until another write follows, no later batch proves that the last one was on disk.
 #[tokio::test]
-async fn a_flipped_bit_in_the_last_batch_after_a_kill_refuses_the_start_and_is_repaired() {
+async fn a_flipped_bit_in_the_last_batch_after_a_kill_prevents_startup_and_is_repaired() {
     for mode in ["always", "interval", "none"] {
         let mut server = Setup::new()
             .shards(1)
@@ -423,7 +426,7 @@ async fn a_flipped_bit_in_the_last_batch_after_a_kill_refuses_the_start_and_is_r
             .await;
         write_one_by_one(&server, &["first", "the damaged one"]).await;
         let text = "the damaged one";
-        eventually("it is in the file", async || {
+        eventually("the op is in the file", async || {
             let segments = files::segments(server.data_dir()).into_iter();
             let mut contents = segments.filter_map(|path| std::fs::read(path).ok());
             let has_it = |bytes: &Vec<u8>| {
@@ -460,7 +463,7 @@ async fn a_flipped_bit_in_the_last_batch_after_a_kill_refuses_the_start_and_is_r
 }
 
 #[tokio::test]
-async fn a_flipped_bit_before_ops_of_a_later_start_refuses_the_start() {
+async fn a_flipped_bit_before_ops_of_a_later_start_prevents_startup() {
     let mut server = Setup::new().shards(1).start().await;
     write_one_by_one(&server, &["the damaged one"]).await;
     server.kill9();

@@ -26,7 +26,7 @@ fn filler() -> String {
 /// not shown.
 async fn write_until_it_fails(writer: &mut Client, witness: &mut Client, shown: &mut Shown) {
     for number in 0.. {
-        assert!(number < 20_000, "the disk was to fail");
+        assert!(number < 20_000, "the disk never failed");
         let op = writer
             .write(&format!("during {number}"), json!(filler()))
             .await;
@@ -35,12 +35,12 @@ async fn write_until_it_fails(writer: &mut Client, witness: &mut Client, shown: 
                 assert_eq!(
                     Op::parse(&text),
                     Some(op),
-                    "the witness is shown the op, or nothing"
+                    "the witness received another op"
                 );
                 shown.insert(format!("during {number}"), json!(filler()));
             }
             Event::Close(1011, _) => return,
-            event => panic!("the op or a close with 1011 was due, not {event:?}"),
+            event => panic!("expected the op or a close with 1011, got {event:?}"),
         }
     }
 }
@@ -57,7 +57,11 @@ async fn write_some(writer: &mut Client, witness: &mut Client, when: &str, shown
 
 fn check_nothing_lost(state: &Map<String, Value>, shown: &Shown, when: &str) {
     for (key, value) in shown {
-        assert_eq!(state.get(key), Some(value), "{when}: {key} was shown");
+        assert_eq!(
+            state.get(key),
+            Some(value),
+            "{when}: {key} was delivered but is lost"
+        );
     }
 }
 
@@ -74,7 +78,7 @@ async fn check_failure(server: &Server, break_disk: impl FnOnce()) -> Shown {
     assert_eq!(
         writer.expect_error(500).await,
         "Internal Server Error",
-        "the sender of the op that was not kept is told"
+        "the sender of the lost op received no error"
     );
     writer.expect_close(1011).await;
     idle.expect_close(1011).await;
@@ -87,12 +91,12 @@ async fn check_failure(server: &Server, break_disk: impl FnOnce()) -> Shown {
     assert_eq!(
         server.get("/healthz").await.status,
         200,
-        "the process lives"
+        "/healthz does not return 200"
     );
     assert_eq!(
         server.handshake("/v1/sync/room").await.status,
         401,
-        "a bad token stays a bad token"
+        "an invalid token is not refused with 401"
     );
     shown
 }
@@ -102,7 +106,7 @@ async fn check_failure(server: &Server, break_disk: impl FnOnce()) -> Shown {
 async fn check_recovery(server: &Server, shown: &mut Shown) {
     server.until_ready_is(200).await;
     let mut writer = Client::connect(server, "room").await;
-    check_nothing_lost(&writer.init, shown, "after the disk was mended");
+    check_nothing_lost(&writer.init, shown, "after the disk was repaired");
     shown.extend(writer.init.clone());
     let mut witness = Client::connect(server, "room").await;
     write_some(&mut writer, &mut witness, "after", shown).await;
@@ -122,7 +126,7 @@ async fn check_restart(server: &mut Server, shown: &Shown) {
 
 /// P13, P62.
 #[tokio::test]
-async fn a_write_error_gives_500_and_1011_and_503_and_the_server_serves_again_without_a_restart() {
+async fn after_a_write_error_clients_get_500_1011_and_503_and_the_server_recovers() {
     let mut server = Setup::new().shards(1).start().await;
     let pid = server.pid();
     let mut shown = Shown::new();
@@ -137,14 +141,14 @@ async fn a_write_error_gives_500_and_1011_and_503_and_the_server_serves_again_wi
 }
 
 #[tokio::test]
-async fn a_write_that_fails_half_way_through_loses_nothing_that_was_shown() {
+async fn a_write_that_fails_halfway_loses_no_delivered_op() {
     let mut server = Setup::new().shards(1).start().await;
     let pid = server.pid();
     let mut shown = Shown::new();
     for room_left in [700, 2999, 4096] {
         let sizes = files::segments(server.data_dir()).into_iter();
         let longest = sizes
-            .map(|path| path.metadata().expect("a segment is there").len())
+            .map(|path| path.metadata().expect("the segment exists").len())
             .max();
         let mut writer = Client::connect(&server, "room").await;
         let mut witness = Client::connect(&server, "room").await;
@@ -159,7 +163,7 @@ async fn a_write_that_fails_half_way_through_loses_nothing_that_was_shown() {
 
 /// Returns everything that a new client receives until it is turned away, before or after the
 /// handshake.
-async fn all_shown(newcomer: &mut Raw) -> String {
+async fn read_everything(newcomer: &mut Raw) -> String {
     let answer = newcomer.answer().await;
     if answer.status != 101 {
         return answer.body;
@@ -176,7 +180,7 @@ async fn all_shown(newcomer: &mut Raw) -> String {
 
 /// P60.
 #[tokio::test]
-async fn an_init_never_shows_an_op_that_was_not_kept() {
+async fn an_init_never_contains_an_op_that_was_not_kept() {
     let server = Setup::new().shards(1).start().await;
     for round in 0..20 {
         let key = format!("k{round}");
@@ -192,18 +196,20 @@ async fn an_init_never_shows_an_op_that_was_not_kept() {
         writer.write(&key, json!(round)).await;
         joining.send_lossy(rest).await;
         assert_eq!(writer.close_code().await, 1011);
-        let shown = all_shown(&mut joining).await.contains(&format!("{key:?}"));
+        let shown = read_everything(&mut joining)
+            .await
+            .contains(&format!("{key:?}"));
         limit_file_size(server.pid(), None);
         let state = Client::connect_at_last(&server, "room").await.init;
         assert!(
             !shown || state.contains_key(&key),
-            "{key} was shown in an init, and lost"
+            "{key} was delivered in an init but is lost"
         );
     }
 }
 
 #[tokio::test]
-async fn a_correction_never_shows_an_op_that_was_not_kept() {
+async fn a_correction_never_contains_an_op_that_was_not_kept() {
     let server = Setup::new().shards(1).start().await;
     for round in 0..10 {
         let mut writer = Client::connect_at_last(&server, "room").await;
@@ -224,7 +230,7 @@ async fn a_correction_never_shows_an_op_that_was_not_kept() {
         let is_kept = state.get(&winner.key) == Some(&winner.value);
         assert!(
             !was_shown || is_kept,
-            "the winner was shown in a correction, and lost"
+            "the winner was delivered in a correction but is lost"
         );
     }
 }
@@ -254,13 +260,16 @@ async fn a_start_on_a_full_disk_is_refused_and_loses_nothing() {
         let log = outcome.stderr.lines();
         let errors: Vec<&str> = log.filter(|line| line.starts_with("error:")).collect();
         let [line] = errors[..] else {
-            panic!("one line says why: {outcome:?}");
+            panic!("expected one line with the reason: {outcome:?}");
         };
         assert_eq!(outcome.code, Some(1), "{outcome:?}");
         assert!(!outcome.stdout.contains("listening"), "{outcome:?}");
         assert!(line.contains("No space left on device"), "{line}");
         let path = server.data_dir().display().to_string();
-        assert!(line.contains(&path), "the line names the folder: {line}");
+        assert!(
+            line.contains(&path),
+            "the line does not name the folder: {line}"
+        );
     }
     ballast.remove();
     check_restart(&mut server, &shown).await;
@@ -271,7 +280,7 @@ async fn a_start_on_a_full_disk_is_refused_and_loses_nothing() {
 ///
 /// P61, P62.
 #[tokio::test]
-async fn a_write_error_in_the_modes_interval_and_none_leaves_no_gap() {
+async fn a_write_error_in_interval_or_none_mode_leaves_no_gap() {
     for mode in [&["--durability", "none"][..], &["--durability", "interval"]] {
         let setup = Setup::new().shards(1).args(mode);
         let mut server = setup.start().await;
@@ -296,11 +305,14 @@ async fn a_write_error_in_the_modes_interval_and_none_leaves_no_gap() {
         server.until_ready_is(200).await;
 
         let state = state_of(&server, "room").await;
-        check_nothing_lost(&state, &shown, "what was written before");
+        check_nothing_lost(&state, &shown, "ops written before the failure");
         let kept_count = state.len() - shown.len();
         for number in 0..kept_count {
             let key = format!("during {number}");
-            assert!(state.contains_key(&key), "{key} is a gap before others");
+            assert!(
+                state.contains_key(&key),
+                "{key} is missing, but later ops are not"
+            );
         }
         server.kill9();
         check_restart(&mut server, &state).await;
@@ -319,7 +331,7 @@ fn disk_that_fails(journal: Journal) -> Option<(Mount, MemoryDisk)> {
 }
 
 #[tokio::test]
-async fn a_failing_disk_gives_500_and_1011_and_503_and_the_server_serves_again() {
+async fn with_a_failing_disk_clients_get_500_1011_and_503_and_the_server_recovers() {
     let Some((mount, disk)) = disk_that_fails(Journal::No) else {
         return;
     };
@@ -335,7 +347,7 @@ async fn a_failing_disk_gives_500_and_1011_and_503_and_the_server_serves_again()
 }
 
 #[tokio::test]
-async fn a_failing_commit_is_never_taken_for_a_good_one() {
+async fn a_failed_commit_is_never_mistaken_for_a_successful_one() {
     let Some((mount, disk)) = disk_that_fails(Journal::Yes) else {
         return;
     };
@@ -363,7 +375,7 @@ async fn a_failing_commit_is_never_taken_for_a_good_one() {
     check_nothing_lost(
         &state_of(&again, "room").await,
         &shown,
-        "when only the disk is asked",
+        "when read only from the disk",
     );
 }
 
@@ -389,8 +401,7 @@ async fn panicking_server(shards: u32) -> Option<Server> {
 
 /// P63.
 #[tokio::test]
-async fn a_panic_gives_500_to_the_one_that_caused_it_and_closes_the_connections_of_the_shard_with_1011()
- {
+async fn after_a_panic_its_cause_gets_500_and_other_clients_of_the_shard_get_1011() {
     let Some(server) = panicking_server(1).await else {
         return;
     };
@@ -416,7 +427,7 @@ async fn after_a_panic_the_shard_is_rebuilt_from_its_log_and_serves_again() {
         check_nothing_lost(&writer.init, &shown, "after a panic");
         assert!(
             !writer.init.contains_key(PANIC_KEY),
-            "the op of the panic was never applied"
+            "the op that caused the panic was applied"
         );
         write_some(
             &mut writer,
@@ -440,7 +451,7 @@ async fn after_a_panic_the_shard_is_rebuilt_from_its_log_and_serves_again() {
 }
 
 #[tokio::test]
-async fn a_panic_in_one_shard_leaves_the_other_shard_alone() {
+async fn a_panic_in_one_shard_does_not_affect_the_other() {
     let Some(server) = panicking_server(2).await else {
         return;
     };
@@ -452,7 +463,7 @@ async fn a_panic_in_one_shard_leaves_the_other_shard_alone() {
             Client::connect(&server, &name).await,
         ));
     }
-    let (mut culprit, mut witness) = rooms.pop().expect("there are rooms");
+    let (mut culprit, mut witness) = rooms.pop().expect("the shard has rooms");
     culprit.write(PANIC_KEY, json!(1)).await;
     assert_eq!(culprit.close_code().await, 1011);
     assert_eq!(witness.close_code().await, 1011);
@@ -465,18 +476,17 @@ async fn a_panic_in_one_shard_leaves_the_other_shard_alone() {
         match reader.event().await {
             Event::Text(_) => untouched_count += 1,
             Event::Close(1011, _) => {}
-            event => panic!("the op or a close with 1011 was due, not {event:?}"),
+            event => panic!("expected the op or a close with 1011, got {event:?}"),
         }
     }
     assert!(
         (1..31).contains(&untouched_count),
-        "one of two shards failed, and {untouched_count} rooms of 31 did not notice"
+        "one of two shards failed, but {untouched_count} of 31 rooms were unaffected"
     );
 }
 
 #[tokio::test]
-async fn an_op_of_another_client_in_the_same_moment_as_a_panic_is_shown_and_kept_or_answered_with_500_or_dropped()
- {
+async fn ops_of_other_clients_during_a_panic_are_kept_if_delivered() {
     let Some(server) = panicking_server(1).await else {
         return;
     };
@@ -491,21 +501,21 @@ async fn an_op_of_another_client_in_the_same_moment_as_a_panic_is_shown_and_kept
     loop {
         match witness.event().await {
             Event::Text(text) => {
-                let op = Op::parse(&text).unwrap_or_else(|| panic!("an op was due, not {text}"));
+                let op = Op::parse(&text).unwrap_or_else(|| panic!("expected an op, got {text}"));
                 shown.insert(op.key, op.value);
             }
             Event::Close(code, _) => break assert_eq!(code, 1011),
-            Event::Lost(error) => panic!("a close frame was due, not {error}"),
+            Event::Lost(error) => panic!("expected a close frame, got {error}"),
         }
     }
     loop {
         match bystander.event().await {
             Event::Text(text) => assert!(
                 error_of(&text, 500).is_some(),
-                "an error 500 was due, not {text}"
+                "expected an error 500, got {text}"
             ),
             Event::Close(code, _) => break assert_eq!(code, 1011),
-            Event::Lost(error) => panic!("a close frame was due, not {error}"),
+            Event::Lost(error) => panic!("expected a close frame, got {error}"),
         }
     }
     check_nothing_lost(
@@ -516,7 +526,7 @@ async fn an_op_of_another_client_in_the_same_moment_as_a_panic_is_shown_and_kept
 }
 
 #[tokio::test]
-async fn input_of_every_wrong_kind_never_panics_the_server() {
+async fn no_kind_of_invalid_input_makes_the_server_panic() {
     let server = Server::start().await;
     let mut dice = Dice::new(11);
     let mut byte = || u8::try_from(dice.below_u64(256)).expect("below 256");

@@ -47,7 +47,7 @@ async fn half_way() -> (Server, u64, Map<String, Value>) {
     // Without the zeros that they are preallocated with.
     let files = files.inspect(|path| append_to_log(path, &[]));
     let bytes: Vec<u64> = files
-        .map(|path| path.metadata().expect("a segment is there").len())
+        .map(|path| path.metadata().expect("the segment exists").len())
         .collect();
     let percent = bytes[0] * 100 / bytes.iter().sum::<u64>();
     assert!((20..50).contains(&percent), "a third of {bytes:?}");
@@ -66,7 +66,7 @@ async fn ask(server: &Server, head: &str) -> Raw {
 
 async fn until_it_reads(server: &Server, percent: u64) {
     let wanted = json!({"status": format!("the log is being read: {percent}%")});
-    eventually(&format!("/readyz tells {wanted}"), async || {
+    eventually(&format!("/readyz reports {wanted}"), async || {
         let answer = server.get("/readyz").await;
         assert_eq!(answer.status, 503, "{answer:?}");
         (answer.json() == wanted).then_some(())
@@ -76,15 +76,15 @@ async fn until_it_reads(server: &Server, percent: u64) {
 
 /// P14, P91.
 #[tokio::test]
-async fn it_answers_and_tells_how_far_it_is_while_the_log_is_read() {
+async fn the_server_answers_and_reports_progress_while_the_log_is_read() {
     let (mut server, percent, state) = half_way().await;
     until_it_reads(&server, percent).await;
     assert_eq!(server.get("/healthz").await.status, 200);
     assert_eq!(server.handshake("/v1/sync/room").await.status, 401);
 
-    // Not one line, but one from time to time.
+    // The progress is logged repeatedly, not just once.
     let line = format!("reading the log: {percent}%");
-    eventually("a second line about it", async || {
+    eventually("a second progress line is logged", async || {
         (server.log().matches(&line).count() > 1).then_some(())
     })
     .await;
@@ -95,7 +95,7 @@ async fn it_answers_and_tells_how_far_it_is_while_the_log_is_read() {
         waiting.push(ask(&server, &handshake_head(&path, "")).await);
     }
     let token = token::valid();
-    let mut look = ask(
+    let mut http_read = ask(
         &server,
         &format!("GET /v1/workspaces/room?token={token} HTTP/1.1\r\nHost: test\r\n\r\n"),
     )
@@ -111,7 +111,7 @@ async fn it_answers_and_tells_how_far_it_is_while_the_log_is_read() {
         assert_eq!(raw.answer().await.status, 101);
         assert_eq!(raw.frame().await.first_byte, TEXT);
     }
-    let answer = look.answer().await;
+    let answer = http_read.answer().await;
     assert_eq!(answer.status, 200, "{answer:?}");
     assert_eq!(answer.json()["data"], Value::Object(state.clone()));
     server.until_it_listens().await;
@@ -122,7 +122,7 @@ async fn it_answers_and_tells_how_far_it_is_while_the_log_is_read() {
 }
 
 #[tokio::test]
-async fn it_can_be_stopped_while_the_log_is_read() {
+async fn the_server_can_be_stopped_while_the_log_is_read() {
     let (mut server, percent, state) = half_way().await;
     until_it_reads(&server, percent).await;
     let mut waits = ask(&server, &handshake_head(&Server::sync_path("room"), "")).await;
@@ -141,7 +141,7 @@ async fn it_can_be_stopped_while_the_log_is_read() {
         "{}",
         server.log()
     );
-    assert_eq!(segments(server.data_dir()), before, "nothing was begun");
+    assert_eq!(segments(server.data_dir()), before, "a segment was created");
 
     fs::write(gate(server.setup()), "").expect("the folder can be written");
     server.restart(2).await;
@@ -151,7 +151,7 @@ async fn it_can_be_stopped_while_the_log_is_read() {
 
 /// P14.
 #[tokio::test]
-async fn whoever_connects_as_soon_as_the_port_is_open_is_let_in() {
+async fn clients_that_connect_as_soon_as_the_port_is_open_are_served() {
     for start in 0..20 {
         let (mut server, mut raw) = Setup::new().start_and_connect().await;
         let answer = raw.handshake(&Server::sync_path("room"), "").await;

@@ -39,7 +39,7 @@ async fn stay(mut writer: Client, mut witness: Client, progress: watch::Sender<u
                 }
             }
         };
-        assert_eq!(within("the op of one who stays", arrived).await, op);
+        assert_eq!(within("the op of a remaining client", arrived).await, op);
         progress.send_modify(|count| *count += 1);
     }
 }
@@ -61,14 +61,14 @@ async fn connect(server: &Server) -> TcpStream {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket
         .set_recv_buffer_size(4096)
-        .expect("a buffer may be small");
+        .expect("the buffer size can be set");
     within("a connection", socket.connect(server.addr()))
         .await
         .expect("the server listens")
 }
 
 /// Connects and disconnects once, in one of several ways.
-async fn come_and_vanish(
+async fn connect_and_vanish(
     server: &Server,
     room: u64,
     dice: &mut Dice,
@@ -77,7 +77,7 @@ async fn come_and_vanish(
     let mut stream = connect(server).await;
     if dice.one_in(2) {
         // The connection is reset instead of closed.
-        set_socket_linger(&stream, Some(Duration::ZERO)).expect("a socket lingers or not");
+        set_socket_linger(&stream, Some(Duration::ZERO)).expect("the socket option can be set");
     }
     let mut bytes = burst(room, dice);
     match dice.below(5) {
@@ -89,7 +89,7 @@ async fn come_and_vanish(
         _ => {}
     }
     // The server may have hung up already, after a close frame.
-    let _ = within("room in the socket", stream.write_all(&bytes)).await;
+    let _ = within("space in the socket", stream.write_all(&bytes)).await;
     match dice.below(3) {
         0 => {}
         1 => {
@@ -117,22 +117,22 @@ async fn crowd(server: &Server, progress: watch::Receiver<usize>) {
             let mut count = 0;
             while progress.has_changed().is_ok() {
                 let room = dice.below_u64(ROOMS_COUNT);
-                come_and_vanish(server, room, &mut dice, progress.clone()).await;
+                connect_and_vanish(server, room, &mut dice, progress.clone()).await;
                 count += 1;
             }
             count
         }
     });
     let count: u64 = futures_util::future::join_all(members).await.iter().sum();
-    assert!(count > 2 * CROWD_COUNT, "they came back: {count} in all");
+    assert!(count > 2 * CROWD_COUNT, "only {count} connections in total");
 }
 
 async fn expect_nothing_left(server: &Server, open_before: usize) {
     let left = async || (server.open_sockets_count() <= open_before).then_some(());
-    eventually("the connections of all who vanished are gone", left).await;
+    eventually("the connections of all vanished clients are closed", left).await;
 }
 
-async fn check_that_those_who_stay_get_every_op(setup: Setup) {
+async fn check_remaining_clients_receive_every_op(setup: Setup) {
     let mut server = setup.start().await;
     let (sender, progress) = watch::channel(0);
     let mut pairs = Vec::new();
@@ -150,7 +150,7 @@ async fn check_that_those_who_stay_get_every_op(setup: Setup) {
     drop(sender);
     crowd(&server, progress).await;
     for stay in stays {
-        stay.await.expect("those who stay get every op");
+        stay.await.expect("the remaining clients receive every op");
     }
     expect_nothing_left(&server, open_before).await;
     for room in 0..ROOMS_COUNT {
@@ -162,19 +162,19 @@ async fn check_that_those_who_stay_get_every_op(setup: Setup) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn crowds_that_vanish_and_come_back_disturb_nobody_and_leave_nothing() {
-    check_that_those_who_stay_get_every_op(Setup::new()).await;
+async fn crowds_that_disconnect_and_return_disturb_nobody_and_leave_nothing_behind() {
+    check_remaining_clients_receive_every_op(Setup::new()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nor_do_they_on_the_way_of_old_kernels() {
+async fn crowds_that_disconnect_and_return_disturb_nobody_on_old_kernels() {
     let setup = Setup::new().env("ETHERPLY_FAULT_OLD_KERNEL", "1");
-    check_that_those_who_stay_get_every_op(setup).await;
+    check_remaining_clients_receive_every_op(setup).await;
 }
 
 /// Repeatedly sends an op that is shown, then makes its shard fail. Each time, the sends to a whole
 /// crowd are in flight.
-async fn fail_again_and_again(server: &Server, progress: watch::Sender<usize>) {
+async fn fail_repeatedly(server: &Server, progress: watch::Sender<usize>) {
     for number in 0..10 {
         let mut writer = Client::connect_at_last(server, &room_name(0)).await;
         let mut witness = Client::connect_at_last(server, &room_name(0)).await;
@@ -190,7 +190,7 @@ async fn fail_again_and_again(server: &Server, progress: watch::Sender<usize>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_shard_that_fails_under_a_crowd_leaves_nothing_and_loses_nothing_that_was_shown() {
+async fn a_shard_that_fails_under_a_crowd_leaves_nothing_behind_and_loses_no_delivered_op() {
     let setup = Setup::new().env("ETHERPLY_FAULT_PANIC_KEY", "planted fault");
     let mut server = setup.start().await;
     // These rooms are spread over both shards, so the rings of both are open then.
@@ -201,10 +201,7 @@ async fn a_shard_that_fails_under_a_crowd_leaves_nothing_and_loses_nothing_that_
     let open_before = server.open_sockets_count() - early.len();
     drop(early);
     let (sender, progress) = watch::channel(0);
-    tokio::join!(
-        fail_again_and_again(&server, sender),
-        crowd(&server, progress)
-    );
+    tokio::join!(fail_repeatedly(&server, sender), crowd(&server, progress));
     expect_nothing_left(&server, open_before).await;
     let state = Client::connect_at_last(&server, &room_name(0)).await.init;
     for number in 0..10 {

@@ -15,19 +15,19 @@ use tokio_tungstenite::tungstenite::Message;
 
 /// P70.
 #[tokio::test]
-async fn the_server_pings_every_interval_and_one_who_answers_stays() {
+async fn the_server_pings_every_interval_and_a_client_that_answers_stays() {
     let server = Server::start_with(&["--ping-interval-ms", "200"]).await;
     let mut socket = Raw::open(server.addr(), &Server::sync_path("room")).await;
     for _ in 0..10 {
         let ping = socket.frame().await;
-        assert_eq!(ping.first_byte, PING, "a ping was due, not {ping:?}");
+        assert_eq!(ping.first_byte, PING, "expected a ping, got {ping:?}");
         socket.send_frame(PONG, &ping.payload).await;
     }
 }
 
 /// P70.
 #[tokio::test]
-async fn a_client_without_a_sign_of_life_is_closed_after_two_intervals_and_a_half() {
+async fn a_silent_client_is_closed_after_two_and_a_half_intervals() {
     let server = Server::start_with(&["--ping-interval-ms", "200"]).await;
     let begun = Instant::now();
     let mut silent = Raw::open(server.addr(), &Server::sync_path("room")).await;
@@ -40,19 +40,19 @@ async fn a_client_without_a_sign_of_life_is_closed_after_two_intervals_and_a_hal
     }
     assert!(
         at == rest.len() || rest[at] == CLOSE,
-        "pings and at most a close frame: {rest:?}"
+        "expected only pings and at most a close frame, got {rest:?}"
     );
-    assert!(pings_count >= 1, "it was pinged");
+    assert!(pings_count >= 1, "the client was never pinged");
     assert!(
         begun.elapsed() >= Duration::from_millis(450),
-        "not before its time: {:?}",
+        "closed too early: {:?}",
         begun.elapsed()
     );
 }
 
 /// P32, P70.
 #[tokio::test]
-async fn any_message_is_a_sign_of_life_the_ping_message_too() {
+async fn any_message_is_a_sign_of_life_including_the_ping_message() {
     let server = Server::start_with(&["--ping-interval-ms", "200"]).await;
     let mut talks = Raw::open(server.addr(), &Server::sync_path("room")).await;
     let begun = Instant::now();
@@ -60,7 +60,7 @@ async fn any_message_is_a_sign_of_life_the_ping_message_too() {
     while begun.elapsed() < Duration::from_secs(2) {
         talks.send_frame(TEXT, br#"{"type":"ping"}"#).await;
         let ping = talks.frame().await;
-        assert_eq!(ping.first_byte, PING, "a ping was due, not {ping:?}");
+        assert_eq!(ping.first_byte, PING, "expected a ping, got {ping:?}");
     }
 }
 
@@ -82,14 +82,14 @@ async fn a_client_library_that_only_reads_stays_connected_by_its_pongs() {
     let (event, op) = tokio::join!(reader.event(), fifteen_intervals);
     match event {
         Event::Text(text) => assert_eq!(Op::parse(&text), Some(op)),
-        event => panic!("the op was due, not {event:?}"),
+        event => panic!("expected the op, got {event:?}"),
     }
 }
 
 // ---- a server that is stopped ----
 
 #[tokio::test]
-async fn a_stopped_server_closes_nobody_when_it_wakes() {
+async fn a_suspended_server_closes_nobody_when_it_resumes() {
     let server = Server::start_with(&["--ping-interval-ms", "1000"]).await;
     let mut clients = Vec::new();
     for _ in 0..10 {
@@ -127,7 +127,7 @@ async fn connect_with_small_buffer(server: &Server) -> Client {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket
         .set_recv_buffer_size(16 * 1024)
-        .expect("a buffer may be small");
+        .expect("the buffer size can be set");
     let stream = socket
         .connect(server.addr())
         .await
@@ -154,7 +154,7 @@ async fn push(server: &Server, writer: &mut Client, reader: &mut Client, ops_cou
         );
         if sent.len() > AHEAD {
             reader
-                .expect_op(&sent.pop_front().expect("ops are on their way"))
+                .expect_op(&sent.pop_front().expect("an op is in flight"))
                 .await;
         }
         if number % 100 == 0 {
@@ -188,7 +188,7 @@ async fn read_until(client: &mut Client, truth: &Map<String, Value>) {
     address_sanitizer,
     ignore = "what was freed stays resident in the sanitizer's quarantine"
 )]
-async fn a_client_that_stops_reading_costs_no_memory_slows_nobody_and_ends_in_the_same_state() {
+async fn a_client_that_stops_reading_costs_no_memory_slows_nobody_and_ends_with_the_same_state() {
     let server = Server::start().await;
     let mut writer = Client::connect(&server, "room").await;
     let mut reader = Client::connect(&server, "room").await;
@@ -199,7 +199,7 @@ async fn a_client_that_stops_reading_costs_no_memory_slows_nobody_and_ends_in_th
     let growth = resident_max.saturating_sub(before);
     assert!(
         growth < 8 * 1024 * 1024,
-        "50 MB passed a client that does not read, and memory grew by {growth} bytes"
+        "memory grew by {growth} bytes while a client left 50 MB unread"
     );
 
     let truth = state_of(&server, "room").await;
@@ -214,7 +214,7 @@ async fn a_client_that_stops_reading_costs_no_memory_slows_nobody_and_ends_in_th
 
 /// P71, P72.
 #[tokio::test]
-async fn one_who_fell_behind_is_sent_the_latest_op_of_each_key_in_the_order_of_their_last_change() {
+async fn a_client_that_fell_behind_receives_the_latest_op_of_each_key_in_order_of_last_change() {
     let server = Server::start_with(&["--outbox-max-bytes", "65536"]).await;
     let mut writer = Client::connect(&server, "room").await;
     let mut reader = Client::connect(&server, "room").await;
@@ -231,18 +231,18 @@ async fn one_who_fell_behind_is_sent_the_latest_op_of_each_key_in_the_order_of_t
     // The writer's timestamps increase, so the last changes are in timestamp order.
     assert!(
         seen.is_sorted_by_key(|op| op.timestamp),
-        "what it was sent keeps the order of the changes"
+        "the ops arrive in the order of the changes"
     );
     assert!(
         seen.len() < 1500,
-        "it was conflated, not sent all {}",
+        "the client received all {} ops instead of conflated ones",
         seen.len()
     );
 }
 
 /// P46, P72.
 #[tokio::test]
-async fn one_who_fell_behind_still_does_not_get_its_own_ops_back_but_for_corrections() {
+async fn a_client_that_fell_behind_receives_its_own_ops_back_only_as_corrections() {
     let server = Server::start_with(&["--outbox-max-bytes", "65536"]).await;
     let mut writer = Client::connect(&server, "room").await;
     let mut reader = Client::connect(&server, "room").await;
@@ -254,7 +254,7 @@ async fn one_who_fell_behind_still_does_not_get_its_own_ops_back_but_for_correct
     let last = writer.write("last", json!("the last")).await;
     loop {
         let op = stalled.next_op().await;
-        assert_ne!(op.key, "its own", "its own op came back");
+        assert_ne!(op.key, "its own", "an op was sent back to its sender");
         if op == last {
             return;
         }
@@ -263,7 +263,7 @@ async fn one_who_fell_behind_still_does_not_get_its_own_ops_back_but_for_correct
 
 /// P73, P78.
 #[tokio::test]
-async fn a_client_that_takes_nothing_for_60_s_is_closed_with_1013() {
+async fn a_client_that_reads_nothing_for_60_s_is_closed_with_1013() {
     // The ping interval is so long that no client is closed for silence in this test.
     let server = Server::start_with(&["--ping-interval-ms", "3600000"]).await;
     let mut writer = Client::connect(&server, "room").await;
@@ -275,13 +275,13 @@ async fn a_client_that_takes_nothing_for_60_s_is_closed_with_1013() {
     let gone = async || (server.open_sockets_count() < open_before).then_some(());
     eventually_in(
         Duration::from_secs(90),
-        "the server drops a client that takes nothing",
+        "the server drops a client that reads nothing",
         gone,
     )
     .await;
     assert!(
         begun.elapsed() > Duration::from_secs(50),
-        "a client has 60 s, not {:?}",
+        "a client was closed after {:?} instead of 60 s",
         begun.elapsed()
     );
     // The close frame follows the data that the kernel already held; a reset of the connection may
@@ -304,7 +304,7 @@ async fn a_client_that_takes_nothing_for_60_s_is_closed_with_1013() {
 
 /// P46.
 #[tokio::test]
-async fn five_hundred_connections_in_one_workspace_all_see_the_same_ops_in_the_same_order() {
+async fn five_hundred_clients_of_one_workspace_receive_the_same_ops_in_the_same_order() {
     let server = Server::start().await;
     let mut clients = Vec::new();
     for _ in 0..500 {
@@ -337,7 +337,7 @@ async fn five_hundred_connections_in_one_workspace_all_see_the_same_ops_in_the_s
 }
 
 #[tokio::test]
-async fn two_servers_with_their_own_ports_and_folders_know_nothing_of_each_other() {
+async fn two_servers_with_their_own_ports_and_folders_are_independent() {
     let one = Server::start().await;
     let two = Server::start().await;
     let mut writer = Client::connect(&one, "room").await;
@@ -372,28 +372,28 @@ async fn check_drain(signal: Signal) {
     );
     assert!(
         begun.elapsed() < DRAIN + Duration::from_secs(2),
-        "it ended after {:?}",
+        "the server stopped after {:?}",
         begun.elapsed()
     );
     tokio::net::TcpStream::connect(addr)
         .await
-        .expect_err("nobody listens any more");
+        .expect_err("a connection was accepted after the stop");
 }
 
 /// P77, P78.
 #[tokio::test]
-async fn sigterm_closes_all_with_1001_and_exits_0_within_the_drain_time() {
+async fn sigterm_closes_all_clients_with_1001_and_exits_0_within_the_drain_time() {
     check_drain(Signal::TERM).await;
 }
 
 /// P77.
 #[tokio::test]
-async fn sigint_closes_all_with_1001_and_exits_0_within_the_drain_time() {
+async fn sigint_closes_all_clients_with_1001_and_exits_0_within_the_drain_time() {
     check_drain(Signal::INT).await;
 }
 
 #[tokio::test]
-async fn sigterm_also_ends_a_server_whose_clients_do_not_read_or_never_finished_a_request() {
+async fn sigterm_ends_a_server_even_if_clients_do_not_read_or_never_finish_a_request() {
     let mut server = Setup::new().args(&["--drain-ms", "500"]).start().await;
     let _half_a_head = {
         let mut raw = Raw::connect(server.addr()).await;
@@ -407,7 +407,7 @@ async fn sigterm_also_ends_a_server_whose_clients_do_not_read_or_never_finished_
 
 /// P12, P77.
 #[tokio::test]
-async fn while_draining_no_new_client_is_served() {
+async fn no_new_client_is_served_while_draining() {
     let mut server = Setup::new().args(&["--drain-ms", "2000"]).start().await;
     let mut clients = Vec::new();
     for _ in 0..20 {
@@ -427,26 +427,26 @@ async fn while_draining_no_new_client_is_served() {
         Client::dial(server.addr(), &Server::sync_path("room"))
             .await
             .is_err(),
-        "no new client while draining"
+        "a client was admitted while draining"
     );
     drop(clients);
     assert_eq!(server.exit_code_within(PATIENCE).await, Some(0));
 }
 
 #[tokio::test]
-async fn an_idle_server_stops_at_once_and_not_after_the_drain_time() {
+async fn an_idle_server_stops_without_waiting_for_the_drain_time() {
     let mut server = Setup::new().args(&["--drain-ms", "3600000"]).start().await;
     server.stop().await;
 }
 
 #[tokio::test]
-#[should_panic(expected = "the server has ended by itself")]
-async fn a_server_that_dies_while_nobody_looks_fails_the_test() {
+#[should_panic(expected = "the server exited unexpectedly")]
+async fn a_server_that_dies_unnoticed_fails_the_test() {
     let server = Server::start().await;
     server.signal(Signal::ABORT);
     let is_gone = async || {
         let connected = tokio::net::TcpStream::connect(server.addr()).await;
         connected.is_err().then_some(())
     };
-    eventually("nobody listens any more", is_gone).await;
+    eventually("the port is closed", is_gone).await;
 }

@@ -66,7 +66,10 @@ async fn text_that_is_not_utf8_closes_1007() {
             "a byte that is never in UTF-8",
             masked_frame(TEXT, b"{\"type\":\"ping\",\"x\":\"\xFF\"}"),
         ),
-        ("a cut character at the end", masked_frame(TEXT, b"\"\xC3")),
+        (
+            "a truncated character at the end",
+            masked_frame(TEXT, b"\"\xC3"),
+        ),
         ("a surrogate", masked_frame(TEXT, b"\"\xED\xA0\x80\"")),
         ("an overlong form", masked_frame(TEXT, b"\"\xC0\xAF\"")),
         (
@@ -83,11 +86,11 @@ async fn text_that_is_not_utf8_closes_1007() {
 
 /// P41.
 #[tokio::test]
-async fn a_message_over_the_limit_closes_1009_whole_in_fragments_or_announced() {
+async fn a_message_over_the_limit_closes_1009_complete_fragmented_or_announced() {
     let half = vec![b' '; 700 * 1024];
     let announced = [&[TEXT][..], &length_bytes(1 << 40, 0x80), &[0; 4]].concat();
     let cases = [
-        ("announced by the length alone", announced),
+        ("announced only by its length", announced),
         (
             "in two fragments",
             [masked_frame(TEXT_BEGIN, &half), masked_frame(END, &half)].concat(),
@@ -136,8 +139,8 @@ async fn a_bad_opcode_closes_1002() {
 #[tokio::test]
 async fn bad_fragmentation_closes_1002() {
     let cases = [
-        ("a continuation of nothing", masked_frame(END, b"{}")),
-        ("a fragment of nothing", masked_frame(MIDDLE, b"{}")),
+        ("a continuation without a start", masked_frame(END, b"{}")),
+        ("a fragment without a start", masked_frame(MIDDLE, b"{}")),
         (
             "text inside a fragmented text",
             [masked_frame(TEXT_BEGIN, b"{"), masked_frame(TEXT, b"{}")].concat(),
@@ -211,7 +214,7 @@ async fn a_ping_frame_is_answered_with_its_payload() {
 }
 
 #[tokio::test]
-async fn a_pong_nobody_asked_for_is_no_offence() {
+async fn an_unsolicited_pong_is_ignored() {
     let server = Server::start().await;
     let mut other = Client::connect(&server, "room").await;
     let mut socket = open(&server).await;
@@ -223,13 +226,13 @@ async fn a_pong_nobody_asked_for_is_no_offence() {
 
 /// P30, P42.
 #[tokio::test]
-async fn a_message_in_fragments_with_a_ping_between_is_one_message() {
+async fn a_fragmented_message_with_a_ping_in_between_is_one_message() {
     let server = Server::start().await;
     let mut other = Client::connect(&server, "room").await;
     let mut socket = open(&server).await;
     let op = Op::new("k", json!("a character cut in two: é"), stamp());
     let text = op_text(&op);
-    let cut = text.find('é').expect("the value has it") + 1;
+    let cut = text.find('é').expect("the value contains it") + 1;
     let (head, tail) = text.as_bytes().split_at(cut);
     socket.send_frame(TEXT_BEGIN, &head[..5]).await;
     socket.send_frame(PING, b"between").await;
@@ -247,7 +250,7 @@ async fn a_message_in_fragments_with_a_ping_between_is_one_message() {
 }
 
 #[tokio::test]
-async fn frames_cut_at_every_byte_or_many_in_one_piece_are_the_same_frames() {
+async fn frames_are_the_same_whether_split_at_every_byte_or_sent_in_one_piece() {
     let server = Server::start().await;
     let mut other = Client::connect(&server, "room").await;
     let mut socket = open(&server).await;
@@ -268,7 +271,7 @@ async fn frames_cut_at_every_byte_or_many_in_one_piece_are_the_same_frames() {
 }
 
 #[tokio::test]
-async fn what_comes_after_a_close_frame_is_not_served() {
+async fn frames_after_a_close_frame_are_not_served() {
     let server = Server::start().await;
     let mut writer = Client::connect(&server, "room").await;
     let mut other = Client::connect(&server, "room").await;

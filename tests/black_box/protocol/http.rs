@@ -53,7 +53,7 @@ async fn a_handshake_arriving_byte_by_byte_is_answered_101() {
 }
 
 #[tokio::test]
-async fn a_frame_right_behind_the_handshake_is_served() {
+async fn a_frame_right_after_the_handshake_is_served() {
     let server = Server::start().await;
     let mut other = Client::connect(&server, "room").await;
     let mut socket = Raw::connect(server.addr()).await;
@@ -67,8 +67,7 @@ async fn a_frame_right_behind_the_handshake_is_served() {
 
 /// P7.
 #[tokio::test]
-async fn header_names_and_the_values_of_upgrade_and_connection_ignore_case_and_other_list_members()
-{
+async fn upgrade_headers_are_case_insensitive_and_may_list_other_members() {
     let server = Server::start().await;
     let path = Server::sync_path("room");
     let request = format!(
@@ -81,7 +80,7 @@ async fn header_names_and_the_values_of_upgrade_and_connection_ignore_case_and_o
 
 /// P7.
 #[tokio::test]
-async fn offered_extensions_are_not_taken_up() {
+async fn offered_extensions_are_not_accepted() {
     let server = Server::start().await;
     let offer = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n";
     let answer = Raw::connect(server.addr())
@@ -105,7 +104,7 @@ async fn unknown_query_parameters_such_as_user_id_are_ignored() {
         format!("&a=b&&token={token}&="),
     ] {
         let answer = server.handshake(&format!("/v1/sync/room?{query}")).await;
-        assert_eq!(answer.status, 101, "for the query {query}");
+        assert_eq!(answer.status, 101, "query {query}");
     }
 }
 
@@ -125,7 +124,7 @@ async fn assert_same_room(server: &Server, first: &str, second: &str, same: bool
     assert_eq!(
         joined.init.contains_key(&op.key),
         same,
-        "{first} and {second} are one workspace: {same}"
+        "{first} and {second} are the same workspace: expected {same}"
     );
 }
 
@@ -143,7 +142,7 @@ async fn a_workspace_id_is_percent_decoded() {
 
 /// P8.
 #[tokio::test]
-async fn an_encoded_slash_is_a_slash_inside_the_id_and_no_separator() {
+async fn an_encoded_slash_is_part_of_the_id_and_not_a_separator() {
     let server = Server::start().await;
     assert_same_room(&server, "team%2Froom", "team%2froom", true).await;
     assert_same_room(&server, "team%2Froom", "team", false).await;
@@ -203,7 +202,7 @@ async fn a_bad_workspace_id_is_answered_400() {
         let answer = server
             .handshake(&format!("/v1/sync/{segment}?token={token}"))
             .await;
-        assert_eq!(answer.status, 400, "for the id {segment:?}: {answer:?}");
+        assert_eq!(answer.status, 400, "id {segment:?}: {answer:?}");
     }
 }
 
@@ -225,16 +224,13 @@ async fn a_bad_request_line_or_header_is_answered_400() {
     ];
     for request in bad {
         let answer = answer_to(&server, request).await;
-        assert_eq!(
-            answer.status, 400,
-            "for the request {request:?}: {answer:?}"
-        );
+        assert_eq!(answer.status, 400, "request {request:?}: {answer:?}");
     }
 }
 
 /// P5.
 #[tokio::test]
-async fn a_host_that_is_none_is_answered_400() {
+async fn an_invalid_host_is_answered_400() {
     let server = Server::start().await;
     let good = handshake_head(&Server::sync_path("room"), "");
     for (host, status) in [
@@ -283,7 +279,7 @@ async fn a_body_whose_length_is_unclear_is_answered_400() {
 
 /// P7.
 #[tokio::test]
-async fn a_handshake_without_a_good_key_is_answered_400() {
+async fn a_handshake_without_a_valid_key_is_answered_400() {
     let server = Server::start().await;
     let good = handshake_head(&Server::sync_path("room"), "");
     let key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
@@ -293,16 +289,13 @@ async fn a_handshake_without_a_good_key_is_answered_400() {
         "Sec-WebSocket-Key: c2hvcnQ=\r\n",
     ] {
         let answer = answer_to(&server, &good.replace(key, replacement)).await;
-        assert_eq!(
-            answer.status, 400,
-            "for the key {replacement:?}: {answer:?}"
-        );
+        assert_eq!(answer.status, 400, "key {replacement:?}: {answer:?}");
     }
 }
 
 /// P7.
 #[tokio::test]
-async fn a_websocket_version_other_than_13_is_answered_426_and_told_13() {
+async fn a_websocket_version_other_than_13_is_answered_426_naming_13() {
     let server = Server::start().await;
     let good = handshake_head(&Server::sync_path("room"), "");
     for version in ["8", "12", "14", "thirteen"] {
@@ -311,11 +304,11 @@ async fn a_websocket_version_other_than_13_is_answered_426_and_told_13() {
             &format!("Sec-WebSocket-Version: {version}"),
         );
         let answer = answer_to(&server, &request).await;
-        assert_eq!(answer.status, 426, "for version {version}");
+        assert_eq!(answer.status, 426, "version {version}");
         assert_eq!(
             answer.header("sec-websocket-version"),
             Some("13"),
-            "for version {version}"
+            "version {version}"
         );
     }
 }
@@ -347,7 +340,7 @@ async fn a_sync_request_without_an_upgrade_is_answered_426() {
 // ---- 404, 405 ----
 
 #[tokio::test]
-async fn another_path_is_answered_404() {
+async fn an_unknown_path_is_answered_404() {
     let server = Server::start().await;
     let token = token::valid();
     for path in [
@@ -362,12 +355,12 @@ async fn another_path_is_answered_404() {
         "/HEALTHZ",
     ] {
         let answer = server.handshake(&format!("{path}?token={token}")).await;
-        assert_eq!(answer.status, 404, "for the path {path}");
+        assert_eq!(answer.status, 404, "path {path}");
     }
 }
 
 #[tokio::test]
-async fn another_method_is_answered_405_with_allow() {
+async fn an_unsupported_method_is_answered_405_with_allow() {
     let server = Server::start().await;
     let sync = Server::sync_path("room");
     for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"] {
@@ -398,18 +391,18 @@ async fn a_head_over_16_kib_is_answered_431() {
             &Server::sync_path("room"),
             &format!("X-Filler: {filler}\r\n"),
         );
-        assert_eq!(head.len(), total, "the test counts right");
+        assert_eq!(head.len(), total, "the head has another length");
         assert_eq!(
             answer_to(&server, &head).await.status,
             status,
-            "for a head of {total} bytes"
+            "head of {total} bytes"
         );
     }
 }
 
 /// P9.
 #[tokio::test]
-async fn a_head_of_many_fields_is_answered_like_any_other_up_to_16_kib() {
+async fn a_head_with_many_fields_is_answered_normally_up_to_16_kib() {
     let server = Server::start().await;
     let path = Server::sync_path("room");
     let bare = handshake_head(&path, "").len();
@@ -417,7 +410,7 @@ async fn a_head_of_many_fields_is_answered_like_any_other_up_to_16_kib() {
     for (count, status) in [(60, 101), (200, 101), (most, 101), (most + 1, 431)] {
         let head = handshake_head(&path, &"a:\n".repeat(count));
         let answer = answer_to(&server, &head).await;
-        assert_eq!(answer.status, status, "{count} fields more");
+        assert_eq!(answer.status, status, "{count} extra fields");
         if status == 431 {
             assert!(answer.body.contains("16 KiB"), "{answer:?}");
         }
@@ -426,7 +419,7 @@ async fn a_head_of_many_fields_is_answered_like_any_other_up_to_16_kib() {
 
 /// P3.
 #[tokio::test]
-async fn every_answer_but_a_switch_of_protocols_has_the_date() {
+async fn every_answer_except_101_has_a_date() {
     let server = Server::start().await;
     for path in [
         "/healthz",
@@ -447,7 +440,7 @@ async fn every_answer_but_a_switch_of_protocols_has_the_date() {
             .args(["-u", "-d", date, "+%s %a, %d %b %Y %T GMT"])
             .env("LC_ALL", "C")
             .output();
-        let read = String::from_utf8(read.expect("date runs").stdout).expect("text");
+        let read = String::from_utf8(read.expect("date(1) can be run").stdout).expect("text");
         let (unix_s, again) = read
             .trim()
             .split_once(' ')
@@ -467,7 +460,7 @@ async fn every_answer_but_a_switch_of_protocols_has_the_date() {
 
 /// P9.
 #[tokio::test]
-async fn a_head_over_16_kib_that_never_ends_is_answered_431() {
+async fn an_endless_head_is_answered_431_after_16_kib() {
     let server = Server::start().await;
     let endless = format!("GET /{} HTTP/1.1\r\n", "x".repeat(17 * 1024));
     assert_eq!(answer_to(&server, &endless).await.status, 431);
@@ -475,7 +468,7 @@ async fn a_head_over_16_kib_that_never_ends_is_answered_431() {
 
 /// P10.
 #[tokio::test]
-async fn a_head_not_finished_in_10_seconds_is_answered_408_and_closed_also_when_it_drips() {
+async fn a_head_not_finished_in_10_seconds_is_answered_408_even_if_it_trickles_in() {
     let server = Server::start().await;
     let begun = Instant::now();
     let mut silent = Raw::connect(server.addr()).await;
@@ -489,12 +482,12 @@ async fn a_head_not_finished_in_10_seconds_is_answered_408_and_closed_also_when_
     };
     let answer = tokio::select! {
         answer = silent.answer() => answer,
-        () = drip => unreachable!("it drips on and on"),
+        () = drip => unreachable!("the bytes never stop"),
     };
     assert_eq!(answer.status, 408);
     assert!(
         begun.elapsed() > Duration::from_secs(9),
-        "a head has 10 seconds, not {:?}",
+        "a head was allowed {:?} instead of 10 seconds",
         begun.elapsed()
     );
     silent.expect_end().await;
@@ -545,7 +538,7 @@ async fn a_handshake_while_draining_is_answered_503_with_retry_after_and_readyz_
     assert_eq!(
         server.get("/healthz").await.status,
         200,
-        "so the two before it are accepted"
+        "the earlier connections were not accepted"
     );
 
     server.terminate();
@@ -570,7 +563,7 @@ async fn a_handshake_while_draining_is_answered_503_with_retry_after_and_readyz_
 
 /// P90, P91.
 #[tokio::test]
-async fn healthz_and_readyz_of_a_serving_server_are_200_and_need_no_token() {
+async fn healthz_and_readyz_return_200_without_a_token_while_serving() {
     let server = Server::start().await;
     for path in ["/healthz", "/readyz", "/healthz?verbose=1"] {
         assert_eq!(server.get(path).await.status, 200, "for {path}");
@@ -578,7 +571,7 @@ async fn healthz_and_readyz_of_a_serving_server_are_200_and_need_no_token() {
 }
 
 #[tokio::test]
-async fn connections_that_ended_are_forgotten() {
+async fn ended_connections_are_forgotten() {
     let server = Server::start().await;
     // The first of each kind may open something that stays open.
     Client::connect(&server, "room").await.close().await;

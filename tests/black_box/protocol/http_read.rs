@@ -25,7 +25,7 @@ fn bearer() -> String {
 
 /// P47, P80.
 #[tokio::test]
-async fn the_state_is_told_as_json_with_the_values_as_they_were_written() {
+async fn the_state_is_json_with_values_exactly_as_written() {
     let server = Server::start().await;
     let mut writer = Client::connect(&server, "a/b c").await;
     let mut reader = Client::connect(&server, "a/b c").await;
@@ -62,7 +62,7 @@ async fn the_state_is_told_as_json_with_the_values_as_they_were_written() {
 
 /// P80.
 #[tokio::test]
-async fn a_workspace_that_was_never_seen_is_empty() {
+async fn an_unknown_workspace_is_empty() {
     let server = Server::start().await;
     let answer = ask(&server, "GET /v1/workspaces/new", &bearer()).await;
     assert_eq!(
@@ -77,7 +77,7 @@ async fn a_workspace_that_was_never_seen_is_empty() {
 
 /// P81.
 #[tokio::test]
-async fn the_state_that_the_client_has_is_not_sent_again() {
+async fn a_state_that_the_client_already_has_is_not_resent() {
     let server = Setup::new().shards(3).start().await;
     let mut writer = Client::connect(&server, "room").await;
     let mut reader = Client::connect(&server, "room").await;
@@ -119,13 +119,16 @@ async fn write_k(server: &Server, value: &str) {
 async fn expect_other_state(server: &Server, tag: &str, value: &str) {
     let headers = format!("{}If-None-Match: {tag}\r\n", bearer());
     let answer = ask(server, "GET /v1/workspaces/room", &headers).await;
-    assert_eq!(answer.status, 200, "{tag} is of another state: {answer:?}");
+    assert_eq!(
+        answer.status, 200,
+        "{tag} belongs to another state: {answer:?}"
+    );
     assert_eq!(answer.json()["data"], json!({ "k": value }));
 }
 
 /// P81.
 #[tokio::test]
-async fn an_entity_tag_of_another_data_directory_never_matches() {
+async fn an_entity_tag_from_another_data_directory_never_matches() {
     let (one, other) = (Server::start().await, Server::start().await);
     write_k(&one, "of one").await;
     write_k(&other, "of the other").await;
@@ -134,7 +137,7 @@ async fn an_entity_tag_of_another_data_directory_never_matches() {
 
 /// P81.
 #[tokio::test]
-async fn an_entity_tag_from_before_a_restored_copy_never_matches() {
+async fn an_entity_tag_from_before_a_restore_never_matches() {
     let mut server = Server::start().await;
     write_k(&server, "copied").await;
     server.stop().await;
@@ -155,20 +158,20 @@ async fn an_entity_tag_from_before_a_restored_copy_never_matches() {
 }
 
 fn copy_folder(from: &Path, to: &Path) {
-    std::fs::create_dir(to).expect("a folder can be created");
+    std::fs::create_dir(to).expect("the folder can be created");
     for entry in std::fs::read_dir(from).expect("the folder can be read") {
         let entry = entry.expect("the folder can be read");
         let target = to.join(entry.file_name());
         if entry.path().is_dir() {
             copy_folder(&entry.path(), &target);
         } else {
-            std::fs::copy(entry.path(), target).expect("a file can be copied");
+            std::fs::copy(entry.path(), target).expect("the file can be copied");
         }
     }
 }
 
 #[tokio::test]
-async fn a_large_state_comes_whole() {
+async fn a_large_state_arrives_complete() {
     let server = Server::start().await;
     let mut writer = Client::connect(&server, "room").await;
     let mut reader = Client::connect(&server, "room").await;
@@ -187,7 +190,7 @@ async fn a_large_state_comes_whole() {
 
 /// P20.
 #[tokio::test]
-async fn without_a_good_token_nothing_is_told() {
+async fn without_a_valid_token_nothing_is_revealed() {
     let server = Server::start().await;
     for path in ["/v1/workspaces/room", "/v1/presence/room"] {
         for headers in ["", "Authorization: Bearer x.y.z\r\n"] {
@@ -214,7 +217,7 @@ async fn without_a_good_token_nothing_is_told() {
 
 /// P83, P84.
 #[tokio::test]
-async fn presence_is_who_says_to_be_there_once_each() {
+async fn presence_lists_each_user_id_once() {
     let server = Setup::new().shards(2).start().await;
     let path = |user: &str| format!("{}&userId={user}", Server::sync_path("room"));
     let mut clients = Vec::new();
@@ -235,7 +238,7 @@ async fn presence_is_who_says_to_be_there_once_each() {
     assert_eq!(answer.json(), online(&["ben", "Änn <b>"]));
     clients.remove(0).close().await;
     clients.remove(0).close().await;
-    eventually("those who left to be gone", async || {
+    eventually("the clients that left are gone", async || {
         let answer = ask(&server, "GET /v1/presence/room", &bearer()).await;
         (answer.json() == online(&["ben"])).then_some(())
     })
@@ -244,7 +247,7 @@ async fn presence_is_who_says_to_be_there_once_each() {
 
 /// P11, P83.
 #[tokio::test]
-async fn a_query_is_form_encoded() {
+async fn queries_are_form_encoded() {
     let server = Setup::new().shards(1).start().await;
     let mut clients = Vec::new();
     // As written by `new URLSearchParams({userId})`, and by `encodeURIComponent`.
@@ -253,7 +256,7 @@ async fn a_query_is_form_encoded() {
         clients.push(Client::connect_path(&server, &path).await);
     }
     let answer = ask(&server, "GET /v1/presence/room", &bearer()).await;
-    let names: Vec<Value> = answer.json().as_array().expect("a list").clone();
+    let names: Vec<Value> = answer.json().as_array().expect("an array").clone();
     let names: Vec<&str> = names
         .iter()
         .filter_map(|entry| entry["userId"].as_str())
@@ -269,7 +272,7 @@ async fn a_query_is_form_encoded() {
 
 /// P85, P86.
 #[tokio::test]
-async fn pages_of_every_origin_may_read_where_none_is_named() {
+async fn without_configured_origins_pages_from_any_origin_may_read() {
     let server = Server::start().await;
     for path in ["/v1/workspaces/room", "/v1/presence/room", "/client.mjs"] {
         let origin = "Origin: https://app.example\r\n";
@@ -293,7 +296,7 @@ async fn pages_of_every_origin_may_read_where_none_is_named() {
 
 /// P85, P86.
 #[tokio::test]
-async fn only_pages_of_named_origins_may_connect_and_read() {
+async fn only_pages_from_allowed_origins_may_connect_and_read() {
     let origins = "https://app.example,http://localhost:3000";
     let server = Server::start_with(&["--allow-origin", origins]).await;
     for (origin, is_allowed) in [
@@ -329,7 +332,7 @@ async fn only_pages_of_named_origins_may_connect_and_read() {
 }
 
 #[tokio::test]
-async fn an_origin_with_the_default_port_is_the_one_that_browsers_send() {
+async fn an_origin_with_the_default_port_matches_the_form_that_browsers_send() {
     let origins = "HTTPS://App.Example:443,http://plain.example:80,http://other.example:443";
     let server = Server::start_with(&["--allow-origin", origins]).await;
     for (origin, status) in [
@@ -347,7 +350,7 @@ async fn an_origin_with_the_default_port_is_the_one_that_browsers_send() {
 }
 
 #[tokio::test]
-async fn an_origin_that_no_browser_sends_is_refused_at_the_start() {
+async fn an_origin_that_no_browser_sends_is_rejected_at_startup() {
     for (origin, reason) in [
         ("https://app.example/", "without a path"),
         ("https://*.example", "wildcards are not supported"),
@@ -365,7 +368,7 @@ async fn an_origin_that_no_browser_sends_is_refused_at_the_start() {
 
 /// P93.
 #[tokio::test]
-async fn the_console_is_there_where_it_is_asked_for() {
+async fn the_console_is_served_only_if_enabled() {
     let pages = [
         ("/", "text/html; charset=utf-8"),
         ("/console.css", "text/css; charset=utf-8"),
@@ -400,7 +403,7 @@ async fn the_console_is_there_where_it_is_asked_for() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_tried_out_gives_its_token_to_its_own_machine_alone() {
+async fn a_dev_server_hands_its_token_only_to_local_pages() {
     let server = Setup::new().args(&["--dev"]).start().await;
     for (host, is_given) in [
         ("localhost", true),
@@ -425,7 +428,7 @@ async fn a_server_that_is_tried_out_gives_its_token_to_its_own_machine_alone() {
 
 /// P92 to P94.
 #[tokio::test]
-async fn what_the_server_shows_of_itself_is_for_this_machine_alone() {
+async fn console_and_metrics_are_served_only_locally() {
     let server = Server::start_with(&["--console"]).await;
     let pages = [
         "/",
@@ -456,7 +459,10 @@ async fn what_the_server_shows_of_itself_is_for_this_machine_alone() {
             assert_eq!(answer.status, status, "{head}{answer:?}");
             if status == 403 {
                 let message = answer.json()["message"].to_string();
-                assert!(message.contains("--admin-port"), "what to do: {message}");
+                assert!(
+                    message.contains("--admin-port"),
+                    "the message gives no remedy: {message}"
+                );
             }
         }
     }
@@ -469,12 +475,12 @@ async fn what_the_server_shows_of_itself_is_for_this_machine_alone() {
 }
 
 #[tokio::test]
-async fn pages_are_sent_once_and_confirmed_after_that() {
+async fn pages_are_sent_once_and_then_revalidated() {
     let server = Server::start_with(&["--console"]).await;
     for path in ["/client.mjs", "/", "/console.css", "/console.mjs"] {
         let first = server.get(path).await;
         let tag = first.header("etag").expect("an entity tag").to_owned();
-        assert!(tag.starts_with('"'), "a strong one: {tag}");
+        assert!(tag.starts_with('"'), "the entity tag is not strong: {tag}");
         assert_eq!(first.header("cache-control"), Some("no-cache"), "{path}");
         for (tags, status) in [
             (tag.as_str(), 304),
@@ -495,7 +501,7 @@ async fn pages_are_sent_once_and_confirmed_after_that() {
 }
 
 #[tokio::test]
-async fn the_figures_are_those_of_what_happened() {
+async fn console_stats_reflect_what_happened() {
     let server = Setup::new().shards(2).args(&["--console"]).start().await;
     let mut writer = Client::connect(&server, "room").await;
     let mut reader = Client::connect(&server, "room").await;
@@ -503,9 +509,9 @@ async fn the_figures_are_those_of_what_happened() {
         let op = writer.write("k", json!(1)).await;
         reader.expect_op(&op).await;
     }
-    eventually("the figures to be told", async || {
+    eventually("the stats are up to date", async || {
         let stats = server.get("/console/stats.json").await.json();
-        let shards = stats["shards"].as_array().expect("a list of shards");
+        let shards = stats["shards"].as_array().expect("shards is an array");
         let sum = |name: &str| {
             shards
                 .iter()
@@ -513,11 +519,11 @@ async fn the_figures_are_those_of_what_happened() {
                 .sum::<u64>()
         };
         assert_eq!(shards.len(), 2);
-        let is_told = (sum("ops"), sum("deliveries"), sum("workspaces")) == (5, 5, 1)
+        let is_up_to_date = (sum("ops"), sum("deliveries"), sum("workspaces")) == (5, 5, 1)
             && sum("connections") == 2
             && sum("sync_count") >= 5
             && sum("sync_us_p50") > 0;
-        is_told.then_some(())
+        is_up_to_date.then_some(())
     })
     .await;
 }

@@ -33,7 +33,7 @@ async fn the_greater_timestamp_wins_and_is_broadcast() {
 
 /// P57.
 #[tokio::test]
-async fn a_loser_is_not_broadcast_and_its_sender_alone_is_sent_the_winner() {
+async fn a_loser_is_not_broadcast_and_only_its_sender_receives_the_winner() {
     let (server, mut sender, mut witness) = room().await;
     let mut late = Client::connect(&server, "room").await;
     let winner = Op::new("k", json!("winner"), 1000);
@@ -53,7 +53,7 @@ async fn a_loser_is_not_broadcast_and_its_sender_alone_is_sent_the_winner() {
 
 /// P57.
 #[tokio::test]
-async fn a_loser_to_its_own_earlier_op_is_sent_that_op() {
+async fn a_sender_that_loses_to_its_own_earlier_op_receives_that_op() {
     let (_server, mut sender, mut witness) = room().await;
     let winner = Op::new("k", json!("mine, later"), 1000);
     sender.send_op(&winner).await;
@@ -67,7 +67,7 @@ async fn a_loser_to_its_own_earlier_op_is_sent_that_op() {
 
 /// P55, P57.
 #[tokio::test]
-async fn on_equal_timestamps_the_first_that_was_applied_stays_and_the_second_sender_is_told() {
+async fn on_equal_timestamps_the_first_op_stays_and_the_second_sender_is_corrected() {
     let (server, mut sender, mut witness) = room().await;
     let first = Op::new("k", json!("first"), 1000);
     sender.send_op(&first).await;
@@ -94,7 +94,7 @@ async fn a_resend_equal_in_timestamp_and_value_is_accepted_silently() {
 }
 
 #[tokio::test]
-async fn keys_and_workspaces_are_judged_apart() {
+async fn keys_and_workspaces_are_independent() {
     let (server, mut sender, mut witness) = room().await;
     for (key, timestamp) in [("a", 1000), ("b", 1), ("c", 500)] {
         let op = Op::new(key, json!(timestamp), timestamp);
@@ -163,7 +163,7 @@ fn all_bytes(folder: &Path) -> Vec<u8> {
         if path.is_dir() {
             all_bytes(&path)
         } else {
-            std::fs::read(path).expect("a file can be read")
+            std::fs::read(path).expect("the file can be read")
         }
     });
     contents.collect::<Vec<_>>().concat()
@@ -181,7 +181,7 @@ struct Replica {
 impl Replica {
     async fn join(server: &Server) -> Replica {
         let client = Client::connect(server, "room").await;
-        assert!(client.init.is_empty(), "the test starts in an empty room");
+        assert!(client.init.is_empty(), "the room is not empty");
         Replica {
             client,
             held: HashMap::new(),
@@ -222,7 +222,7 @@ impl Replica {
             let reading = tokio::time::timeout(PATIENCE, self.read_one());
             assert!(
                 reading.await.is_ok(),
-                "{who} holds {held:?} for ever, and the truth is {truth:?}"
+                "{who} keeps {held:?}, but the state is {truth:?}"
             );
         }
     }
@@ -255,7 +255,7 @@ async fn write_randomly(mut replica: Replica, writer: u64, seed: u64) -> Replica
 
 /// P59.
 #[tokio::test]
-async fn concurrent_writers_with_ties_and_late_clocks_all_end_in_the_state_of_the_server() {
+async fn concurrent_writers_with_ties_and_skewed_clocks_converge_on_the_servers_state() {
     for seed in 1..=5 {
         println!("seed {seed}");
         let mut server = Server::start().await;
@@ -273,7 +273,7 @@ async fn concurrent_writers_with_ties_and_late_clocks_all_end_in_the_state_of_th
             replicas.push(
                 within("the end of a writer", task)
                     .await
-                    .expect("a writer does not fail"),
+                    .expect("the writer task succeeds"),
             );
         }
         // The last op of all: once the watcher has it, all earlier ones have been applied.
@@ -292,7 +292,7 @@ async fn concurrent_writers_with_ties_and_late_clocks_all_end_in_the_state_of_th
             watcher.read_one().await;
         }
         let truth = state_of(&server, "room").await;
-        assert_eq!(watcher.state(), truth, "one who only watches");
+        assert_eq!(watcher.state(), truth, "the watcher has another state");
         for (writer, replica) in replicas.iter_mut().enumerate() {
             replica
                 .read_until(&truth, &format!("writer {writer}"))
@@ -303,7 +303,7 @@ async fn concurrent_writers_with_ties_and_late_clocks_all_end_in_the_state_of_th
         assert_eq!(
             state_of(&server, "room").await,
             truth,
-            "the log holds the same truth"
+            "the log holds another state"
         );
     }
 }
@@ -317,7 +317,7 @@ async fn read_to_error(replica: &mut Replica) {
             None => {
                 return assert!(
                     text.contains(r#""error""#),
-                    "an op or the error, not {text}"
+                    "expected an op or the error, got {text}"
                 );
             }
         }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// P45.
 #[tokio::test]
-async fn the_first_message_is_init_with_the_whole_state() {
+async fn the_first_message_is_init_with_the_complete_state() {
     let server = Server::start().await;
     let mut writer = Client::connect(&server, "room").await;
     let mut witness = Client::connect(&server, "room").await;
@@ -32,7 +32,7 @@ async fn the_first_message_is_init_with_the_whole_state() {
 
 /// P45.
 #[tokio::test]
-async fn the_first_message_is_init_also_for_one_who_speaks_at_once() {
+async fn the_first_message_is_init_even_for_a_client_that_writes_immediately() {
     let server = Server::start().await;
     let mut other = Client::connect(&server, "room").await;
     let mut client = Client::dial(server.addr(), &Server::sync_path("room"))
@@ -59,7 +59,7 @@ async fn the_sender_does_not_get_its_own_op_back() {
 
 /// P46.
 #[tokio::test]
-async fn a_second_connection_of_the_same_token_is_another_client() {
+async fn a_second_connection_with_the_same_token_is_a_separate_client() {
     let server = Server::start().await;
     let path = Server::sync_path("room");
     let mut one = Client::connect_path(&server, &path).await;
@@ -69,7 +69,7 @@ async fn a_second_connection_of_the_same_token_is_another_client() {
 }
 
 #[tokio::test]
-async fn workspaces_do_not_hear_each_other() {
+async fn workspaces_do_not_receive_each_others_ops() {
     let server = Server::start().await;
     let mut rooms = Vec::new();
     for index in 0..8 {
@@ -90,7 +90,7 @@ async fn workspaces_do_not_hear_each_other() {
 
 /// P46.
 #[tokio::test]
-async fn all_clients_see_the_ops_of_many_writers_in_one_order() {
+async fn all_clients_receive_the_ops_of_many_writers_in_the_same_order() {
     const WRITERS: u64 = 4;
     const OPS_EACH: u64 = 100;
     let server = Server::start().await;
@@ -128,14 +128,14 @@ async fn all_clients_see_the_ops_of_many_writers_in_one_order() {
     assert_eq!(orders[0], orders[1]);
     assert_eq!(orders[0], orders[2]);
     for (writer, task) in (0..).zip(writing) {
-        let mut client = task.await.expect("a writer does not fail");
+        let mut client = task.await.expect("the writer task succeeds");
         let prefix = format!("{writer}-");
         let others_order = orders[0].iter().filter(|key| !key.starts_with(&prefix));
         for key in others_order {
             assert_eq!(
                 &client.next_op().await.key,
                 key,
-                "writer {writer} sees the others in the same order"
+                "writer {writer} receives the others' ops in another order"
             );
         }
         let own: Vec<&String> = orders[0]
@@ -147,14 +147,14 @@ async fn all_clients_see_the_ops_of_many_writers_in_one_order() {
             .collect();
         assert!(
             own.into_iter().eq(sent.iter()),
-            "the ops of one client keep their order"
+            "the ops of one client arrive in another order"
         );
     }
 }
 
 /// P45.
 #[tokio::test]
-async fn init_is_one_point_of_the_order_none_is_missed_and_none_before_it_comes_after() {
+async fn init_is_one_point_in_the_order_and_no_op_is_missed_or_repeated_after_it() {
     let server = Server::start().await;
     let mut writer = Client::connect(&server, "room").await;
     let mut pace = Client::connect(&server, "room").await;
@@ -179,24 +179,20 @@ async fn init_is_one_point_of_the_order_none_is_missed_and_none_before_it_comes_
         let at_init = joined
             .init
             .get("count")
-            .map_or(0, |count| count.as_u64().expect("the writer counts"));
+            .map_or(0, |count| count.as_u64().expect("the value is a number"));
         for next in at_init + 1..=at_init + 30 {
             let op = joined.next_op().await;
-            assert_eq!(
-                op.value,
-                json!(next),
-                "the op after the point of init, without a gap"
-            );
+            assert_eq!(op.value, json!(next), "ops are missing after init");
         }
     });
     futures_util::future::join_all(joining).await;
     running.store(false, Ordering::Relaxed);
-    assert!(writing.await.expect("the writer does not fail") > 30);
+    assert!(writing.await.expect("the writer task succeeds") > 30);
 }
 
 /// P30.
 #[tokio::test]
-async fn messages_of_one_client_are_served_in_the_order_in_which_it_sent_them() {
+async fn messages_of_one_client_are_served_in_the_order_sent() {
     let server = Server::start().await;
     let mut sender = Client::connect(&server, "room").await;
     let mut other = Client::connect(&server, "room").await;
@@ -213,7 +209,7 @@ async fn messages_of_one_client_are_served_in_the_order_in_which_it_sent_them() 
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_without_a_word_disturbs_nobody() {
+async fn a_client_that_disconnects_abruptly_disturbs_nobody() {
     let server = Server::start().await;
     let mut stays = Client::connect(&server, "room").await;
     let mut other = Client::connect(&server, "room").await;
@@ -227,6 +223,6 @@ async fn a_client_that_leaves_without_a_word_disturbs_nobody() {
     let op = stays.write("k", json!(1)).await;
     match other.event().await {
         Event::Text(text) => assert_eq!(Op::parse(&text), Some(op)),
-        event => panic!("an op was due, not {event:?}"),
+        event => panic!("expected an op, got {event:?}"),
     }
 }

@@ -24,7 +24,7 @@ async fn scenario_client_connects_successfully() {
     assert_eq!(
         other.next_op().await.key,
         "alive",
-        "a connected client is heard"
+        "ops of a connected client are not broadcast"
     );
 }
 
@@ -50,13 +50,13 @@ async fn scenario_client_fails_authentication_with_an_invalid_token() {
         let answer = socket
             .handshake(&format!("/v1/sync/workspace-123?token={token}"), "")
             .await;
-        assert_eq!(answer.status, 401, "for the token {token}");
+        assert_eq!(answer.status, 401, "token {token}");
         socket.expect_end().await;
     }
 }
 
 #[tokio::test]
-async fn scenario_client_sends_operation_and_all_others_of_the_workspace_get_it() {
+async fn scenario_client_sends_operation_and_all_others_in_the_workspace_receive_it() {
     let server = Server::start().await;
     let mut sender = Client::connect(&server, "workspace-123").await;
     let mut others = [
@@ -107,7 +107,7 @@ fn some_aof_file_contains(folder: &Path, text: &[u8]) -> bool {
             let is_aof = path.extension().is_some_and(|extension| extension == "aof");
             is_aof
                 && std::fs::read(path)
-                    .expect("a segment can be read")
+                    .expect("the segment can be read")
                     .windows(text.len())
                     .any(|window| window == text)
         })
@@ -148,7 +148,7 @@ async fn data_contract_value_is_a_string_number_boolean_object_or_null() {
 }
 
 #[tokio::test]
-async fn data_contract_the_server_does_not_judge_the_content_of_a_value() {
+async fn data_contract_the_server_does_not_interpret_values() {
     let server = Server::start().await;
     let mut sender = Client::connect(&server, "room").await;
     let mut other = Client::connect(&server, "room").await;
@@ -195,18 +195,18 @@ async fn error_401_unauthorized_for_an_invalid_signature() {
 // The two triggers of 500, a panic and a failing write of the AOF file, are in faults.rs.
 
 #[tokio::test]
-async fn error_connection_refused_when_the_server_does_not_run() {
+async fn error_connection_refused_when_the_server_is_not_running() {
     let mut server = Server::start().await;
     let addr = server.addr();
     server.stop().await;
     let error = tokio::net::TcpStream::connect(addr)
         .await
-        .expect_err("nobody listens");
+        .expect_err("a connection was accepted");
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
 }
 
 #[tokio::test]
-async fn a_server_starts_at_once_on_the_port_of_one_that_was_killed() {
+async fn a_server_starts_immediately_on_the_port_of_a_killed_one() {
     let mut server = Server::start().await;
     let port = server.addr().port().to_string();
     let setup = server.setup().clone().args(&["--port", &port]);
@@ -228,19 +228,19 @@ async fn error_address_already_in_use_when_the_port_is_occupied() {
     let line = second.expect_refusal();
     assert!(
         line.contains(&format!("address already in use: 127.0.0.1:{port}")),
-        "the line says which: {line}"
+        "the line does not name the address: {line}"
     );
     assert_eq!(
         server.get("/healthz").await.status,
         200,
-        "the first server serves on"
+        "the first server stopped serving"
     );
 }
 
 // ---- empty states ----
 
 #[tokio::test]
-async fn empty_state_a_workspace_never_seen_starts_as_an_empty_map() {
+async fn empty_state_an_unknown_workspace_starts_as_an_empty_map() {
     let server = Server::start().await;
     let client = Client::connect(&server, "never seen before").await;
     assert_eq!(client.init_text, r#"{"type":"init","data":{}}"#);

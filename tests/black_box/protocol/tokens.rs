@@ -26,8 +26,8 @@ async fn refused(server: &Server, query: &str, headers: &str) -> String {
     socket.expect_end().await;
     let body = answer.json();
     assert_eq!(body["error"], "Unauthorized", "{body}");
-    let message = body["message"].as_str().expect("a 401 has a message");
-    assert!(!message.is_empty(), "a 401 says why");
+    let message = body["message"].as_str().expect("the 401 has a message");
+    assert!(!message.is_empty(), "the 401 has a reason");
     message.to_string()
 }
 
@@ -64,7 +64,7 @@ async fn a_missing_or_malformed_token_is_refused_with_401() {
             format!("{}.{claims}.{signature}", base64url(b"not json")),
         ),
         (
-            "a header that is no object",
+            "a header that is not an object",
             format!("{}.{claims}.{signature}", base64url(b"[]")),
         ),
     ];
@@ -110,7 +110,7 @@ async fn a_wrong_signature_is_refused_with_401() {
 
 /// P22.
 #[tokio::test]
-async fn any_other_algorithm_is_refused_with_401_none_included() {
+async fn every_other_algorithm_including_none_is_refused_with_401() {
     let server = Server::start().await;
     let claims = json!({"sub": "tester"});
     for algorithm in [
@@ -177,7 +177,7 @@ async fn a_token_not_yet_valid_is_refused_with_401() {
 
 /// P20.
 #[tokio::test]
-async fn an_exp_or_nbf_that_is_no_number_is_refused_with_401() {
+async fn an_exp_or_nbf_that_is_not_a_number_is_refused_with_401() {
     let server = Server::start().await;
     for bad in [json!("tomorrow"), json!(true), json!([1])] {
         check_refused(&server, "a bad exp", &with_claims(&json!({"exp": bad}))).await;
@@ -187,7 +187,7 @@ async fn an_exp_or_nbf_that_is_no_number_is_refused_with_401() {
 
 /// P2, P20.
 #[tokio::test]
-async fn the_message_of_a_401_never_says_which_workspace_exists() {
+async fn the_401_message_never_reveals_which_workspaces_exist() {
     let server = Server::start().await;
     let mut writer = Client::connect(&server, "seen").await;
     let mut witness = Client::connect(&server, "seen").await;
@@ -223,14 +223,14 @@ async fn a_token_signed_with_the_secret_is_valid_whatever_else_it_claims() {
         assert_eq!(
             status_of(&server, &with_claims(&claims)).await,
             101,
-            "for the claims {claims}"
+            "claims {claims}"
         );
     }
 }
 
 /// P22.
 #[tokio::test]
-async fn the_header_of_a_token_needs_nothing_but_the_algorithm() {
+async fn a_token_header_needs_only_the_algorithm() {
     let server = Server::start().await;
     for header in [
         json!({"alg": "HS256"}),
@@ -238,11 +238,7 @@ async fn the_header_of_a_token_needs_nothing_but_the_algorithm() {
         json!({"typ": "at+jwt", "alg": "HS256"}),
     ] {
         let token = signed(&header, &json!({"sub": "tester"}), SECRET);
-        assert_eq!(
-            status_of(&server, &token).await,
-            101,
-            "for the header {header}"
-        );
+        assert_eq!(status_of(&server, &token).await, 101, "header {header}");
     }
 }
 
@@ -267,7 +263,7 @@ async fn exp_and_nbf_have_a_leeway_of_30_seconds() {
 
 /// P21.
 #[tokio::test]
-async fn the_token_may_come_in_the_authorization_header() {
+async fn the_token_may_be_in_the_authorization_header() {
     let server = Server::start().await;
     let path = "/v1/sync/room";
     for header in [
@@ -293,7 +289,7 @@ async fn the_token_may_come_in_the_authorization_header() {
 
 /// P24.
 #[tokio::test]
-async fn a_second_secret_is_taken_too_so_that_a_secret_can_be_rotated() {
+async fn a_second_secret_is_accepted_to_allow_rotation() {
     let server = Setup::new()
         .env("ETHERPLY_JWT_SECRET_PREVIOUS", OTHER_SECRET)
         .start()
@@ -320,7 +316,7 @@ async fn a_second_secret_is_taken_too_so_that_a_secret_can_be_rotated() {
     assert_eq!(
         status_of(&server, &expired).await,
         401,
-        "the second secret is no way around exp"
+        "the second secret bypasses exp"
     );
     let none = format!("{}.", unsigned(&json!({"alg": "none"}), &claims));
     assert_eq!(status_of(&server, &none).await, 401);

@@ -48,10 +48,10 @@ impl Op {
         assert_fields(&payload, &["key", "timestamp", "value"], text);
         let key = payload["key"]
             .as_str()
-            .unwrap_or_else(|| panic!("a key is a string: {text}"));
+            .unwrap_or_else(|| panic!("the key is not a string: {text}"));
         let timestamp = payload["timestamp"]
             .as_u64()
-            .unwrap_or_else(|| panic!("a timestamp is an integer: {text}"));
+            .unwrap_or_else(|| panic!("the timestamp is not an integer: {text}"));
         Some(Op::new(key, payload["value"].clone(), timestamp))
     }
 }
@@ -72,7 +72,7 @@ impl Client {
     /// Connects to the given path (and query) and reads the init message.
     pub async fn connect_path(server: &Server, path: &str) -> Client {
         let dialed = Client::dial(server.addr(), path).await;
-        let mut client = dialed.unwrap_or_else(|error| panic!("the handshake fails: {error}"));
+        let mut client = dialed.unwrap_or_else(|error| panic!("the handshake failed: {error}"));
         let text = client.next_text().await;
         client.take_init(&text);
         client
@@ -80,7 +80,7 @@ impl Client {
 
     /// Connects, retrying until it succeeds, for use while a shard is failing.
     pub async fn connect_at_last(server: &Server, workspace: &str) -> Client {
-        super::eventually(&format!("a connection to {workspace}"), async || {
+        super::eventually(&format!("a client connects to {workspace}"), async || {
             let mut client = Client::dial(server.addr(), &Server::sync_path(workspace))
                 .await
                 .ok()?;
@@ -141,10 +141,13 @@ impl Client {
     /// Stores the state from an init message.
     pub fn take_init(&mut self, text: &str) {
         let mut message = parse(text);
-        assert_eq!(message["type"], "init", "the first message is init: {text}");
+        assert_eq!(
+            message["type"], "init",
+            "the first message is not init: {text}"
+        );
         assert_fields(&message, &["data", "type"], text);
         let Value::Object(data) = message["data"].take() else {
-            panic!("init has an object in data: {text}");
+            panic!("init has no object as data: {text}");
         };
         self.init = data;
         text.clone_into(&mut self.init_text);
@@ -153,13 +156,13 @@ impl Client {
     // ---- sending ----
 
     pub async fn send(&mut self, message: Message) {
-        let outcome = within("room in the socket", self.socket.send(message)).await;
-        outcome.expect("the connection takes a message");
+        let outcome = within("space in the socket", self.socket.send(message)).await;
+        outcome.expect("the message can be sent");
     }
 
     /// Sends a message and returns whether the connection accepted it.
     pub async fn try_send(&mut self, message: Message) -> bool {
-        within("room in the socket", self.socket.send(message))
+        within("space in the socket", self.socket.send(message))
             .await
             .is_ok()
     }
@@ -212,7 +215,9 @@ impl Client {
                             frame.map_or(no_code, |f| (f.code.into(), f.reason.to_string()));
                         return Event::Close(code, reason);
                     }
-                    Some(Ok(other)) => panic!("a server of text frames sent {other:?}"),
+                    Some(Ok(other)) => {
+                        panic!("the server sent a frame that is not text: {other:?}")
+                    }
                     Some(Err(error)) => return Event::Lost(error.to_string()),
                     None => return Event::Lost("the end of the stream".into()),
                 }
@@ -224,7 +229,7 @@ impl Client {
     pub async fn next_text(&mut self) -> String {
         match self.event().await {
             Event::Text(text) => text,
-            other => panic!("a message was due, not {other:?}"),
+            other => panic!("expected a message, got {other:?}"),
         }
     }
 
@@ -234,7 +239,7 @@ impl Client {
 
     pub async fn next_op(&mut self) -> Op {
         let text = self.next_text().await;
-        Op::parse(&text).unwrap_or_else(|| panic!("an op was due, not {text}"))
+        Op::parse(&text).unwrap_or_else(|| panic!("expected an op, got {text}"))
     }
 
     pub async fn expect_op(&mut self, op: &Op) {
@@ -244,14 +249,14 @@ impl Client {
     /// Expects an error with the given code and returns its message.
     pub async fn expect_error(&mut self, code: u16) -> String {
         let text = self.next_text().await;
-        error_of(&text, code).unwrap_or_else(|| panic!("an error {code} was due, not {text}"))
+        error_of(&text, code).unwrap_or_else(|| panic!("expected an error {code}, got {text}"))
     }
 
     /// Expects a close frame with the given code and returns its reason.
     pub async fn expect_close(&mut self, code: u16) -> String {
         match self.event().await {
             Event::Close(found, reason) if found == code => reason,
-            other => panic!("a close with {code} was due, not {other:?}"),
+            other => panic!("expected a close with {code}, got {other:?}"),
         }
     }
 
@@ -261,7 +266,7 @@ impl Client {
             match self.event().await {
                 Event::Text(_) => {}
                 Event::Close(code, _) => return code,
-                Event::Lost(error) => panic!("a close frame was due, not {error}"),
+                Event::Lost(error) => panic!("expected a close frame, got {error}"),
             }
         }
     }
@@ -273,7 +278,7 @@ impl Client {
             .write("barrier of expect_silence", json!(stamp()))
             .await;
         let next = self.next_op().await;
-        assert_eq!(next, barrier, "something came before the barrier");
+        assert_eq!(next, barrier, "another op arrived before the barrier");
     }
 
     /// Checks, without a peer, that nothing is on its way to this client: the next message to
@@ -316,7 +321,7 @@ pub fn unfinished_head(workspace: &str) -> String {
 
 fn parse(text: &str) -> Value {
     serde_json::from_str(text)
-        .unwrap_or_else(|error| panic!("a message is not JSON ({error}): {text}"))
+        .unwrap_or_else(|error| panic!("the message is not JSON ({error}): {text}"))
 }
 
 fn assert_fields(object: &Value, fields: &[&str], text: &str) {
@@ -327,5 +332,5 @@ fn assert_fields(object: &Value, fields: &[&str], text: &str) {
         .map(String::as_str)
         .collect();
     found.sort_unstable();
-    assert_eq!(found, fields, "the fields of {text}");
+    assert_eq!(found, fields, "{text} has other fields");
 }

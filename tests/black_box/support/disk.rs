@@ -21,7 +21,7 @@ pub fn limit_file_size(pid: Pid, limit: Option<u64>) {
             maximum: None,
         },
     )
-    .expect("the server runs");
+    .expect("the server is running");
 }
 
 /// Makes the process fail to open any descriptor numbered `limit` or higher. Descriptors that are
@@ -35,7 +35,7 @@ pub fn limit_open_files(pid: Pid, limit: u64) {
             maximum: Some(limit),
         },
     )
-    .expect("the server runs");
+    .expect("the server is running");
 }
 
 /// Returns whether this test may mount a file system, and reports the test as skipped if it may
@@ -43,7 +43,7 @@ pub fn limit_open_files(pid: Pid, limit: u64) {
 pub fn may_mount() -> bool {
     let is_root = geteuid().is_root();
     if !is_root {
-        skipped("it mounts a small disk, for which it must be root");
+        skipped("mounting a small disk requires root");
     }
     is_root
 }
@@ -144,7 +144,7 @@ impl MemoryDisk {
         let number = match std::fs::read_to_string("/sys/class/zram-control/hot_add") {
             Ok(number) => number.trim().parse().expect("a number"),
             Err(error) => {
-                skipped(format_args!("no disk in memory can be made: {error}"));
+                skipped(format_args!("cannot create an in-memory disk: {error}"));
                 return None;
             }
         };
@@ -229,7 +229,7 @@ pub struct Ballast {
 impl Ballast {
     pub fn fill(folder: &Path) -> Ballast {
         let path = folder.join("ballast");
-        let mut file = File::create(&path).expect("the disk takes one more file");
+        let mut file = File::create(&path).expect("a file can be created");
         for chunk_len in [64 * 1024, 4096, 512, 1] {
             while file.write_all(&vec![b'x'; chunk_len]).is_ok() {}
         }
@@ -237,6 +237,6 @@ impl Ballast {
     }
 
     pub fn remove(self) {
-        std::fs::remove_file(self.path).expect("the ballast can be removed");
+        std::fs::remove_file(self.path).expect("the ballast file can be removed");
     }
 }

@@ -18,7 +18,7 @@ pub fn segments(data_dir: &Path) -> Vec<PathBuf> {
         );
     }
     found.sort();
-    assert!(!found.is_empty(), "{} has segments", data_dir.display());
+    assert!(!found.is_empty(), "{} has no segments", data_dir.display());
     found
 }
 
@@ -39,8 +39,10 @@ pub fn image(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
             if path.is_dir() {
                 folders.push(path);
             } else {
-                let name = path.strip_prefix(folder).expect("it was found in there");
-                let bytes = std::fs::read(&path).expect("a file can be read");
+                let name = path
+                    .strip_prefix(folder)
+                    .expect("the path is inside the folder");
+                let bytes = std::fs::read(&path).expect("the file can be read");
                 image.insert(name.to_path_buf(), bytes);
             }
         }
@@ -52,33 +54,33 @@ pub fn image(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 pub fn put_back(folder: &Path, image: &BTreeMap<PathBuf, Vec<u8>>) {
     for (name, bytes) in image {
         let path = folder.join(name);
-        let parent = path.parent().expect("a file is in a folder");
+        let parent = path.parent().expect("the path has a parent");
         let mut folders = DirBuilder::new();
         let made = folders.recursive(true).mode(0o700).create(parent);
-        made.expect("a folder can be made");
-        std::fs::write(path, bytes).expect("a file can be written");
+        made.expect("the folder can be created");
+        std::fs::write(path, bytes).expect("the file can be written");
     }
 }
 
 /// Returns the last segment that contains this text, and the offset of the text.
 pub fn find(data_dir: &Path, text: &str) -> (PathBuf, usize) {
     let mut hits = segments(data_dir).into_iter().rev().filter_map(|path| {
-        let bytes = std::fs::read(&path).expect("a segment can be read");
+        let bytes = std::fs::read(&path).expect("the segment can be read");
         let at = bytes
             .windows(text.len())
             .position(|window| window == text.as_bytes())?;
         Some((path, at))
     });
     hits.next()
-        .unwrap_or_else(|| panic!("some segment has {text:?} in it"))
+        .unwrap_or_else(|| panic!("no segment contains {text:?}"))
 }
 
 pub fn append(path: &Path, bytes: &[u8]) {
     let mut file = OpenOptions::new()
         .append(true)
         .open(path)
-        .expect("a segment can be opened");
-    file.write_all(bytes).expect("a segment can be written");
+        .expect("the segment can be opened");
+    file.write_all(bytes).expect("the segment can be written");
 }
 
 /// Returns the length of an undamaged segment up to the end of its last batch, without the zeros
@@ -90,13 +92,13 @@ pub fn log_len(bytes: &[u8]) -> usize {
         .rposition(|window| window == magic);
     last.map_or(64, |at| {
         let payload = bytes[at + 4..at + 8].try_into().expect("four bytes");
-        at + 28 + usize::try_from(u32::from_le_bytes(payload)).expect("a small number")
+        at + 28 + usize::try_from(u32::from_le_bytes(payload)).expect("the number is small")
     })
 }
 
 /// Truncates a segment after its last batch and appends these bytes.
 pub fn append_to_log(path: &Path, bytes: &[u8]) {
-    let whole = std::fs::read(path).expect("a segment can be read");
+    let whole = std::fs::read(path).expect("the segment can be read");
     cut(path, log_len(&whole));
     append(path, bytes);
 }
@@ -112,13 +114,14 @@ pub fn cut(path: &Path, len: usize) {
     let file = OpenOptions::new()
         .write(true)
         .open(path)
-        .expect("a segment can be opened");
-    file.set_len(len as u64).expect("a segment can be cut");
+        .expect("the segment can be opened");
+    file.set_len(len as u64)
+        .expect("the segment can be truncated");
 }
 
 /// Flips one bit of the byte at this offset.
 pub fn flip(path: &Path, offset: usize) {
-    let mut bytes = std::fs::read(path).expect("a segment can be read");
+    let mut bytes = std::fs::read(path).expect("the segment can be read");
     bytes[offset] ^= 1;
-    std::fs::write(path, bytes).expect("a segment can be written");
+    std::fs::write(path, bytes).expect("the segment can be written");
 }

@@ -44,7 +44,7 @@ pub fn raise_open_files_limit() {
             current: limit.maximum,
             maximum: limit.maximum,
         };
-        setrlimit(Resource::Nofile, raised).expect("a process may raise its soft limit");
+        setrlimit(Resource::Nofile, raised).expect("a process can raise its soft limit");
     });
 }
 
@@ -52,7 +52,7 @@ pub fn raise_open_files_limit() {
 pub fn now_us() -> u64 {
     let since_epoch = SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .expect("the clock is past 1970");
+        .expect("the clock is after 1970");
     u64::try_from(since_epoch.as_micros()).expect("the clock is before the year 500000")
 }
 
@@ -68,13 +68,13 @@ pub fn stamp() -> u64 {
     let before = LAST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
         Some(now.max(last + 1))
     });
-    now.max(before.expect("the closure always gives a value") + 1)
+    now.max(before.expect("the closure always returns a value") + 1)
 }
 
 /// Awaits the future, and fails the test, naming `what`, if that takes longer than [`PATIENCE`].
 pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     let outcome = tokio::time::timeout(PATIENCE, future).await;
-    outcome.unwrap_or_else(|_| panic!("waited {PATIENCE:?} in vain for {what}"))
+    outcome.unwrap_or_else(|_| panic!("timed out after {PATIENCE:?} waiting for {what}"))
 }
 
 /// Polls the probe until it returns an answer.
@@ -97,5 +97,5 @@ pub async fn eventually_in<T>(
         }
     };
     let outcome = tokio::time::timeout(limit, asking).await;
-    outcome.unwrap_or_else(|_| panic!("waited {limit:?} in vain: {what}"))
+    outcome.unwrap_or_else(|_| panic!("timed out after {limit:?}: {what}"))
 }

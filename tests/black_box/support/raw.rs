@@ -60,9 +60,7 @@ impl Raw {
         let stream = within("a TCP connection", TcpStream::connect(addr))
             .await
             .expect("the server listens");
-        stream
-            .set_nodelay(true)
-            .expect("a TCP socket takes TCP_NODELAY");
+        stream.set_nodelay(true).expect("TCP_NODELAY can be set");
         Raw {
             stream,
             unread: Vec::new(),
@@ -73,24 +71,24 @@ impl Raw {
     pub async fn open(addr: SocketAddr, path: &str) -> Raw {
         let mut raw = Raw::connect(addr).await;
         let answer = raw.handshake(path, "").await;
-        assert_eq!(answer.status, 101, "the handshake succeeds: {answer:?}");
+        assert_eq!(answer.status, 101, "the handshake failed: {answer:?}");
         let init = raw.frame().await;
         assert_eq!(
             init.first_byte, TEXT,
-            "the first frame is the init message: {init:?}"
+            "the first frame is not an init message: {init:?}"
         );
         raw
     }
 
     pub async fn send(&mut self, bytes: &[u8]) {
-        let outcome = within("room in the socket", self.stream.write_all(bytes)).await;
-        outcome.expect("the server takes what is sent");
+        let outcome = within("space in the socket", self.stream.write_all(bytes)).await;
+        outcome.expect("the server accepts the bytes");
     }
 
     /// Sends like [`Raw::send`], but to a server that may close before it has read everything.
     pub async fn send_lossy(&mut self, bytes: &[u8]) {
         // An error is ignored: the test asserts on the server's response instead.
-        let _ = within("room in the socket", self.stream.write_all(bytes)).await;
+        let _ = within("space in the socket", self.stream.write_all(bytes)).await;
     }
 
     /// Sends a valid handshake with additional header lines (each ending in CRLF).
@@ -113,7 +111,7 @@ impl Raw {
             }
             assert!(
                 self.fill().await,
-                "the connection ended in the head of an answer: {:?}",
+                "the connection ended inside the head of an answer: {:?}",
                 self.unread
             );
         };
@@ -144,7 +142,7 @@ impl Raw {
     pub async fn frame(&mut self) -> Frame {
         let first_byte = self.take(1).await[0];
         let length = self.take(1).await[0];
-        assert!(length < 128, "a server does not mask");
+        assert!(length < 128, "the server masked a frame");
         let length = match length {
             126 => self.take_number(2).await,
             127 => self.take_number(8).await,
@@ -175,13 +173,13 @@ impl Raw {
         let frame = self.frame_but_ping().await;
         assert_eq!(
             frame.first_byte, CLOSE,
-            "a close frame with {code}, not {frame:?}"
+            "expected a close frame with {code}, got {frame:?}"
         );
         let found = frame
             .payload
             .get(..2)
             .map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]));
-        assert_eq!(found, Some(code), "the close code, in {frame:?}");
+        assert_eq!(found, Some(code), "{frame:?} has another close code");
         self.send_lossy(&masked_frame(CLOSE, &code.to_be_bytes()))
             .await;
         self.expect_end().await;
@@ -192,7 +190,7 @@ impl Raw {
         let rest = self.rest().await;
         assert!(
             rest.is_empty(),
-            "nothing comes after the last word: {:?}",
+            "data after the last answer: {:?}",
             String::from_utf8_lossy(&rest)
         );
     }
@@ -218,7 +216,7 @@ impl Raw {
             let so_far = self.unread.len();
             assert!(
                 self.fill().await,
-                "the connection ended {so_far} bytes into {len}"
+                "the connection ended after {so_far} of {len} bytes"
             );
         }
         self.unread.drain(..len).collect()
@@ -268,10 +266,10 @@ pub fn length_bytes(len: usize, mask_bit: u8) -> Vec<u8> {
 
 fn parse_head(head: &str) -> (u16, Vec<(String, String)>) {
     let mut lines = head.trim_end().split("\r\n");
-    let status_line = lines.next().expect("a head has a first line");
+    let status_line = lines.next().expect("the head has a first line");
     assert!(
         status_line.starts_with("HTTP/1.1 "),
-        "an answer is HTTP/1.1: {status_line:?}"
+        "the answer is not HTTP/1.1: {status_line:?}"
     );
     let status = status_line
         .split(' ')
@@ -281,7 +279,7 @@ fn parse_head(head: &str) -> (u16, Vec<(String, String)>) {
     let headers = lines.map(|line| {
         let (name, value) = line
             .split_once(':')
-            .unwrap_or_else(|| panic!("a header line: {line:?}"));
+            .unwrap_or_else(|| panic!("not a header line: {line:?}"));
         (name.to_ascii_lowercase(), value.trim().to_string())
     });
     (status, headers.collect())

@@ -145,7 +145,7 @@ impl Setup {
     /// Starts the server on a free port and connects as soon as the port is open.
     pub async fn start_and_connect(self) -> (Server, Raw) {
         let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let addr = free.local_addr().expect("it is bound");
+        let addr = free.local_addr().expect("the listener is bound");
         drop(free);
         let setup = self.args(&["--port", &addr.port().to_string()]);
         let command = setup.command(&setup.serve_arguments());
@@ -157,7 +157,7 @@ impl Setup {
             }
             Raw::connect(addr).await
         };
-        let raw = within("the port to be open", connecting).await;
+        let raw = within("the port to open", connecting).await;
         (server, raw)
     }
 
@@ -167,18 +167,20 @@ impl Setup {
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         let mut child = child.expect("the binary starts");
         let begun = Instant::now();
-        let has_ended = |child: &mut Child| child.try_wait().expect("the child is ours").is_some();
+        let has_ended = |child: &mut Child| {
+            child
+                .try_wait()
+                .expect("the child has not been reaped")
+                .is_some()
+        };
         while !moment() && !has_ended(&mut child) && begun.elapsed() < PATIENCE {
             std::thread::yield_now();
         }
         let came = !has_ended(&mut child) && begun.elapsed() < PATIENCE;
         // This fails if the process has already exited.
         let _ = child.kill();
-        child.wait().expect("a killed child is reaped");
-        assert!(
-            came,
-            "that moment of a start never came, or the start failed"
-        );
+        child.wait().expect("the killed child can be reaped");
+        assert!(came, "the server did not reach that point of its start");
     }
 
     /// Starts a server that is expected to exit, and waits until it does.
@@ -242,7 +244,7 @@ impl Setup {
 
     fn stdin(&self) -> Stdio {
         match &self.passed {
-            Some(passed) => passed.try_clone().expect("a free descriptor").into(),
+            Some(passed) => passed.try_clone().expect("a free file descriptor").into(),
             None => Stdio::null(),
         }
     }
@@ -288,10 +290,14 @@ pub struct Outcome {
 impl Outcome {
     /// Expects a failed start: exit code 1 and one line without a backtrace. Returns the line.
     pub fn expect_refusal(&self) -> &str {
-        assert_eq!(self.code, Some(1), "a failed start exits with 1: {self:?}");
+        assert_eq!(
+            self.code,
+            Some(1),
+            "a failed start did not exit with 1: {self:?}"
+        );
         assert!(
             !self.stdout.contains("listening on"),
-            "it says that it listens, and refuses: {self:?}"
+            "a refused start printed an address: {self:?}"
         );
         let lines: Vec<&str> = self
             .stderr
@@ -301,7 +307,7 @@ impl Outcome {
         assert_eq!(
             lines.len(),
             1,
-            "a failed start is one line on stderr: {}",
+            "a failed start printed more than one line on stderr: {}",
             self.stderr
         );
         lines[0]
@@ -365,7 +371,7 @@ impl Server {
             .strip_prefix("listening on ")
             .and_then(|addr| addr.parse().ok());
         self.addr = addr.unwrap_or_else(|| {
-            panic!("the first line on stdout says where it listens, not {first:?}")
+            panic!("expected the address as the first line on stdout, got {first:?}")
         });
     }
 
@@ -398,7 +404,7 @@ impl Server {
     pub fn log(&self) -> String {
         self.output
             .lock()
-            .expect("the reader does not panic")
+            .expect("the reader task does not panic")
             .clone()
     }
 
@@ -410,13 +416,13 @@ impl Server {
                 .find(|line| words.iter().all(|word| line.contains(word)))
                 .map(ToString::to_string)
         };
-        eventually(&format!("a line of the log with {words:?}"), found).await
+        eventually(&format!("a log line with {words:?} appears"), found).await
     }
 
     /// Returns the resident memory of the process (`VmRSS` in proc(5)).
     pub fn resident_bytes(&self) -> u64 {
         let path = format!("/proc/{}/status", self.child.id());
-        let status = std::fs::read_to_string(path).expect("the server runs");
+        let status = std::fs::read_to_string(path).expect("the server is running");
         let line = status
             .lines()
             .find_map(|line| line.strip_prefix("VmRSS:"))
@@ -432,7 +438,7 @@ impl Server {
     /// Returns the number of open files and sockets of the process.
     pub fn open_files_count(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id()))
-            .expect("the server runs")
+            .expect("the server is running")
             .count()
     }
 
@@ -440,7 +446,7 @@ impl Server {
     /// compaction opens some.
     pub fn open_sockets_count(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id()))
-            .expect("the server runs")
+            .expect("the server is running")
             .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
             .filter(|target| target.to_string_lossy().starts_with("socket:"))
             .count()
@@ -481,19 +487,19 @@ impl Server {
 
     /// Kills the process, so that everything it held in memory is lost.
     pub fn kill9(&mut self) {
-        self.child.kill().expect("the server was running");
-        let status = self.child.wait().expect("a killed child is reaped");
+        self.child.kill().expect("the server is running");
+        let status = self.child.wait().expect("the killed child can be reaped");
         self.join_readers();
         assert_eq!(
             status.signal(),
             Some(Signal::KILL.as_raw()),
-            "the server had ended before it was killed ({status}); its log:\n{}",
+            "the server exited before it was killed ({status}); its log:\n{}",
             self.log()
         );
     }
 
     pub fn signal(&self, signal: Signal) {
-        kill_process(self.pid(), signal).expect("the server was running");
+        kill_process(self.pid(), signal).expect("the server is running");
     }
 
     /// Sends SIGTERM without waiting for the exit.
@@ -504,7 +510,7 @@ impl Server {
     /// Waits for the process to exit and returns its exit code, or `None` if a signal ended it.
     pub async fn exit_code_within(&mut self, limit: Duration) -> Option<i32> {
         let child = &mut self.child;
-        let ended = async || child.try_wait().expect("the child is ours");
+        let ended = async || child.try_wait().expect("the child has not been reaped");
         let status = eventually_in(limit, "the server ends", ended).await;
         self.join_readers();
         self.is_end_seen = true;
@@ -518,7 +524,7 @@ impl Server {
         assert_eq!(
             code,
             Some(0),
-            "a drained server exits with 0; its log:\n{}",
+            "the server did not exit with 0 after the drain; its log:\n{}",
             self.log()
         );
     }
@@ -526,8 +532,11 @@ impl Server {
     /// Restarts the server on the same data directory. It must have exited.
     pub async fn restart(&mut self, shards: u32) {
         assert!(
-            self.child.try_wait().expect("the child is ours").is_some(),
-            "restart what still runs?"
+            self.child
+                .try_wait()
+                .expect("the child has not been reaped")
+                .is_some(),
+            "the server is still running"
         );
         let next = self.setup.clone().shards(shards).start().await;
         *self = next;
@@ -535,7 +544,7 @@ impl Server {
 
     fn join_readers(&mut self) {
         for reader in self.readers.drain(..) {
-            reader.join().expect("a reader does not panic");
+            reader.join().expect("the reader thread does not panic");
         }
     }
 }
@@ -556,7 +565,7 @@ impl Drop for Server {
         });
         assert!(
             ended_well || self.is_end_seen,
-            "the server has ended by itself ({status:?}); its log:\n{}",
+            "the server exited unexpectedly ({status:?}); its log:\n{}",
             self.log()
         );
     }
@@ -587,7 +596,7 @@ fn drain(mut stream: impl Read + Send + 'static, output: Arc<Mutex<String>>) -> 
             let text = String::from_utf8_lossy(&chunk[..len]);
             output
                 .lock()
-                .expect("no reader of the log panics with it")
+                .expect("no log reader panics while holding the lock")
                 .push_str(&text);
         }
     })

@@ -30,8 +30,12 @@ impl Injection {
             return None;
         };
         let mut injection = Injection(child);
-        let is_attached = eventually("strace is attached, or has given up", async || {
-            let has_ended = injection.0.try_wait().expect("the child is ours").is_some();
+        let is_attached = eventually("strace is attached or has exited", async || {
+            let has_ended = injection
+                .0
+                .try_wait()
+                .expect("the child has not been reaped")
+                .is_some();
             (has_ended || are_all_traced(pid)).then_some(!has_ended)
         })
         .await;
@@ -52,7 +56,7 @@ impl Drop for Injection {
 
 fn are_all_traced(pid: Pid) -> bool {
     let tasks = PathBuf::from(format!("/proc/{}/task", pid.as_raw_nonzero()));
-    let tasks = std::fs::read_dir(tasks).expect("the server runs");
+    let tasks = std::fs::read_dir(tasks).expect("the server is running");
     tasks.map_while(Result::ok).all(|task| {
         let status = std::fs::read_to_string(task.path().join("status")).unwrap_or_default();
         let mut lines = status.lines();

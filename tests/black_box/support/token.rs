@@ -45,7 +45,8 @@ pub fn claims(token: &str, secret: &str) -> Value {
 }
 
 fn hmac<M: Mac + KeyInit>(message: &str, secret: &str) -> Vec<u8> {
-    let hmac = <M as KeyInit>::new_from_slice(secret.as_bytes()).expect("any key will do");
+    let hmac =
+        <M as KeyInit>::new_from_slice(secret.as_bytes()).expect("a key of any length is valid");
     let hmac = hmac.chain_update(message.as_bytes());
     hmac.finalize().into_bytes().to_vec()
 }

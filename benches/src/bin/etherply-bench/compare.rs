@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn two_servers_under_the_same_load_are_compared_by_their_medians() {
+    fn medians_of_two_servers_under_the_same_load_are_compared() {
         let rounds = [
             &[("p50_us", 100.0), ("ops_per_s", 500.0)][..],
             &[("p50_us", 300.0), ("ops_per_s", 500.0)],

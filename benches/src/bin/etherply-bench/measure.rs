@@ -107,7 +107,8 @@ fn endpoint(options: &Options, url: &Url) -> Result<Endpoint, String> {
     let endpoint = Endpoint::plain(address, token);
     Ok(endpoint
         .with_host(url.authority(), url.base_path.clone())
-        .with_tls(tls))
+        .with_tls(tls)
+        .with_protocol(options.protocol))
 }
 
 /// Returns how long the whole run takes, not counting the time that clients take to join.

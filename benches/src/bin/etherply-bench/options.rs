@@ -8,6 +8,7 @@ use clap_complete::Shell;
 use etherply_bench::load::op::FieldOrder;
 use etherply_bench::load::pace::Pace;
 use etherply_bench::load::plan::Plan;
+use etherply_bench::load::protocol::ClientProtocol;
 
 /// The bound on ops in flight in all rooms together, since each is kept until it has arrived
 /// everywhere.
@@ -51,6 +52,10 @@ pub struct Options {
     #[arg(long, value_name = "OPS", conflicts_with = "rate")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub in_flight: Option<u32>,
+
+    /// The version of the protocol that the clients speak
+    #[arg(long, value_name = "VERSION", value_enum, default_value_t)]
+    pub protocol: ClientProtocol,
 
     /// Duration of each round, after its warm-up
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
@@ -120,6 +125,7 @@ impl Options {
                     ops_per_s: self.rate,
                 },
             },
+            protocol: self.protocol,
             field_order: FieldOrder::AsSent,
             has_state: true,
             warm_up: self.warm_up,
@@ -153,7 +159,11 @@ impl Options {
             Some(in_flight) => format!("{in_flight} ops in flight in each"),
             None => format!("{} ops/s in all", self.rate),
         };
-        format!("{rooms} {rooms_unit} of {members} clients, {pace}")
+        let protocol = match self.protocol {
+            ClientProtocol::V1 => String::new(),
+            other => format!(", {}", other.title()),
+        };
+        format!("{rooms} {rooms_unit} of {members} clients, {pace}{protocol}")
     }
 }
 
@@ -192,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_command_line_is_one_line_that_names_the_flag() {
+    fn a_command_line_error_is_one_line_that_names_the_flag() {
         for (arguments, flag) in [
             (&[][..], "<URL>"),
             (&["ws://x", "--rooms", "0"], "--rooms"),

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn an_op_is_json_with_its_number_at_the_fixed_places() {
+fn an_op_is_json_with_its_number_at_fixed_offsets() {
     for order in [FieldOrder::AsSent, FieldOrder::ByName] {
         let mut text = Text::new(order, 1_700_000_000_000_000);
         let length = text.of(0, 0).len();
@@ -21,7 +21,7 @@ fn an_op_is_json_with_its_number_at_the_fixed_places() {
 }
 
 #[test]
-fn by_name_is_what_serde_json_makes_of_it() {
+fn fields_ordered_by_name_match_serde_json() {
     let sent = Text::new(FieldOrder::AsSent, 1_700_000_000_000_000)
         .of(3, 9)
         .to_vec();
@@ -33,7 +33,7 @@ fn by_name_is_what_serde_json_makes_of_it() {
 }
 
 #[test]
-fn the_frames_are_those_of_the_protocol() {
+fn frames_match_the_protocol() {
     use tungstenite::protocol::{Role, WebSocket};
     let mut text = Text::new(FieldOrder::AsSent, 1_700_000_000_000_000);
     let op = text.of(3, 9).to_vec();
@@ -47,8 +47,33 @@ fn the_frames_are_those_of_the_protocol() {
     assert!(pong.is_pong());
     assert_eq!(&pong.into_data()[..], b"are you there");
 
-    let mut frame = vec![0; text.frame_bytes()];
+    let mut frame = Vec::new();
     put_server_frame(&mut frame, &op);
+    assert_eq!(frame.len() as u64, text.frame_layout().start_of(1));
     let mut client = WebSocket::from_raw_socket(std::io::Cursor::new(frame), Role::Client, None);
     assert_eq!(client.read().unwrap().into_data(), op);
+}
+
+#[test]
+fn version_2_numbers_what_is_sent_and_what_is_received() {
+    for (protocol, id, seq) in [
+        (ClientProtocol::V1, None, None),
+        (ClientProtocol::V2WithoutIds, None, Some(1000)),
+        (ClientProtocol::V2, Some(1000), Some(1000)),
+    ] {
+        let mut sent = Text::sent(protocol, 1_700_000_000_000_000);
+        let sent: serde_json::Value = serde_json::from_slice(sent.of(3, 999)).unwrap();
+        let mut received = Text::received(protocol, FieldOrder::AsSent, 1_700_000_000_000_000);
+        let layout = received.frame_layout();
+        let text = received.of(3, 999).to_vec();
+        let received: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        assert_eq!((sent["id"].as_u64(), sent["seq"].as_u64()), (id, None));
+        assert_eq!(
+            (received["seq"].as_u64(), received["id"].as_u64()),
+            (seq, None)
+        );
+        assert_eq!(sent["payload"], received["payload"]);
+        let frame_bytes = layout.start_of(1000) - layout.start_of(999);
+        assert_eq!(frame_bytes, 4 + text.len() as u64);
+    }
 }

@@ -104,8 +104,11 @@ type Case<'a> = (fn(&mut Facts), Severity, &'a [&'a str]);
 fn finding(facts: &Facts, check: &str) -> Finding {
     let mut found = judge(facts).into_iter().filter(|one| one.check == check);
     let first = found.next();
-    assert!(found.next().is_none(), "{check} is reported once");
-    first.unwrap_or_else(|| panic!("{check} is reported"))
+    assert!(
+        found.next().is_none(),
+        "{check} is not reported exactly once"
+    );
+    first.unwrap_or_else(|| panic!("{check} is not reported"))
 }
 
 /// Checks that each change has its effect on this check and none on the others.
@@ -121,7 +124,7 @@ fn check_rows(check: &str, rows: &[Case<'_>]) {
             found.advice.clone().unwrap_or_default()
         );
         for word in *words {
-            assert!(text.contains(word), "row {number} says {word:?}: {text}");
+            assert!(text.contains(word), "row {number} lacks {word:?}: {text}");
         }
         assert_eq!(
             found.advice.is_some(),
@@ -148,7 +151,7 @@ fn on_a_good_host_every_check_is_ok() {
 }
 
 #[test]
-fn facts_that_are_unknown_cause_no_warning() {
+fn unknown_facts_cause_no_warning() {
     let mut facts = good();
     facts.kernel.clock_source = None;
     facts.network.somaxconn = None;

@@ -26,7 +26,7 @@ fn host(files: &[(&str, &str)]) -> (TempDir, HostFiles) {
 }
 
 #[test]
-fn the_kernel_reports_its_filters_and_the_capabilities() {
+fn the_kernel_reports_seccomp_filters_and_capabilities() {
     let (_root, container) = host(&[
         ("proc/sys/kernel/io_uring_disabled", "2"),
         (
@@ -48,7 +48,7 @@ fn the_kernel_reports_its_filters_and_the_capabilities() {
 }
 
 #[test]
-fn the_errors_of_a_ring_are_distinguished() {
+fn ring_errors_are_distinguished() {
     use std::io::{Error, ErrorKind};
     for (errno, fault) in [
         (libc::ENOSYS, RingFault::Missing),
@@ -66,7 +66,7 @@ fn the_errors_of_a_ring_are_distinguished() {
 }
 
 #[test]
-fn the_network_s_files_and_its_port() {
+fn network_settings_and_the_port() {
     let (_root, host) = host(&[
         ("proc/sys/net/core/somaxconn", "128"),
         ("proc/sys/net/ipv4/tcp_notsent_lowat", "131072"),
@@ -107,7 +107,7 @@ const MOUNTS: &str = "\
 33 30 0:46 / /var/lib/over rw - btrfs /dev/sdd rw";
 
 #[test]
-fn a_folder_is_on_the_nearest_mount_and_the_last_on_the_same_point() {
+fn a_folder_is_on_the_nearest_mount_and_the_last_one_mounted_there() {
     let (_root, host) = host(&[("proc/self/mountinfo", MOUNTS)]);
     for (path, file_system, device) in [
         ("/home", "ext4", "8:1"),
@@ -128,7 +128,7 @@ fn a_folder_is_on_the_nearest_mount_and_the_last_on_the_same_point() {
 }
 
 #[test]
-fn a_missing_folder_is_measured_in_its_nearest_parent() {
+fn a_missing_folder_is_measured_at_its_nearest_existing_parent() {
     let root = TempDir::new().unwrap();
     let path = root.path();
     assert_eq!(existing(&path.join("a/b/c")), path);
@@ -138,7 +138,7 @@ fn a_missing_folder_is_measured_in_its_nearest_parent() {
 }
 
 #[test]
-fn syncs_are_timed_and_nothing_is_left() {
+fn syncs_are_timed_and_leave_no_files() {
     let root = TempDir::new().unwrap();
     let times = time_syncs(&HostDisk, root.path()).unwrap();
     assert!(times.appends > 0 && times.p50_us <= times.p99_us && times.p99_us <= times.max_us);
@@ -147,7 +147,7 @@ fn syncs_are_timed_and_nothing_is_left() {
 }
 
 #[test]
-fn the_median_of_a_hundred_times_is_the_50th_and_the_tail_the_99th() {
+fn p50_and_p99_of_a_hundred_samples_are_the_50th_and_the_99th() {
     let times = sync_times((1..=100).rev().collect());
     assert_eq!((times.p50_us, times.p99_us, times.max_us), (50, 99, 100));
     let times = sync_times(vec![7]);
@@ -158,7 +158,7 @@ fn the_median_of_a_hundred_times_is_the_50th_and_the_tail_the_99th() {
 }
 
 #[test]
-fn a_server_is_found_by_its_lock_and_is_not_disturbed() {
+fn a_running_server_is_detected_by_its_lock_and_not_disturbed() {
     let root = TempDir::new().unwrap();
     assert_eq!(server(root.path()), None);
     let directory = DataDirectory::open(root.path()).unwrap();
@@ -167,7 +167,7 @@ fn a_server_is_found_by_its_lock_and_is_not_disturbed() {
     assert_eq!(server(root.path()), None);
     assert!(
         DataDirectory::open(root.path()).is_ok(),
-        "the check has left no lock"
+        "the check left a lock behind"
     );
 }
 
@@ -213,7 +213,7 @@ fn cores_governors_memory_and_load() {
 }
 
 #[test]
-fn the_smallest_limit_of_the_groups_above_applies() {
+fn the_smallest_limit_of_all_parent_cgroups_applies() {
     let (_root, unified) = host(&[
         ("proc/self/cgroup", "0::/system.slice/etherply.service"),
         (

@@ -118,15 +118,15 @@ impl OutboxRig {
             let is_due = |item: &OwedBytes| item.due <= self.visible_position;
             assert!(
                 !self.owed.first().is_some_and(is_due),
-                "what is due is sent"
+                "something due was not sent"
             );
             return false;
         }
         while !taken.is_empty() {
-            let item = self.owed.first().expect("nothing is sent that is not owed");
+            let item = self.owed.first().expect("everything sent is owed");
             assert!(
                 item.visible_from <= self.visible_position,
-                "nothing is sent early"
+                "something was sent early"
             );
             let left = &item.bytes[self.sent_bytes..];
             let (part, rest) = taken.split_at(left.len().min(taken.len()));
@@ -161,7 +161,7 @@ impl OutboxRig {
 
     fn show(&mut self, part: u64) {
         let hidden = self.position.bytes_since(self.visible_position);
-        let shown = hidden.expect("all is pushed first") * part / 4;
+        let shown = hidden.expect("everything is pushed first") * part / 4;
         self.visible_position = self.visible_position.advance(shown);
     }
 }
@@ -194,7 +194,7 @@ fn steps() -> impl Strategy<Value = Vec<OutboxStep>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
     #[test]
-    fn a_session_is_sent_what_it_is_owed_in_order(steps in steps()) {
+    fn a_session_receives_everything_it_is_owed_in_order(steps in steps()) {
         let mut rig = OutboxRig::default();
         for step in steps {
             match step {
@@ -216,7 +216,7 @@ proptest! {
 }
 
 #[test]
-fn many_pieces_become_one() {
+fn small_pieces_are_merged_into_one() {
     for (pieces, spans_expected) in [
         (SEND_SPANS_MAX, SEND_SPANS_MAX),
         (SEND_SPANS_MAX + 1, 1),
@@ -242,7 +242,7 @@ fn many_pieces_become_one() {
 }
 
 #[test]
-fn one_send_carries_what_fits() {
+fn one_send_carries_as_much_as_fits() {
     // The offsets in the window are far beyond the length of one send.
     let far = 3 * SEND_BYTES_MAX;
     for (answer_bytes, frame_bytes, sent_bytes) in [
@@ -274,7 +274,7 @@ fn one_send_carries_what_fits() {
 }
 
 #[test]
-fn an_answer_that_is_long_is_not_copied() {
+fn long_answers_are_not_copied() {
     for (short_count, sent_bytes) in [
         (1, ANSWER_SEND_BYTES_MAX),
         (SEND_SPANS_MAX - 1, ANSWER_SEND_BYTES_MAX),
@@ -306,7 +306,7 @@ fn an_answer_that_is_long_is_not_copied() {
 }
 
 #[test]
-fn too_many_single_own_frames_must_be_conflated() {
+fn too_many_separate_own_frames_require_conflation() {
     let mut rig = OutboxRig::default();
     assert!(rig.frame(10, false));
     for _ in 0..OWN_FRAMES_MAX {
@@ -323,12 +323,12 @@ fn too_many_single_own_frames_must_be_conflated() {
     rig.outbox.fall_behind(behind, &mut rig.pool);
     assert!(
         rig.frame(10, true),
-        "a session that is behind remembers none"
+        "a session that is behind remembers own frames"
     );
 }
 
 #[test]
-fn own_frames_that_were_passed_are_forgotten() {
+fn own_frames_already_passed_are_forgotten() {
     let mut rig = OutboxRig::default();
     for _ in 0..=OWN_FRAMES_MAX {
         rig.frame(10, false);
@@ -341,7 +341,7 @@ fn own_frames_that_were_passed_are_forgotten() {
 }
 
 #[test]
-fn a_client_that_leaves_keeps_what_is_visible() {
+fn a_leaving_client_still_receives_visible_answers() {
     let mut rig = OutboxRig::default();
     rig.frame(10, false);
     rig.answer(3, true);
@@ -355,10 +355,14 @@ fn a_client_that_leaves_keeps_what_is_visible() {
     assert_eq!(
         rig.outbox.answer_bytes() * 3,
         all_bytes * 2,
-        "two of three short answers, each at the cost of its chunk"
+        "two of three short answers are left, each at the cost of its chunk"
     );
     let spans = rig.outbox.take(None, rig.visible_position, &mut rig.pool);
-    assert_eq!(spans_bytes(&spans), 10, "the answers, and no broadcast");
+    assert_eq!(
+        spans_bytes(&spans),
+        10,
+        "the spans are not exactly the answers"
+    );
     assert_eq!(rig.outbox.waiting_bytes(), 0);
     assert_eq!(rig.outbox.in_flight_bytes() * 3, all_bytes * 2);
     rig.outbox.sent(&mut rig.pool);
@@ -366,7 +370,7 @@ fn a_client_that_leaves_keeps_what_is_visible() {
 }
 
 #[test]
-fn a_long_stretch_of_its_own_holds_nothing_up() {
+fn a_long_run_of_own_frames_delays_nothing() {
     let mut rig = OutboxRig::default();
     rig.frame(10, false);
     rig.frame(300_000, true);
@@ -374,4 +378,51 @@ fn a_long_stretch_of_its_own_holds_nothing_up() {
     rig.show(4);
     while rig.send() {}
     assert!(rig.owed.is_empty());
+}
+
+#[test]
+fn a_message_is_appended_to_a_send_unless_an_answer_is_left() {
+    let mut rig = OutboxRig::default();
+    let message = Chunk::new(vec![9; 5]);
+    let take = |rig: &mut OutboxRig| {
+        let visible_end = rig.window.visible_end(rig.visible_position);
+        let view = View {
+            window: &mut rig.window,
+            visible_end,
+        };
+        rig.outbox
+            .take(Some(view), rig.visible_position, &mut rig.pool)
+    };
+    // The answer waits for the log, and what comes after it must wait as well.
+    rig.frame(10, false);
+    rig.visible_position = rig.position;
+    rig.frame(10, false);
+    rig.answer(3, true);
+    let spans = take(&mut rig);
+    assert_eq!(spans_bytes(&spans), 10);
+    assert!(!rig.outbox.may_append(&spans));
+    rig.visible_position = rig.position;
+    let mut spans = take(&mut rig);
+    assert!(rig.outbox.may_append(&spans));
+    let before_bytes = rig.outbox.shared_answer_bytes();
+    rig.outbox
+        .append_shared(Chunk::clone(&message), &mut spans, &mut rig.pool);
+    assert_eq!(bytes(&spans)[13..], [9; 5]);
+    assert_eq!(rig.outbox.shared_answer_bytes(), before_bytes + 5);
+    rig.outbox.sent(&mut rig.pool);
+    assert_eq!(rig.outbox.shared_answer_bytes(), 0);
+    // A session that is owed nothing else is sent the message alone, but not a long send as well.
+    let mut spans = Spans::new();
+    assert!(rig.outbox.may_append(&spans));
+    spans.push(Span::new(
+        Chunk::new(vec![0; SEND_BYTES_MAX]),
+        0,
+        SEND_BYTES_MAX,
+    ));
+    assert!(!rig.outbox.may_append(&spans));
+    let short = Span::new(message, 0, 1);
+    assert!(
+        !rig.outbox
+            .may_append(&Spans::from_elem(short, SEND_SPANS_MAX))
+    );
 }

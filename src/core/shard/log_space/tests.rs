@@ -42,7 +42,7 @@ fn every_part_of_the_log_counts_once() {
 }
 
 #[test]
-fn the_rate_falls_from_mark_to_mark() {
+fn the_rate_drops_at_each_mark() {
     let marks = Marks::new(LIVE, LOG_SPARE_BYTES);
     let Marks {
         slow_bytes,
@@ -64,7 +64,7 @@ fn the_rate_falls_from_mark_to_mark() {
 }
 
 #[test]
-fn live_ops_of_other_shards_in_the_folder_are_no_reason_to_wait() {
+fn live_ops_of_other_shards_in_the_folder_do_not_cause_waiting() {
     let mut space = space(3 * LIVE, &[], 0);
     assert!(!space.is_free());
     space.measured(LogSize {
@@ -76,7 +76,7 @@ fn live_ops_of_other_shards_in_the_folder_are_no_reason_to_wait() {
 }
 
 #[test]
-fn no_client_waits_for_a_compaction_that_does_not_work() {
+fn no_client_waits_for_a_failing_compaction() {
     let mut space = space(100 * LIVE, &[], 0);
     assert!(space.is_stopped());
     space.measured(LogSize {
@@ -85,11 +85,11 @@ fn no_client_waits_for_a_compaction_that_does_not_work() {
     });
     space.update(0, LIVE, SECOND_US);
     assert!(space.is_free());
-    assert!(LogSpace::new(0).is_free(), "nor before a measurement");
+    assert!(LogSpace::new(0).is_free(), "slowed before a measurement");
 }
 
 #[test]
-fn a_flood_waits_and_a_light_writer_continues_up_to_the_last_mark() {
+fn a_flood_waits_while_a_light_writer_continues_up_to_the_last_mark() {
     let Marks {
         full_bytes,
         stop_bytes,
@@ -120,7 +120,7 @@ fn a_flood_waits_and_a_light_writer_continues_up_to_the_last_mark() {
 }
 
 #[test]
-fn a_disk_is_full_from_a_position_on() {
+fn the_disk_counts_as_full_from_a_position_onward() {
     let mut space = space(0, &[], 0);
     assert!(!space.is_disk_full(LogPosition::new(u64::MAX - 1)));
     space.measured(LogSize {

@@ -30,12 +30,16 @@ fn sleep_until_due(rig: &mut Rig, client: usize, due_s: f64) {
     rig.sleep_until(due_s - 0.1);
     let mut seen = rig.seen(client);
     seen.retain(|what| what != "ping");
-    assert_eq!(seen, Vec::<String>::new(), "it has its time");
+    assert_eq!(
+        seen,
+        Vec::<String>::new(),
+        "the session ended before its deadline"
+    );
     rig.sleep_until(due_s + 0.1);
 }
 
 #[test]
-fn whoever_was_silent_because_it_was_not_asked_stays() {
+fn a_client_that_was_not_pinged_in_an_absence_stays() {
     // Each case: whether the shard stops before a ping, at a ping or after one, and whether the
     // client sends a pong in the meantime.
     for (stopped_s, answers) in [(1.0, false), (9.0, false), (10.0, true), (12.0, true)] {
@@ -67,7 +71,7 @@ fn whoever_was_silent_because_it_was_not_asked_stays() {
 }
 
 #[test]
-fn whoever_has_gone_is_given_up_all_the_same() {
+fn a_dead_client_is_still_closed_after_an_absence() {
     let mut rig = Rig::new(|_| ());
     let client = rig.join("w", None);
     rig.sleep_until(5.0);
@@ -97,7 +101,7 @@ fn a_socket_that_was_not_full_is_not_stalled() {
 }
 
 #[test]
-fn a_request_that_came_meanwhile_is_answered() {
+fn a_request_that_arrived_during_an_absence_is_answered() {
     let mut rig = Rig::new(|_| ());
     let (late, never) = (rig.accept(false), rig.accept(false));
     rig.sleep_until(1.0);
@@ -111,7 +115,7 @@ fn a_request_that_came_meanwhile_is_answered() {
 }
 
 #[test]
-fn a_connection_that_is_closing_has_its_time() {
+fn a_closing_connection_keeps_its_time_after_an_absence() {
     let mut rig = Rig::new(|_| ());
     let client = rig.join("w", None);
     rig.peers[client].closes = false;
@@ -127,7 +131,7 @@ fn a_connection_that_is_closing_has_its_time() {
 
 /// P77.
 #[test]
-fn a_drain_has_its_time() {
+fn a_drain_keeps_its_time_after_an_absence() {
     let mut rig = Rig::new(|_| ());
     let clients: Vec<usize> = (0..4).map(|_| rig.join("w", None)).collect();
     rig.shard.handle(Input::Drain, rig.clock);
@@ -141,7 +145,7 @@ fn a_drain_has_its_time() {
     rig.sleep_until(100.0);
     for client in &clients[1..] {
         let seen = rig.seen(*client);
-        assert_eq!(seen, ["close 1001", "gone"], "nobody is cut off");
+        assert_eq!(seen, ["close 1001", "gone"], "a client was cut off");
     }
     assert_eq!(rig.drained, 1);
 }
@@ -177,7 +181,7 @@ fn messages_sent_at_the_rate_are_accepted_when_they_arrive_at_once() {
     }
     let mut seen = rig.seen(writer);
     seen.retain(|what| what != "ping");
-    assert_eq!(seen, Vec::<String>::new(), "none is refused");
+    assert_eq!(seen, Vec::<String>::new(), "an op was refused");
     assert_eq!(rig.shard.counters().ops, 600);
     // The extra allowance covers only messages that arrived in the meantime.
     let more: Vec<u8> = (601..=700).flat_map(|at| op("k", "1", at)).collect();
@@ -196,8 +200,8 @@ fn unsynced_ops_are_not_older_than_the_sync_interval() {
     stop_for(&mut rig, 60);
     rig.run();
     let durable = rig.shard.counters().durable;
-    assert_eq!(durable.count, 1, "its second is over");
-    assert_eq!(durable.sum, 60_200_000, "a latency is what clients see");
+    assert_eq!(durable.count, 1, "no fdatasync was counted");
+    assert_eq!(durable.sum, 60_200_000, "the latency excludes the absence");
 }
 
 #[test]
@@ -207,7 +211,7 @@ fn a_shard_that_is_always_late_still_closes_dead_connections() {
     let mut turns = 0;
     while rig.shard.connections() > 0 {
         turns += 1;
-        assert!(turns < 100, "time stands still");
+        assert!(turns < 100, "the time does not advance");
         let due_us = rig.shard.next_deadline_us().unwrap();
         let late_us = due_us.saturating_sub(rig.clock.now_us) + 3 * SECOND_US;
         rig.clock.now_us += late_us;
@@ -218,7 +222,7 @@ fn a_shard_that_is_always_late_still_closes_dead_connections() {
 }
 
 #[test]
-fn a_stop_that_waits_for_the_log_is_not_away() {
+fn a_stop_that_waits_for_the_log_is_not_an_absence() {
     let mut rig = Rig::new(|_| ());
     let writer = rig.join("w", None);
     rig.log_hangs = true;

@@ -37,7 +37,7 @@ fn is_open(rig: &mut Rig, place: usize) -> bool {
 
 /// P76.
 #[test]
-fn unfinished_messages_have_one_budget_and_small_ones_are_never_given_up() {
+fn unfinished_messages_share_a_budget_and_small_ones_are_never_dropped() {
     const BUDGET: usize = 200_000;
     // As fragments, as one long frame, and as heads.
     for kind in ["fragments", "frame", "head"] {
@@ -74,9 +74,9 @@ fn unfinished_messages_have_one_budget_and_small_ones_are_never_given_up() {
         let given_up = rig.shard.counters().given_up_sessions;
         assert!(given_up > 50, "{kind}: {given_up}");
         // The oldest was closed first, and the newest stays open.
-        let told = rig.seen(clients[0]);
+        let events = rig.seen(clients[0]);
         let expected = if kind == "head" { "503" } else { "close 1013" };
-        assert_eq!(told, [expected, "gone"], "{kind}");
+        assert_eq!(events, [expected, "gone"], "{kind}");
         let last = clients[99];
         assert!(!rig.peers[last].client.closed, "{kind}");
         assert!(is_open(&mut rig, small), "{kind}");
@@ -171,7 +171,7 @@ fn a_message_that_takes_too_long_closes_its_client() {
 
 /// P74.
 #[test]
-fn each_message_has_its_own_time_and_a_long_one_has_more() {
+fn each_message_has_its_own_deadline_and_a_long_one_has_more_time() {
     let mut rig = Rig::new(|config| {
         config.message_bytes_max = 4 * MESSAGE_BYTES_DEFAULT;
         config.ping_interval_us = 1000 * SECOND_US;
@@ -205,7 +205,7 @@ fn each_message_has_its_own_time_and_a_long_one_has_more() {
 }
 
 #[test]
-fn a_timer_is_moved_for_a_message_at_most_once() {
+fn a_timer_is_moved_at_most_once_per_message() {
     let mut rig = Rig::new(|config| config.ping_interval_us = 1000 * SECOND_US);
     let client = rig.join("w", None);
     let message = op("k", "1", 1);
@@ -244,7 +244,7 @@ fn shared(rig: &Rig) -> u64 {
 
 /// P57.
 #[test]
-fn all_senders_that_lose_to_an_op_are_sent_one_frame() {
+fn all_senders_that_lose_to_an_op_share_one_frame() {
     let mut rig = rig_with_values(1, 10 << 20);
     let losers: Vec<usize> = (0..20).map(|_| stalled(&mut rig, "w")).collect();
     for loser in &losers {
@@ -267,7 +267,7 @@ fn all_senders_that_lose_to_an_op_are_sent_one_frame() {
 
 /// P57.
 #[test]
-fn no_op_is_corrected_before_the_last_correction_is_out() {
+fn no_op_is_corrected_before_the_previous_correction_is_sent() {
     let mut rig = rig_with_values(3, 10 << 20);
     let loser = stalled(&mut rig, "w");
     let ops = [
@@ -289,7 +289,7 @@ fn no_op_is_corrected_before_the_last_correction_is_out() {
 
 /// P76.
 #[test]
-fn unread_corrections_have_a_budget_and_clients_that_read_stay() {
+fn unread_corrections_have_a_budget_and_clients_that_read_are_kept() {
     const BUDGET: usize = 600_000;
     let mut rig = rig_with_values(40, BUDGET);
     let innocent = rig.join("w", None);
@@ -314,7 +314,7 @@ fn unread_corrections_have_a_budget_and_clients_that_read_stay() {
 }
 
 #[test]
-fn where_much_is_held_each_session_has_less_before_it_is_left_unread() {
+fn under_memory_pressure_reads_pause_at_a_lower_bound() {
     let mut rig = rig_with_values(8, 600_000);
     for key in 0..6 {
         let loser = stalled(&mut rig, "w");
@@ -334,7 +334,7 @@ fn where_much_is_held_each_session_has_less_before_it_is_left_unread() {
 }
 
 #[test]
-fn clients_that_fall_behind_share_a_long_op() {
+fn clients_that_are_behind_share_a_long_op() {
     let mut rig = Rig::new(|config| config.outbox_bytes_max = 64 * 1024);
     let writer = rig.join("w", None);
     let slow: Vec<usize> = (0..10).map(|_| stalled(&mut rig, "w")).collect();
@@ -383,7 +383,7 @@ fn clients_that_fall_behind_share_a_long_op() {
 
 /// P83.
 #[test]
-fn presence_is_encoded_once_and_names_so_many() {
+fn presence_is_encoded_once_and_lists_a_bounded_number() {
     let mut rig = Rig::new(|_| ());
     let users = PRESENCE_NAMES_MAX + 20;
     let join = |rig: &mut Rig, user: &str| {
@@ -395,7 +395,7 @@ fn presence_is_encoded_once_and_names_so_many() {
     for user in 0..users {
         join(&mut rig, &format!("{user:04}{}", "%22".repeat(200)));
     }
-    let lookers: Vec<usize> = (0..30)
+    let http_readers: Vec<usize> = (0..30)
         .map(|_| {
             let place = rig.accept(false);
             rig.peers[place].reads = false;
@@ -415,18 +415,18 @@ fn presence_is_encoded_once_and_names_so_many() {
     rig.seen(late);
     let listed = |rig: &Rig, place: usize| -> Vec<serde_json::Value> {
         let body = &rig.peers[place].client.incoming;
-        serde_json::from_slice(body).expect("a body is a JSON list")
+        serde_json::from_slice(body).expect("the body is a JSON array")
     };
     let late = listed(&rig, late);
     assert_eq!(
         (late.len(), &late[1]["userId"]),
         (PRESENCE_NAMES_MAX, &"0000a".into())
     );
-    for place in &lookers {
+    for place in &http_readers {
         rig.peers[*place].reads = true;
     }
     rig.run();
-    for place in lookers {
+    for place in http_readers {
         let all = rig.peers[place].client.incoming.clone();
         assert_eq!(rig.seen(place), ["200", "gone"]);
         assert!(all.len() > 400_000);
@@ -440,7 +440,7 @@ fn presence_is_encoded_once_and_names_so_many() {
 
 /// P83.
 #[test]
-fn head_and_get_answer_the_number_of_users() {
+fn head_and_get_return_the_number_of_users() {
     let mut rig = Rig::new(|_| ());
     for user in ["ann", "ben", "ann"] {
         let place = rig.accept(false);

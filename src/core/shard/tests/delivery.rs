@@ -13,7 +13,7 @@ use crate::log::commit::Durability;
 use crate::wire::ProtocolVersion;
 
 #[test]
-fn a_turn_sends_to_so_many_sessions_and_no_more() {
+fn a_turn_sends_to_a_bounded_number_of_sessions() {
     let mut rig = Rig::new(|config| config.durability = Durability::None);
     let writer = rig.join("w", None);
     let readers = 4 * SENDS_PER_TURN_MAX;
@@ -60,7 +60,7 @@ fn a_session_is_queued_once_and_only_if_it_can_be_sent_to() {
             let owner = rig.peers[writer].client.id;
             assert!(
                 !rig.shard.sends.queued().contains(&owner),
-                "it has its own op"
+                "the writer is queued for its own op"
             );
             rig.shard.sends.set_queued(&[]);
             rig.session(reader).queued = case == 1;
@@ -79,7 +79,7 @@ fn a_session_is_queued_once_and_only_if_it_can_be_sent_to() {
 }
 
 #[test]
-fn a_commit_waits_for_the_round_of_sends_but_not_long() {
+fn a_commit_waits_briefly_for_the_round_of_sends() {
     for (durability, passed_us, is_started) in [
         (Durability::Always, 0, false),
         (Durability::Always, COMMIT_AGE_MIN_US - 1, false),
@@ -93,7 +93,7 @@ fn a_commit_waits_for_the_round_of_sends_but_not_long() {
         rig.receive_only(writer, &op("k", "1", 1));
         // The round of sends is not complete.
         rig.shard.enqueue(id);
-        assert!(rig.shard.has_work(), "it is looked at in the next turn");
+        assert!(rig.shard.has_work(), "the queued session causes no turn");
         rig.clock.now_us += passed_us;
         rig.turn();
         let case = format!("{durability:?} {passed_us}");
@@ -104,9 +104,13 @@ fn a_commit_waits_for_the_round_of_sends_but_not_long() {
 }
 
 #[test]
-fn a_batch_waits_for_no_event() {
+fn a_batch_does_not_depend_on_another_event() {
     // A session is in the send queue when a commit could start, but no longer when the turn ends.
-    for case in ["a correction", "a look", "one who does not read"] {
+    for case in [
+        "a correction",
+        "an HTTP read",
+        "a client that does not read",
+    ] {
         let mut rig = Rig::new(|_| ());
         let (writer, slow) = (rig.join("w", None), rig.join("w", None));
         let loser = rig.join("w", None);
@@ -116,20 +120,20 @@ fn a_batch_waits_for_no_event() {
         rig.receive_only(writer, &op("k", "1", 2));
         match case {
             "a correction" => rig.receive_only(loser, &op("k", "2", 1)),
-            "a look" => rig.receive_only(visitor, look("/v1/workspaces/w").as_bytes()),
+            "an HTTP read" => rig.receive_only(visitor, look("/v1/workspaces/w").as_bytes()),
             _ => rig.shard.enqueue(rig.peers[slow].client.id),
         }
         for _ in 0..3 {
             rig.turn();
             assert!(rig.log.is_some() || rig.shard.has_work(), "{case}");
         }
-        assert!(rig.log.is_some(), "{case}: the batch is on its way");
+        assert!(rig.log.is_some(), "{case}: no batch is in flight");
     }
 }
 
 /// P61.
 #[test]
-fn an_interval_is_synced_in_its_time() {
+fn ops_are_synced_within_the_interval() {
     let mut rig = Rig::new(|config| config.durability = Durability::Interval);
     let (writer, reader) = (rig.join("w", None), rig.join("w", None));
     rig.op(writer, "k", "1", 1);
@@ -143,7 +147,7 @@ fn an_interval_is_synced_in_its_time() {
 
 /// P60.
 #[test]
-fn an_answer_that_shows_an_op_waits_for_the_log() {
+fn an_answer_that_contains_an_op_waits_for_the_log() {
     let mut rig = Rig::new(|_| ());
     let (writer, other) = (rig.join("w", None), rig.join("w", None));
     rig.seen(writer);
@@ -166,7 +170,7 @@ fn an_answer_that_shows_an_op_waits_for_the_log() {
 
 /// P60, P82.
 #[test]
-fn an_answer_that_the_log_holds_up_comes_with_the_commit() {
+fn an_answer_delayed_by_the_log_is_sent_with_the_commit() {
     let mut rig = Rig::new(|_| ());
     let writer = rig.join("w", None);
     rig.seen(writer);
@@ -181,7 +185,7 @@ fn an_answer_that_the_log_holds_up_comes_with_the_commit() {
 }
 
 #[test]
-fn a_send_of_no_bytes_ends_the_connection() {
+fn a_zero_byte_send_ends_the_connection() {
     // Each case: whether the connection was already aborted, and whether the send accepted all
     // bytes.
     for (is_aborted, takes_all) in [(false, false), (true, false), (true, true)] {
@@ -191,7 +195,7 @@ fn a_send_of_no_bytes_ends_the_connection() {
         rig.op(writer, "k", "1", 1);
         rig.seen(client);
         let spans = rig.peers[client].client.sending.take();
-        let spans = spans.expect("it is on its way");
+        let spans = spans.expect("a send is in flight");
         if is_aborted {
             let id = rig.peers[client].client.id;
             rig.shard.abort(id);
@@ -226,13 +230,13 @@ fn the_keys_examined_for_a_conflated_client_in_a_turn_are_bounded() {
         let behind = rig.session(slow).outbox.behind();
         behind.map(|behind| behind.since.get())
     };
-    assert!(since(&mut rig).expect("it is behind") < 100);
+    assert!(since(&mut rig).expect("the client is behind") < 100);
     // The send in flight ends, and the next one carries the latest op of the one key.
     rig.peers[slow].reads = true;
     rig.end_send(slow);
     rig.turn();
-    let looked_at = 99 + CONFLATED_STEPS_MAX as u64;
-    assert_eq!(since(&mut rig), Some(looked_at), "its own are passed over");
+    let examined = 99 + CONFLATED_STEPS_MAX as u64;
+    assert_eq!(since(&mut rig), Some(examined), "own ops are not skipped");
     rig.run();
     assert_eq!(since(&mut rig), None);
     rig.seen(slow);
@@ -287,8 +291,8 @@ fn a_client_that_fell_behind_receives_the_latest_op_of_each_key() {
     );
     let seen = rig.seen(slow);
     let latest = &seen[seen.len() - keys..];
-    for (key, told) in (1..keys).zip(latest) {
-        assert_eq!(*told, format!("k{key}={value}@2"));
+    for (key, received) in (1..keys).zip(latest) {
+        assert_eq!(*received, format!("k{key}={value}@2"));
     }
     assert_eq!(latest.last().map(String::as_str), Some("k0=3@3"));
     assert!(rig.session(slow).outbox.behind().is_none());
@@ -298,7 +302,7 @@ fn a_client_that_fell_behind_receives_the_latest_op_of_each_key() {
 }
 
 #[test]
-fn a_window_releases_frames_that_all_members_have() {
+fn a_window_releases_frames_once_all_members_have_them() {
     let mut rig = Rig::new(|_| ());
     let (writer, reader) = (rig.join("w", None), rig.join("w", None));
     // The reader pauses for a while, with one send in flight and the rest in the window.
@@ -347,7 +351,7 @@ fn a_window_over_its_bound_does_not_wait_for_the_round() {
         assert_eq!(
             rig.shard.rooms.touched(),
             [RoomId::new(0)],
-            "it is looked at again"
+            "the room is not examined again"
         );
         rig.run();
         assert!(rig.shard.rooms.touched().is_empty());
@@ -356,33 +360,33 @@ fn a_window_over_its_bound_does_not_wait_for_the_round() {
 }
 
 #[test]
-fn a_shard_that_is_never_done_rests_between_its_slices() {
+fn a_saturated_shard_pauses_between_slices() {
     for durability in [Durability::None, Durability::Interval, Durability::Always] {
         let mut rig = Rig::new(|config| config.durability = durability);
         let writer = rig.join("w", None);
         let readers: Vec<_> = (0..SENDS_PER_TURN_MAX + 40)
             .map(|_| rig.join("w", None))
             .collect();
-        let (mut rests, mut rested_us, begun_us) = (0, 0, rig.clock.now_us);
+        let (mut pauses, mut paused_us, begun_us) = (0, 0, rig.clock.now_us);
         for timestamp in 1..=200 {
             rig.receive_only(writer, &op("k", "1", timestamp));
             rig.step();
             let until_us = rig.shard.sends.pause_until_us();
             if let Some(until_us) = until_us {
                 assert!(rig.clock.now_us - begun_us >= PACE_AFTER_US);
-                assert!(!rig.shard.has_work(), "it would spin");
+                assert!(!rig.shard.has_work(), "the shard has work during a pause");
                 assert_eq!(rig.shard.next_deadline_us(), Some(until_us));
-                rests += 1;
-                rested_us += until_us - rig.clock.now_us;
+                pauses += 1;
+                paused_us += until_us - rig.clock.now_us;
             }
             rig.clock.now_us = until_us.unwrap_or(rig.clock.now_us + 1000);
         }
         if durability == Durability::Always {
-            assert_eq!(rests, 0, "its commits are rests");
+            assert_eq!(pauses, 0, "paused although commits already pause the shard");
         } else {
             assert!(
-                rests > 50 && rested_us == rests * 1000 / PACE_SHARE,
-                "{rests}"
+                pauses > 50 && paused_us == pauses * 1000 / PACE_SHARE,
+                "{pauses}"
             );
         }
         rig.sleep_until(1.0);
@@ -394,7 +398,7 @@ fn a_shard_that_is_never_done_rests_between_its_slices() {
 }
 
 #[test]
-fn a_mark_of_a_writer_of_long_ago_hides_no_op_from_a_new_client() {
+fn a_stale_own_op_mark_hides_no_op_from_a_new_client() {
     let mut rig = Rig::new(|config| config.outbox_bytes_max = 128 * 1024);
     let (writer, old) = (rig.join("w", None), rig.join("w", None));
     let value = |letter: &str, bytes| format!("\"{}\"", letter.repeat(bytes));

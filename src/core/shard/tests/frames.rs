@@ -42,7 +42,7 @@ fn flood(rig: &mut Rig, client: usize, bytes: &[u8], per_second: u64, count: u64
 
 /// P75.
 #[test]
-fn an_endless_run_of_empty_frames_ends() {
+fn an_endless_run_of_empty_frames_is_stopped() {
     // Each flood runs with and without a rate limit.
     for ops_per_second in [Some(10), None] {
         for (begins, bytes) in [
@@ -58,7 +58,7 @@ fn an_endless_run_of_empty_frames_ends() {
                 rig.receive(client, &begins);
             }
             let sent = flood(&mut rig, client, &bytes, 1_000_000, 1_000_000);
-            let sent = sent.expect("it goes on for ever");
+            let sent = sent.expect("the flood is stopped");
             let bound = match ops_per_second {
                 None => u64::from(EMPTY_FRAMES_MAX),
                 Some(count) => u64::from(count * FRAMES_PER_MESSAGE) * RATE_BURST_S,
@@ -74,7 +74,7 @@ fn an_endless_run_of_empty_frames_ends() {
 }
 
 #[test]
-fn a_heartbeat_and_a_message_in_small_pieces_are_nothing_unusual() {
+fn heartbeats_and_messages_in_small_pieces_are_allowed() {
     for ops_per_second in [Some(10), None] {
         let mut rig = rig(ops_per_second);
         let client = rig.join("w", None);
@@ -98,7 +98,7 @@ fn a_heartbeat_and_a_message_in_small_pieces_are_nothing_unusual() {
 
 /// P75.
 #[test]
-fn a_message_in_the_smallest_pieces_again_and_again_is_over_the_rate() {
+fn repeated_messages_in_tiny_pieces_exceed_the_rate() {
     let message = || {
         let begin = fragment(1, b"");
         begin.into_iter().chain(fragment(0, b"x").repeat(500))
@@ -114,7 +114,7 @@ fn a_message_in_the_smallest_pieces_again_and_again_is_over_the_rate() {
         if with.seen(client).contains(&"close 1008".to_owned()) {
             break;
         }
-        assert!(sent < 100_000, "it goes on for ever");
+        assert!(sent < 100_000, "the flood is stopped");
     }
     assert!(
         (FRAMES_BURST_MIN..2 * FRAMES_BURST_MIN).contains(&sent),
@@ -124,7 +124,7 @@ fn a_message_in_the_smallest_pieces_again_and_again_is_over_the_rate() {
 
 /// P75.
 #[test]
-fn a_pong_for_a_ping_is_free() {
+fn a_pong_that_answers_a_ping_is_free() {
     let mut rig = Rig::new(|config| {
         config.ping_interval_us = SECOND_US;
         config.limits.ops_per_second = Some(1);
@@ -146,7 +146,7 @@ fn a_pong_for_a_ping_is_free() {
 }
 
 #[test]
-fn a_flood_takes_turns_with_other_clients() {
+fn a_flood_does_not_starve_other_clients() {
     let mut rig = rig(None);
     let (flooder, writer) = (rig.join("w", None), rig.join("w", None));
     rig.seen(flooder);

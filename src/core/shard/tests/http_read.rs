@@ -6,12 +6,13 @@ use super::rig::{Rig, head, look};
 use crate::core::fanout::window::Span;
 use crate::core::shard::contract::{Input, Output};
 use crate::core::shard::session::SessionId;
+use crate::generation::Generation;
 use crate::log::commit::Durability;
 use crate::wire::upgrade::{Answer, WebPage};
 
 /// P82.
 #[test]
-fn an_http_read_shows_nothing_that_is_not_durable() {
+fn an_http_read_contains_nothing_that_is_not_durable() {
     for (log_fails, status) in [(false, "200"), (true, "500")] {
         let mut rig = Rig::new(|_| ());
         let writer = rig.join("w", None);
@@ -38,7 +39,7 @@ fn stalled(rig: &mut Rig, request: &str) -> usize {
 }
 
 #[test]
-fn an_http_read_may_take_long_while_it_makes_progress() {
+fn an_http_read_may_take_long_if_it_makes_progress() {
     let mut rig = Rig::new(|_| ());
     let writer = rig.join("w", None);
     rig.op(writer, "k", "1", 1);
@@ -46,18 +47,21 @@ fn an_http_read_may_take_long_while_it_makes_progress() {
     for at_s in [50.0, 100.0, 150.0] {
         rig.sleep_until(at_s);
         let sending = rig.peers[client].client.sending.take();
-        rig.end_send_with(client, sending.expect("it goes on"), Some(1));
+        rig.end_send_with(client, sending.expect("a send is in flight"), Some(1));
         rig.run();
     }
     rig.sleep_until(209.0);
-    assert!(rig.peers[client].client.sending.is_some(), "it may go on");
+    assert!(
+        rig.peers[client].client.sending.is_some(),
+        "the client may continue reading"
+    );
     assert!(rig.seen(client).is_empty());
     rig.sleep_until(212.0);
     let seen = rig.seen(client);
     assert_eq!(
         seen,
         ["aborted", "gone"],
-        "it has taken nothing for a minute"
+        "a client that read nothing for a minute was not closed"
     );
 }
 
@@ -79,7 +83,7 @@ fn one_encoding_serves_all_joins_and_http_reads() {
                 .map(|chunk| chunk.as_ptr()),
         );
     }
-    assert_eq!(held.len(), 1, "the state is held once");
+    assert_eq!(held.len(), 1, "the state is held more than once");
     assert!(rig.shard.counters().answer_bytes < 10_000);
     for client in clients {
         rig.peers[client].reads = true;
@@ -108,7 +112,7 @@ fn large_rooms(rooms: &[&str], snapshot_bytes_max: usize) -> Rig {
 
 /// P12.
 #[test]
-fn states_that_are_on_their_way_are_bounded() {
+fn states_in_flight_are_bounded() {
     let mut rig = large_rooms(&["a", "b", "c"], 250_000);
     let held = |rig: &Rig| {
         let counters = rig.shard.counters();
@@ -156,7 +160,7 @@ fn states_that_are_on_their_way_are_bounded() {
 }
 
 #[test]
-fn one_state_that_is_larger_than_all_that_may_be_on_its_way_is_served() {
+fn a_single_state_larger_than_the_budget_is_served() {
     let mut rig = large_rooms(&["a", "b"], 1000);
     for _ in 0..2 {
         let client = rig.join("a", None);
@@ -221,10 +225,12 @@ fn tag_of_state(rig: &mut Rig) -> String {
 
 /// P81.
 #[test]
-fn a_tag_names_the_start_and_the_seq() {
+fn a_tag_names_the_generation_and_the_seq() {
     let mut tags = HashSet::new();
-    for start_id in [0, 1, u64::MAX] {
-        let mut rig = Rig::new(|config| config.start_id = start_id);
+    for generation in [0, 1, u64::MAX] {
+        let mut rig = Rig::recovering(|_| ());
+        rig.generation = Generation::new(generation);
+        rig.recover(Vec::new());
         let writer = rig.join("w", None);
         for seq in 0..3 {
             rig.op(writer, "k", "1", seq + 1);
@@ -237,7 +243,7 @@ fn a_tag_names_the_start_and_the_seq() {
 
 /// With durability `none`, clients see ops that a failure may lose and whose seqs are then reused.
 #[test]
-fn a_tag_from_before_a_rebuild_is_never_given_again() {
+fn an_entity_tag_from_before_a_rebuild_is_never_reused() {
     let mut rig = Rig::new(|config| config.durability = Durability::None);
     let mut tags = HashSet::new();
     for round in 1..=3 {
@@ -256,7 +262,7 @@ fn a_tag_from_before_a_rebuild_is_never_given_again() {
 
 /// P3.
 #[test]
-fn an_answer_has_the_date() {
+fn every_answer_has_a_date() {
     let mut rig = Rig::new(|_| ());
     let head = head_of_state(&mut rig);
     let unix_us = rig.clock.unix_us;
@@ -281,7 +287,7 @@ fn an_http_read_creates_no_workspace() {
 
 /// P12, P20.
 #[test]
-fn an_http_read_is_refused_like_a_handshake() {
+fn an_http_read_is_refused_for_the_same_reasons_as_a_handshake() {
     let mut rig = Rig::new(|_| ());
     let over = rig.accept(true);
     rig.receive(over, look("/v1/workspaces/w").as_bytes());
@@ -291,7 +297,7 @@ fn an_http_read_is_refused_like_a_handshake() {
     rig.receive(head_only, request.as_bytes());
     assert_eq!(rig.seen(head_only), ["503", "gone"]);
     let answer = &rig.peers[head_only].client.incoming;
-    assert!(answer.is_empty(), "an answer to HEAD has no body");
+    assert!(answer.is_empty(), "the answer to HEAD has a body");
     let client = rig.accept(false);
     rig.receive(client, b"GET /v1/workspaces/w HTTP/1.1\r\nHost: h\r\n\r\n");
     assert_eq!(rig.seen(client), ["401", "gone"]);
@@ -304,12 +310,12 @@ fn an_http_read_is_refused_like_a_handshake() {
 }
 
 #[test]
-fn a_page_comes_from_outside() {
+fn a_page_is_provided_from_outside_the_shard() {
     let mut rig = Rig::new(|_| ());
     let client = rig.accept(false);
     rig.receive(client, b"HEAD / HTTP/1.1\r\nHost: h\r\n\r\n");
     let Some(Output::Page(id, request)) = rig.pages.pop() else {
-        panic!("the console was asked for");
+        panic!("the console was requested");
     };
     assert_eq!((request.page, request.head_only), (WebPage::Console, true));
     // The first answer arrives late, for a session that has ended in the meantime.

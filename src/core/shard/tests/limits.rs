@@ -123,9 +123,9 @@ fn a_client_that_continues_over_its_rate_is_closed() {
         let seen = rig.seen(flooder);
         assert!(!seen.iter().any(|what| what.starts_with("close")));
         let is_refused = |what: &&String| what.starts_with("error 429");
-        let told = seen.iter().filter(is_refused).count() as u64;
+        let refused_count = seen.iter().filter(is_refused).count() as u64;
         let is_ping = *message == frame(PING, b"");
-        assert_eq!(told, if is_ping { 0 } else { refusals });
+        assert_eq!(refused_count, if is_ping { 0 } else { refusals });
         rig.receive(flooder, message);
         assert_eq!(rig.seen(flooder), ["close 1008", "gone"]);
         assert_eq!(refused(&rig)[4], 1);
@@ -139,7 +139,7 @@ fn a_client_that_continues_over_its_rate_is_closed() {
 }
 
 #[test]
-fn a_flood_in_one_turn_ends_there() {
+fn a_flood_that_arrives_in_one_turn_is_closed() {
     let mut rig = rig(ops_per_second(1));
     let flooder = rig.join("w", None);
     rig.seen(flooder);
@@ -237,13 +237,15 @@ fn a_correction_is_sent_once_it_is_durable() {
 }
 
 #[test]
-fn the_bytes_of_the_shard_are_those_that_were_taken() {
+fn a_shard_counts_the_bytes_of_accepted_ops() {
     let mut rig = rig(workspace_bytes(ENTRY_BYTES + 3));
     let writer = rig.join("w", None);
+    let generation_bytes = rig.shard.live_bytes();
     for (value, live_bytes) in [("12", 2), ("123", 2), ("1", 1), ("34", 2)] {
         let timestamp = rig.shard.counters().ops + 1;
         rig.op(writer, "k", value, timestamp);
-        assert_eq!(rig.shard.live_bytes(), ENTRY_BYTES + 1 + live_bytes);
+        let entry_bytes = rig.shard.live_bytes() - generation_bytes;
+        assert_eq!(entry_bytes, ENTRY_BYTES + 1 + live_bytes);
     }
 }
 
@@ -258,7 +260,7 @@ fn a_full_workspace_admits_no_client_until_one_leaves() {
     };
     let elsewhere = ["a", "b", "c", "d", "e", "f"];
     let elsewhere = elsewhere.iter().find(|name| shard_of(name, 2) == 1);
-    let elsewhere = elsewhere.expect("half of all are");
+    let elsewhere = elsewhere.expect("some name maps to the other shard");
     // The owner of the workspace decides, whichever shard accepted the connection.
     let mut front = Rig::new(|config| (config.shards, config.limits) = (2, limits));
     let mut owner = Rig::new(|config| {
@@ -267,7 +269,10 @@ fn a_full_workspace_admits_no_client_until_one_leaves() {
     let mut hand_over = |owner: &mut Rig| {
         let client = front.join(elsewhere, None);
         assert_eq!(front.seen(client).len(), 0);
-        let (_, handoff) = front.peers[client].handed_off.take().expect("to the owner");
+        let (_, handoff) = front.peers[client]
+            .handed_off
+            .take()
+            .expect("the session is handed off to the owner");
         let id = owner.shard.adopt(handoff, owner.clock);
         owner.add_peer(id)
     };

@@ -21,7 +21,7 @@ fn endings(rig: &mut Rig) -> Vec<(u16, String, Party)> {
 }
 
 #[test]
-fn a_member_has_a_start_and_an_end() {
+fn a_member_is_logged_at_its_start_and_its_end() {
     let mut rig = rig();
     let (writer, _) = (rig.join("w", None), rig.join("w", None));
     let [Note::Joined(one), Note::Joined(_)] = &rig.notes[..] else {
@@ -50,14 +50,14 @@ fn a_member_has_a_start_and_an_end() {
         ops,
         ..
     } = ended;
-    let ending = ending.as_ref().expect("it was closed");
+    let ending = ending.as_ref().expect("the member was closed");
     assert_eq!((ending.code, ending.reason.as_str()), (1000, "bye"));
     assert_eq!(ending.closed_by, Party::Client);
     assert_eq!(
         member.as_ref().map(|member| member.workspace.as_str()),
         Some("w")
     );
-    assert_eq!(*ops, 2, "the one that lost, too");
+    assert_eq!(*ops, 2, "the losing op is not counted");
     assert_eq!(
         *bytes_received,
         rig.shard.counters().bytes_received - head("w", None).len() as u64
@@ -68,7 +68,7 @@ fn a_member_has_a_start_and_an_end() {
 }
 
 #[test]
-fn each_way_to_end_is_named() {
+fn every_kind_of_disconnect_is_named() {
     let mut rig = rig();
     let binary = rig.join("w", None);
     rig.receive(binary, &frame(2, b"x"));
@@ -100,17 +100,17 @@ fn each_way_to_end_is_named() {
 }
 
 #[test]
-fn a_connection_that_is_handed_over_is_noted_where_it_stays() {
+fn a_handed_off_connection_is_not_logged_by_the_accepting_shard() {
     let mut front = Rig::new(|config| (config.shards, config.has_journal) = (2, true));
     let elsewhere = ["a", "b", "c", "d", "e"]
         .into_iter()
         .find(|id| shard_of(id, 2) == 1);
-    front.join(elsewhere.expect("each shard has some"), None);
+    front.join(elsewhere.expect("some name maps to the other shard"), None);
     assert_eq!(front.notes, []);
 }
 
 #[test]
-fn without_a_journal_nothing_is_noted() {
+fn without_a_journal_nothing_is_logged() {
     let mut rig = Rig::new(|_| ());
     let client = rig.join("w", None);
     rig.op(client, "k", "1", 1);

@@ -41,25 +41,29 @@ fn turns(rig: &mut Rig) -> usize {
             return turns;
         }
     }
-    unreachable!("it comes to an end")
+    unreachable!("the encoding never ends")
 }
 
 fn body(rig: &Rig, client: usize) -> serde_json::Value {
-    serde_json::from_slice(&rig.peers[client].client.incoming).expect("a body is JSON")
+    serde_json::from_slice(&rig.peers[client].client.incoming).expect("the body is JSON")
 }
 
 /// P45.
 #[test]
-fn waiting_clients_receive_the_state_of_one_point_and_the_ops_after_it() {
-    let (mut rig, [joiner, looker, elsewhere, late]) = rig(PART_BYTES);
+fn waiting_clients_receive_the_state_at_one_point_and_the_ops_after_it() {
+    let (mut rig, [joiner, http_reader, elsewhere, late]) = rig(PART_BYTES);
     ask(&mut rig, joiner, &head("w", None));
-    ask(&mut rig, looker, &look("/v1/workspaces/w"));
+    ask(&mut rig, http_reader, &look("/v1/workspaces/w"));
     ask(&mut rig, elsewhere, &head("v", None));
     rig.step();
     rig.step();
     assert_eq!(rig.seen(joiner), ["101"]);
-    assert!(rig.seen(looker).is_empty());
-    assert_eq!(rig.seen(elsewhere), ["101", "init 0"], "others go on");
+    assert!(rig.seen(http_reader).is_empty());
+    assert_eq!(
+        rig.seen(elsewhere),
+        ["101", "init 0"],
+        "the other client is not served"
+    );
     // One key that was already encoded, one that was not, and a new one.
     for (key, timestamp) in [(0, 100), (KEYS - 1, 101), (KEYS, 102)] {
         rig.receive_only(0, &op(&format!("k{key}"), "1", timestamp));
@@ -71,20 +75,23 @@ fn waiting_clients_receive_the_state_of_one_point_and_the_ops_after_it() {
     assert!(turns(&mut rig) > 5);
     let follows = ["init 20", "k0=1@100", "k19=1@101", "k20=1@102"];
     assert_eq!(rig.seen(joiner), follows);
-    assert_eq!(rig.seen(looker), ["200", "gone"]);
-    let told = body(&rig, looker);
+    assert_eq!(rig.seen(http_reader), ["200", "gone"]);
+    let body_json = body(&rig, http_reader);
     assert_eq!(
-        (&told["seq"], &told["connections"]),
+        (&body_json["seq"], &body_json["connections"]),
         (&20.into(), &2.into())
     );
     for key in 0..KEYS {
         let name = format!("k{key}");
-        assert_eq!(told["data"][&name].to_string(), value(key));
-        assert_eq!(told["timestamps"][&name], key + 1);
+        assert_eq!(body_json["data"][&name].to_string(), value(key));
+        assert_eq!(body_json["timestamps"][&name], key + 1);
     }
     assert_eq!(rig.seen(late), ["200", "gone"]);
-    let told = body(&rig, late);
-    assert_eq!((&told["seq"], &told["data"]["k0"]), (&23.into(), &1.into()));
+    let body_json = body(&rig, late);
+    assert_eq!(
+        (&body_json["seq"], &body_json["data"]["k0"]),
+        (&23.into(), &1.into())
+    );
     assert_eq!(rig.seen(0), ["own=1@103"]);
     rig.run();
     let counters = rig.shard.counters();
@@ -93,7 +100,7 @@ fn waiting_clients_receive_the_state_of_one_point_and_the_ops_after_it() {
 }
 
 #[test]
-fn a_turn_does_a_part() {
+fn a_turn_encodes_one_part() {
     let (mut rig, [joiner]) = rig(PART_BYTES);
     let bytes = rig.shard.rooms[RoomId::new(0)].workspace.init_bytes();
     ask(&mut rig, joiner, &head("w", None));
@@ -124,18 +131,18 @@ fn a_waiting_client_that_falls_behind_is_conflated() {
 }
 
 #[test]
-fn a_waiting_client_can_be_closed_and_leaves_nothing() {
+fn a_waiting_client_can_be_closed_and_leaves_nothing_behind() {
     for reason in ["peer", "expiry", "abort", "drain"] {
-        let (mut rig, [joiner, looker]) = rig(PART_BYTES);
+        let (mut rig, [joiner, http_reader]) = rig(PART_BYTES);
         ask(&mut rig, joiner, &head("w", Some(1)));
-        ask(&mut rig, looker, &look("/v1/workspaces/w"));
+        ask(&mut rig, http_reader, &look("/v1/workspaces/w"));
         rig.step();
         rig.step();
         assert_eq!(rig.seen(joiner), ["101"]);
         match reason {
             "peer" | "abort" => {
-                for client in [joiner, looker] {
-                    rig.peers[client].client.broken |= reason == "abort" || client == looker;
+                for client in [joiner, http_reader] {
+                    rig.peers[client].client.broken |= reason == "abort" || client == http_reader;
                 }
                 if reason == "peer" {
                     let id = rig.peers[joiner].client.id;
@@ -167,7 +174,7 @@ fn a_waiting_client_can_be_closed_and_leaves_nothing() {
 }
 
 #[test]
-fn a_waiting_client_that_is_closed_is_sent_no_op_after_the_state() {
+fn a_closed_waiting_client_receives_no_op_after_the_state() {
     let (mut rig, [joiner]) = rig(1);
     ask(&mut rig, joiner, &head("w", None));
     rig.step();
@@ -183,19 +190,19 @@ fn a_waiting_client_that_is_closed_is_sent_no_op_after_the_state() {
 
 /// P62.
 #[test]
-fn a_client_that_waits_when_the_log_fails_receives_an_error() {
-    let (mut rig, [joiner, looker]) = rig(PART_BYTES);
+fn a_client_waiting_when_the_log_fails_receives_an_error() {
+    let (mut rig, [joiner, http_reader]) = rig(PART_BYTES);
     ask(&mut rig, joiner, &head("w", None));
-    ask(&mut rig, looker, &look("/v1/workspaces/w"));
+    ask(&mut rig, http_reader, &look("/v1/workspaces/w"));
     rig.step();
     rig.log_fails = true;
     rig.receive_only(0, &op("k0", "1", 100));
     rig.run();
     assert_eq!(rig.seen(joiner)[..2], ["101", "close 1011"]);
-    assert_eq!(rig.seen(looker)[..1], ["500"]);
+    assert_eq!(rig.seen(http_reader)[..1], ["500"]);
     assert!(!rig.shard.snapshots.is_encoding());
     let held_bytes = rig.shard.snapshots.bytes();
-    assert!(held_bytes < 100, "the first init, which is empty, is kept");
+    assert!(held_bytes < 100, "more than the first, empty init is kept");
     rig.log_fails = false;
     rig.sleep_until(2.0);
     let again = rig.join("w", None);
@@ -203,21 +210,21 @@ fn a_client_that_waits_when_the_log_fails_receives_an_error() {
 }
 
 #[test]
-fn all_parts_of_an_http_read_are_sent_or_none() {
-    let (mut rig, [joiner, looker]) = rig(PART_BYTES);
+fn an_http_read_is_sent_completely_or_not_at_all() {
+    let (mut rig, [joiner, http_reader]) = rig(PART_BYTES);
     rig.peers[joiner].reads = false;
     // The init message is completely encoded, but the timestamps are not.
     ask(&mut rig, joiner, &head("w", None));
     turns(&mut rig);
     rig.shard.snapshots.set_step_bytes(1);
-    ask(&mut rig, looker, &look("/v1/workspaces/w"));
+    ask(&mut rig, http_reader, &look("/v1/workspaces/w"));
     rig.step();
     assert!(rig.shard.snapshots.is_encoding());
-    assert!(rig.seen(looker).is_empty());
+    assert!(rig.seen(http_reader).is_empty());
     rig.log_fails = true;
     rig.receive_only(0, &op("k0", "1", 100));
     rig.run();
-    assert_eq!(rig.seen(looker), ["500", "gone"]);
+    assert_eq!(rig.seen(http_reader), ["500", "gone"]);
 }
 
 #[test]
@@ -242,7 +249,7 @@ fn bytes_after_a_request_wait_for_the_state() {
 }
 
 #[test]
-fn sends_of_large_states_do_not_delay_other_clients() {
+fn sending_large_states_does_not_delay_other_clients() {
     const SENDS: usize = BULK_BYTES_PER_TURN / ANSWER_SEND_BYTES_MAX;
     let mut workspace = Workspace::new("w", 5);
     let value = format!("\"{}\"", "x".repeat(ANSWER_SEND_BYTES_MAX));

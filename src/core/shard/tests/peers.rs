@@ -8,7 +8,7 @@ use crate::core::state::workspace::Workspace;
 use crate::core::testing::HASH_SEED;
 use crate::log::commit::{End, OpenSegment};
 use crate::log::position::LogPosition;
-use crate::log::record::{Reader, SegmentHeader};
+use crate::log::record::{Change, Reader, SegmentHeader};
 
 /// An op, as the model and the clients represent it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,10 +105,10 @@ impl Disk {
         self.replay(|op| op.value().to_owned());
     }
 
-    fn replay(&mut self, mut seen: impl FnMut(&crate::log::record::LoggedOp<'_>) -> String) {
+    pub fn replay(&mut self, mut seen: impl FnMut(&crate::log::record::LoggedOp<'_>) -> String) {
         for file in &self.files {
             for op in Reader::new(&file.header, &file.bytes[..file.synced]) {
-                let op = op.expect("what is synced is whole");
+                let op = op.expect("the synced bytes are intact");
                 self.synced.insert(seen(&op));
             }
         }
@@ -118,14 +118,20 @@ impl Disk {
     pub fn rebuild(&mut self, end: End) -> (OpenSegment, Vec<Workspace>) {
         let file = self.files.last_mut().expect("a segment is open");
         assert_eq!(file.header.index, end.index);
-        let offset = file.header.offset(end.durable).expect("in this segment");
-        assert!(offset <= file.synced, "what is durable is synced");
+        let offset = file
+            .header
+            .offset(end.durable)
+            .expect("the position is in this segment");
+        assert!(offset <= file.synced, "durable bytes were not synced");
         file.bytes.truncate(offset);
         file.synced = offset;
         let segment = self.open(end.index + 1, end.durable);
         let mut workspaces: BTreeMap<String, Workspace> = BTreeMap::new();
         self.synced = BTreeSet::new();
         self.replay(|op| {
+            if let Change::Generation { .. } = op.change {
+                return String::new();
+            }
             workspaces
                 .entry(op.workspace.to_owned())
                 .or_insert_with(|| Workspace::new(op.workspace, HASH_SEED))
@@ -133,7 +139,10 @@ impl Disk {
             op.value().to_owned()
         });
         let mut workspaces: Vec<Workspace> = workspaces.into_values().collect();
-        workspaces.iter_mut().for_each(Workspace::finish_restore);
+        for workspace in &mut workspaces {
+            workspace.finish_restore();
+            workspace.begin_generation();
+        }
         (segment, workspaces)
     }
 }
@@ -284,7 +293,7 @@ impl Client {
             let end = self.incoming.windows(4).position(|at| at == b"\r\n\r\n")? + 4;
             let status = str::from_utf8(&self.incoming[9..12]).ok()?.parse().ok()?;
             let head = self.incoming.drain(..end).collect();
-            self.head = String::from_utf8(head).expect("a head is text");
+            self.head = String::from_utf8(head).expect("the head is UTF-8");
             self.status = Some(status);
             return Some(Told::Status(status));
         }
@@ -309,15 +318,15 @@ impl Client {
             1 if self.head.contains("etherply.v2") => {
                 Told::Version2(String::from_utf8(payload).expect("a message is text"))
             }
-            1 => told_by(&payload),
+            1 => parse_message(&payload),
             8 => Told::Close(u16::from_be_bytes([payload[0], payload[1]])),
             _ => Told::Control,
         })
     }
 }
 
-fn told_by(text: &[u8]) -> Told {
-    let message: serde_json::Value = serde_json::from_slice(text).expect("a message is JSON");
+fn parse_message(text: &[u8]) -> Told {
+    let message: serde_json::Value = serde_json::from_slice(text).expect("the message is JSON");
     let payload = &message["payload"];
     match message["type"].as_str() {
         Some("op") => Told::Op(Write {
@@ -336,6 +345,6 @@ fn told_by(text: &[u8]) -> Told {
                 |(key, value): (&String, &serde_json::Value)| (key.clone(), value.to_string());
             Told::Init(data.iter().map(field).collect())
         }
-        _ => unreachable!("an unknown message"),
+        _ => unreachable!("the message type is known"),
     }
 }

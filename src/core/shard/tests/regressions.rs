@@ -30,7 +30,7 @@ fn is_read(rig: &Rig, place: usize) -> bool {
 }
 
 #[test]
-fn a_join_in_the_turn_of_an_op_does_not_keep_it_from_others() {
+fn a_join_in_the_same_turn_as_an_op_does_not_hide_it_from_others() {
     for durability in [Durability::Always, Durability::Interval] {
         let mut rig = rig(durability);
         let (writer, reader) = (rig.join("w", None), rig.join("w", None));
@@ -39,9 +39,9 @@ fn a_join_in_the_turn_of_an_op_does_not_keep_it_from_others() {
         rig.receive_only(writer, &op("k", "10", 10));
         if durability == Durability::Always {
             rig.turn();
-            assert!(rig.end_log(), "the write");
+            assert!(rig.end_log(), "the write completes");
             rig.turn();
-            assert!(rig.end_log(), "the sync");
+            assert!(rig.end_log(), "the fdatasync completes");
         }
         rig.receive_only(joiner, head("w", None).as_bytes());
         assert!(!is_sent_to(&rig, reader));
@@ -51,7 +51,7 @@ fn a_join_in_the_turn_of_an_op_does_not_keep_it_from_others() {
 }
 
 #[test]
-fn a_disk_that_is_slower_than_the_age_of_a_batch_leaves_turns_for_the_sends() {
+fn a_disk_slower_than_the_batch_age_leaves_turns_for_sends() {
     let mut rig = rig(Durability::Always);
     let (writer, reader) = (rig.join("w", None), rig.join("w", None));
     let (mut sync_ends_us, mut sends_count) = (None, 0);
@@ -80,13 +80,13 @@ fn short_answers_to_a_client_that_reads_nothing_are_bounded() {
     rig.peers[id].reads = false;
     rig.receive_only(id, &frame(9, b"").repeat(2000));
     rig.turn();
-    assert!(is_sent_to(&rig, id), "the first pongs are in flight");
+    assert!(is_sent_to(&rig, id), "no pongs are in flight");
     for _ in 0..50 {
         rig.turn();
     }
     assert!(
         !is_read(&rig, id),
-        "2000 pongs are more than one session may have waiting"
+        "2000 pongs did not exceed the bound of a session"
     );
 
     // Once it reads, all of its pings are answered.

@@ -7,13 +7,15 @@ use crate::core::fanout::window::Spans;
 use crate::core::shard::Shard;
 use crate::core::shard::connection_log::Note;
 use crate::core::shard::contract::{
-    Clock, Handoff, Input, Output, PeerStatus, Received, ShardConfig,
+    Clock, Handoff, Input, LoggedGenerations, Output, PeerStatus, Received, RestoredState,
+    ShardConfig,
 };
 use crate::core::shard::session::{Session, SessionId};
 use crate::core::state::workspace::Workspace;
 use crate::core::testing::{self, START_UNIX_S};
+use crate::generation::Generation;
 use crate::limits::SECOND_US;
-use crate::log::commit::{LogStep, OpenSegment};
+use crate::log::commit::{End, LogStep, OpenSegment};
 
 /// The monotonic time at which every rig starts. It falls on a timer tick, so that deadlines on
 /// ticks are exact.
@@ -48,6 +50,10 @@ pub struct Rig {
     pub disk: Disk,
     /// The open segment that the shard receives once its log has been read. `None` from then on.
     recovers_to: Option<OpenSegment>,
+    /// The generation that began last, or that begins when the log has been read.
+    pub generation: Generation,
+    /// The generations before it that the log holds.
+    pub logged: LoggedGenerations,
     /// The log operation in flight.
     pub log: Option<Output>,
     /// Whether log operations stay in flight.
@@ -76,14 +82,21 @@ impl Rig {
     pub fn with(workspaces: Vec<Workspace>, change: impl FnOnce(&mut ShardConfig)) -> Self {
         let mut rig = Self::recovering(change);
         rig.recover(workspaces);
+        // The record of the generation is on disk before a test makes the log hang or fail.
+        rig.run();
         rig
     }
 
     /// Completes the initial read of the log, with `workspaces` as its result.
     pub fn recover(&mut self, workspaces: Vec<Workspace>) {
         let segment = self.recovers_to.take().expect("it is read once");
-        let recovered = Input::Rebuilt(Ok((segment, workspaces)));
-        self.shard.handle(recovered, self.clock);
+        let state = RestoredState {
+            segment,
+            workspaces,
+            generation: self.generation,
+            logged: Some(self.logged),
+        };
+        self.shard.handle(Input::Rebuilt(Ok(state)), self.clock);
     }
 
     /// Returns a rig whose shard is still reading its log.
@@ -111,6 +124,8 @@ impl Rig {
             clock,
             disk,
             recovers_to: Some(segment),
+            generation: Generation::new(1),
+            logged: LoggedGenerations::default(),
             log: None,
             log_hangs: false,
             log_fails: false,
@@ -177,7 +192,7 @@ impl Rig {
 
     pub fn receive_only(&mut self, place: usize, bytes: &[u8]) {
         let client = &mut self.peers[place].client;
-        assert!(client.receiving, "client {place} is read");
+        assert!(client.receiving, "client {place} is not being read");
         client.receiving = false;
         let id = client.id;
         let mut bytes = bytes.to_vec();
@@ -204,7 +219,7 @@ impl Rig {
                 return;
             }
         }
-        panic!("a loop at {} µs", self.clock.now_us);
+        panic!("the shard loops without end at {} µs", self.clock.now_us);
     }
 
     /// Runs one turn. Operations that it starts stay in flight.
@@ -240,7 +255,7 @@ impl Rig {
                 return self.run();
             }
         }
-        panic!("it does not sleep at {} µs", self.clock.now_us);
+        panic!("the shard never sleeps at {} µs", self.clock.now_us);
     }
 
     fn advance(&mut self, now_us: u64) {
@@ -253,7 +268,7 @@ impl Rig {
     fn place(&self, id: SessionId) -> usize {
         let is_it = |peer: &Peer| peer.client.id == id && !peer.client.closed;
         let place = self.peers.iter().position(is_it);
-        place.expect("an output names a session that is there")
+        place.expect("the session of an output exists")
     }
 
     fn take(&mut self, output: Output) {
@@ -268,12 +283,15 @@ impl Rig {
         };
         match output {
             Output::Receive(_) => {
-                assert!(!self.peers[place].client.receiving, "one receive at a time");
+                assert!(
+                    !self.peers[place].client.receiving,
+                    "only one receive is in flight"
+                );
                 self.peers[place].client.receiving = true;
             }
             Output::Send(_, spans) => {
                 let sending = self.peers[place].client.sending.replace(spans);
-                assert!(sending.is_none(), "one send at a time");
+                assert!(sending.is_none(), "only one send is in flight");
             }
             Output::Finish(_) => self.peers[place].client.finished = true,
             Output::Abort(_) => {
@@ -293,12 +311,12 @@ impl Rig {
             Output::Page(..) => self.pages.push(output),
             Output::Note(_, note) => self.notes.push(*note),
             Output::Ready(ready) => {
-                assert_ne!(self.ready, Some(ready), "only a change is reported");
+                assert_ne!(self.ready, Some(ready), "an unchanged value was reported");
                 self.ready = Some(ready);
             }
             Output::Drained => self.drained += 1,
             Output::Log(_) | Output::Rebuild(_) => {
-                assert!(self.log.is_none(), "one operation of the log at a time");
+                assert!(self.log.is_none(), "only one log operation is in flight");
                 self.log = Some(output);
             }
         }
@@ -410,14 +428,32 @@ impl Rig {
                 }
                 (LogOperation::Commit, Input::LogSynced(outcome()))
             }
+            Output::Log(LogStep::Open {
+                index,
+                first_position,
+            }) => {
+                let opened = outcome().map(|()| self.disk.open(index, first_position));
+                (LogOperation::Commit, Input::LogOpened(opened))
+            }
             Output::Rebuild(end) => {
-                let rebuilt = outcome().map(|()| self.disk.rebuild(end));
+                let rebuilt = outcome().map(|()| self.rebuild(end));
                 (LogOperation::Rebuild, Input::Rebuilt(rebuilt))
             }
-            output => unreachable!("{output:?} is no operation of this log"),
+            output => unreachable!("{output:?} is not an operation of this log"),
         };
         self.shard.handle(input, self.clock);
         Some(operation)
+    }
+
+    fn rebuild(&mut self, end: End) -> RestoredState {
+        let (segment, workspaces) = self.disk.rebuild(end);
+        self.generation = Generation::new(self.generation.get() + 1);
+        RestoredState {
+            segment,
+            workspaces,
+            generation: self.generation,
+            logged: None,
+        }
     }
 
     // ---- what clients receive ----

@@ -23,7 +23,7 @@ type Setup<'a> = &'a dyn Fn(&mut Rig);
 
 /// P12, P13.
 #[test]
-fn a_request_is_answered_by_the_state_of_the_server() {
+fn a_request_is_answered_according_to_the_state_of_the_server() {
     let health = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n");
     let (healthz, readyz) = (health("/healthz"), health("/readyz"));
     let join = head("w", None);
@@ -96,10 +96,10 @@ fn a_request_may_arrive_in_parts_with_frames_after_it() {
 }
 
 #[test]
-fn a_client_of_another_shards_workspace_is_handed_over() {
+fn a_client_of_another_shards_workspace_is_handed_off() {
     let names = ["a", "b", "c", "d", "e", "f"];
     let elsewhere = names.iter().find(|name| shard_of(name, 2) == 1);
-    let elsewhere = elsewhere.expect("half of all are");
+    let elsewhere = elsewhere.expect("some name maps to the other shard");
     for behind in [&b""[..], &op("k", "1", 5)] {
         let mut rig = Rig::new(|config| config.shards = 2);
         let mut other = Rig::new(|config| (config.shard, config.shards) = (1, 2));
@@ -112,7 +112,7 @@ fn a_client_of_another_shards_workspace_is_handed_over() {
         assert_eq!(rig.shard.connections(), 0);
         assert_eq!(rig.seen(client).len(), 0);
         let handed_off = rig.peers[client].handed_off.take();
-        let (owner, handoff) = handed_off.expect("it was handed off");
+        let (owner, handoff) = handed_off.expect("the connection was handed off");
         assert_eq!(owner, 1);
         let id = other.shard.adopt(handoff, other.clock);
         let client = other.add_peer(id);
@@ -150,7 +150,7 @@ fn a_workspace_without_ops_is_forgotten() {
 }
 
 #[test]
-fn members_that_leave_in_any_order_leave_the_others_in() {
+fn members_may_leave_in_any_order() {
     for leaving in [[0, 1], [1, 0], [2, 0], [0, 2], [1, 2], [2, 1]] {
         let mut rig = Rig::new(|_| ());
         let clients: Vec<usize> = (0..3).map(|_| rig.join("w", None)).collect();
@@ -173,7 +173,7 @@ fn an_init_is_encoded_once_for_consecutive_joins() {
     let writer = rig.join("w", None);
     rig.op(writer, "k", "1", 1);
     let (first, second) = (rig.join("w", None), rig.join("w", None));
-    let encoded = kept(&rig).expect("it is small");
+    let encoded = kept(&rig).expect("the small init message is kept");
     assert_eq!(rig.seen(first), ["101", "init 1"]);
     let third = rig.join("w", None);
     assert_eq!(kept(&rig), Some(encoded));
@@ -194,7 +194,7 @@ fn an_init_is_encoded_once_for_consecutive_joins() {
 
 /// P41, P42.
 #[test]
-fn a_frame_is_answered_by_its_kind() {
+fn a_frame_is_answered_according_to_its_kind() {
     let skew_us = 3600 * SECOND_US;
     let latest = (START_UNIX_S * SECOND_US) + skew_us;
     for (bytes, expected) in [
@@ -223,7 +223,7 @@ fn a_frame_is_answered_by_its_kind() {
 }
 
 #[test]
-fn a_turn_reads_so_many_frames_of_a_session_and_no_more() {
+fn a_turn_reads_a_bounded_number_of_frames_per_session() {
     let mut rig = Rig::new(|_| ());
     let client = rig.join("w", None);
     let frames = 2 * MESSAGES_PER_TURN_MAX + 10;
@@ -238,7 +238,7 @@ fn a_turn_reads_so_many_frames_of_a_session_and_no_more() {
 }
 
 #[test]
-fn a_client_that_reads_no_answers_is_read_no_more() {
+fn a_client_that_reads_no_answers_is_no_longer_read() {
     let mut rig = Rig::new(|_| ());
     let client = rig.join("w", None);
     rig.seen(client);
@@ -247,7 +247,7 @@ fn a_client_that_reads_no_answers_is_read_no_more() {
     while rig.session(client).intake != Intake::Paused {
         rig.receive(client, &frame(PING, &[7; 100]));
         pings += 1;
-        assert!(pings < 1000, "it is read for ever");
+        assert!(pings < 1000, "the client is still being read");
         // One answer is in flight, and the others wait.
         let waiting_bytes = rig.session(client).outbox.answer_bytes();
         let is_over = waiting_bytes > ANSWER_BYTES_MAX;
@@ -298,7 +298,7 @@ fn a_client_is_read_while_its_answers_are_within_their_bound() {
 }
 
 #[test]
-fn a_paused_client_is_read_again_when_half_of_its_answers_are_out() {
+fn a_paused_client_is_resumed_once_half_of_its_answers_are_sent() {
     let mut cost = Outbox::default();
     let mut pool = OutboxPool::default();
     cost.push(
@@ -336,16 +336,19 @@ fn a_full_batch_is_written_before_more_is_read() {
     rig.log_hangs = true;
     let value = format!("\"{}\"", "x".repeat(60_000));
     rig.op(writer, "k", "0", 1);
-    assert!(rig.log.is_some(), "the first batch is under way");
+    assert!(rig.log.is_some(), "no batch is in flight");
     let (mut count, mut written) = (1, 0);
     while rig.session(writer).intake == Intake::Receiving {
         (count, written) = (count + 1, written + 1);
         rig.op(writer, "k", &value, count);
-        assert!(count < 100, "it is read for ever");
+        assert!(count < 100, "the client is still being read");
     }
     let count_max = BATCH_BYTES_MAX / value.len() + 2;
     assert!((count_max - 1..=count_max).contains(&written));
-    assert!(!rig.shard.has_work(), "it waits for the log");
+    assert!(
+        !rig.shard.has_work(),
+        "the shard has work while it waits for the log"
+    );
     rig.seen(reader);
     rig.log_hangs = false;
     rig.run();

@@ -9,7 +9,7 @@ fn shed(rig: &mut Rig, listener: ListenerKind) -> Option<(usize, bool)> {
     let mut peers = rig.peers.iter();
     let place = peers.position(|peer| peer.client.id == id && !peer.client.closed);
     rig.run();
-    Some((place.expect("it was there"), is_silent))
+    Some((place.expect("the peer exists"), is_silent))
 }
 
 fn accept_at(rig: &mut Rig, listener: ListenerKind) -> usize {
@@ -18,7 +18,7 @@ fn accept_at(rig: &mut Rig, listener: ListenerKind) -> usize {
 }
 
 #[test]
-fn the_oldest_with_the_least_to_lose_is_shed_first() {
+fn the_oldest_connection_with_the_least_to_lose_is_shed_first() {
     let mut rig = Rig::new(|_| ());
     let member = rig.join("w", None);
     let [first, asks, second, third] = [(); 4].map(|()| rig.accept(false));
@@ -53,7 +53,7 @@ fn the_oldest_with_the_least_to_lose_is_shed_first() {
 }
 
 #[test]
-fn a_connection_is_shed_for_one_of_its_own_listener() {
+fn a_connection_is_shed_only_for_one_on_the_same_listener() {
     let mut rig = Rig::new(|_| ());
     let admin = accept_at(&mut rig, ListenerKind::Admin);
     let public = accept_at(&mut rig, ListenerKind::Public);
@@ -64,7 +64,7 @@ fn a_connection_is_shed_for_one_of_its_own_listener() {
 }
 
 #[test]
-fn a_connection_that_has_ended_is_not_shed() {
+fn an_ended_connection_is_not_shed() {
     let mut rig = Rig::new(|config| config.fault_panic_key = Some("boom".to_owned()));
     // These connections end because of the peer, a deadline, a close after an answer, and a close
     // frame from a member.

@@ -46,7 +46,7 @@ fn burst(from: u64, bytes: u64) -> (Vec<u8>, u64) {
 }
 
 #[test]
-fn a_flood_waits_and_a_light_writer_of_the_same_shard_is_served_in_its_turn() {
+fn a_flood_waits_while_a_light_writer_of_the_same_shard_is_served() {
     let mut rig = Rig::new(|_| ());
     let (flood, beside) = (rig.join("flood", None), rig.join("flood", None));
     let (light, witness) = (rig.join("light", None), rig.join("light", None));
@@ -55,7 +55,10 @@ fn a_flood_waits_and_a_light_writer_of_the_same_shard_is_served_in_its_turn() {
     rig.receive(flood, &bytes);
     // The flood may write as much as any light workspace, and then waits.
     assert_eq!(rig.session(flood).intake, Intake::Held);
-    assert!(!rig.peers[flood].client.receiving, "nothing more is read");
+    assert!(
+        !rig.peers[flood].client.receiving,
+        "the flood is still being read"
+    );
     let taken = rig.shard.counters().ops;
     assert!(
         taken * 8000 <= LIGHT_BURST_BYTES + 8100 && taken < count,
@@ -122,7 +125,7 @@ fn floods_share_the_rate() {
     }
     let seqs = |rig: &Rig| -> Vec<u64> {
         let rooms = rig.shard.rooms.iter();
-        rooms.map(|room| room.workspace.seq().get()).collect()
+        rooms.map(|(_, room)| room.workspace.seq().get()).collect()
     };
     let before = seqs(&rig);
     rig.sleep_until(0.06);
@@ -136,7 +139,7 @@ fn floods_share_the_rate() {
 }
 
 #[test]
-fn at_the_last_mark_all_writers_wait_and_only_a_measurement_wakes_them() {
+fn at_the_last_mark_all_writers_wait_until_a_measurement() {
     let mut rig = Rig::new(|_| ());
     let (light, witness) = (rig.join("w", None), rig.join("w", None));
     measure(&mut rig, size(marks().stop_bytes));
@@ -161,7 +164,7 @@ fn at_the_last_mark_all_writers_wait_and_only_a_measurement_wakes_them() {
 }
 
 #[test]
-fn no_client_waits_for_a_compaction_that_has_given_up() {
+fn no_client_waits_for_an_abandoned_compaction() {
     let mut rig = Rig::new(|_| ());
     let (writer, witness) = (rig.join("w", None), rig.join("w", None));
     measure(&mut rig, size(marks().stop_bytes));
@@ -181,7 +184,7 @@ fn no_client_waits_for_a_compaction_that_has_given_up() {
 
 /// P40.
 #[test]
-fn ops_that_would_grow_the_log_are_refused_where_the_disk_is_nearly_full() {
+fn ops_that_would_grow_the_log_are_refused_if_the_disk_is_nearly_full() {
     let mut rig = Rig::new(|_| ());
     let (writer, witness) = (rig.join("w", None), rig.join("w", None));
     rig.op(writer, "k", "1", 5);
@@ -203,7 +206,7 @@ fn ops_that_would_grow_the_log_are_refused_where_the_disk_is_nearly_full() {
     assert_eq!(rig.seen(writer), ["k=1@5"]);
     rig.op(writer, "k", "1", 5);
     assert_eq!(rig.seen(writer), [""; 0]);
-    assert_eq!(rig.seen(witness), [""; 0], "and nobody else notices");
+    assert_eq!(rig.seen(witness), [""; 0], "another client was affected");
     let newcomer = rig.join("w", None);
     assert_eq!(rig.seen(newcomer), ["101", "init 1"]);
     let counters = rig.shard.counters();
@@ -215,7 +218,7 @@ fn ops_that_would_grow_the_log_are_refused_where_the_disk_is_nearly_full() {
         ),
         (2, 1, 0)
     );
-    assert_eq!(rig.ready, None, "it serves");
+    assert_eq!(rig.ready, None, "the shard is still ready");
 
     measure(&mut rig, size(0));
     rig.op(writer, "k", "4", 8);
@@ -225,7 +228,7 @@ fn ops_that_would_grow_the_log_are_refused_where_the_disk_is_nearly_full() {
 }
 
 #[test]
-fn a_shard_accepts_as_much_as_the_disk_has_room_for_and_no_more() {
+fn a_shard_accepts_no_more_than_the_disk_has_room_for() {
     let mut rig = Rig::new(|_| ());
     let writer = rig.join("w", None);
     rig.seen(writer);
@@ -249,7 +252,7 @@ fn a_shard_accepts_as_much_as_the_disk_has_room_for_and_no_more() {
 }
 
 #[test]
-fn the_room_on_the_disk_is_known_before_the_log_is_read() {
+fn free_disk_space_is_known_before_the_log_is_read() {
     let mut rig = Rig::recovering(|_| ());
     measure(&mut rig, LogSize::unmeasured(LogPosition::NONE));
     rig.recover(Vec::new());

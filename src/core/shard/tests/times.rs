@@ -18,7 +18,7 @@ fn events(of: &[(u64, &str)]) -> Vec<(u64, String)> {
 
 /// P70.
 #[test]
-fn a_silent_client_is_pinged_and_given_up() {
+fn a_silent_client_is_pinged_and_then_closed() {
     let mut rig = Rig::new(|_| ());
     let client = rig.join("w", None);
     rig.sleep_until(60.0);
@@ -32,7 +32,11 @@ fn a_silent_client_is_pinged_and_given_up() {
     ];
     assert_eq!(rig.seen_at(client), events(&expected));
     assert_eq!(rig.shard.connections(), 0);
-    assert_eq!(rig.shard.next_deadline_us(), None, "an empty shard sleeps");
+    assert_eq!(
+        rig.shard.next_deadline_us(),
+        None,
+        "an empty shard has a deadline"
+    );
 }
 
 #[test]
@@ -88,7 +92,7 @@ fn pings_are_spread_over_the_interval() {
 
 /// P25.
 #[test]
-fn a_token_that_expires_ends_its_connection() {
+fn an_expiring_token_closes_its_connection() {
     // A leeway of 30 s is added to the lifetime of a token.
     for (ttl_s, clock_is_ahead_s, closed_ms) in [(2, 0, 32_000), (2, 5, 27_000), (0, 29, 1_000)] {
         let mut rig = Rig::new(|config| config.ping_interval_us = 1000 * SECOND_US);
@@ -157,7 +161,11 @@ fn a_client_whose_socket_accepts_nothing_is_closed_after_a_minute() {
     rig.sleep_until(65.0);
     assert_eq!(rig.session(slow).state(), State::Closing);
     rig.sleep_until(79.95);
-    assert_eq!(rig.seen_at(slow), events(&[]), "it has 15 s to read on");
+    assert_eq!(
+        rig.seen_at(slow),
+        events(&[]),
+        "closed before its 15 s were over"
+    );
     rig.sleep_until(80.0);
     assert_eq!(
         rig.seen_at(slow),
@@ -204,7 +212,7 @@ fn a_socket_that_accepts_bytes_again_is_a_sign_of_life() {
 
 /// P77.
 #[test]
-fn a_stop_is_spread_over_its_time() {
+fn closes_during_a_stop_are_spread_over_the_drain_time() {
     let mut rig = Rig::new(|_| ());
     let clients: Vec<usize> = (0..4).map(|_| rig.join("w", None)).collect();
     rig.op(clients[0], "k", "1", 1);
@@ -259,7 +267,7 @@ fn a_second_stop_closes_all_clients_at_once() {
 }
 
 #[test]
-fn a_stop_waits_for_no_client_beyond_its_time() {
+fn a_stop_waits_no_longer_than_the_drain_time() {
     // Even a drain time of zero leaves enough time for a closing handshake.
     for (drain_s, over_ms) in [(8, 8000), (0, 2000)] {
         let mut rig = Rig::new(|config| config.drain_us = drain_s * SECOND_US);

@@ -304,7 +304,7 @@ fn workspace(changes: &[(&str, Option<&str>)]) -> Workspace {
 
 /// Drops all tombstones of a workspace, so that it has a floor.
 fn drop_tombstones(workspace: &mut Workspace) {
-    let dropped = workspace.drop_tombstones(u64::MAX, 0, usize::MAX, UNMARKED);
+    let dropped = workspace.drop_tombstones((u64::MAX, 0), usize::MAX, None, UNMARKED);
     assert!(dropped.is_some(), "there are tombstones");
 }
 

@@ -47,7 +47,7 @@ fn only_requests_that_need_the_state_wait_for_it() {
         &[head("w", None).as_bytes(), &op("j", "2", 8)].concat(),
     );
     let requests = [look("/v1/workspaces/w"), look("/v1/presence/w")];
-    let looks = requests.each_ref().map(|request| ask(&mut rig, request));
+    let http_readers = requests.each_ref().map(|request| ask(&mut rig, request));
     for (request, status) in [
         (get("/healthz"), "200"),
         (get("/readyz"), "503"),
@@ -59,16 +59,16 @@ fn only_requests_that_need_the_state_wait_for_it() {
         assert_eq!(rig.seen(client), [status, "gone"], "{request}");
     }
     rig.sleep_until(9.9);
-    for client in looks.into_iter().chain([join]) {
+    for client in http_readers.into_iter().chain([join]) {
         assert_eq!(rig.seen(client).len(), 0);
     }
     assert_eq!(handshakes(&rig), 3);
     rig.recover(workspaces());
     rig.run();
     assert_eq!(rig.seen(join), ["101", "init 1"]);
-    assert_eq!(rig.seen(looks[0]), ["200", "gone"]);
-    assert!(text(&rig, looks[0]).contains(r#""data":{"k":1}"#));
-    assert_eq!(rig.seen(looks[1]), ["200", "gone"]);
+    assert_eq!(rig.seen(http_readers[0]), ["200", "gone"]);
+    assert!(text(&rig, http_readers[0]).contains(r#""data":{"k":1}"#));
+    assert_eq!(rig.seen(http_readers[1]), ["200", "gone"]);
     assert_eq!(
         (handshakes(&rig), rig.shard.admission.waiting_count()),
         (0, 0)
@@ -101,9 +101,12 @@ fn a_request_waits_for_as_long_as_a_handshake_may_take() {
         // The time runs from when the connection was accepted, not from when the request arrived.
         rig.sleep_until(10.0);
         assert_eq!(rig.seen(client), ["503", "gone"], "{request}");
-        let told = rig.peers[client].client.head.clone();
-        assert!(told.contains("Retry-After: 5\r\n"), "{told}");
-        assert_eq!(told.contains("Access-Control-Allow-Origin"), is_for_pages);
+        let head_text = rig.peers[client].client.head.clone();
+        assert!(head_text.contains("Retry-After: 5\r\n"), "{head_text}");
+        assert_eq!(
+            head_text.contains("Access-Control-Allow-Origin"),
+            is_for_pages
+        );
         assert_eq!(text(&rig, client).contains("still reading"), has_body);
         assert_eq!(
             (handshakes(&rig), rig.shard.admission.waiting_count()),
@@ -113,7 +116,7 @@ fn a_request_waits_for_as_long_as_a_handshake_may_take() {
 }
 
 #[test]
-fn one_that_was_handed_over_waits_no_longer_than_the_others() {
+fn a_handed_off_request_waits_no_longer_than_the_others() {
     let mut names = (0..).map(|number| format!("w{number}"));
     let of_other = names.find(|name| shard_of(name, 2) == 1).unwrap();
     let mut front = Rig::recovering(|config| config.shards = 2);
@@ -124,7 +127,10 @@ fn one_that_was_handed_over_waits_no_longer_than_the_others() {
     owner.sleep_until(4.0);
     for client in accepted {
         front.receive(client, head(&of_other, None).as_bytes());
-        let (_, handoff) = front.peers[client].handed_off.take().expect("to the owner");
+        let (_, handoff) = front.peers[client]
+            .handed_off
+            .take()
+            .expect("the session is handed off to the owner");
         let id = owner.shard.adopt(handoff, owner.clock);
         adopted.push(owner.add_peer(id));
     }
@@ -174,7 +180,7 @@ fn bytes_after_a_waiting_request_are_bounded() {
     while rig.peers[client].client.receiving {
         rig.receive(client, &op("k", "1", 5 + sent).repeat(10));
         sent += 1;
-        assert!(sent < 100, "it is read for ever");
+        assert!(sent < 100, "the client is still being read");
     }
     let id = rig.peers[client].client.id;
     let request = rig
@@ -187,12 +193,16 @@ fn bytes_after_a_waiting_request_are_bounded() {
     rig.recover(Vec::new());
     rig.run();
     assert_eq!(rig.seen(client), ["101", "init 0"]);
-    assert_eq!(rig.shard.counters().ops, sent, "it is read on");
+    assert_eq!(
+        rig.shard.counters().ops,
+        sent,
+        "ops are missing after the read resumed"
+    );
     assert!(rig.peers[client].client.receiving);
 }
 
 #[test]
-fn thousands_that_wait_are_answered_in_the_order_in_which_they_came_a_part_in_each_turn() {
+fn thousands_of_waiting_requests_are_answered_in_order_over_several_turns() {
     let mut rig = Rig::recovering(|_| ());
     let count = 5 * WAITING_PER_TURN_MAX + 1;
     let clients: Vec<usize> = (0..count)
@@ -219,7 +229,7 @@ fn thousands_that_wait_are_answered_in_the_order_in_which_they_came_a_part_in_ea
 
 /// P12.
 #[test]
-fn all_that_wait_are_answered_when_the_server_stops() {
+fn all_waiting_requests_are_answered_when_the_server_stops() {
     let mut rig = Rig::recovering(|_| ());
     let count = 3 * WAITING_PER_TURN_MAX;
     let clients: Vec<usize> = (0..count)
@@ -236,7 +246,7 @@ fn all_that_wait_are_answered_when_the_server_stops() {
 
 /// P13, P14.
 #[test]
-fn a_rebuild_is_waited_for_and_a_failed_log_is_not() {
+fn requests_wait_for_a_rebuild_but_not_for_a_failed_log() {
     for fails_again in [false, true] {
         let mut rig = Rig::new(|_| ());
         let writer = rig.join("w", None);
@@ -247,7 +257,7 @@ fn a_rebuild_is_waited_for_and_a_failed_log_is_not() {
         assert_eq!(
             rig.seen(early),
             ["500", "gone"],
-            "nothing says that it will work"
+            "waiting cannot be expected to help"
         );
         rig.log_hangs = true;
         rig.sleep_until(0.1);
@@ -278,7 +288,7 @@ fn a_rebuild_is_waited_for_and_a_failed_log_is_not() {
 }
 
 #[test]
-fn a_panic_over_one_that_waited_ends_the_wait_of_the_others() {
+fn after_a_panic_in_one_waiting_request_the_others_stop_waiting() {
     let mut rig = Rig::recovering(|_| ());
     let (culprit, other) = (
         ask(&mut rig, &head("v", None)),
@@ -290,7 +300,11 @@ fn a_panic_over_one_that_waited_ends_the_wait_of_the_others() {
     rig.run();
     assert_eq!(rig.seen(culprit), ["500", "gone"]);
     let seen = rig.seen(other);
-    assert_eq!(seen, ["500", "gone"], "nothing says how long it takes");
+    assert_eq!(
+        seen,
+        ["500", "gone"],
+        "the duration of a rebuild is unknown"
+    );
     assert_eq!(
         (rig.shard.admission.waiting_count(), handshakes(&rig)),
         (0, 0)

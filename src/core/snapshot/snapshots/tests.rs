@@ -87,7 +87,7 @@ fn is_same(one: &EncodedState, other: &EncodedState) -> bool {
 }
 
 #[test]
-fn one_encoding_of_init_serves_all_sessions_that_join_while_it_is_cheap() {
+fn one_init_encoding_serves_all_joins_while_that_is_cheap() {
     let frame_fixed_bytes = message::op_frame_bytes("k", &"1".repeat(500), 3) - 500;
     // Each case: the length of the frames written since, relative to half of the init message;
     // whether the window still holds them; and whether the encoding is still shared.
@@ -135,7 +135,7 @@ fn one_encoding_of_init_serves_all_sessions_that_join_while_it_is_cheap() {
 }
 
 #[test]
-fn an_init_that_no_session_holds_is_let_go() {
+fn an_init_message_that_no_session_holds_is_released() {
     let mut rig = RoomRig::new(usize::MAX);
     rig.write("k", &"1".repeat(INIT_BYTES_KEPT_MAX));
     let first = Rc::downgrade(rig.request(SnapshotKind::Init).init.chunk().unwrap());
@@ -154,7 +154,7 @@ fn an_init_that_no_session_holds_is_let_go() {
 }
 
 #[test]
-fn a_read_is_the_newest_state_and_shares_what_sessions_hold() {
+fn an_http_read_is_the_newest_state_and_shares_held_chunks() {
     let mut rig = RoomRig::new(usize::MAX);
     rig.write("j", &"1".repeat(STATE_BYTES));
     let joined = rig.request(SnapshotKind::Init);
@@ -306,7 +306,10 @@ impl StepwiseRig {
         } = &mut self.rig;
         if let Some(slot) = snapshots.queue.pop_front() {
             let step = snapshots.step_room(slot, &room.workspace, bytes_max);
-            assert!(step.bytes < bytes_max + 60, "a field more at most");
+            assert!(
+                step.bytes < bytes_max + 60,
+                "more than one extra field was encoded"
+            );
         }
         snapshots.invariants();
         self.check();
@@ -321,18 +324,18 @@ impl StepwiseRig {
             assert!(ready.as_ref().is_none_or(|ready| ready == init));
             let ready_timestamps = snapshot.timestamps.as_ref().map(EncodedState::chunk);
             if let Some(Some(ready_timestamps)) = ready_timestamps {
-                assert!(ready.is_some(), "the init message is ready first");
+                assert!(ready.is_some(), "the init message is not ready first");
                 assert_eq!(&timestamps_json(ready_timestamps), timestamps);
             }
             let is_complete = ready.is_some() && ready_timestamps != Some(None);
-            assert!(is_complete || is_encoding, "it is being encoded");
+            assert!(is_complete || is_encoding, "the state is being encoded");
             !is_complete
         });
     }
 }
 
 #[test]
-fn of_a_read_the_init_message_is_ready_before_the_timestamps() {
+fn an_http_read_may_be_dropped_between_its_init_message_and_its_timestamps() {
     let mut rig = StepwiseRig::new();
     rig.op(0, 1, 0);
     rig.request(SnapshotKind::HttpRead);
@@ -351,7 +354,7 @@ fn of_a_read_the_init_message_is_ready_before_the_timestamps() {
 
 proptest! {
     #[test]
-    fn a_state_in_steps_is_that_of_one_point(
+    fn a_state_encoded_in_steps_is_from_one_point_in_time(
         actions in actions(),
         is_init_kept in any::<bool>(),
     ) {

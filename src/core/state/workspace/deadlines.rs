@@ -3,39 +3,10 @@
 //! tombstone refused.
 
 use super::Workspace;
+use super::floor::{Dropped, Floor};
 use crate::core::state::segment_usage::{Mark, UNMARKED};
 use crate::log::record::{Change, EXTRA_BYTES, OP_HEADER_BYTES};
 use crate::seq::Seq;
-
-/// The bound that dropped tombstones leave behind.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Floor {
-    /// The greatest timestamp of a dropped tombstone, 0 if none was dropped. An op on a key without
-    /// an entry loses unless its timestamp is greater.
-    pub timestamp: u64,
-    /// The greatest seq of a dropped tombstone. A client that has not seen it cannot be sent what
-    /// has changed since, because that includes tombstones that no longer exist.
-    pub dropped_seq: Seq,
-    /// The mark of the segment that holds its record.
-    pub mark: Mark,
-}
-
-impl Floor {
-    /// Returns whether an op with this timestamp loses if its key has no entry.
-    #[must_use]
-    pub fn covers(&self, timestamp: u64) -> bool {
-        self.dropped_seq > Seq::NONE && timestamp <= self.timestamp
-    }
-}
-
-/// The result of dropping tombstones.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Dropped {
-    /// The number of tombstones.
-    pub count: u64,
-    /// The mark of the record of the floor before, which the new record supersedes.
-    pub replaced: Mark,
-}
 
 impl Workspace {
     /// Returns the floor, if any tombstone was ever dropped.
@@ -68,12 +39,22 @@ impl Workspace {
     /// for `retention_us`, whichever comes first.
     #[must_use]
     pub fn next_due_us(&self, retention_us: u64) -> Option<u64> {
-        let lifetimes = self.lifetimes.as_ref()?;
-        let expiry_us = lifetimes.next_expiry().map(|(at_us, _)| at_us);
-        let tombstone = lifetimes.oldest_tombstone();
-        let drop_us =
-            tombstone.map(|(deleted_at_us, _)| deleted_at_us.saturating_add(retention_us));
-        expiry_us.into_iter().chain(drop_us).min()
+        let drop_us = self.next_drop_us(retention_us);
+        self.next_expiry_us().into_iter().chain(drop_us).min()
+    }
+
+    /// Returns the Unix time in microseconds at which a key expires.
+    #[must_use]
+    pub fn next_expiry_us(&self) -> Option<u64> {
+        let (at_us, _) = self.lifetimes.as_ref()?.next_expiry()?;
+        Some(at_us)
+    }
+
+    /// Returns the Unix time in microseconds at which a tombstone has been kept for `retention_us`.
+    #[must_use]
+    pub fn next_drop_us(&self, retention_us: u64) -> Option<u64> {
+        let (deleted_at_us, _) = self.oldest_tombstone()?;
+        Some(deleted_at_us.saturating_add(retention_us))
     }
 
     /// Returns whether a key has expired at `unix_us` and was not deleted yet.
@@ -92,27 +73,29 @@ impl Workspace {
 
     /// Drops the tombstones whose retention ended by `unix_us`, at most `most` of them, and raises
     /// the floor. Returns `None` if there are none. The record of the new floor will have `mark`.
+    /// The tombstones after the seq `needed_after` are kept, since a client still needs them.
     ///
     /// Tombstones are dropped in the order of their seqs, so that none is left up to
     /// [`Floor::dropped_seq`]. If the clock was set back meanwhile, later ones wait for earlier
     /// ones.
     pub fn drop_tombstones(
         &mut self,
-        unix_us: u64,
-        retention_us: u64,
+        (unix_us, retention_us): (u64, u64),
         most: usize,
+        needed_after: Option<Seq>,
         mark: Mark,
     ) -> Option<Dropped> {
         let mut count = 0;
-        while (count as usize) < most
+        while count < most
             && let Some((deleted_at_us, slot)) = self.oldest_tombstone()
             && deleted_at_us.saturating_add(retention_us) <= unix_us
+            && needed_after.is_none_or(|seq| self.entries[slot as usize].seq <= seq)
         {
             self.drop_tombstone(slot);
             count += 1;
         }
         (count > 0).then(|| Dropped {
-            count,
+            count: count as u64,
             replaced: std::mem::replace(&mut self.floor.mark, mark),
         })
     }
@@ -183,7 +166,7 @@ impl Workspace {
             Change::Delete { deleted_at_us } => {
                 lifetimes
                     .get_or_insert_default()
-                    .add_tombstone(slot, entry.seq, deleted_at_us)
+                    .add_tombstone(slot, entry.seq, deleted_at_us);
             }
             Change::Write { .. } | Change::Floor { .. } | Change::Generation { .. } => {
                 entry.is_timed = false;

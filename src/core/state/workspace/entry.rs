@@ -59,7 +59,7 @@ pub struct Entry {
 
 const _: () = assert!(
     size_of::<Entry>() <= 64,
-    "an entry is no longer than a line of the cache"
+    "an entry must fit in a cache line"
 );
 
 impl Entry {

@@ -230,7 +230,7 @@ fn pass(workspace: &mut Workspace, model: &mut TombstoneModel, now_us: u64) {
         !model.held.values().any(expired),
         "all of them have expired"
     );
-    let dropped = workspace.drop_tombstones(now_us, RETENTION_US, usize::MAX, UNMARKED);
+    let dropped = workspace.drop_tombstones((now_us, RETENTION_US), usize::MAX, None, UNMARKED);
     let dropped = dropped.map_or(0, |dropped| dropped.count);
     assert_eq!(dropped, model.drop_tombstones(now_us));
 }

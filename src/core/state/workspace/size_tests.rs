@@ -43,7 +43,7 @@ fn bytes(state: &State) -> u64 {
 }
 
 #[test]
-fn the_bound_is_met_to_the_byte() {
+fn the_bound_is_exact_to_the_byte() {
     let mut workspace = Workspace::new("w", 1);
     let entry_bytes = (OP_HEADER_BYTES + 3) as u64;
     for (bytes_max, key, value, timestamp, expected) in [
@@ -76,16 +76,12 @@ fn the_bound_is_met_to_the_byte() {
             "{key}={value}@{timestamp} in {bytes_max}"
         );
     }
-    assert_eq!(
-        workspace.seq().get(),
-        6,
-        "what is refused has no place in the order"
-    );
+    assert_eq!(workspace.seq().get(), 6, "a refused op gets no seq");
 }
 
 proptest! {
     #[test]
-    fn an_op_grows_it_within_the_bound_or_not_at_all(
+    fn an_op_never_grows_a_workspace_beyond_the_bound(
         ops in prop::collection::vec((0..5_u8, 0..40_usize, 0..60_u64, 0..300_u64), 0..80),
     ) {
         let mut workspace = Workspace::new("w", 3);

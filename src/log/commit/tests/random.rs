@@ -106,9 +106,12 @@ impl Rig {
         let Some(step) = step else {
             return;
         };
-        assert!(self.in_flight.is_none(), "one operation at a time");
-        assert!(!self.commit.is_failed(), "a failed log is left alone");
-        let file = self.files.last().expect("there is a file");
+        assert!(self.in_flight.is_none(), "only one operation is in flight");
+        assert!(
+            !self.commit.is_failed(),
+            "an operation was started on a failed log"
+        );
+        let file = self.files.last().expect("a file is open");
         if let LogStep::Write {
             offset,
             bytes,
@@ -123,7 +126,7 @@ impl Rig {
 
     fn finish(&mut self, fate: Fate) {
         let is_late = self.commit.is_failed();
-        let file = self.files.last_mut().expect("there is a file");
+        let file = self.files.last_mut().expect("a file is open");
         let result = match self.in_flight.take() {
             None => return,
             Some(LogStep::Write { bytes, from, .. }) => {
@@ -144,7 +147,10 @@ impl Rig {
                 self.commit.written(bytes, outcome, self.now_us)
             }
             Some(LogStep::Sync) => {
-                assert!(!self.writes_through, "a write through needs no sync");
+                assert!(
+                    !self.writes_through,
+                    "a write-through log needs no fdatasync"
+                );
                 let outcome = if matches!(fate, Fate::Fail) {
                     Err(failure())
                 } else {
@@ -153,7 +159,7 @@ impl Rig {
                 };
                 self.commit.synced(&outcome, 0).map(|()| None)
             }
-            Some(LogStep::Open { .. }) => unreachable!("the segments stay small here"),
+            Some(LogStep::Open { .. }) => unreachable!("no segment of this test becomes full"),
         };
         assert_eq!(result.is_err(), matches!(fate, Fate::Fail) && !is_late);
         self.take(result.unwrap_or(None));
@@ -170,11 +176,22 @@ impl Rig {
             assert_eq!(end.durable, self.commit.visible_position());
         }
         let kept = if keeps_shown { end.shown } else { end.durable };
-        let file = self.files.last_mut().expect("there is a file");
+        let file = self.files.last_mut().expect("a file is open");
         assert_eq!(file.header.index, end.index);
-        let offset = file.header.offset(kept).expect("it is in this segment");
-        assert!(offset <= file.bytes.len(), "what is kept was written");
-        assert!(file.header.offset(end.durable).expect("as above") <= file.synced);
+        let offset = file
+            .header
+            .offset(kept)
+            .expect("the position is in this segment");
+        assert!(
+            offset <= file.bytes.len(),
+            "the kept end is beyond the written bytes"
+        );
+        assert!(
+            file.header
+                .offset(end.durable)
+                .expect("the position is in this segment")
+                <= file.synced
+        );
         file.bytes.truncate(offset);
         file.synced = offset;
         self.pushed.retain(|pushed| pushed.0 <= kept);
@@ -218,7 +235,7 @@ impl Rig {
         if is_always {
             let is_visible = |pushed: &&(LogPosition, String)| pushed.0 <= visible_position;
             let visible = self.pushed.iter().take_while(is_visible).count();
-            assert!(visible <= synced.len(), "only what is synced is visible");
+            assert!(visible <= synced.len(), "unsynced ops are visible");
             assert!(self.commit.is_failed() || visible == synced.len());
         }
         assert_eq!(self.commit.is_quiet(), self.in_flight.is_none());
@@ -249,13 +266,17 @@ impl Rig {
             self.act(Action::Settle);
         }
         assert_eq!(self.read_back(true).len(), self.pushed.len());
-        let file = self.files.last().expect("there is a file");
+        let file = self.files.last().expect("a file is open");
         let seal = &file.bytes[file.bytes.len() - BATCH_HEADER_BYTES..];
         let position = file
             .header
             .position((file.bytes.len() - BATCH_HEADER_BYTES) as u64);
         assert_eq!(seal[8..16], position.get().to_le_bytes());
-        assert_eq!(seal[16..24], position.get().to_le_bytes(), "all is synced");
+        assert_eq!(
+            seal[16..24],
+            position.get().to_le_bytes(),
+            "some bytes are not synced"
+        );
     }
 }
 
@@ -276,7 +297,7 @@ fn actions() -> impl Strategy<Value = Vec<Action>> {
 
 proptest! {
     #[test]
-    fn the_files_hold_what_was_pushed(
+    fn the_files_contain_what_was_pushed(
         (durability, writes_through) in prop::sample::select(vec![
             (Durability::Always, false),
             (Durability::Always, true),

@@ -6,15 +6,17 @@ use super::*;
 /// Returns a segment whose first batch has a value of `before_bytes` bytes, and whose last batch
 /// has a long record between two short ones. It is preallocated with zeros.
 fn filled_sample(before_bytes: usize) -> Built {
-    let before = op(1, &"b".repeat(before_bytes));
-    let last = [op(2, "true"), op(3, &"v".repeat(1300)), op(4, "0")];
-    let mut built = build(&[(vec![before], true), (last.to_vec(), false)]);
+    let before = op(1, &"b".repeat(before_bytes + 1));
+    let mut last = others();
+    last.extend([op(2, "true"), op(3, &"v".repeat(1000)), op(4, "0")]);
+    last.extend(others());
+    let mut built = build(&[(vec![before], true), (last, false)]);
     built.bytes.resize(8 * SECTOR_BYTES, 0);
     built
 }
 
 #[test]
-fn a_flipped_bit_in_a_last_batch_is_damage_wherever_the_sectors_begin() {
+fn a_flipped_bit_in_the_last_batch_is_damage_at_any_sector_alignment() {
     for before_bytes in 0..SECTOR_BYTES {
         let built = filled_sample(before_bytes);
         let (start, end) = (built.batch_starts[1], built.ends.last().copied().unwrap());
@@ -48,7 +50,7 @@ fn a_flipped_bit_in_a_last_batch_is_damage_wherever_the_sectors_begin() {
 }
 
 #[test]
-fn any_sectors_of_a_last_batch_are_missing_and_it_is_torn() {
+fn a_last_batch_with_any_missing_sectors_is_torn() {
     for before_bytes in 0..SECTOR_BYTES {
         let built = filled_sample(before_bytes);
         let (start, end) = (built.batch_starts[1], built.ends.last().copied().unwrap());
@@ -68,13 +70,13 @@ fn any_sectors_of_a_last_batch_are_missing_and_it_is_torn() {
 }
 
 #[test]
-fn a_flipped_bit_in_the_zeros_right_behind_the_last_batch_is_damage_and_later_ones_are_cut_off() {
+fn a_flipped_bit_right_after_the_last_batch_is_damage_and_later_ones_are_truncated() {
     let built = filled_sample(0);
     let end = built.ends.last().copied().unwrap();
     for at in end..built.bytes.len() {
         let mut bytes = built.bytes.clone();
         bytes[at] ^= 1;
         let is_in_header = at < end + BATCH_HEADER_BYTES;
-        assert_eq!(is_torn(&bytes), !is_in_header, "byte {at} behind {end}");
+        assert_eq!(is_torn(&bytes), !is_in_header, "byte {at} after {end}");
     }
 }

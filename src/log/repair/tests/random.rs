@@ -93,7 +93,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 
     #[test]
-    fn a_repair_keeps_what_is_whole_and_loses_no_file(
+    fn a_repair_keeps_intact_data_and_loses_no_file(
         rounds in rounds(),
         damages in prop::collection::vec(Damage::any(), 1..4),
     ) {

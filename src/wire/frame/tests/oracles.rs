@@ -209,7 +209,7 @@ fn by_tungstenite(stream: Vec<u8>, role: Role) -> Vec<Said> {
             Message::Close(close) => {
                 Said::Close(close.map(|close| (close.code.into(), close.reason.as_str().into())))
             }
-            Message::Frame(_) => unreachable!("read returns whole messages"),
+            Message::Frame(_) => unreachable!("read returned part of a message"),
         });
     }
     said
@@ -217,7 +217,7 @@ fn by_tungstenite(stream: Vec<u8>, role: Role) -> Vec<Said> {
 
 proptest! {
     #[test]
-    fn the_decoder_is_the_model(
+    fn the_decoder_agrees_with_the_model(
         frames in prop::collection::vec(any_frame(), 0..8),
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..2),
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
@@ -234,8 +234,8 @@ proptest! {
             cuts.into_iter().map(|cut| cut.index(stream.len() + 1)).collect();
         cuts.sort_unstable();
         let (said, error, taken) = run(&stream, &cuts, bytes_max);
-        let told = (said.clone(), error.map(|error| error.close_code()));
-        prop_assert_eq!(told, model(&stream, bytes_max));
+        let actual = (said.clone(), error.map(|error| error.close_code()));
+        prop_assert_eq!(actual, model(&stream, bytes_max));
         prop_assert_eq!((said, error, taken), run(&stream, &[], bytes_max));
     }
 
@@ -246,7 +246,7 @@ proptest! {
     }
 
     #[test]
-    fn tungstenite_reads_the_same(
+    fn tungstenite_decodes_the_same_messages(
         frames in good_stream(),
         code in 3000_u16..5000,
         reason in "[a-z€]{0,30}",
@@ -284,7 +284,7 @@ proptest! {
     }
 
     #[test]
-    fn unmask_is_the_plain_loop(
+    fn unmask_matches_the_naive_loop(
         mut bytes in prop::collection::vec(any::<u8>(), 0..100),
         mask in any::<[u8; 4]>(),
     ) {

@@ -102,7 +102,7 @@ fn two_tokens_must_not_differ() {
     }
 }
 
-/// P104 to P107.
+/// P104, P105, P106, P107.
 #[test]
 fn parameters() {
     let none = Parameters::default();

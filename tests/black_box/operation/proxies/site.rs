@@ -67,7 +67,7 @@ impl Network {
 
 /// Replaces a part of the text, which must contain it.
 pub fn put(text: &str, old: &str, new: &str) -> String {
-    assert!(text.contains(old), "the file has {old:?} in it");
+    assert!(text.contains(old), "the file does not contain {old:?}");
     text.replace(old, new)
 }
 
@@ -84,8 +84,8 @@ impl Drop for Proxy {
         let asked = kill_process(Pid::from_child(&self.child), Signal::TERM);
         let ended = self.child.wait();
         if !std::thread::panicking() {
-            asked.unwrap_or_else(|error| panic!("{:?} has ended before ({error})", self.kind));
-            ended.expect("the child is ours");
+            asked.unwrap_or_else(|error| panic!("{:?} has already exited ({error})", self.kind));
+            ended.expect("the child has not been reaped");
         }
     }
 }
@@ -124,7 +124,7 @@ impl Site {
         }
         let network = Network::new();
         let folder = TempDir::new().expect("a temporary folder");
-        std::fs::create_dir(folder.path().join("log")).expect("a folder can be made");
+        std::fs::create_dir(folder.path().join("log")).expect("the folder can be created");
         make_certificate(folder.path());
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let door = listener.local_addr().expect("a bound socket");
@@ -134,7 +134,7 @@ impl Site {
             kind,
             network,
             nodes: Vec::new(),
-            config: std::fs::read_to_string(kind.shipped_file()).expect("the file is there"),
+            config: std::fs::read_to_string(kind.shipped_file()).expect("the file exists"),
             proxy: None,
             door,
             way_in: tokio::spawn(let_in(listener, proxy_addr, certificate)),
@@ -159,7 +159,7 @@ impl Site {
     }
 
     fn node_host(&self, number: usize) -> Ipv4Addr {
-        let number = u32::try_from(number).expect("a few servers");
+        let number = u32::try_from(number).expect("the number of servers is small");
         self.network.host(11 + number)
     }
 
@@ -176,7 +176,7 @@ impl Site {
             config = put(&config, &name, &format!("{}:8080", self.node_host(number)));
         }
         let file = path(self.kind.name());
-        let mut command = Command::new(program(self.kind.name()).expect("it was there"));
+        let mut command = Command::new(program(self.kind.name()).expect("the program was found"));
         match self.kind {
             Kind::Haproxy => {
                 config = put(&config, "/etc/haproxy/etherply.pem", &path("etherply.pem"));
@@ -196,18 +196,18 @@ impl Site {
                 command.args(["-p", &path(""), "-c", &file, "-g", "daemon off;"]);
             }
         }
-        std::fs::write(&file, config).expect("a file can be written");
-        let log = std::fs::File::create(path("log/output")).expect("a file can be made");
-        let errors = log.try_clone().expect("a file has two handles");
+        std::fs::write(&file, config).expect("the file can be written");
+        let log = std::fs::File::create(path("log/output")).expect("the file can be created");
+        let errors = log.try_clone().expect("the file handle can be cloned");
         let child = command
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(errors)
             .spawn();
-        let mut child = child.expect("the proxy starts");
-        eventually("the proxy takes connections", async || {
-            let ended = child.try_wait().expect("the child is ours");
-            assert!(ended.is_none(), "the proxy has ended: {}", self.logs());
+        let mut child = child.expect("the proxy can be started");
+        eventually("the proxy accepts connections", async || {
+            let ended = child.try_wait().expect("the child has not been reaped");
+            assert!(ended.is_none(), "the proxy exited: {}", self.logs());
             TcpStream::connect(&proxy_addr).await.ok()
         })
         .await;
@@ -281,14 +281,16 @@ fn make_certificate(folder: &Path) {
         .args(["-keyout", "etherply.key", "-out", "etherply.crt"])
         .current_dir(folder)
         .output();
-    let made = made.expect("openssl runs");
+    let made = made.expect("openssl can be run");
     assert!(
         made.status.success(),
-        "openssl makes a certificate: {made:?}"
+        "openssl made no certificate: {made:?}"
     );
-    let read = |name: &str| std::fs::read_to_string(folder.join(name)).expect("openssl made it");
+    let read = |name: &str| {
+        std::fs::read_to_string(folder.join(name)).expect("the certificate can be read")
+    };
     let both = read("etherply.key") + &read("etherply.crt");
-    std::fs::write(folder.join("etherply.pem"), both).expect("a file can be written");
+    std::fs::write(folder.join("etherply.pem"), both).expect("the file can be written");
 }
 
 /// Connects every accepted connection to the proxy over TLS, through an `openssl` process that
@@ -306,7 +308,7 @@ async fn let_in(listener: TcpListener, proxy_addr: String, certificate: PathBuf)
             .stderr(Stdio::null())
             .kill_on_drop(true)
             .spawn();
-        let mut child = child.expect("openssl runs");
+        let mut child = child.expect("openssl can be run");
         tokio::spawn(async move {
             let mut to_proxy = child.stdin.take().expect("stdin is piped");
             let mut from_proxy = child.stdout.take().expect("stdout is piped");

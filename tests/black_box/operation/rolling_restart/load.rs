@@ -95,9 +95,15 @@ impl Load {
 
     /// Waits until the readers have received `count` more ops.
     pub async fn until_more_is_shown(&self, count: usize) {
-        let shown_count = || self.shared.shown.lock().expect("no client panics").len();
+        let shown_count = || {
+            self.shared
+                .shown
+                .lock()
+                .expect("no client task panics")
+                .len()
+        };
         let goal = shown_count() + count;
-        eventually("the readers are shown more ops", async || {
+        eventually("the readers receive more ops", async || {
             (shown_count() >= goal).then_some(())
         })
         .await;
@@ -106,7 +112,7 @@ impl Load {
     /// Waits until each client has been let in once more.
     pub async fn until_all_are_back(&self, let_in_before: u64) {
         let clients_count = (self.writers.len() + self.readers.len()) as u64;
-        eventually("all clients are back", async || {
+        eventually("all clients are reconnected", async || {
             let let_in = self.tally.let_in.load(Relaxed);
             (let_in >= let_in_before + clients_count).then_some(())
         })
@@ -118,17 +124,17 @@ impl Load {
         self.shared.is_ending.store(true, Relaxed);
         let mut written = Vec::new();
         for writer in self.writers {
-            let count = within("a writer's last op is shown", writer).await;
-            written.push(count.expect("no client panics"));
+            let count = within("a writer's last op to be delivered", writer).await;
+            written.push(count.expect("no client task panics"));
         }
         for reader in self.readers {
             reader.abort();
             assert!(
                 reader.await.is_err_and(|error| error.is_cancelled()),
-                "no reader panics"
+                "no reader task panics"
             );
         }
-        let shown = std::mem::take(&mut *self.shared.shown.lock().expect("no client panics"));
+        let shown = std::mem::take(&mut *self.shared.shown.lock().expect("no client task panics"));
         Ledger {
             shown,
             written,
@@ -149,7 +155,7 @@ impl Ledger {
             assert_eq!(states[*room].get(key), Some(value), "{key} of room {room}");
         }
         for (writer, count) in self.written.iter().enumerate() {
-            assert!(*count > 0, "writer {writer} has written");
+            assert!(*count > 0, "writer {writer} wrote nothing");
             for number in 1..=*count {
                 let (key, value) = (key_of(writer, number), json!(number));
                 let held = states[writer % ROOMS].get(&key);
@@ -214,10 +220,10 @@ impl Shared {
         }
     }
 
-    fn show(&self, room: usize, key: &str, value: &Value) {
-        let mut shown = self.shown.lock().expect("no client panics");
+    fn record(&self, room: usize, key: &str, value: &Value) {
+        let mut shown = self.shown.lock().expect("no client task panics");
         shown.insert((room, key.to_owned()), value.clone());
-        let (writer, number) = key.split_once(' ').expect("a key of this test");
+        let (writer, number) = key.split_once(' ').expect("the key belongs to this test");
         let writer: usize = writer.parse().expect("a number");
         let number: u64 = number.parse().expect("a number");
         self.newest[writer].send_if_modified(|newest| {
@@ -227,9 +233,9 @@ impl Shared {
         });
     }
 
-    fn show_all(&self, room: usize, state: &Map<String, Value>) {
+    fn record_all(&self, room: usize, state: &Map<String, Value>) {
         for (key, value) in state {
-            self.show(room, key, value);
+            self.record(room, key, value);
         }
     }
 }
@@ -237,12 +243,13 @@ impl Shared {
 async fn read(shared: Arc<Shared>, room: usize) {
     loop {
         let mut client = shared.connect(room).await;
-        shared.show_all(room, &client.init);
+        shared.record_all(room, &client.init);
         loop {
             match client.event().await {
                 Event::Text(text) => {
-                    let op = Op::parse(&text).unwrap_or_else(|| panic!("no op is refused: {text}"));
-                    shared.show(room, &op.key, &op.value);
+                    let op =
+                        Op::parse(&text).unwrap_or_else(|| panic!("an op was refused: {text}"));
+                    shared.record(room, &op.key, &op.value);
                 }
                 other => {
                     shared.ended(&other);
@@ -272,7 +279,7 @@ async fn write(shared: Arc<Shared>, writer: usize) -> u64 {
                     client = shared.connect(room).await;
                     is_sent = false;
                 },
-                changed = newest.changed() => changed.expect("the sender is shared"),
+                changed = newest.changed() => changed.expect("the sender is alive"),
             }
         }
     }

@@ -1,8 +1,12 @@
 //! A second reader of the log's format, written from the byte tables in `src/log/record.rs` alone.
 
 pub const SEGMENT_HEADER_BYTES: usize = 64;
+/// The batch of the generation's record, which a shard writes at each start before any op.
+pub const GENERATION: usize = 0;
+/// The batch of the first op.
+pub const FIRST_OPS: usize = 1;
 const BATCH_HEADER_BYTES: usize = 28;
-const TEXTS_AT: usize = 29;
+const EXTRA_AT: usize = 29;
 
 const SEGMENT_FIELDS: &[(&str, usize)] = &[
     ("magic", 0),
@@ -30,7 +34,15 @@ const RECORD_FIELDS: &[(&str, usize)] = &[
     ("workspace id bytes", 24),
     ("key bytes", 26),
     ("kind", 28),
-    ("workspace id", TEXTS_AT),
+];
+
+/// The kinds of records, each with the length of its extra field and whether it is an op.
+const RECORD_KINDS: &[(u8, usize, bool)] = &[
+    (1, 0, true),
+    (2, 8, true),
+    (3, 8, true),
+    (4, 8, false),
+    (5, 12, false),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +60,9 @@ pub struct Unit {
     pub end: usize,
     /// The name and the first offset of each field.
     pub fields: Vec<(&'static str, usize)>,
-    /// The number of records that precede it.
+    /// Whether it is the record of an op.
+    is_op: bool,
+    /// The ops in front of it.
     pub ops_before: usize,
     /// The batch that contains it, counted from zero.
     pub batch: usize,
@@ -62,6 +76,7 @@ impl Unit {
             start,
             end: start + len,
             fields: fields.collect(),
+            is_op: false,
             ops_before: 0,
             batch: 0,
         }
@@ -70,7 +85,7 @@ impl Unit {
     pub fn field(&self, name: &str) -> usize {
         let field = self.fields.iter().find(|(known, _)| *known == name);
         field
-            .unwrap_or_else(|| panic!("{name} is a field of {self:?}"))
+            .unwrap_or_else(|| panic!("{name} is not a field of {self:?}"))
             .1
     }
 }
@@ -97,7 +112,7 @@ impl Layout {
         };
         let mut at = SEGMENT_HEADER_BYTES;
         while bytes[at..].iter().any(|byte| *byte != 0) {
-            assert_eq!(&bytes[at..at + 4], b"\xFFEPB", "a batch begins at {at}");
+            assert_eq!(&bytes[at..at + 4], b"\xFFEPB", "no batch starts at {at}");
             layout.push(Unit::new(
                 Kind::BatchHeader,
                 at,
@@ -109,13 +124,26 @@ impl Layout {
             while at < batch_end {
                 let len = u32_at(bytes, at + 4);
                 let mut record = Unit::new(Kind::Record, at, len, RECORD_FIELDS);
-                let key = at + TEXTS_AT + u16_at(bytes, at + 24);
-                record.fields.push(("key", key));
-                record.fields.push(("value", key + u16_at(bytes, at + 26)));
+                let kind = RECORD_KINDS.iter().find(|kind| kind.0 == bytes[at + 28]);
+                let (_, extra_bytes, is_op) = *kind.expect("the kind is known");
+                record.is_op = is_op;
+                let workspace = at + EXTRA_AT + extra_bytes;
+                let key = workspace + u16_at(bytes, at + 24);
+                let value = key + u16_at(bytes, at + 26);
+                let ends = [workspace, key, value, at + len];
+                let names = ["extra", "workspace id", "key", "value"];
+                let mut start = at + EXTRA_AT;
+                // An empty field has no byte to damage.
+                for (name, end) in names.into_iter().zip(ends) {
+                    if start < end {
+                        record.fields.push((name, start));
+                    }
+                    start = end;
+                }
                 layout.push(record);
                 at += len;
             }
-            assert_eq!(at, batch_end, "the records fill their batch");
+            assert_eq!(at, batch_end, "the records do not fill their batch");
             layout.batches_count += 1;
         }
         layout.len = at;
@@ -125,7 +153,7 @@ impl Layout {
     fn push(&mut self, mut unit: Unit) {
         unit.batch = self.batches_count;
         unit.ops_before = self.ops_count;
-        self.ops_count += usize::from(unit.kind == Kind::Record);
+        self.ops_count += usize::from(unit.is_op);
         self.units.push(unit);
     }
 
@@ -133,28 +161,37 @@ impl Layout {
     pub fn unit_at(&self, offset: usize) -> &Unit {
         let holds = |unit: &&Unit| (unit.start..unit.end).contains(&offset);
         let unit = self.units.iter().find(holds);
-        unit.unwrap_or_else(|| panic!("{offset} is in the segment"))
+        unit.unwrap_or_else(|| panic!("offset {offset} is not in the segment"))
     }
 
     /// Returns the header of a batch.
     pub fn batch(&self, batch: usize) -> &Unit {
         let units = &mut self.units.iter();
         let unit = units.find(|unit| unit.kind == Kind::BatchHeader && unit.batch == batch);
-        unit.expect("there is such a batch")
+        unit.expect("the batch exists")
     }
 
     /// Returns the record of an op.
     pub fn record(&self, op: usize) -> &Unit {
         let units = &mut self.units.iter();
-        let unit = units.find(|unit| unit.kind == Kind::Record && unit.ops_before == op);
+        let unit = units.find(|unit| unit.is_op && unit.ops_before == op);
         unit.expect("there is such an op")
+    }
+
+    /// Returns the record of the generation, which precedes the ops.
+    pub fn generation(&self) -> &Unit {
+        let units = &mut self.units.iter();
+        let unit = units.find(|unit| unit.kind == Kind::Record);
+        let generation = unit.expect("a shard logs its generation first");
+        assert!(!generation.is_op, "the first record is an op");
+        generation
     }
 
     /// Returns the range of a batch, including its records.
     pub fn range(&self, batch: usize) -> std::ops::Range<usize> {
         let in_batch = |unit: &&Unit| unit.kind != Kind::SegmentHeader && unit.batch == batch;
         let last = self.units.iter().rfind(in_batch);
-        self.batch(batch).start..last.expect("there is such a batch").end
+        self.batch(batch).start..last.expect("the batch exists").end
     }
 }
 
@@ -180,7 +217,7 @@ pub fn reseal(bytes: &mut [u8], layout: &Layout) {
 
 fn u32_at(bytes: &[u8], at: usize) -> usize {
     let field = bytes[at..at + 4].try_into().expect("four bytes");
-    usize::try_from(u32::from_le_bytes(field)).expect("a small number")
+    usize::try_from(u32::from_le_bytes(field)).expect("the number is small")
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> usize {

@@ -119,7 +119,7 @@ fn free_space() {
 }
 
 #[test]
-fn the_time_of_a_sync() {
+fn sync_duration() {
     check_rows(
         "fdatasync",
         &[
@@ -179,6 +179,6 @@ fn the_time_of_a_sync() {
     assert_eq!(
         finding(&facts, "fdatasync").verdict,
         Severity::Ok,
-        "the file system in memory is reported once"
+        "tmpfs is not reported exactly once"
     );
 }

@@ -8,7 +8,7 @@ use crate::command::doctor::finding::Severity;
 use crate::io::ring::locked_bytes;
 
 #[test]
-fn a_release_has_two_numbers() {
+fn a_kernel_release_is_parsed_into_two_numbers() {
     for (release, expected) in [
         ("6.18.44-fc-v669", (6, 18)),
         ("5.10.0-28-amd64", (5, 10)),
@@ -44,7 +44,7 @@ fn the_kernel() {
 }
 
 #[test]
-fn a_ring_that_works() {
+fn a_working_ring() {
     check_rows(
         "io_uring",
         &[
@@ -68,7 +68,7 @@ fn a_ring_that_works() {
 }
 
 #[test]
-fn before_linux_5_19_receives_poll_first() {
+fn receives_poll_first_before_linux_5_19() {
     for (release, polls) in [("5.18.19", true), ("5.19.0", false), ("5.10.0", true)] {
         let mut facts = good();
         facts.kernel.release = release.into();

@@ -6,7 +6,7 @@ use crate::command::doctor::facts::Port;
 use crate::command::doctor::finding::Severity;
 
 #[test]
-fn open_files_are_counted_as_the_server_does() {
+fn open_files_are_counted_as_in_the_server() {
     check_rows(
         "open files",
         &[

@@ -48,28 +48,28 @@ fn unread_states_make_room_for_others() {
     for (taken, answers_s) in [(0, [0.0, 1.9, 2.1]), (50, [0.0, 1.9, 2.1])] {
         let mut rig = rooms(4, 3.5);
         let joined = ask(&mut rig, &head("r0", None));
-        let looked = ask(&mut rig, &look("/v1/workspaces/r1"));
+        let http_reader = ask(&mut rig, &look("/v1/workspaces/r1"));
         let other = ask(&mut rig, &head("r2", None));
-        let mut told = Vec::new();
+        let mut statuses = Vec::new();
         for at_s in answers_s {
             rig.sleep_until(at_s);
             if taken > 0 {
-                for place in [joined, looked, other] {
+                for place in [joined, http_reader, other] {
                     if let Some(spans) = rig.peers[place].client.sending.take() {
                         rig.end_send_with(place, spans, Some(taken));
                     }
                 }
             }
-            told.push(answer(&mut rig, 3));
+            statuses.push(answer(&mut rig, 3));
         }
-        assert_eq!(told, ["503", "503", "101"], "{taken}");
+        assert_eq!(statuses, ["503", "503", "101"], "{taken}");
         let counters = rig.shard.counters();
         assert_eq!(
             (counters.given_up_states, counters.refused_snapshot_bytes),
             (1, 2)
         );
         // Only as many clients are closed as necessary, and they are closed immediately.
-        let gone = [joined, looked, other].map(|place| rig.peers[place].client.closed);
+        let gone = [joined, http_reader, other].map(|place| rig.peers[place].client.closed);
         assert_eq!(gone.iter().filter(|gone| **gone).count(), 1, "{gone:?}");
         rig.shard.invariants();
         assert!(
@@ -81,7 +81,7 @@ fn unread_states_make_room_for_others() {
 }
 
 #[test]
-fn a_state_that_one_client_reads_at_its_pace_stays() {
+fn a_state_that_one_client_reads_fast_enough_is_kept() {
     let mut rig = rooms(3, 2.5);
     let slow = ask(&mut rig, &head("r0", None));
     let (fast, stale) = (
@@ -96,7 +96,10 @@ fn a_state_that_one_client_reads_at_its_pace_stays() {
         rig.run();
     }
     assert_eq!(answer(&mut rig, 2), "101");
-    assert!(rig.peers[stale].client.closed, "the other one is given up");
+    assert!(
+        rig.peers[stale].client.closed,
+        "the stale transfer is still open"
+    );
     assert!(is_open(&mut rig, slow) && is_open(&mut rig, fast));
     for place in [slow, fast] {
         rig.peers[place].reads = true;
@@ -127,7 +130,7 @@ fn an_evicted_state_is_sent_to_no_other_client() {
 }
 
 #[test]
-fn nothing_is_given_up_in_vain() {
+fn nothing_is_evicted_unnecessarily() {
     // One client is slow, two are not, and there is no room for the states of all three.
     let mut rig = rooms(3, 2.9);
     let slow = ask(&mut rig, &head("r0", None));
@@ -136,7 +139,11 @@ fn nothing_is_given_up_in_vain() {
     let client = ask(&mut rig, &look("/v1/workspaces/r2"));
     rig.peers[client].reads = true;
     rig.run();
-    assert_eq!(rig.seen(client), ["200", "gone"], "one of them was enough");
+    assert_eq!(
+        rig.seen(client),
+        ["200", "gone"],
+        "more than one transfer was evicted"
+    );
     assert!(rig.peers[slow].client.closed && is_open(&mut rig, fresh));
     let again = ask(&mut rig, &head("r0", None));
     let refused = ask(&mut rig, &head("r2", None));
