@@ -232,7 +232,7 @@ impl Commit {
             record::begin_batch(&mut self.filling);
         }
         record::push_op(&mut self.filling, op);
-        self.filling_ops += 1;
+        self.filling_ops += u64::from(op.change.is_op());
         self.end_position()
     }
 
@@ -312,8 +312,8 @@ impl Commit {
         self.has_ops().then_some(self.oldest_us)
     }
 
-    /// Returns the number of ops in the last batch handed to a write, and resets it to 0. Used for
-    /// the metrics.
+    /// Returns the number of writes and deletes in the last batch handed to a write, and resets it
+    /// to 0. Used for the metrics.
     pub fn take_group(&mut self) -> u64 {
         std::mem::take(&mut self.group_ops)
     }

@@ -1,5 +1,5 @@
 //! Sending the state to a client of version 2, part by part: when it joins, when it resumes, and
-//! when it has fallen behind (P130 to P146).
+//! when it has fallen behind (P130 to P143).
 //!
 //! In all three cases the client is owed the entries after some seq, in the order of their last
 //! change: after 0 if it joins. Each part is encoded when its socket has taken the one before it,

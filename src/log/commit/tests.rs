@@ -1,6 +1,7 @@
 //! Group commit: tables of scripts and their expected outcomes.
 
 use super::*;
+use crate::generation::Generation;
 use crate::log::record::{Change, LoggedOp, SegmentHeader};
 use crate::seq::Seq;
 
@@ -417,5 +418,38 @@ fn a_batch_is_full_at_the_configured_size_even_after_a_failure() {
         commit.push(&op(&"9".repeat(100), 1), 0);
         assert!(commit.is_full());
         commit.fail();
+    }
+}
+
+/// A floor and a generation are logged, but are no ops to a user who reads the metrics.
+#[test]
+fn only_writes_and_deletes_count_as_ops() {
+    let with = |key, change| LoggedOp {
+        key,
+        change,
+        ..op("", 2)
+    };
+    let generation = LoggedOp {
+        workspace: "",
+        ..with(
+            "3",
+            Change::Generation {
+                id: Generation::new(7),
+                shards: 4,
+            },
+        )
+    };
+    let dropped_seq = Seq::new(1);
+    let cases = [
+        (generation, 0),
+        (with("", Change::Floor { dropped_seq }), 0),
+        (with("k", Change::Delete { deleted_at_us: 5 }), 1),
+        (op("1", 2), 1),
+    ];
+    for (op, ops_count) in cases {
+        let mut commit = Commit::new(Durability::Always, INTERVAL_US, segment(1, 0), 0);
+        commit.push(&op, 0);
+        assert!(matches!(commit.start(0), Some(LogStep::Write { .. })));
+        assert_eq!(commit.take_group(), ops_count, "{op:?}");
     }
 }
