@@ -150,6 +150,9 @@ pub struct Shard {
     presence_queue: PresenceQueue,
     /// The presence message that is being encoded, whose memory is reused.
     presence_frame: PresenceFrame,
+    /// The number from which the ids of connections are counted: the Unix time of this start, in
+    /// microseconds, so that a connection of an earlier start never has the id of a later one.
+    first_connection: u64,
     /// The shard's time when the current turn, or the current input, began.
     turn_us: u64,
     drain: Drain,
@@ -211,6 +214,7 @@ impl Shard {
             outputs: VecDeque::new(),
             presence_queue: PresenceQueue::default(),
             presence_frame: PresenceFrame::new(),
+            first_connection: clock.unix_us,
             turn_us: clock.now_us,
             drain: Drain::No,
             absence: Absence::default(),
@@ -220,7 +224,8 @@ impl Shard {
     /// Starts serving a state and continuing its log.
     fn open(&mut self, state: RestoredState, clock: Clock) {
         let live_bytes = state.workspaces.iter().map(Workspace::log_bytes).sum();
-        self.generations.begin(&state);
+        let is_durable = self.config.durability == Durability::Always;
+        self.generations.begin(&state, is_durable);
         let ShardConfig { shard, shards, .. } = self.config;
         let record = self.generations.record(shard, shards);
         self.log

@@ -152,7 +152,8 @@ impl RecoveryReport {
 ///    may have written them to another folder. Each start has a number above all that came before,
 ///    so it is not later if its number is less.
 ///
-/// A repair that loses ops records a generation of 0 shards, in which no client ever was, with a
+/// A server that sends ops before they are durable records a generation of 0 shards, which is not
+/// continued. A repair that loses ops records one, too, in which no client ever was, with a
 /// number above all others: nothing continues from before it.
 #[must_use]
 pub fn previous_generation(

@@ -137,7 +137,7 @@ impl Shard {
         };
         let version = session.version;
         let peer = session.v2.take().filter(|v2| v2.is_peer);
-        let peer = peer.map(|_| session.number);
+        let peer = peer.map(|v2| v2.connection);
         self.sessions.enter(id, State::Closing);
         if let Some(connection) = peer {
             self.leave_peers(room_id, connection);

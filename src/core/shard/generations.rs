@@ -46,11 +46,18 @@ pub(super) struct Generations {
     previous: Option<Generation>,
     /// The number of the current generation, which is greater than those before it in the log.
     number: u64,
+    /// Whether each op is durable before it is sent.
+    is_durable: bool,
 }
 
 impl Generations {
-    /// Begins the generation of a state that was read from the log.
-    pub fn begin(&mut self, state: &RestoredState) {
+    /// Begins the generation of a state that was read from the log, which may be continued later
+    /// only if `is_durable`.
+    ///
+    /// If ops are sent before they are durable, a crash may take some of them back. A part of a
+    /// state that was sent before leaves out an entry that such an op had replaced, and whoever
+    /// resumes from that part is not sent the entry either. So no client resumes then.
+    pub fn begin(&mut self, state: &RestoredState, is_durable: bool) {
         let LoggedGenerations {
             last_number,
             previous,
@@ -60,8 +67,9 @@ impl Generations {
         });
         *self = Self {
             current: Some(state.generation),
-            previous,
+            previous: previous.filter(|_| is_durable),
             number: last_number + 1,
+            is_durable,
         };
     }
 
@@ -76,7 +84,8 @@ impl Generations {
             key: shard.to_string().into(),
             number: self.number,
             id: self.current(),
-            shards,
+            // No later start continues a generation of 0 shards.
+            shards: if self.is_durable { shards } else { 0 },
         }
     }
 

@@ -33,7 +33,7 @@ impl Shard {
         let v2 = session.v2_mut();
         v2.is_peer = true;
         let peer = NewPeer {
-            connection: session.number,
+            connection: session.v2().connection,
             slot: id.slot,
             user: session.v2().user.as_ref().map(Rc::clone),
             replaces: request.replaces,
@@ -73,7 +73,7 @@ impl Shard {
     ) {
         let session = &self.sessions[id];
         if session.v2().is_peer {
-            let connection = session.number;
+            let connection = session.v2().connection;
             let room_id = session.room().expect("only a member is a peer");
             let presence = self.rooms[room_id].presence.as_mut();
             let peers = presence.and_then(|presence| presence.peers_mut());
@@ -92,7 +92,7 @@ impl Shard {
     pub(super) fn cast(&mut self, id: SessionId, value: &str, message_id: Option<u64>) {
         let session = &mut self.sessions[id];
         let room_id = session.room().expect("only a member casts");
-        let (from, user) = (session.number, session.v2().user.clone());
+        let (from, user) = (session.v2().connection, session.v2().user.clone());
         let feed = self.rooms[room_id].feed_mut(session.version);
         let bytes = v2::cast_frame_bytes(from, user.as_deref(), value);
         let start = feed.window.end();
@@ -142,9 +142,10 @@ impl Shard {
     /// Appends the presence message that a peer is owed to a send that is about to start.
     pub(super) fn append_presence(&mut self, id: SessionId, spans: &mut Spans) {
         let session = &mut self.sessions[id];
-        let (Some(room_id), connection) = (session.peer_room(), session.number) else {
+        let Some(room_id) = session.peer_room() else {
             return;
         };
+        let connection = session.v2().connection;
         if !session.outbox.may_append(spans) {
             return;
         }
@@ -167,7 +168,7 @@ impl Shard {
     /// Returns the length of the presence message that a session is owed, if it is owed one.
     pub(super) fn owed_presence_bytes(&mut self, id: SessionId) -> Option<usize> {
         let session = &self.sessions[id];
-        let (room_id, connection) = (session.peer_room()?, session.number);
+        let (room_id, connection) = (session.peer_room()?, session.v2().connection);
         self.peers_of(room_id)?.owed_bytes(connection)
     }
 }

@@ -54,10 +54,12 @@ impl Shard {
             .generations
             .welcome_reason(request.resume, Some(&room.workspace));
         let generation = self.generations.current();
+        let first_connection = self.first_connection;
         let session = &mut self.sessions[id];
+        let connection = first_connection + session.number;
         let user: Option<Rc<str>> = request.subject.as_deref().map(Rc::from);
         let welcome = Welcome {
-            connection: session.number,
+            connection,
             user: user.as_deref(),
             generation,
             time_us: clock.unix_us,
@@ -79,6 +81,7 @@ impl Shard {
             _ => Seq::NONE,
         };
         session.v2 = Some(Box::new(Version2 {
+            connection,
             user,
             cutoff: if reason.is_full() { seq } else { Seq::NONE },
             ..Version2::default()

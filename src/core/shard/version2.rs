@@ -8,6 +8,8 @@ use crate::seq::Seq;
 /// The state of a session that speaks version 2.
 #[derive(Debug, Default)]
 pub(crate) struct Version2 {
+    /// The id of its connection, as clients know it.
+    pub connection: u64,
     /// The `sub` of its token.
     pub user: Option<Rc<str>>,
     /// Which of its messages are settled.

@@ -37,7 +37,8 @@ fn welcome_has_what_a_client_needs_to_know() {
             .expect("a generation");
         assert_eq!(generation.len(), 16);
         let expected = json!({"type": "welcome", "payload": {
-            "connection": "2",
+            // Counted from the time of the start, so that no later start repeats it.
+            "connection": (START_UNIX_S * SECOND_US + 2).to_string(),
             "user": "client",
             "generation": generation,
             "time": START_UNIX_S * SECOND_US,
