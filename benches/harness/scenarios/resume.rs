@@ -34,7 +34,7 @@ const JOINS_FULLY: &str = ", full join";
 /// The number of changes that a client has missed when it resumes: 1 % of the state.
 const MISSED: u64 = 1;
 /// 5 GB have to go through the loopback device.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 impl Scenario for Resume {
     fn name(&self) -> &'static str {
