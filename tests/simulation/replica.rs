@@ -155,7 +155,11 @@ impl Replica {
                 for write in writes {
                     self.merge(write);
                 }
-                self.advance(*seq, oracle);
+                // A part may leave out an entry that an op has replaced which is not durable yet.
+                // After a crash, it is then no point to resume from.
+                if oracle.is_always {
+                    self.advance(*seq, oracle);
+                }
             }
             Told::Synced(seq) => {
                 self.held.retain(|_, held| !held.is_unconfirmed);

@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn newer_values_are_shown_and_the_last_one_at_the_end() {
-        let (movers, mut view, mut shown) = (movers(), PeerView::default(), Vec::new());
+        let (movers, mut view, mut seen) = (movers(), PeerView::default(), Vec::new());
         let all = [peer(7, "null"), peer(8, "null")].join(",");
         for (peers, is_current) in [
             (message(&all, r#","all":true"#), false),
@@ -187,11 +187,11 @@ mod tests {
             (message(&peer(7, r#"{"n":3}"#), ""), true),
             (message(&peer(7, r#"{"n":3}"#), ""), true),
         ] {
-            view.take(&peers, &movers, |place, number| shown.push((place, number)))
+            view.take(&peers, &movers, |place, number| seen.push((place, number)))
                 .unwrap();
             assert_eq!(view.is_current(&movers), is_current);
         }
-        assert_eq!((view.count(), shown), (2, vec![(0, 1), (0, 3)]));
+        assert_eq!((view.count(), seen), (2, vec![(0, 1), (0, 3)]));
     }
 
     #[test]

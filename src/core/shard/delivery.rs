@@ -163,7 +163,7 @@ impl Shard {
         match self.sessions[id].version {
             ProtocolVersion::V1 => self.send_conflated(id, clock),
             ProtocolVersion::V2 => {
-                !self.sessions[id].outbox.has_answers() && self.send_state_part(id, clock)
+                !self.sessions[id].outbox.has_answers() && self.send_state_parts(id, clock)
             }
         }
     }

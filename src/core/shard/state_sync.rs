@@ -18,7 +18,8 @@ use crate::core::shard::version2::Version2;
 use crate::core::snapshot::state_chunks::StatePart;
 use crate::core::state::workspace::Workspace;
 use crate::limits::{
-    CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, SESSION_BYTES_SPARED, SHARED_FRAME_BYTES_MIN,
+    CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, SEND_BYTES_MAX, SESSION_BYTES_SPARED,
+    SHARED_FRAME_BYTES_MIN,
 };
 use crate::log::position::LogPosition;
 use crate::seq::Seq;
@@ -95,6 +96,35 @@ impl Shard {
         session.outbox.fall_behind(behind, &mut self.pool);
         // A small state goes out with the welcome, in one send.
         self.send_state_part(id, clock);
+    }
+
+    /// Queues the parts of the state that go out in the next send. Returns false if the client is
+    /// owed no state.
+    ///
+    /// That is one part, and those after it that others were sent too, as far as they fit into a
+    /// send: they cost no memory, and each send saved is one less pass through the ring and the
+    /// kernel.
+    pub(super) fn send_state_parts(&mut self, id: SessionId, clock: Clock) -> bool {
+        let is_owed = self.send_state_part(id, clock);
+        while self.has_shared_part(id) && self.send_state_part(id, clock) {}
+        is_owed
+    }
+
+    /// Returns whether the next part of a session's state is encoded already and fits into the send
+    /// to which the parts before it were queued.
+    fn has_shared_part(&self, id: SessionId) -> bool {
+        let session = &self.sessions[id];
+        let (Some(room_id), Some(behind)) = (session.room(), session.outbox.behind()) else {
+            return false;
+        };
+        let workspace = &self.rooms[room_id].workspace;
+        let cutoff = session.v2().cutoff;
+        let part = self
+            .state_chunks
+            .find(room_id, workspace, behind.since, cutoff);
+        let queued_bytes = session.outbox.waiting_bytes();
+        session.is_open()
+            && part.is_some_and(|part| queued_bytes + part.chunk.len() <= SEND_BYTES_MAX)
     }
 
     /// Queues the next part of the state that a client of version 2 is owed, and `synced` after the
