@@ -28,6 +28,12 @@ struct Run {
 }
 
 impl Run {
+    fn rounds(&mut self, count: u64) {
+        for _ in 0..count {
+            self.round();
+        }
+    }
+
     /// Each writer sends three ops that win, one that was already sent, and one that loses.
     fn round(&mut self) {
         let first_id = self.id;
@@ -75,10 +81,10 @@ fn clients_of_version_2_beside_version_1() {
             id: 0,
             text: Vec::with_capacity(1 << 16),
         };
-        (0..6 * PERIOD).for_each(|_| run.round());
+        run.rounds(6 * PERIOD);
         let before = run.driver.shard.counters().clone();
         let frames = run.driver.members[MEMBERS - 1].counter.frames;
-        let count = allocations(|| (0..PERIOD).for_each(|_| run.round()));
+        let count = allocations(|| run.rounds(PERIOD));
         assert_eq!(count, 0, "{durability:?}: allocations in {PERIOD} rounds");
         let counters = run.driver.shard.counters();
         let winners = 3 * WRITERS as u64 * PERIOD;

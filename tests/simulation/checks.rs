@@ -672,7 +672,7 @@ fn try_recover(
     let opened = DataDirectory::open_on(disk.clone(), PathBuf::from(DATA), [9; 16]);
     let directory = opened.map_err(|error| error.to_string())?;
     let mut found = Found::default();
-    let read = server::recover(&directory, shards, dice, |op| found.visit(op));
+    let read = server::recover(&directory, shards, dice, None, |op| found.visit(op));
     let (_, dealt, _) = read.map_err(|error: RecoveryError| error.to_string())?;
     Ok((dealt, found))
 }

@@ -61,6 +61,8 @@ pub struct Client {
 
     /// It speaks version 2.
     pub is_v2: bool,
+    /// It was being served when its shard failed.
+    pub was_answered: bool,
     /// The copy of the workspace of a client of version 2, until another connection takes it over.
     pub replica: Option<Box<Replica>>,
 
@@ -153,6 +155,7 @@ impl Client {
             sent_bytes: 0,
             read_bytes: 0,
             is_v2: false,
+            was_answered: false,
             replica: None,
             status_wanted: 101,
             status: None,
@@ -195,6 +198,14 @@ impl Client {
             silence_us: 0,
             stalled_us: 0,
         }
+    }
+
+    /// Returns whether its shard has failed and closes it. A request that waited meanwhile is served
+    /// afterwards.
+    pub fn is_cut_off(&self) -> bool {
+        let is_closed = self.told.iter().any(|told| told.1 == Told::Close(1011));
+        let is_ending = !self.is_v2 || self.was_answered || is_closed;
+        self.codes.contains(&1011) && is_ending
     }
 
     pub fn is_gone(&self) -> bool {

@@ -49,6 +49,19 @@ impl SimDisk {
         Self::of(fork, stream)
     }
 
+    /// Replaces the content of the disk, which no process uses, with that of another disk.
+    pub fn restore(&self, other: &Self) {
+        let State {
+            inodes,
+            folders,
+            next_inode,
+            ..
+        } = other.state().clone();
+        let mut state = self.state();
+        (state.inodes, state.folders) = (inodes, folders);
+        state.next_inode = state.next_inode.max(next_inode);
+    }
+
     /// Schedules a copy of the disk to be made within the next `operations` operations.
     pub fn copy_within(&self, operations: usize) {
         let mut state = self.state();

@@ -33,7 +33,7 @@ mod wire;
 mod world;
 
 use journal::Journal;
-use plan::{Coverage, Plan, faults};
+use plan::{Coverage, Plan, Planted, faults};
 use world::World;
 
 /// The number of seeds that each of the fixed tests runs.
@@ -159,6 +159,23 @@ fn seeds_of_the_third_share() {
 #[test]
 fn seeds_of_the_fourth_share() {
     run_share(3);
+}
+
+/// Each planted bug is found by one of the first seeds, none of which fails without it.
+#[test]
+fn planted_bugs_are_found() {
+    for planted in Planted::ALL {
+        let finds = |seed: &u64| {
+            let plan = Plan {
+                planted: Some(planted),
+                ..Plan::new(*seed)
+            };
+            run(plan, Journal::default()).is_err()
+        };
+        let seed = (0..SEEDS_PER_TEST).find(finds);
+        assert!(seed.is_some(), "nothing finds {planted:?}");
+        println!("{planted:?} is found by seed {seed:?}");
+    }
 }
 
 #[test]

@@ -35,7 +35,7 @@ impl Write {
 }
 
 /// The expected content of a workspace.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Model {
     /// The ops that won, in order: the seq of each is its place, counted from 1.
     pub wins: Vec<Write>,

@@ -22,9 +22,10 @@ pub mod faults {
     pub const COMPACTION: u32 = 1 << 7;
     pub const TRIALS: u32 = 1 << 8;
     pub const STOPS: u32 = 1 << 9;
-    pub const ALL: u32 = (1 << 10) - 1;
+    pub const COPIES: u32 = 1 << 10;
+    pub const ALL: u32 = (1 << 11) - 1;
 
-    pub const NAMES: [&str; 10] = [
+    pub const NAMES: [&str; 11] = [
         "power cuts",
         "kills",
         "disk errors",
@@ -35,6 +36,38 @@ pub mod faults {
         "compaction",
         "trial crashes and flipped bits",
         "clean stops",
+        "restored copies of the data directory",
+    ];
+}
+
+/// A bug that the server could have, as it would look from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Planted {
+    /// `saved` comes before the errors that it covers.
+    EarlySaved,
+    /// An op is applied although its `if_timestamp` does not match.
+    IgnoredCondition,
+    /// Each start continues the generation before it.
+    OneGeneration,
+    /// The floor is not read back from the log.
+    LostFloor,
+    /// Of a workspace whose newest tombstone was dropped, the seq is not read back.
+    LostSeq,
+    /// A deleted key is missing from a resumed state.
+    LostDelete,
+    /// A broadcast is lost.
+    LostChange,
+}
+
+impl Planted {
+    pub const ALL: [Self; 7] = [
+        Self::EarlySaved,
+        Self::IgnoredCondition,
+        Self::OneGeneration,
+        Self::LostFloor,
+        Self::LostSeq,
+        Self::LostDelete,
+        Self::LostChange,
     ];
 }
 
@@ -72,6 +105,8 @@ pub struct Plan {
     pub retention_us: u64,
     /// The size of the disk as a percentage of the space that all keys may take.
     pub disk_percent: Option<u64>,
+    /// A bug that the simulation must find.
+    pub planted: Option<Planted>,
     pub error_one_in: usize,
     pub crash_one_in: usize,
     pub limits: Limits,
@@ -131,20 +166,17 @@ impl Plan {
             segments_spared: 1,
             fill_bytes: fill_bytes(seed, durability),
             ping_interval_us: dice.pick(&[SECOND_US, 25 * SECOND_US]),
-            retention_us: WEEK_US,
+            retention_us: Dice::stream(seed, 17).pick(&[
+                SECOND_US / 20,
+                SECOND_US,
+                60 * SECOND_US,
+                WEEK_US,
+            ]),
             disk_percent: Option::None,
+            planted: Option::None,
             error_one_in: dice.pick(&[0, 0, 60, 100, 200]),
             crash_one_in: dice.pick(&[60, 120, 400]),
             limits: limits(seed, kind),
-        };
-        let plan = Self {
-            // Without compaction, dropped tombstones never free space.
-            retention_us: if plan.may(faults::COMPACTION) {
-                WEEK_US
-            } else {
-                Dice::stream(seed, 17).pick(&[SECOND_US, 60 * SECOND_US, 3600 * SECOND_US])
-            },
-            ..plan
         };
         match kind {
             // Full sends, and messages that are longer than one send.
@@ -202,6 +234,8 @@ impl Plan {
                 batch_bytes_max: 2500,
                 segment_bytes_max: 2500,
                 fill_bytes: Option::None,
+                // A deleted key frees space.
+                version2_percent: Dice::stream(seed, 16).pick(&[0, 0, 30]),
                 disk_percent: Some(Dice::stream(seed, 12).pick(&[150, 200, 300])),
                 error_one_in: 0,
                 crash_one_in: 400,
@@ -369,12 +403,13 @@ coverage! {
     joins: 50,
     resumes: 5,
     resumes_elsewhere: 5,
+    resumes_too_old: 1,
     resends: 20,
     parts: 100,
     saved: 200,
     deletes: 100,
     expiries: 20,
-    floors: 20,
+    floors: 5,
     floors_shown: 1,
-    resumes_too_old: 1,
+    copies_restored: 5,
 }

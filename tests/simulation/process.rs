@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use etherply::core::shard::contract::{Input, RestoredState};
 use etherply::core::shard::log_space::LogSize;
+use etherply::generation::Generation;
 use etherply::log::chain::Chain;
 use etherply::log::compaction::{Compaction, CompactionError, Settings};
 use etherply::log::directory::DirectoryError;
@@ -16,7 +17,7 @@ use crate::checks::Found;
 use crate::client::Home;
 use crate::crash::Crash;
 use crate::disk::SimDisk;
-use crate::plan::faults;
+use crate::plan::{Planted, faults};
 use crate::server::{self, Recovered, Server, Stage, rubbish};
 use crate::wire::BATCH_HEADER_BYTES;
 use crate::world::{Doing, World};
@@ -39,8 +40,11 @@ impl World {
         self.journal
             .note(|| format!("a process starts with {shards} shards"));
         let epoch = self.dice.below_u64(u64::MAX);
+        let is_one = self.plan.planted == Some(Planted::OneGeneration);
+        let generation = Generation::new(if is_one { 1 } else { epoch });
         match Server::open(&self.disk, &self.plan, shards, self.clock, epoch) {
-            Ok(server) => {
+            Ok(mut server) => {
+                server.generation = generation;
                 self.server = Some(server);
                 self.coverage.starts += 1;
             }
@@ -134,7 +138,8 @@ impl World {
         let server = self.server.as_ref().expect("the server is running");
         let directory = server.directory.clone();
         let mut found = Found::default();
-        let read = server::recover(&directory, self.shards, &mut self.dice, |op| {
+        let planted = self.plan.planted;
+        let read = server::recover(&directory, self.shards, &mut self.dice, planted, |op| {
             found.visit(op);
         });
         if self.disk.is_dead() {

@@ -30,7 +30,7 @@ use etherply::log::reserve::Reserve;
 use etherply::log::schedule::{DiskRoom, FolderUsage, Schedule};
 
 use crate::disk::SimDisk;
-use crate::plan::{LOW_MARKS, Plan, faults};
+use crate::plan::{LOW_MARKS, Plan, Planted, faults};
 
 pub const DATA: &str = "/data/log";
 pub const PANIC_KEY: &str = "planted";
@@ -345,6 +345,7 @@ pub fn recover(
     directory: &DataDirectory<SimDisk>,
     shards: u32,
     dice: &mut Dice,
+    planted: Option<Planted>,
     mut visit: impl FnMut(&LoggedOp<'_>),
 ) -> Result<(RecoveryReport, Vec<Vec<Workspace>>, Vec<LoggedGenerations>), RecoveryError> {
     let recovery = Recovery::open(directory)?;
@@ -352,6 +353,11 @@ pub fn recover(
     let mut reads: Vec<_> = (0..recovery.folders()).map(|_| None).collect();
     let mut all = Replay::new(HASH_SEED);
     let mut generations = BTreeMap::new();
+    let is_lost = |op: &LoggedOp<'_>| match (planted, op.change) {
+        (Some(Planted::LostFloor), Change::Floor { .. }) => true,
+        (Some(Planted::LostSeq), Change::Floor { .. } | Change::Delete { .. }) => true,
+        _ => false,
+    };
     for place in 0..recovery.folders() {
         let folder = (place + turn) % recovery.folders();
         let mut deal = Replay::new(HASH_SEED);
@@ -359,7 +365,9 @@ pub fn recover(
             folder,
             |op| {
                 visit(op);
-                deal.visit(op);
+                if !is_lost(op) {
+                    deal.visit(op);
+                }
                 note_generation(&mut generations, op);
             },
             |_| {},

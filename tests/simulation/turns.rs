@@ -370,6 +370,13 @@ impl World {
     }
 
     fn note_win(&mut self, workspace: usize, write: Write, expires_at_us: Option<u64>, seq: u64) {
+        self.journal.note(|| {
+            let Write { key, value, .. } = &write;
+            format!(
+                "op {seq} of {:?}: {key} = {value:.20}",
+                WORKSPACES[workspace]
+            )
+        });
         let value = write.value.clone();
         let id_bytes = WORKSPACES[workspace].len();
         let (before_bytes, is_delete) = (self.models[workspace].bytes(id_bytes), write.is_delete());
@@ -381,7 +388,11 @@ impl World {
             .is_some_and(|at_us| at_us <= unix_us);
         let held = model.held(&write.key).map_or(0, |held| held.timestamp);
         let is_expiry = has_expired && is_delete && write.timestamp == held + 1;
-        if let Some(expected) = self.conditions.get(&value).filter(|_| !is_expiry) {
+        if let Some(expected) = self
+            .conditions
+            .get(&(workspace, value.clone()))
+            .filter(|_| !is_expiry)
+        {
             let held = model.held(&write.key).map_or(0, Write::condition);
             assert_eq!(held, *expected, "the condition of {write:?} holds");
         }
@@ -398,11 +409,14 @@ impl World {
             is_delete || after_bytes <= before_bytes.max(bytes_max.unwrap_or(u64::MAX)),
             "{value:.40} grows its workspace to {after_bytes} bytes"
         );
-        let senders = self.senders.get(&value).map_or(&[][..], Vec::as_slice);
+        let clients = &mut self.clients;
+        let mut senders = self.senders.get(&value).cloned().unwrap_or_default();
+        // Clients of two workspaces may make the same delete.
+        senders.retain(|sender| !is_delete || clients[*sender].workspace == workspace);
         assert!(is_expiry || !senders.is_empty(), "nobody sent {value:.40}");
         self.coverage.expiries += u64::from(senders.is_empty());
-        for sender in senders {
-            let client = &mut self.clients[*sender];
+        for sender in &senders {
+            let client = &mut clients[*sender];
             assert_eq!(client.workspace, workspace, "nothing crosses workspaces");
             let at = client.sent.iter().position(|write| write.value == value);
             assert!(at.is_some() || client.is_v2, "it sent it");
@@ -441,6 +455,7 @@ impl World {
                 has_state |= matches!(told, Told::Init(_) | Told::State(_));
                 self.check_send(place, &told);
                 self.clients[place].told.push_back((end, told));
+                self.plant_in_messages(place);
             }
             let is_one = frames == 1 && begins_whole && self.clients[place].stream.is_whole();
             assert!(
@@ -524,6 +539,15 @@ impl World {
                 );
                 self.clients[place].met_pause = true;
             }
+            Told::Close(1012) => {
+                let server = self.server.as_ref();
+                let is_draining = server.is_some_and(|server| server.is_draining);
+                assert!(
+                    client.is_v2 && is_draining,
+                    "client {place}: 1012 is for a drain"
+                );
+                self.clients[place].codes.insert(1012);
+            }
             Told::Close(1001) => {
                 let is_draining = self
                     .server
@@ -579,7 +603,7 @@ impl World {
                 .note(|| format!("client {place} reads {}", brief(&told)));
             let is_kept = self.plan.durability == Durability::Always;
             // An op that was shown before it was written may be lost before it reaches the log.
-            if !is_kept && self.clients[place].codes.contains(&1011) && told.shows_state() {
+            if !is_kept && self.clients[place].is_cut_off() && told.shows_state() {
                 self.clients[place].told.pop_front();
                 continue;
             }
@@ -659,6 +683,7 @@ impl World {
                 || client.judged < client.sent.len()
                 || has_edits;
             client.codes.insert(1011);
+            client.was_answered |= client.sent_bytes > 0;
         }
         let server = self.server.as_mut().expect("the server is running");
         server.had_failure = true;

@@ -4,6 +4,7 @@ use etherply::limits::SECOND_US;
 use etherply::log::commit::Durability;
 
 use crate::model::Write;
+use crate::plan::Planted;
 use crate::replica::{Edit, Oracle, Replica};
 use crate::server::{BEGIN_UNIX_US, token};
 use crate::wire::{self, Told};
@@ -49,6 +50,20 @@ impl World {
         let forgets = self.dice.one_in(if replica.is_full { 2 } else { 8 });
         replica.connect(!forgets);
         Some(replica)
+    }
+
+    /// Copies the data directory, or replaces it with the copy that was made before. The history
+    /// that is replaced becomes the copy, and so it may be continued later, too.
+    pub fn restore_copy(&mut self) {
+        let copy = (self.disk.fork(), self.models.clone());
+        let Some((disk, models)) = self.copy.replace(copy) else {
+            return;
+        };
+        self.journal.note(|| "a copy is restored".to_owned());
+        self.coverage.copies_restored += 1;
+        self.disk.restore(&disk);
+        self.models = models;
+        self.is_sealed = false;
     }
 
     /// Returns the request of a client of version 2.
@@ -101,7 +116,9 @@ impl World {
         self.journal
             .note(|| format!("client {place} sends {edit:?}"));
         if let Some(condition) = edit.if_timestamp {
-            self.conditions.insert(edit.write.value.clone(), condition);
+            let workspace = self.clients[place].workspace;
+            let value = edit.write.value.clone();
+            self.conditions.insert((workspace, value), condition);
         }
         self.coverage.deletes += u64::from(is_delete);
         self.send_edit(place, &edit);
@@ -117,7 +134,11 @@ impl World {
         let senders = self.senders.entry(edit.write.value.clone()).or_default();
         senders.push(place);
         let client = &mut self.clients[place];
-        client.outgoing.extend(wire::edit_frame(edit));
+        let mut sent = edit.clone();
+        if self.plan.planted == Some(Planted::IgnoredCondition) {
+            sent.if_timestamp = None;
+        }
+        client.outgoing.extend(wire::edit_frame(&sent));
         client.messages += 1;
     }
 
@@ -222,6 +243,35 @@ impl World {
                     "client {place}: {edit:?} is saved, and not durable"
                 );
             }
+        }
+    }
+
+    /// Changes what a client reads, if such a bug is planted.
+    pub fn plant_in_messages(&mut self, place: usize) {
+        let told = &mut self.clients[place].told;
+        let Some((_, last)) = told.back() else {
+            return;
+        };
+        match (self.plan.planted, last) {
+            (Some(Planted::EarlySaved), Told::Saved(..)) => {
+                let before = told
+                    .iter()
+                    .position(|told| matches!(told.1, Told::Refused(..)));
+                if let Some(before) = before {
+                    let (end, saved) = told.pop_back().expect("it was just there");
+                    told.insert(before, (told[before].0, saved));
+                    told.back_mut().expect("an error").0 = end;
+                }
+            }
+            (Some(Planted::LostDelete), Told::Part(writes, seq)) => {
+                let kept = writes.iter().filter(|write| !write.is_delete());
+                let part = Told::Part(kept.cloned().collect(), *seq);
+                told.back_mut().expect("it was just there").1 = part;
+            }
+            (Some(Planted::LostChange), Told::Change(_, seq)) if seq % 16 == 0 => {
+                told.pop_back();
+            }
+            _ => {}
         }
     }
 

@@ -37,6 +37,8 @@ pub struct World {
     pub latest_unix_us: u64,
     pub disk: SimDisk,
     pub server: Option<Server>,
+    /// A copy of the data directory, and what it holds.
+    pub copy: Option<(SimDisk, Vec<Model>)>,
     pub clients: Vec<Client>,
     /// The indices of the clients that are not gone.
     pub live: Vec<usize>,
@@ -44,7 +46,7 @@ pub struct World {
     /// The senders of each op, by its value.
     pub senders: BTreeMap<String, Vec<usize>>,
     /// The timestamp that the entry must have for a conditional op to win, by the op's value.
-    pub conditions: BTreeMap<String, u64>,
+    pub conditions: BTreeMap<(usize, String), u64>,
     pub count: u64,
     pub shards: u32,
     pub doing: Doing,
@@ -77,6 +79,7 @@ impl World {
             latest_unix_us: BEGIN_UNIX_US,
             disk,
             server: None,
+            copy: None,
             clients: Vec::new(),
             live: Vec::new(),
             models: (0..plan.workspaces).map(|_| Model::new(may_grow)).collect(),
@@ -193,8 +196,9 @@ impl World {
     }
 
     fn step_without_server(&mut self) {
-        match self.dice.below(4) {
+        match self.dice.below(6) {
             0 if self.plan.may(faults::TRIALS) => self.try_flips(),
+            4 | 5 if self.plan.may(faults::COPIES) && !self.is_calm => self.restore_copy(),
             1 | 2 => self.boot(),
             // An operator finds out why it does not start.
             _ => self.disk.set_full(false),

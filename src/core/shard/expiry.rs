@@ -168,16 +168,19 @@ impl Shard {
         usize::try_from(dropped.count).expect("at most `most`")
     }
 
-    /// Returns the seq after which a member that is behind still has to be sent the tombstones. If
-    /// one of them were dropped before that, the member would keep a deleted key.
+    /// Returns the seq after which a member still has to be sent the tombstones. If one of them were
+    /// dropped before that, the member would keep a deleted key. A member that follows the window
+    /// may still fall behind, so it needs the tombstones of all frames that it was not sent.
     fn tombstones_needed_after(&self, room_id: RoomId) -> Option<Seq> {
-        let members = self.rooms[room_id]
-            .feeds()
-            .flat_map(|(_, feed)| &feed.members);
-        let sessions = members.filter_map(|slot| self.sessions.id_at(*slot));
-        let needed = sessions.filter_map(|id| {
-            let session = &self.sessions[id];
-            let Behind { since, .. } = session.outbox.behind()?;
+        let feeds = self.rooms[room_id].feeds();
+        let members = feeds.flat_map(|(_, feed)| feed.members.iter().map(move |slot| (slot, feed)));
+        let needed = members.filter_map(|(slot, feed)| {
+            let session = &self.sessions[self.sessions.id_at(*slot)?];
+            let Some(Behind { since, .. }) = session.outbox.behind() else {
+                let cursor = session.outbox.cursor();
+                let window = &feed.window;
+                return (cursor < window.end()).then(|| window.seq_at(cursor));
+            };
             // A full state does not list the tombstones that are older than it.
             let cutoff = session.v2.as_ref().map_or(Seq::NONE, |v2| v2.cutoff);
             Some(since.max(cutoff))

@@ -224,6 +224,12 @@ impl Replica {
         }
     }
 
+    fn read_all(&mut self, messages: &[Value]) {
+        for message in messages {
+            self.read(message);
+        }
+    }
+
     fn read(&mut self, message: &Value) {
         let payload = &message["payload"];
         match message["type"].as_str().expect("a type") {
@@ -238,9 +244,11 @@ impl Replica {
                     self.seq = 0;
                 }
             }
-            "state" => entries(payload)
-                .into_iter()
-                .for_each(|change| self.merge(change)),
+            "state" => {
+                for change in entries(payload) {
+                    self.merge(change);
+                }
+            }
             "op" => self.merge(ShownChange::of_op(payload)),
             "synced" => {
                 self.is_synced = true;

@@ -33,8 +33,9 @@ fn a_client_that_fell_behind_receives_state_messages() {
     rig.peers[slow].reads = true;
     rig.run();
     let mut seen: Vec<String> = told(&mut rig, slow);
-    seen.iter_mut()
-        .for_each(|text| *text = text.replace(&value, "_"));
+    for text in &mut seen {
+        *text = text.replace(&value, "_");
+    }
     let first = seen.remove(0);
     assert_eq!(first, "busy=_@10 #2", "what was in flight");
     let state = "state busy=_@15 own=1@21 last=1@22 -before@20 #10";
@@ -51,16 +52,12 @@ fn a_client_that_falls_behind_misses_no_delete() {
     send(&mut rig, writer, 0, &put("k", "1", 1));
     let slow = super::join(&mut rig, "w", "");
     let mut replica = Replica::default();
-    messages(&mut rig, slow)
-        .iter()
-        .for_each(|message| replica.read(message));
+    replica.read_all(&messages(&mut rig, slow));
     let_fall_behind(&mut rig, slow, writer);
     send(&mut rig, writer, 0, &delete("k", 30));
     rig.peers[slow].reads = true;
     rig.run();
-    messages(&mut rig, slow)
-        .iter()
-        .for_each(|message| replica.read(message));
+    replica.read_all(&messages(&mut rig, slow));
     assert_eq!(replica.live().into_keys().collect::<Vec<_>>(), ["busy"]);
     assert!(replica.is_synced && replica.unconfirmed.is_empty());
 }
@@ -118,7 +115,9 @@ fn a_client_may_fall_behind_again_and_again() {
             &put(&format!("k{}", after % 7), &value, after),
         );
         if after % 10 == 0 {
-            (0..4).for_each(|_| _ = rig.read_once(slow));
+            for _ in 0..4 {
+                rig.read_once(slow);
+            }
         }
         for message in messages(&mut rig, slow) {
             synced += usize::from(message["type"] == "synced");

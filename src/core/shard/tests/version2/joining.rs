@@ -183,7 +183,7 @@ fn what_changes_during_the_state_comes_again() {
     send(&mut rig, writer, 0, &put("f", "2", 15));
     let all = messages(&mut rig, client);
     let mut replica = Replica::default();
-    all.iter().for_each(|message| replica.read(message));
+    replica.read_all(&all);
     let short: Vec<String> = all
         .iter()
         .map(|message| brief(&message.to_string()))
@@ -253,7 +253,7 @@ fn no_client_of_version_2_is_refused_for_the_budget_of_states() {
     let value = long(100_000);
     let changes = [("a", Some(value.as_str())), ("b", Some(&value))];
     let mut rig = Rig::with(vec![workspace(&changes)], |config| {
-        config.snapshot_bytes_max = 1000
+        config.snapshot_bytes_max = 1000;
     });
     let slow = rig.accept(false);
     rig.peers[slow].reads = false;

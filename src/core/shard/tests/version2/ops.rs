@@ -104,9 +104,9 @@ fn a_condition_must_hold() {
         for change in [put("k", "2", after), delete("k", after)] {
             let mut rig = Rig::new(|_| ());
             let (one, other) = (joined(&mut rig, "w"), joined(&mut rig, "w"));
-            before
-                .iter()
-                .for_each(|payload| send(&mut rig, one, 0, payload));
+            for payload in before {
+                send(&mut rig, one, 0, payload);
+            }
             told(&mut rig, other);
             let expected = expected_after.map(|after: u64| if after > 0 { T + after } else { 0 });
             let condition = expected.map_or(String::new(), |at| format!(r#","if_timestamp":{at}"#));

@@ -263,7 +263,9 @@ impl World {
             }
         }
         self.rig.run();
-        (0..CLIENTS).for_each(|client| self.read(client));
+        for client in 0..CLIENTS {
+            self.read(client);
+        }
         let mut expected = BTreeMap::new();
         for win in &self.wins {
             expected.insert(win.key.as_str(), win.value.as_deref());

@@ -101,9 +101,7 @@ fn a_full_state_leaves_no_ghost_of_another_history() {
     }
     (replica.seq, replica.generation) = (7, "0123456789abcdef".to_owned());
     let client = join(&mut rig, "w", &since(replica.seq, &replica.generation));
-    messages(&mut rig, client)
-        .iter()
-        .for_each(|message| replica.read(message));
+    replica.read_all(&messages(&mut rig, client));
     assert_eq!(replica.live().into_iter().collect::<Vec<_>>(), [("k", "1")]);
     assert_eq!(replica.seq, 1);
 }
@@ -132,9 +130,7 @@ fn a_full_state_that_broke_off_is_resumed() {
         });
     }
     assert!(rig.read_once(client));
-    messages(&mut rig, client)
-        .iter()
-        .for_each(|message| replica.read(message));
+    replica.read_all(&messages(&mut rig, client));
     assert!(!replica.is_synced && replica.seq == 2, "{}", replica.seq);
     rig.peers[client].client.broken = true;
     rig.run();
@@ -144,7 +140,7 @@ fn a_full_state_that_broke_off_is_resumed() {
     let client = join(&mut rig, "w", &since(replica.seq, &replica.generation));
     let all = messages(&mut rig, client);
     assert_eq!(all[0]["payload"]["why"], "resumed");
-    all.iter().for_each(|message| replica.read(message));
+    replica.read_all(&all);
     let live = replica.live();
     assert_eq!(
         live.keys().copied().collect::<Vec<_>>(),
@@ -266,9 +262,7 @@ fn a_client_older_than_the_dropped_tombstones_begins_anew() {
         timestamp: super::T + 1,
     });
     let client = join(&mut rig, "w", &since(1, &generation));
-    messages(&mut rig, client)
-        .iter()
-        .for_each(|message| replica.read(message));
+    replica.read_all(&messages(&mut rig, client));
     assert_eq!(replica.live().into_keys().collect::<Vec<_>>(), ["k"]);
 }
 
