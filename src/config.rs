@@ -41,7 +41,7 @@ pub use secrets::{SecretError, SecretSources, Secrets};
 #[derive(Debug, Parser)]
 #[command(name = "etherply", version, hide_possible_values = false)]
 pub struct CommandLine {
-    #[expect(missing_docs, reason = "a doc comment would be a line of the help")]
+    #[expect(missing_docs, reason = "a doc comment would show up in the help")]
     #[command(subcommand)]
     pub command: Command,
 }
@@ -186,11 +186,11 @@ pub struct ServeArgs {
     )]
     pub max_connections: Option<usize>,
 
-    #[expect(missing_docs, reason = "a doc comment would be a line of the help")]
+    #[expect(missing_docs, reason = "a doc comment would show up in the help")]
     #[command(flatten)]
     pub limits: limits::LimitArgs,
 
-    #[expect(missing_docs, reason = "a doc comment would be a line of the help")]
+    #[expect(missing_docs, reason = "a doc comment would show up in the help")]
     #[command(flatten)]
     pub presence: presence::PresenceArgs,
 
@@ -271,7 +271,7 @@ pub struct ServeArgs {
     )]
     pub console: bool,
 
-    #[expect(missing_docs, reason = "a doc comment would be a line of the help")]
+    #[expect(missing_docs, reason = "a doc comment would show up in the help")]
     #[command(flatten)]
     pub admin: admin::AdminArgs,
 
@@ -375,7 +375,7 @@ pub enum DurabilityMode {
 
 /// The level of the messages on stderr.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-#[expect(missing_docs, reason = "the names say it")]
+#[expect(missing_docs, reason = "the names are self-explanatory")]
 pub enum LogLevel {
     Error,
     Warn,

@@ -1,5 +1,4 @@
-//! The ops that every contestant reads back: as a log of the server, and as an append-only file of
-//! redis.
+//! The ops that every contestant reads back: as a server log, and as a redis append-only file.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -48,7 +47,7 @@ pub struct Texts {
 /// The layout in which a workspace is stored in redis.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum RedisLayout {
-    /// Each key of a workspace is a key of redis.
+    /// Each key of a workspace is a redis key.
     Set,
     /// Each workspace is a hash.
     Hset,

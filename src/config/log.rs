@@ -21,7 +21,7 @@ pub struct LogArgs {
     )]
     pub data_dir: PathBuf,
 
-    #[expect(missing_docs, reason = "a doc comment would be a line of the help")]
+    #[expect(missing_docs, reason = "a doc comment would show up in the help")]
     #[command(subcommand)]
     pub command: LogCommand,
 }

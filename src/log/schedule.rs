@@ -48,7 +48,7 @@ pub struct Schedule {
 
 /// The size of a folder after its last compaction.
 #[derive(Debug, Clone, Copy)]
-#[expect(clippy::struct_field_names, reason = "the unit belongs to each name")]
+#[expect(clippy::struct_field_names, reason = "each name ends in its unit")]
 struct Left {
     /// The live bytes that do not belong to the state of the folder's own shard.
     foreign_bytes: u64,

@@ -201,7 +201,7 @@ impl Model {
             timestamp >= floor && dropped_seq >= seq,
             "a floor of {timestamp} at {dropped_seq} is below {floor} at {seq}"
         );
-        let tombstones = self.wins[seq as usize..dropped_seq as usize].iter();
+        let tombstones = self.wins[place_after(seq)..place_after(dropped_seq)].iter();
         let most = tombstones.filter(|write| write.is_delete());
         let most = most.map(|write| write.timestamp).max().unwrap_or(0);
         assert!(
@@ -239,4 +239,9 @@ impl Model {
         (self.written, self.synced) = (count, count);
         (self.confirmed, self.covered) = (count, count);
     }
+}
+
+/// Returns the place in [`Model::wins`] of the op after the one with this seq.
+pub fn place_after(seq: u64) -> usize {
+    usize::try_from(seq).expect("the number is small")
 }

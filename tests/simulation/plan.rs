@@ -178,6 +178,12 @@ impl Plan {
             crash_one_in: dice.pick(&[60, 120, 400]),
             limits: limits(seed, kind),
         };
+        plan.of_kind(kind, &mut dice)
+    }
+
+    /// Returns the plan of a kind of run, with what it has in common with the others.
+    fn of_kind(self, kind: u64, dice: &mut Dice) -> Self {
+        let (plan, seed) = (self, self.seed);
         match kind {
             // Full sends, and messages that are longer than one send.
             0 => Self {

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::model::{Model, Write};
+use crate::model::{Model, Write, place_after};
 use crate::wire::{Told, Welcome};
 
 /// An op of the client that is not settled yet.
@@ -170,7 +170,7 @@ impl Replica {
             Told::Change(write, seq) => {
                 assert_eq!(
                     *write,
-                    oracle.model.wins[*seq as usize - 1],
+                    oracle.model.wins[place_after(*seq) - 1],
                     "client {}: an op is what won",
                     oracle.number
                 );
@@ -209,10 +209,10 @@ impl Replica {
             return;
         }
         let Point { since, last, .. } = asked.expect("it resumes");
-        let place = (since as usize).checked_sub(1);
+        let place = place_after(since).checked_sub(1);
         let found = place.map(|place| oracle.model.wins.get(place));
         assert_eq!(
-            found.map(|found| found.cloned()),
+            found.map(Option::<&Write>::cloned),
             place.map(|_| last.clone()),
             "client {number}: it resumes in another history"
         );
@@ -330,7 +330,7 @@ impl Replica {
             self.seq
         );
         let model = oracle.model;
-        for place in self.seq as usize..seq as usize {
+        for place in place_after(self.seq)..place_after(seq) {
             let write = &model.wins[place];
             let is_known = model.is_superseded(place) || self.knows(write);
             assert!(
@@ -344,11 +344,11 @@ impl Replica {
     }
 
     fn keep_point(&mut self, oracle: &Oracle<'_>) {
-        let last = self.seq.checked_sub(1);
+        let last = place_after(self.seq).checked_sub(1);
         self.point = Some(Point {
             since: self.seq,
             generation: self.generation.clone(),
-            last: last.map(|place| oracle.model.wins[place as usize].clone()),
+            last: last.map(|place| oracle.model.wins[place].clone()),
         });
     }
 
@@ -365,7 +365,7 @@ impl Replica {
     /// nothing that was deleted.
     fn check_state(&self, oracle: &Oracle<'_>) {
         let model = oracle.model;
-        for (key, place) in model.state(self.seq as usize) {
+        for (key, place) in model.state(place_after(self.seq)) {
             let write = &model.wins[place];
             assert!(
                 self.knows(write),

@@ -340,6 +340,9 @@ fn config(plan: &Plan, limits: Limits, shard: u32, shards: u32) -> ShardConfig {
     }
 }
 
+/// The report on a log that was read, and the workspaces and generations of each shard.
+pub type RecoveredLog = (RecoveryReport, Vec<Vec<Workspace>>, Vec<LoggedGenerations>);
+
 /// Reads the log as `io::recovery` does: each folder separately, in any order.
 pub fn recover(
     directory: &DataDirectory<SimDisk>,
@@ -347,16 +350,20 @@ pub fn recover(
     dice: &mut Dice,
     planted: Option<Planted>,
     mut visit: impl FnMut(&LoggedOp<'_>),
-) -> Result<(RecoveryReport, Vec<Vec<Workspace>>, Vec<LoggedGenerations>), RecoveryError> {
+) -> Result<RecoveredLog, RecoveryError> {
     let recovery = Recovery::open(directory)?;
     let turn = dice.below(recovery.folders().max(1));
     let mut reads: Vec<_> = (0..recovery.folders()).map(|_| None).collect();
     let mut all = Replay::new(HASH_SEED);
     let mut generations = BTreeMap::new();
-    let is_lost = |op: &LoggedOp<'_>| match (planted, op.change) {
-        (Some(Planted::LostFloor), Change::Floor { .. }) => true,
-        (Some(Planted::LostSeq), Change::Floor { .. } | Change::Delete { .. }) => true,
-        _ => false,
+    let is_lost = |op: &LoggedOp<'_>| {
+        matches!(
+            (planted, op.change),
+            (
+                Some(Planted::LostFloor | Planted::LostSeq),
+                Change::Floor { .. }
+            ) | (Some(Planted::LostSeq), Change::Delete { .. })
+        )
     };
     for place in 0..recovery.folders() {
         let folder = (place + turn) % recovery.folders();

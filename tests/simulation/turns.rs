@@ -539,7 +539,17 @@ impl World {
                 );
                 self.clients[place].met_pause = true;
             }
-            Told::Close(1012) => {
+            Told::Close(code) => self.check_close(place, *code),
+            _ => {}
+        }
+    }
+
+    /// Checks a close that is about to leave the server.
+    fn check_close(&mut self, place: usize, code: u16) {
+        let client = &self.clients[place];
+        let now_us = self.clock.now_us;
+        match code {
+            1012 => {
                 let server = self.server.as_ref();
                 let is_draining = server.is_some_and(|server| server.is_draining);
                 assert!(
@@ -548,7 +558,7 @@ impl World {
                 );
                 self.clients[place].codes.insert(1012);
             }
-            Told::Close(1001) => {
+            1001 => {
                 let is_draining = self
                     .server
                     .as_ref()
@@ -561,13 +571,11 @@ impl World {
                 self.coverage.silences += u64::from(!is_draining);
                 self.clients[place].codes.insert(1001);
             }
-            Told::Close(1008)
-                if client.unfinished_us.max(now_us - client.emptied_us) >= MESSAGE_TIMEOUT_US =>
-            {
+            1008 if client.unfinished_us.max(now_us - client.emptied_us) >= MESSAGE_TIMEOUT_US => {
                 self.coverage.slow_messages += 1;
                 self.clients[place].codes.insert(1008);
             }
-            Told::Close(1008) => {
+            1008 => {
                 let per_second = self.plan.limits.ops_per_second;
                 let per_second = u64::from(per_second.expect("a rate is configured"));
                 let least = per_second * RATE_BURST_S + (per_second * PATIENCE_S).max(REFUSALS_MIN);
@@ -579,7 +587,7 @@ impl World {
                 self.coverage.closed_by_policy += 1;
                 self.clients[place].codes.insert(1008);
             }
-            Told::Close(1013) => {
+            1013 => {
                 let stalled_us = client.stalled_us.max(now_us - client.moved_us);
                 let is_stalled = stalled_us >= STALL_TIMEOUT_US;
                 assert!(

@@ -3,7 +3,7 @@
 use etherply::limits::SECOND_US;
 use etherply::log::commit::Durability;
 
-use crate::model::Write;
+use crate::model::{Write, place_after};
 use crate::plan::Planted;
 use crate::replica::{Edit, Oracle, Replica};
 use crate::server::{BEGIN_UNIX_US, token};
@@ -67,7 +67,7 @@ impl World {
     }
 
     /// Returns the request of a client of version 2.
-    pub fn join_path(&self, replica: &Replica) -> String {
+    pub fn join_path(replica: &Replica) -> String {
         let id = WORKSPACES[replica.workspace].replace(' ', "%20");
         let point = replica.asked.as_ref().map_or(String::new(), |point| {
             format!("&since={}&generation={}", point.since, point.generation)
@@ -224,7 +224,7 @@ impl World {
         let places = writes.iter().map(|write| model.place(&write.value));
         let places: Vec<Option<usize>> = places.collect();
         let counts = places.iter().flatten().map(|place| place + 1);
-        let shown = counts.chain(seq.map(|seq| seq as usize)).max();
+        let shown = counts.chain(seq.map(place_after)).max();
         let shown = shown.unwrap_or(0);
         model.shown = model.shown.max(shown.min(model.wins.len()));
         if !is_always {

@@ -310,7 +310,7 @@ impl World {
             Some(replica) => {
                 (client.workspace, client.is_v2) = (replica.workspace, true);
                 client.skew_us = replica.skew_us;
-                wire::head_v2(&self.join_path(replica))
+                wire::head_v2(&Self::join_path(replica))
             }
             None => wire::head(&path),
         };
@@ -551,7 +551,7 @@ impl World {
             }
             10 | 11 if open => self.write_invalid(place),
             12 if open && self.plan.may(faults::PANICS) && !self.clients[place].is_v2 => {
-                self.plant_panic(place)
+                self.plant_panic(place);
             }
             _ => self.clients[place].reading = Reading::Swift,
         }

@@ -171,7 +171,7 @@ fn cycles_bite() {
 
 #[test]
 fn folder_cycles_bite() {
-    // There is no cycle of files, but one of the top-level folders; lib.rs plays no part in it.
+    // The files form no cycle, but their top-level folders do; lib.rs plays no part in it.
     check(
         folder_cycles,
         "== lib.rs\npub use core::a::A;\n== core/a.rs\nuse crate::wire::c;\n== core/b.rs\n== wire/c.rs\n\

@@ -245,7 +245,7 @@ fn cores(config: &HarnessConfig) -> Halves {
     }
 }
 
-/// Measures the median time of a write of 200 bytes and its fdatasync in a file of this folder.
+/// Measures the median time of a 200-byte write to a file in this folder, including its fdatasync.
 fn fdatasync_p50_us(folder: &Path) -> io::Result<f64> {
     let folder = tempfile::tempdir_in(folder)?;
     let mut file = File::create(folder.path().join("file"))?;

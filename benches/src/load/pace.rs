@@ -4,8 +4,8 @@
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Pace {
     /// On a schedule, whatever the server does: `ops_per_s` in all rooms together, with the rooms
-    /// taking turns. A latency counts from the time at which the op was due, so an op that a slow
-    /// server delays counts in full.
+    /// taking turns. Latency is measured from the time at which the op was due, so a delay caused
+    /// by a slow server counts in full.
     Open { ops_per_s: u32 },
     /// As fast as they are delivered: each room keeps `in_flight` ops in flight.
     Closed { in_flight: u32 },

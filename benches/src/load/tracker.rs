@@ -35,7 +35,7 @@ struct Room {
     at_count: Box<[u32]>,
     /// The number of ops that all receivers have received.
     done: u64,
-    /// What the sender was told about its ops, and the time from which it has waited for more.
+    /// What the sender was told about its ops, and when it began to wait for more.
     saved: SavedCursor,
     unsaved_since_ns: u64,
 }
@@ -159,7 +159,7 @@ impl Tracker {
         })
     }
 
-    /// Moves out the rooms in which all receivers have received another op, once per op.
+    /// Moves to `into` the rooms in which all receivers have received another op, once per op.
     pub fn take_done_rooms(&mut self, into: &mut Vec<u32>) {
         into.append(&mut self.done_rooms);
     }

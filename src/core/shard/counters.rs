@@ -193,7 +193,7 @@ counters! {
     refused_disk_full,
     /// The time that clients have spent waiting for compaction, in microseconds.
     held_us,
-    /// Clients that wait for compaction.
+    /// Clients that are waiting for compaction.
     sessions_held,
     /// Ops that won, counted once for each client that must receive them.
     deliveries,
@@ -215,7 +215,7 @@ counters! {
     state_chunks,
     /// Times that a client of version 2 was told which of its messages are settled.
     saved,
-    /// Presence messages made, each once for all peers of a room.
+    /// Presence messages built, each counted once for all peers in a room.
     presence_messages,
     /// Casts received from clients of version 2.
     casts,

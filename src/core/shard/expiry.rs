@@ -168,9 +168,9 @@ impl Shard {
         usize::try_from(dropped.count).expect("at most `most`")
     }
 
-    /// Returns the seq after which a member still has to be sent the tombstones. If one of them were
-    /// dropped before that, the member would keep a deleted key. A member that follows the window
-    /// may still fall behind, so it needs the tombstones of all frames that it was not sent.
+    /// Returns the seq after which a member still has to be sent the tombstones. If one of them
+    /// were dropped before that, the member would keep a deleted key. A member that follows the
+    /// window may still fall behind, so it needs the tombstones of all frames that it was not sent.
     fn tombstones_needed_after(&self, room_id: RoomId) -> Option<Seq> {
         let feeds = self.rooms[room_id].feeds();
         let members = feeds.flat_map(|(_, feed)| feed.members.iter().map(move |slot| (slot, feed)));

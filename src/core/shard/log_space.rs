@@ -34,9 +34,9 @@ pub struct LogSize {
     pub open_index: u64,
     /// The length of the measured segments.
     pub closed_bytes: u64,
-    /// The number of those bytes that a compaction would keep, as far as known. It may exceed the
-    /// shard's live data, because after a start with a different number of shards, its folder also
-    /// holds ops of other shards.
+    /// The number of those bytes that a compaction would keep, as far as is known. It may exceed
+    /// the shard's live data, because after a start with a different number of shards, its folder
+    /// also holds ops of other shards.
     pub kept_bytes: u64,
     /// Whether compaction is working. If not, clients that waited for it would wait forever.
     pub is_compacted: bool,

@@ -84,7 +84,7 @@ mod tests {
 
     use super::*;
 
-    /// The key of RFC 7515 appendix A.1.
+    /// The key from RFC 7515 appendix A.1.
     const KEY: &str = "AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwj\
                        AzZr1Z9CAow";
     const MESSAGE: &str = "eyJ0eXAiOiJKV1QiLA0KICJhbGciOiJIUzI1NiJ9.\

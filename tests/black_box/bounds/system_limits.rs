@@ -75,7 +75,7 @@ async fn doctor(setup: &Setup, shards: &str) -> (Outcome, Vec<String>, String) {
 }
 
 #[tokio::test]
-async fn a_memlock_limit_that_is_too_low_is_named_with_the_need_at_startup_and_by_the_doctor() {
+async fn the_server_and_the_doctor_report_a_memlock_limit_that_is_too_low_and_the_amount_needed() {
     let Some(setup) = of_user("64121", "--memlock=262144:262144") else {
         return;
     };
@@ -126,7 +126,7 @@ async fn a_server_starts_with_a_memlock_limit_that_is_just_enough() {
 // ---- threads ----
 
 #[tokio::test]
-async fn a_thread_that_cannot_be_spawned_aborts_startup_with_the_limit_and_a_remedy() {
+async fn if_a_thread_cannot_be_spawned_startup_fails_and_names_the_limit_and_a_remedy() {
     for (limit, shards) in [("1", 1), ("3", 4), ("5", 4)] {
         let Some(setup) = of_user("64123", &format!("--nproc={limit}:{limit}")) else {
             return;

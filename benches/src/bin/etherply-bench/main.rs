@@ -1,4 +1,4 @@
-//! `etherply-bench`: puts a load on a server anywhere, checks every delivery, and prints the
+//! `etherply-bench`: puts load on a server, local or remote, checks every delivery, and prints the
 //! figures that the harness prints.
 
 use std::io::Write as _;

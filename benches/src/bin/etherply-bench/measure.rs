@@ -1,4 +1,4 @@
-//! A measurement: the rounds, their figures, and the file that saves them.
+//! A measurement: the rounds, their figures, and the file to which they are saved.
 
 use std::io::{self, IsTerminal as _};
 use std::path::Path;
@@ -23,7 +23,7 @@ use crate::options::Options;
 use crate::print;
 use crate::table;
 
-/// The name of the scenario in the file of a run.
+/// The name of the scenario in a run's results file.
 const SCENARIO: &str = "etherply-bench";
 /// The number of open files besides the connections.
 const OTHER_FILES: u64 = 32;

@@ -16,7 +16,7 @@ use crate::log::position::LogPosition;
 
 const PING: u8 = 9;
 
-/// Brings a server into a state.
+/// Puts a server into a state.
 type Setup<'a> = &'a dyn Fn(&mut Rig);
 
 // ---- joining ----
@@ -238,7 +238,7 @@ fn a_turn_reads_a_bounded_number_of_frames_per_session() {
 }
 
 #[test]
-fn a_client_that_reads_no_answers_is_no_longer_read() {
+fn a_client_that_reads_no_answers_is_no_longer_read_from() {
     let mut rig = Rig::new(|_| ());
     let client = rig.join("w", None);
     rig.seen(client);
@@ -268,7 +268,7 @@ fn a_client_that_reads_no_answers_is_no_longer_read() {
 }
 
 #[test]
-fn a_client_is_read_while_its_answers_are_within_their_bound() {
+fn a_client_is_read_from_while_its_answers_are_within_their_bound() {
     let mut cost = Outbox::default();
     let mut pool = OutboxPool::default();
     cost.push(

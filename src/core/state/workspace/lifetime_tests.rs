@@ -255,7 +255,7 @@ fn restored(model: &TombstoneModel, is_reversed: bool, split: usize) -> Workspac
 }
 
 proptest! {
-    /// P107, P108, P109: deletes, expiries and dropped tombstones, also across a restart.
+    /// P120, P124, P127, P128: deletes, expiries and dropped tombstones, also across a restart.
     #[test]
     fn a_workspace_agrees_with_a_model_that_has_tombstones(steps in steps()) {
         let mut workspace = Workspace::new("w", 1);

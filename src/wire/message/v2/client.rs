@@ -14,7 +14,7 @@ use crate::wire::message::error::MessageError;
 #[derive(Debug, PartialEq)]
 pub struct ClientEnvelope<'a> {
     /// The number that the client gave the message, from 1 to [`MESSAGE_ID_MAX`]. It is known even
-    /// if the message is refused, unless the id itself is malformed. Whether ids grow is not
+    /// if the message is refused, unless the id itself is malformed. Whether ids increase is not
     /// checked here.
     pub id: Option<u64>,
     /// The message itself.
@@ -26,9 +26,9 @@ pub struct ClientEnvelope<'a> {
 pub enum ClientMessage<'a> {
     /// A write or a delete of one key (P115).
     Op(ClientOp<'a>),
-    /// A question for the server's time, which is answered with a pong (P180).
+    /// A request for the server's time, which is answered with a pong (P180).
     Ping,
-    /// A new value of the client as a peer (P162).
+    /// A new presence value for the client (P162).
     Presence {
         /// The JSON text of the value, at most [`PRESENCE_VALUE_BYTES_MAX`] bytes.
         value: &'a str,

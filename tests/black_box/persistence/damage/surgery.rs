@@ -3,7 +3,8 @@
 use super::format::{FIRST_OPS, GENERATION, Layout};
 
 /// One way to move bytes within a segment, the offset of the first misplaced byte, and whether it
-/// is detected in the last segment. In an earlier segment, each of them prevents the start.
+/// is detected in the last segment. In an earlier segment, any of them keeps the server from
+/// starting.
 pub struct Surgery {
     pub what: &'static str,
     pub damage: fn(&mut Vec<u8>, &Layout),
@@ -12,8 +13,8 @@ pub struct Surgery {
 }
 
 /// Batches that moved are detected by the position in their headers. After records that moved, no
-/// header is in its place, but nothing of their batch is missing. Zeros up to its end are what an
-/// interrupted write leaves.
+/// header is where it should be, yet no part of their batch is missing. Zeros up to the end of the
+/// segment are what an interrupted write leaves.
 pub const SURGERIES: &[Surgery] = &[
     Surgery {
         what: "a batch in the middle is missing",
