@@ -5,8 +5,11 @@
 //! # What it promises
 //!
 //! - With `--durability always`, everything a client sees is already on disk: each broadcast, each
-//!   correction and each init waits for the write that contains it. A crash undoes nothing that a
+//!   correction and each state waits for the write that contains it. A crash undoes nothing that a
 //!   client has seen. The other two modes trade this for latency ([`wire`], P60 to P64).
+//! - A client of version 2 of the protocol receives `saved` for its edits (P150). After a
+//!   reconnect, it is sent only what changed, deletes included, or the whole state if that is not
+//!   certain to be enough (P141).
 //! - All clients of a workspace receive its ops in the same order, and the op with the greater
 //!   timestamp wins. A client that applies every op that is not older than the one it holds ends up
 //!   with the server's state, however slow it was (P55 to P59, P72).
@@ -21,9 +24,9 @@
 //! socket ─► ring ─► worker ─► Shard::handle ─► frame ─► message ─► Workspace::apply
 //!                                                                       │ won: seq
 //!                                   commit: appended to the batch ◄─────┤
-//!                                   window: the frame, encoded once ◄───┘
+//!                       windows: a frame for each protocol version ◄───┘
 //!            worker ◄─ Shard::flush: 1. the batch is written and synced
-//! socket ◄─ ring ◄┘                  2. what is durable is sent
+//! socket ◄─ ring ◄┘                  2. what is durable is sent, then `saved`
 //!                                    3. receives are armed again
 //! ```
 //!
@@ -37,11 +40,16 @@
 //!
 //! - the contract, and the order of a turn: [`core::shard::contract`], [`core::shard`]
 //! - a connection, from its request head until it joins a workspace: `core::shard::handshake`
-//! - applying messages to the state, errors and corrections: `core::shard::intake`
+//! - decoding messages: `core::shard::intake`; applying them to the state, errors and corrections:
+//!   `core::shard::apply`
 //! - which op wins, and the order of ops: [`core::state::workspace`]
 //! - broadcasts, slow clients, pacing: `core::shard::delivery`, [`core::fanout::window`],
 //!   [`core::fanout::outbox`], `core::fanout::pacer`
 //! - init messages, and states over HTTP: `core::snapshot`, `core::shard::http_read`
+//! - version 2: joining and resuming: `core::shard::state_sync`, `core::shard::generations`;
+//!   `saved`: `core::shard::settlement`; presence: [`core::fanout::peers`],
+//!   `core::shard::presence_turns`
+//! - expiries and dropped tombstones: `core::shard::expiry`
 //! - pings, time-outs: `core::shard::deadlines`; closing, the drain: `core::shard::closing`
 //! - log failures, panics, rebuilding: `core::shard::failure`
 //! - the size limit of a log, and a full disk: [`core::shard::log_space`]
@@ -90,6 +98,7 @@
 //!
 //! - **Batch**: the ops in one write to the log. One write is in flight at a time.
 //! - **Beyond**: records in a file after the end of its segment. They are reported but not served.
+//! - **Cast**: a message of a client to all others in its workspace. It is not stored.
 //! - **Chunk**: a buffer of outgoing bytes, shared by all sessions that send it.
 //! - **Compaction**: rewriting closed segments without superseded ops.
 //! - **Conflation**: sending a client that has fallen behind its window only the latest op of each
@@ -99,34 +108,46 @@
 //!   The server refuses to start on a damaged log.
 //! - **Drain**: closing all connections, spread over some seconds, when the server stops.
 //! - **Durable**: confirmed by the disk.
-//! - **Entry**: a key of a workspace with the value and the timestamp of its winning op.
+//! - **Entry**: a key of a workspace with the value and the timestamp of its winning op. If that op
+//!   is a delete, the entry is a tombstone.
 //! - **Epoch**: the random id of a data directory, stored in each of its segments. A segment from
 //!   another directory is refused.
+//! - **Feed**: the recent broadcasts of a room in one version of the protocol, and the members that
+//!   speak this version.
+//! - **Floor**: the highest timestamp of the tombstones that a workspace has dropped. An op for a
+//!   key without an entry loses unless its timestamp is above the floor.
 //! - **Generation**: the random id of the history that a shard adds to, new at each start and after
 //!   each rebuild. A client that resumes names it.
 //! - **Handoff**: a fresh connection on its way from the shard that accepted it to the shard of its
 //!   workspace.
-//! - **Init**: the first message to a client, with the whole state.
+//! - **Init**: the first message to a client of version 1, with the whole state.
 //! - **Live**: a record of the log is live as long as its op is the winner of its key, and dead
 //!   from then on.
 //! - **Log position**: a byte offset in a shard's log. An op may be shown once the log is durable
 //!   up to its position.
-//! - **Op**: a client's write of one key. An op that wins supersedes the previous winner of its
-//!   key.
+//! - **Op**: a write or a delete of one key, by a client or, when a key expires, by the server. An
+//!   op that wins supersedes the previous winner of its key.
 //! - **Outbox**: the pending output of one session: a cursor into its workspace's window, and the
 //!   session's own answers.
-//! - **Presence**: the names of the clients connected to a workspace.
-//! - **Room**: a workspace on its shard: its state, its members and its window.
+//! - **Peer**: a connection of version 2 that takes part in presence: the others see its user and
+//!   its value, and it sees theirs.
+//! - **Presence**: who is connected to a workspace: user names in version 1, peers in version 2.
+//! - **Resume point**: a generation and a seq, up to which a client knows every change.
+//! - **Room**: a workspace on its shard: its state, its presence and its feeds.
+//! - **Saved**: the message to a client that its messages up to some id are settled.
 //! - **Segment**: a file of a shard's log. The last one is open; the others are closed.
 //! - **Seq**: the number of an op that won, counted from 1 per workspace. It survives restarts.
-//! - **Session**: a connection on its shard. Its handle carries a generation, since slots are
-//!   reused.
+//! - **Session**: a connection on its shard. Slots are reused, so the handle of a session also says
+//!   which use of its slot is meant.
+//! - **Settled**: a client's message is settled when it was answered, and an op when it won and is
+//!   durable, when it lost and the winner was sent, or when it was refused with an error.
 //! - **Shard**: one event loop, on one core, with its share of the workspaces and its own log.
 //! - **Snapshot**: an encoded state, shared by all sessions that receive it.
+//! - **Tombstone**: the entry of a deleted key: a timestamp and a seq, but no value.
 //! - **Torn tail**: the beginning of a batch that a crash interrupted. It was never confirmed, and
-//!   it is truncated at the next start.
+//!   it is truncated at the next startup.
 //! - **Turn**: one round of a shard's loop: inputs, one flush, outputs.
-//! - **Window**: a workspace's recent broadcasts, encoded once, in order.
+//! - **Window**: the recent broadcasts of a feed, encoded once, in order.
 
 pub mod admin;
 pub mod command;
