@@ -24,7 +24,7 @@
 //! socket ─► ring ─► worker ─► Shard::handle ─► frame ─► message ─► Workspace::apply
 //!                                                                       │ won: seq
 //!                                   commit: appended to the batch ◄─────┤
-//!                       windows: a frame for each protocol version ◄───┘
+//!                        windows: a frame for each protocol version ◄───┘
 //!            worker ◄─ Shard::flush: 1. the batch is written and synced
 //! socket ◄─ ring ◄┘                  2. what is durable is sent, then `saved`
 //!                                    3. receives are armed again
