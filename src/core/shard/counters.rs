@@ -211,6 +211,14 @@ counters! {
     conflations,
     /// Ops sent to conflated sessions, each the latest for its key.
     conflated_keys,
+    /// Clients of version 2 that were sent a full state because they did not ask to resume.
+    joins_first,
+    /// Clients of version 2 that resumed.
+    joins_resumed,
+    /// Clients of version 2 that could not resume because they were in another generation.
+    joins_other_generation,
+    /// Clients of version 2 that could not resume because tombstones were dropped.
+    joins_too_old,
     /// Parts of a state sent to clients of version 2.
     state_chunks,
     /// Times that a client of version 2 was told which of its messages are settled.

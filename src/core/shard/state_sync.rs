@@ -13,6 +13,7 @@ use crate::core::fanout::window::Chunk;
 use crate::core::shard::Shard;
 use crate::core::shard::closing::TRY_AGAIN_LATER;
 use crate::core::shard::contract::{Clock, JoinRequest};
+use crate::core::shard::counters::Counters;
 use crate::core::shard::session::SessionId;
 use crate::core::shard::version2::Version2;
 use crate::core::snapshot::state_chunks::StatePart;
@@ -23,7 +24,7 @@ use crate::limits::{
 };
 use crate::log::position::LogPosition;
 use crate::seq::Seq;
-use crate::wire::message::v2::{self, StateChunk, Welcome, WelcomeLimits};
+use crate::wire::message::v2::{self, StateChunk, Welcome, WelcomeLimits, WelcomeReason};
 
 /// The reason for closing a client that cannot be told of all deletes that it missed.
 pub(super) const MISSED_DELETES_TEXT: &str =
@@ -55,6 +56,7 @@ impl Shard {
             .generations
             .welcome_reason(request.resume, Some(&room.workspace));
         let generation = self.generations.current();
+        *joins_of(&mut self.counters, reason) += 1;
         let first_connection = self.first_connection;
         let session = &mut self.sessions[id];
         let connection = first_connection + session.number;
@@ -242,6 +244,16 @@ impl Shard {
             session.outbox.push_due(synced, due, &mut self.pool);
         }
         self.update_memory(id);
+    }
+}
+
+/// Returns the number of joins with this reason.
+fn joins_of(counters: &mut Counters, reason: WelcomeReason) -> &mut u64 {
+    match reason {
+        WelcomeReason::First => &mut counters.joins_first,
+        WelcomeReason::Resumed => &mut counters.joins_resumed,
+        WelcomeReason::OtherGeneration => &mut counters.joins_other_generation,
+        WelcomeReason::TooOld => &mut counters.joins_too_old,
     }
 }
 
