@@ -34,6 +34,8 @@ enum Step {
 }
 
 const CLIENTS: usize = 3;
+/// The id of an op that the current connection was not sent yet.
+const UNSENT: u64 = u64::MAX;
 
 fn step() -> impl Strategy<Value = Step> {
     let client = 0..CLIENTS;
@@ -158,7 +160,23 @@ impl World {
         member.place = Some(place);
         member.last_id = 0;
         // P155: what was not settled is sent again.
-        for (_, change) in std::mem::take(&mut member.unsettled) {
+        for (id, _) in &mut member.unsettled {
+            *id = UNSENT;
+        }
+        self.send_unsent(client);
+    }
+
+    /// Sends the ops that this connection was not sent yet, as long as it is read from. A client
+    /// that has not read its state yet is not.
+    fn send_unsent(&mut self, client: usize) {
+        let Some(place) = self.members[client].place else {
+            return;
+        };
+        while self.rig.peers[place].client.receiving
+            && let unsettled = &mut self.members[client].unsettled
+            && let Some(next) = unsettled.iter().position(|(id, _)| *id == UNSENT)
+        {
+            let (_, change) = unsettled.remove(next);
             self.send(client, change);
         }
     }
@@ -261,6 +279,10 @@ impl World {
             if let Some(place) = self.members[client].place {
                 self.rig.peers[place].reads = true;
             }
+        }
+        self.rig.run();
+        for client in 0..CLIENTS {
+            self.send_unsent(client);
         }
         self.rig.run();
         for client in 0..CLIENTS {
