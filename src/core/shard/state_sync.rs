@@ -12,7 +12,7 @@ use crate::core::fanout::room::RoomId;
 use crate::core::fanout::window::Chunk;
 use crate::core::shard::Shard;
 use crate::core::shard::closing::TRY_AGAIN_LATER;
-use crate::core::shard::contract::{Clock, JoinRequest};
+use crate::core::shard::contract::{Clock, JoinRequest, ShardConfig};
 use crate::core::shard::session::SessionId;
 use crate::core::shard::version2::Version2;
 use crate::core::snapshot::state_chunks::StatePart;
@@ -55,9 +55,11 @@ impl Shard {
             .generations
             .welcome_reason(request.resume, Some(&room.workspace));
         let generation = self.generations.current();
-        let first_connection = self.first_connection;
+        let number = self.first_connection + self.sessions[id].number;
+        let ShardConfig { shard, shards, .. } = self.config;
+        // The shards count from about the same number, and no two of them have the same id.
+        let connection = number * u64::from(shards) + u64::from(shard);
         let session = &mut self.sessions[id];
-        let connection = first_connection + session.number;
         let user: Option<Rc<str>> = request.subject.as_deref().map(Rc::from);
         let welcome = Welcome {
             connection,
@@ -223,9 +225,6 @@ impl Shard {
         if has_more {
             let behind = Behind { since: until, hint };
             session.outbox.fall_behind(behind, &mut self.pool);
-            if !session.outbox.has_answers() {
-                self.enqueue(id);
-            }
         } else {
             let at = room.window_end(session.version);
             session.outbox.follow(at);
