@@ -255,7 +255,8 @@ impl World {
         );
     }
 
-    /// P130: the client knows every change up to its resume point.
+    /// P130: the client knows every change up to its resume point, except one that was replaced
+    /// since: its key comes later (P133).
     fn check_known(&self, replica: &Replica) {
         let seq = usize::try_from(replica.seq).expect("it is small");
         let mut latest: BTreeMap<&str, &ShownChange> = BTreeMap::new();
@@ -264,10 +265,13 @@ impl World {
         }
         for win in latest.into_values() {
             let held = replica.held.get(&win.key);
-            let is_known = match held {
-                Some(held) => held.timestamp >= win.timestamp,
-                None => win.value.is_none(),
-            };
+            let mut later = self.wins[seq..].iter();
+            let is_replaced = later.any(|later| later.key == win.key);
+            let is_known = is_replaced
+                || match held {
+                    Some(held) => held.timestamp >= win.timestamp,
+                    None => win.value.is_none(),
+                };
             assert!(is_known, "{} is unknown at {seq}", win.brief().len());
         }
     }
