@@ -143,6 +143,11 @@ impl Shard {
         let bytes = spans_bytes(&spans);
         let visible_position = self.log.visible_position();
         let session = &mut self.sessions[id];
+        let outbox = &session.outbox;
+        if spans.is_empty() && outbox.behind().is_some() && !outbox.has_answers() {
+            // The parts of the state that were queued list nothing. The next one follows.
+            self.sends.queue(id, session);
+        }
         if !spans.is_empty() {
             session.sending = true;
             session.last_progress_us = clock.now_us;

@@ -79,9 +79,11 @@ impl Shard {
         if !self.budget.is_over() {
             return;
         }
-        while !self.budget.is_relieved() {
-            let next = self.budget.next_to_evict();
-            let slot = next.expect("charged bytes belong to an evictable session");
+        // Presence messages that slow peers are owed count, too, but are held by their rooms. So
+        // there may be nobody left to evict.
+        while !self.budget.is_relieved()
+            && let Some(slot) = self.budget.next_to_evict()
+        {
             let (id, _) = self.sessions.at(slot);
             self.evict(id, clock);
             self.budget.sweep_all();
@@ -200,7 +202,7 @@ impl Shard {
         assert_eq!(self.pool.answer_bytes(), answer_bytes, "answers");
         assert_eq!(self.budget.charged_bytes(), charged_bytes, "charged bytes");
         assert!(
-            !self.budget.is_over(),
+            !self.budget.is_over() || self.budget.next_to_evict().is_none(),
             "{} bytes are held",
             self.budget.bytes()
         );

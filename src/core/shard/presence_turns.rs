@@ -63,7 +63,8 @@ impl Shard {
         self.rooms[room_id].presence.as_mut()?.peers_mut()
     }
 
-    /// Handles a new value of a peer. A connection that is not a peer has no value (P162).
+    /// Handles a new value of a peer. A connection that is not a peer has no value (P162). One that
+    /// was replaced may outlive all peers of its room, and then the room has no table of peers.
     pub(super) fn set_presence(
         &mut self,
         id: SessionId,
@@ -72,12 +73,11 @@ impl Shard {
         clock: Clock,
     ) {
         let session = &self.sessions[id];
-        if session.v2().is_peer {
-            let connection = session.v2().connection;
-            let room_id = session.room().expect("only a member is a peer");
-            let presence = self.rooms[room_id].presence.as_mut();
-            let peers = presence.and_then(|presence| presence.peers_mut());
-            let peers = peers.expect("a peer is in its room's table");
+        let connection = session.v2().connection;
+        if let Some(room_id) = session.peer_room()
+            && let Some(presence) = &mut self.rooms[room_id].presence
+            && let Some(peers) = presence.peers_mut()
+        {
             let outcome = peers.set(connection, value, clock.now_us);
             self.presence_queue.add(room_id, peers);
             if let Err(error) = outcome {
@@ -89,11 +89,19 @@ impl Shard {
     }
 
     /// Sends a value to all other members that speak version 2.
+    ///
+    /// Casts do not fill a batch of the log. So while an op in the window waits for a slow disk,
+    /// nothing would stop clients from filling the window with casts behind it: those that are too
+    /// many are dropped.
     pub(super) fn cast(&mut self, id: SessionId, value: &str, message_id: Option<u64>) {
         let session = &mut self.sessions[id];
         let room_id = session.room().expect("only a member casts");
         let (from, user) = (session.v2().connection, session.v2().user.clone());
         let feed = self.rooms[room_id].feed_mut(session.version);
+        let waits = feed.window.visible_end(self.log.visible_position()) < feed.window.end();
+        if waits && feed.window.capacity_bytes() > self.config.outbox_bytes_max {
+            return self.settle(id, message_id, LogPosition::NONE);
+        }
         let bytes = v2::cast_frame_bytes(from, user.as_deref(), value);
         let start = feed.window.end();
         feed.window.push_cast(self.pool.windows(), bytes, |out| {
@@ -151,7 +159,10 @@ impl Shard {
         }
         let presence = self.rooms[room_id].presence.as_mut();
         let peers = presence.and_then(|presence| presence.peers_mut());
-        let peers = peers.expect("a peer is in its room's table");
+        // A connection that was replaced is no longer in the table, which may even be gone.
+        let Some(peers) = peers else {
+            return;
+        };
         let frame = &mut self.presence_frame;
         let Some(message) = peers.take_message(connection, frame, &mut self.pool) else {
             return;

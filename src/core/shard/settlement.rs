@@ -45,6 +45,11 @@ impl Settlement {
         if self.waiting.is_empty() && position <= visible {
             return;
         }
+        // A client that does not read is not told for long. Of the messages that are settled
+        // meanwhile, the last says enough.
+        let settled = self.waiting.iter().take_while(|(_, at)| *at <= visible);
+        let settled_count = settled.count();
+        self.waiting.drain(..settled_count.saturating_sub(1));
         match self.waiting.last_mut() {
             Some(last) if position <= last.1 || last.1 > batch_start => {
                 *last = (id, position.max(last.1));
@@ -119,6 +124,18 @@ mod tests {
         assert_eq!(settlement.take_settled(position(30)), None);
         assert_eq!(settlement.take_settled(position(40)), Some(8));
         assert!(!settlement.is_waiting(position(40)));
+    }
+
+    #[test]
+    fn a_client_that_cannot_be_told_costs_no_memory_per_commit() {
+        let mut settlement = Settlement::default();
+        for commit in 1..100 {
+            let visible = position(10 * commit);
+            settlement.handled(commit, position(10 * commit + 10), visible, visible);
+            assert!(settlement.waiting.len() <= 3, "{:?}", settlement.waiting);
+        }
+        assert_eq!(settlement.take_settled(position(990)), Some(98));
+        assert_eq!(settlement.take_settled(position(1000)), Some(99));
     }
 
     proptest! {

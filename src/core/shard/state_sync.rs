@@ -12,7 +12,7 @@ use crate::core::fanout::room::RoomId;
 use crate::core::fanout::window::Chunk;
 use crate::core::shard::Shard;
 use crate::core::shard::closing::TRY_AGAIN_LATER;
-use crate::core::shard::contract::{Clock, JoinRequest};
+use crate::core::shard::contract::{Clock, JoinRequest, ShardConfig};
 use crate::core::shard::counters::Counters;
 use crate::core::shard::session::SessionId;
 use crate::core::shard::version2::Version2;
@@ -57,9 +57,11 @@ impl Shard {
             .welcome_reason(request.resume, Some(&room.workspace));
         let generation = self.generations.current();
         *joins_of(&mut self.counters, reason) += 1;
-        let first_connection = self.first_connection;
+        let number = self.first_connection + self.sessions[id].number;
+        let ShardConfig { shard, shards, .. } = self.config;
+        // The shards count from about the same number, and no two of them have the same id.
+        let connection = number * u64::from(shards) + u64::from(shard);
         let session = &mut self.sessions[id];
-        let connection = first_connection + session.number;
         let user: Option<Rc<str>> = request.subject.as_deref().map(Rc::from);
         let welcome = Welcome {
             connection,
@@ -225,9 +227,6 @@ impl Shard {
         if has_more {
             let behind = Behind { since: until, hint };
             session.outbox.fall_behind(behind, &mut self.pool);
-            if !session.outbox.has_answers() {
-                self.enqueue(id);
-            }
         } else {
             let at = room.window_end(session.version);
             session.outbox.follow(at);

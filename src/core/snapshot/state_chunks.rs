@@ -52,7 +52,7 @@ pub(in crate::core) struct StatePart {
 
 /// The parts that were encoded lately.
 ///
-/// Invariant: the parts in `kept` together are not longer than the limit, unless it is only one.
+/// Invariant: the parts in `kept` together do not cost more than the limit, unless it is only one.
 #[derive(Default)]
 pub(in crate::core) struct StateChunkCache {
     parts: HashMap<PartKey, CachedPart, FixedState>,
@@ -64,6 +64,11 @@ pub(in crate::core) struct StateChunkCache {
 struct CachedPart {
     chunk: Weak<Vec<u8>>,
     part: StatePart,
+}
+
+/// Returns the memory of a part that is kept. Even a part that lists nothing costs some.
+fn kept_cost(chunk: &Chunk) -> usize {
+    chunk.len() + size_of::<(PartKey, CachedPart)>()
 }
 
 impl StateChunkCache {
@@ -115,11 +120,11 @@ impl StateChunkCache {
             },
         };
         self.parts.insert(key, cached);
-        self.kept_bytes += part.chunk.len();
+        self.kept_bytes += kept_cost(&part.chunk);
         self.kept.push_back(Rc::clone(&part.chunk));
         while self.kept_bytes > STATE_CHUNKS_KEPT_BYTES_MAX && self.kept.len() > 1 {
             let oldest = self.kept.pop_front().expect("there are at least two");
-            self.kept_bytes -= oldest.len();
+            self.kept_bytes -= kept_cost(&oldest);
         }
     }
 
@@ -146,8 +151,35 @@ impl StateChunkCache {
     /// # Panics
     /// If it is violated.
     pub fn invariants(&self) {
-        let bytes: usize = self.kept.iter().map(|chunk| chunk.len()).sum();
+        let bytes: usize = self.kept.iter().map(kept_cost).sum();
         assert_eq!(bytes, self.kept_bytes);
         assert!(bytes <= STATE_CHUNKS_KEPT_BYTES_MAX || self.kept.len() == 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_that_list_nothing_are_not_kept_forever() {
+        let mut cache = StateChunkCache::default();
+        for since in 0..100_000 {
+            let part = StatePart {
+                chunk: Chunk::default(),
+                until: Seq::new(since + 1),
+                encoded_at: Seq::new(since + 1),
+                cutoff: Seq::new(since + 1),
+                has_tombstones: false,
+                lacks_tombstones: true,
+                hint: 0,
+                visible_from: LogPosition::NONE,
+                keys: 0,
+            };
+            cache.add(RoomId::new(0), Seq::new(since), &part);
+        }
+        cache.invariants();
+        let most = STATE_CHUNKS_KEPT_BYTES_MAX / 64;
+        assert!(cache.kept.len() < most && cache.parts.len() < 3 * most);
     }
 }

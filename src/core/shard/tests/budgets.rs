@@ -1,6 +1,8 @@
 //! The memory that a shard holds for individual sessions. Each bound is reached, and the tests
 //! check which session is evicted and that the others are not affected.
 
+use std::rc::Rc;
+
 use super::rig::{Rig, frame, head, look, op, pong};
 use crate::core::fanout::window::spans_bytes;
 use crate::core::shard::session::State;
@@ -475,4 +477,18 @@ fn head_and_get_return_the_number_of_users() {
             assert_eq!(body.len(), if method == "GET" { body_bytes } else { 0 });
         }
     }
+}
+
+/// Memory that no client holds, such as a message that a room keeps for its slow peers, counts
+/// towards the budget. If no client holds anything, none is evicted.
+#[test]
+fn nobody_is_evicted_for_what_no_client_holds() {
+    let mut rig = Rig::new(|config| config.session_bytes_max = 100_000);
+    let client = rig.join("w", None);
+    let message = Rc::new(vec![0; 200_000]);
+    rig.shard.budget.add_shared(&message);
+    let other = rig.join("w", None);
+    rig.op(other, "k", "1", 1);
+    assert!(is_open(&mut rig, client) && is_open(&mut rig, other));
+    assert!(rig.seen(client).contains(&"k=1@1".to_owned()));
 }

@@ -3,8 +3,9 @@
 use super::{join, joined, messages, put, request, send, told};
 use crate::core::shard::contract::Input;
 use crate::core::shard::tests::rig::{Rig, frame, pong};
+use crate::core::state::placement::shard_of;
 use crate::core::testing::{self, START_UNIX_S};
-use crate::limits::SECOND_US;
+use crate::limits::{CAST_VALUE_BYTES_MAX, SECOND_US};
 use crate::wire::auth::mint;
 
 /// P180.
@@ -200,4 +201,62 @@ fn presence_and_casts_are_not_logged() {
     rig.log_hangs = false;
     send(&mut rig, other, 9, &put("k", "1", 1));
     assert!(told(&mut rig, one).contains(&"k=1@1 #1".to_owned()));
+}
+
+/// P131: no two shards use the same id.
+#[test]
+fn the_id_of_a_connection_is_that_of_no_other_shard() {
+    let mut ids = std::collections::BTreeSet::new();
+    for shard in 0..2 {
+        let mut rig = Rig::new(|config| (config.shard, config.shards) = (shard, 2));
+        let names = (0..100).map(|number| format!("w{number}"));
+        for name in names.filter(|name| shard_of(name, 2) == shard) {
+            let client = join(&mut rig, &name, "");
+            let welcome = messages(&mut rig, client).swap_remove(0);
+            let id = welcome["payload"]["connection"].to_string();
+            assert!(ids.insert(id), "{ids:?}");
+        }
+    }
+}
+
+/// P166: a connection that was replaced stays open, even if its successor leaves first and no peer
+/// is left.
+#[test]
+fn a_connection_that_was_replaced_outlives_its_successor() {
+    let mut rig = Rig::new(|_| ());
+    let old = join(&mut rig, "w", "&presence=1");
+    let welcome = messages(&mut rig, old).swap_remove(0);
+    let connection = welcome["payload"]["connection"].as_str().expect("an id");
+    let new = join(&mut rig, "w", &format!("&presence=1&replaces={connection}"));
+    rig.sleep_until(0.1);
+    rig.peers[new].client.broken = true;
+    rig.run();
+    let text = r#"{"type":"presence","id":1,"payload":{"value":1}}"#;
+    rig.receive(old, &frame(1, text.as_bytes()));
+    send(&mut rig, old, 2, &put("k", "1", 1));
+    let seen = told(&mut rig, old);
+    for expected in ["saved 1 #0", "saved 2 #1"] {
+        assert!(seen.contains(&expected.to_owned()), "{seen:?}");
+    }
+}
+
+/// P167: while an op waits for a slow disk, casts do not fill the memory.
+#[test]
+fn casts_do_not_pile_up_behind_a_slow_disk() {
+    let mut rig = Rig::new(|_| ());
+    let (writer, other) = (joined(&mut rig, "w"), joined(&mut rig, "w"));
+    rig.log_hangs = true;
+    send(&mut rig, writer, 1, &put("k", "1", 1));
+    let value = "x".repeat(CAST_VALUE_BYTES_MAX - 2);
+    let text = format!(r#"{{"type":"cast","payload":{{"value":"{value}"}}}}"#);
+    for _ in 0..50 {
+        rig.receive(other, &frame(1, text.as_bytes()));
+    }
+    let held_bytes = rig.shard.counters().window_bytes;
+    assert!(held_bytes < 4 * 64 * 1024, "{held_bytes}");
+    rig.log_hangs = false;
+    rig.run();
+    let received = messages(&mut rig, writer);
+    let casts = received.iter().filter(|message| message["type"] == "cast");
+    assert!((1..50).contains(&casts.count()));
 }

@@ -6,10 +6,11 @@ use super::{
     Replica, T, brief, delete, entries, join, joined, messages, op, put, request, send, told,
     workspace,
 };
+use crate::core::shard::contract::ShardConfig;
 use crate::core::shard::tests::rig::Rig;
 use crate::core::state::placement::shard_of;
 use crate::core::testing::{self, START_UNIX_S};
-use crate::limits::{CONFLATED_BYTES_MAX, SECOND_US};
+use crate::limits::{CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, SECOND_US};
 
 /// Returns a value of about this length.
 fn long(bytes: usize) -> String {
@@ -325,4 +326,25 @@ fn a_client_of_another_shards_workspace_keeps_its_version() {
     let client = other.add_peer(id);
     let expected = ["101", "welcome full first", "synced #0", "saved 1 #1"];
     assert_eq!(told(&mut other, client), expected);
+}
+
+/// P133, P142: parts of a state that list nothing, because everything in them was deleted before
+/// the join, are passed over, also by the clients that share the parts after them.
+#[test]
+fn parts_that_list_nothing_are_passed_over() {
+    let deleted: Vec<String> = (0..=2 * CONFLATED_STEPS_MAX)
+        .map(|number| format!("k{number}"))
+        .collect();
+    let mut changes: Vec<(&str, Option<&str>)> =
+        deleted.iter().map(|key| (key.as_str(), None)).collect();
+    changes.push(("live", Some("1")));
+    let keep = |config: &mut ShardConfig| config.tombstone_retention_us = u64::MAX;
+    let mut rig = Rig::with(vec![workspace(&changes)], keep);
+    for _ in 0..3 {
+        let client = join(&mut rig, "w", "");
+        let received = messages(&mut rig, client);
+        let kinds = received.iter().map(|message| message["type"].as_str());
+        let expected = ["welcome", "state", "synced"].map(Some);
+        assert!(kinds.eq(expected), "{received:?}");
+    }
 }
