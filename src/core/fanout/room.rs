@@ -92,6 +92,8 @@ pub(crate) struct Feed {
     pub members: Vec<u32>,
     /// The window offset up to which the members have been queued for sending.
     pub announced_end: WindowOffset,
+    /// The log position that must be visible before all ops up to where the window began are.
+    begun_from: LogPosition,
 }
 
 /// The place of a room in the queue of rooms that become due as time passes, and its part of the
@@ -187,12 +189,13 @@ impl Room {
                 window: Window::default(),
                 members: Vec::new(),
                 announced_end: WindowOffset::START,
+                begun_from: LogPosition::NONE,
             })
         });
         if feed.members.is_empty() {
             // The ops since the last member left are not in the window.
             feed.window.restart(self.workspace.seq(), pool);
-            feed.announced_end = feed.window.end();
+            (feed.announced_end, feed.begun_from) = (feed.window.end(), self.position);
         }
     }
 
@@ -251,18 +254,18 @@ impl Room {
     /// Returns the seq of the newest op before `cursor` up to which all ops are visible, if the
     /// room can tell.
     ///
-    /// It cannot tell if that op is no longer in the window while a newer one is not visible yet:
-    /// the window drops the ops of its only member at once.
+    /// It cannot tell while the op at which the window began is not visible yet. Otherwise all ops
+    /// before the window are, since a window drops no hidden frames.
     pub fn visible_seq(
         &self,
         version: ProtocolVersion,
         cursor: WindowOffset,
         visible_position: LogPosition,
     ) -> Option<Seq> {
-        let window = &self.feed(version).window;
-        let known_end = cursor.min(window.visible_end(visible_position));
-        let is_known = self.position <= visible_position || known_end > window.start();
-        is_known.then(|| window.seq_at(known_end))
+        let feed = self.feed(version);
+        let known_end = cursor.min(feed.window.visible_end(visible_position));
+        let is_known = feed.begun_from <= visible_position;
+        is_known.then(|| feed.window.seq_at(known_end))
     }
 
     /// Encodes the op that just won, once for each version that has members.
@@ -279,5 +282,43 @@ impl Room {
                 op.put(out, version, Some(seq));
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seq_is_known_once_the_op_at_which_the_window_began_is_visible() {
+        let position = LogPosition::new;
+        let mut pool = WindowPool::default();
+        let mut room = Room::new(Workspace::new("w", 1));
+        let write = |room: &mut Room, pool: &mut WindowPool, number: u64| {
+            room.workspace.apply("k", "1", number, 0);
+            let shown = ShownOp {
+                key: "k",
+                value: Some("1"),
+                timestamp: number,
+            };
+            room.broadcast(shown, position(10 * number), pool);
+        };
+        write(&mut room, &mut pool, 1);
+        room.open_feed(ProtocolVersion::V2, &mut pool);
+        room.add_member(ProtocolVersion::V2, 0);
+        let seq = |room: &Room, visible: u64| {
+            let cursor = room.window_end(ProtocolVersion::V2);
+            let seq = room.visible_seq(ProtocolVersion::V2, cursor, position(visible));
+            seq.map(Seq::get)
+        };
+        assert_eq!((seq(&room, 9), seq(&room, 10)), (None, Some(1)));
+        write(&mut room, &mut pool, 2);
+        assert_eq!((seq(&room, 10), seq(&room, 20)), (Some(1), Some(2)));
+        // The op is visible, all have been sent it, and a record that is no op follows.
+        let end = room.window_end(ProtocolVersion::V2);
+        let window = &mut room.feed_mut(ProtocolVersion::V2).window;
+        window.drop_before(end, &mut pool);
+        room.logged_to(position(30));
+        assert_eq!(seq(&room, 20), Some(2));
     }
 }
