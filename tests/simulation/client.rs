@@ -75,6 +75,8 @@ pub struct Client {
     pub place: usize,
     /// The number of wins that `init` may contain: some may be deletes, which it does not show.
     pub init_until: usize,
+    /// Whether it has received an op that comes after its state.
+    pub has_followed: bool,
     /// Its own copy of the state.
     pub held: BTreeMap<String, (String, u64)>,
     /// All values that it ever held: received (false), or written by the client itself (true).
@@ -162,6 +164,7 @@ impl Client {
             init: None,
             place: 0,
             init_until: 0,
+            has_followed: false,
             held: BTreeMap::new(),
             known: Vec::new(),
             limits: Limits::default(),
@@ -487,6 +490,16 @@ impl Client {
         true
     }
 
+    /// Moves the end of the ops that `init` may contain, before an op at `place` is read. Where ops
+    /// are shown before they are logged, `init` may be the state of a moment that the log had not
+    /// reached, although it equals an earlier state: both may be empty.
+    fn extend_init(&mut self, place: usize, model: &Model) {
+        let init = self.init.as_ref().filter(|_| model.may_grow);
+        if let Some((_, until)) = init.and_then(|init| model.places_of(init, place)) {
+            self.init_until = self.init_until.max(until);
+        }
+    }
+
     fn read_op(&mut self, write: &Write, model: &Model, is_sender: &dyn Fn(&str) -> bool) -> bool {
         assert!(
             self.init.is_some(),
@@ -521,6 +534,9 @@ impl Client {
         };
         let is_answer = |sent: &Write| lost_to(sent) || is_refused_for(sent);
         let is_correction = self.sent.iter().any(is_answer);
+        if !self.has_followed {
+            self.extend_init(place, model);
+        }
         let skipped = self.place..place.max(self.place);
         let is_owed = |at: &usize| {
             let is_new = *at >= self.init_until && !self.seen.contains(at);
@@ -548,7 +564,7 @@ impl Client {
             self.was_conflated |= !left_out.is_empty();
             self.left_out
                 .extend(left_out.into_iter().filter(|at| !model.is_superseded(*at)));
-            self.place = place + 1;
+            (self.place, self.has_followed) = (place + 1, true);
         }
         self.seen.insert(place);
         self.hold(write, false);
