@@ -222,6 +222,15 @@ impl Outbox {
         self.cursor
     }
 
+    /// Returns the offset up to which the session is owed nothing from the window: the cursor, or
+    /// the end of the session's own frames that begin there.
+    #[must_use]
+    pub fn cursor_after_own(&self) -> WindowOffset {
+        let own = self.extras.as_ref().and_then(|extras| extras.own.first());
+        own.filter(|(start, _)| *start == self.cursor)
+            .map_or(self.cursor, |(_, end)| *end)
+    }
+
     /// Returns the session's progress if it fell out of the window.
     #[must_use]
     pub fn behind(&self) -> Option<Behind> {

@@ -1,4 +1,4 @@
-//! Messages of a client of version 2, and `saved`, which tells it that they are settled.
+//! Messages from version 2 clients, and `saved`, which reports that they are settled.
 
 use std::borrow::Cow;
 
@@ -136,7 +136,7 @@ impl Shard {
         let settled = v2.settlement.take_settled(visible);
         let settled = settled.expect("more is settled than the client was told");
         // A client that is behind has not been sent everything up to any seq of the window.
-        let cursor = session.outbox.cursor();
+        let cursor = session.outbox.cursor_after_own();
         let seq = match session.outbox.behind() {
             Some(_) => None,
             None => self.rooms[room_id].visible_seq(session.version, cursor, visible),

@@ -518,12 +518,18 @@ pub fn look(path: &str) -> String {
 /// Returns a client's frame, masked with zeros.
 pub fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![0x80 | opcode];
-    match u16::try_from(payload.len()).expect("no longer than 64 KiB") {
-        length @ 0..126 => frame.push(0x80 | length.to_be_bytes()[1]),
-        length => {
-            frame.push(0xFE);
-            frame.extend_from_slice(&length.to_be_bytes());
-        }
+    match payload.len() {
+        length @ 0..126 => frame.push(0x80 | length.to_be_bytes()[7]),
+        length => match u16::try_from(length) {
+            Ok(length) => {
+                frame.push(0xFE);
+                frame.extend_from_slice(&length.to_be_bytes());
+            }
+            Err(_) => {
+                frame.push(0xFF);
+                frame.extend_from_slice(&(length as u64).to_be_bytes());
+            }
+        },
     }
     frame.extend_from_slice(&[0; 4]);
     frame.extend_from_slice(payload);

@@ -22,6 +22,22 @@ fn saved_is_sent_once_per_commit() {
     assert_eq!(rig.shard.counters().saved, 2);
 }
 
+/// P153: an own op is not sent back, so it is passed even if its frame would not fit the send.
+#[test]
+fn saved_passes_an_own_op_that_is_longer_than_a_send() {
+    let mut rig = Rig::new(|_| ());
+    let (writer, other) = (joined(&mut rig, "w"), joined(&mut rig, "w"));
+    rig.log_hangs = true;
+    send(&mut rig, other, 1, &put("a", "1", 1));
+    // These two wait for the first, and become visible with one commit.
+    send(&mut rig, other, 2, &put("a", "2", 2));
+    let value = format!("\"{}\"", "x".repeat(SEND_BYTES_MAX));
+    send(&mut rig, writer, 1, &put("b", &value, 3));
+    rig.log_hangs = false;
+    rig.run();
+    assert_eq!(told(&mut rig, writer), ["a=1@1 #1", "a=2@2 #2", "saved 1 #3"]);
+}
+
 /// P150, P61: in the other modes an op is saved when it is visible, which is at once.
 #[test]
 fn saved_does_not_wait_for_the_disk_in_the_other_modes() {
