@@ -50,11 +50,16 @@ impl Workspace {
         Some(at_us)
     }
 
-    /// Returns the Unix time in microseconds at which a tombstone has been kept for `retention_us`.
+    /// Returns the Unix time in microseconds at which a tombstone has been kept for `retention_us`,
+    /// and is not in the future.
+    ///
+    /// The second matters if the retention is shorter than the skew that clients are allowed. A
+    /// floor in the future would refuse what is written now to any key without an entry.
     #[must_use]
     pub fn next_drop_us(&self, retention_us: u64) -> Option<u64> {
-        let (deleted_at_us, _) = self.oldest_tombstone()?;
-        Some(deleted_at_us.saturating_add(retention_us))
+        let (deleted_at_us, slot) = self.oldest_tombstone()?;
+        let timestamp = self.entries[slot as usize].timestamp;
+        Some(deleted_at_us.saturating_add(retention_us).max(timestamp))
     }
 
     /// Returns whether a key has expired at `unix_us` and was not deleted yet.
@@ -87,8 +92,10 @@ impl Workspace {
     ) -> Option<Dropped> {
         let mut count = 0;
         while count < most
-            && let Some((deleted_at_us, slot)) = self.oldest_tombstone()
-            && deleted_at_us.saturating_add(retention_us) <= unix_us
+            && let Some((_, slot)) = self.oldest_tombstone()
+            && self
+                .next_drop_us(retention_us)
+                .is_some_and(|drop_us| drop_us <= unix_us)
             && needed_after.is_none_or(|seq| self.entries[slot as usize].seq <= seq)
         {
             self.drop_tombstone(slot);

@@ -77,7 +77,7 @@ impl TombstoneModel {
     fn drop_tombstones(&mut self, now_us: u64) -> u64 {
         let mut count = 0;
         while let Some((key, held)) = self.oldest_tombstone()
-            && held.time_us.unwrap() + RETENTION_US <= now_us
+            && drop_us(&held) <= now_us
         {
             self.held.remove(&key);
             let (floor, dropped_seq) = self.floor.unwrap_or_default();
@@ -91,7 +91,7 @@ impl TombstoneModel {
         let expiries = self.held.values().filter(|held| held.value.is_some());
         let expiry_us = expiries.filter_map(|held| held.time_us).min();
         let oldest = self.oldest_tombstone();
-        let drop_us = oldest.map(|(_, held)| held.time_us.unwrap() + RETENTION_US);
+        let drop_us = oldest.map(|(_, held)| drop_us(&held));
         expiry_us.into_iter().chain(drop_us).min()
     }
 
@@ -115,6 +115,12 @@ impl TombstoneModel {
         });
         entries.chain(floor).collect()
     }
+}
+
+/// Returns the time at which a tombstone is dropped: it must not be in the future by then.
+fn drop_us(held: &Held) -> u64 {
+    let kept_until_us = held.time_us.unwrap() + RETENTION_US;
+    kept_until_us.max(held.timestamp)
 }
 
 fn change_of(held: &Held) -> Change<'_> {
@@ -190,7 +196,7 @@ fn steps() -> impl Strategy<Value = Vec<LifetimeStep>> {
     let edit = (
         0..5_u8,
         prop::option::weighted(0.7, 0..3_u8),
-        1..60_u64,
+        1..400_u64,
         prop::option::weighted(0.3, 1..40_u64),
         prop::option::weighted(0.2, 0..60_u64),
     );
