@@ -98,8 +98,9 @@ impl World {
                 let delete = Write::delete(key.clone(), timestamp);
                 senders.contains_key(&delete.value)
             };
+            // Clients write at whole seconds, and a write expires one microsecond later.
             while is_taken(timestamp) {
-                timestamp += 1;
+                timestamp += 2;
             }
             write = Write::delete(key, timestamp);
         }
