@@ -334,7 +334,7 @@ async fn a_client_resumes_after_a_crash() {
     }
 }
 
-/// P77, P183: a server that stops closes clients of version 2 with 1012, and of version 1 with 1001.
+/// P77, P183: a server that stops closes version 2 clients with 1012, version 1 clients with 1001.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_stops_closes_clients_of_version_2_with_1012() {
     let server = Server::start_with(&["--drain-ms", "100"]).await;
