@@ -13,8 +13,8 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (url, pid, count, apart) = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..]
-    {
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (url, pid, count, apart) = match arguments[..] {
         [url, pid, count] => (url, pid, count.parse(), false),
         [url, pid, count, "apart"] => (url, pid, count.parse(), true),
         _ => (" ", "", "".parse(), false),

@@ -466,6 +466,31 @@ fn lines_are_narrow() {
     hold(widths);
 }
 
+/// Outside `src`, a line with a string literal may be longer: rustfmt cannot wrap it, and JSON in a
+/// test is easier to read in one piece.
+#[test]
+fn lines_outside_the_sources_are_narrow() {
+    let mut files = Vec::new();
+    for folder in [
+        "tests",
+        "benches",
+        "examples",
+        "fuzz/fuzz_targets",
+        "fuzz/src",
+        "fuzz/examples",
+    ] {
+        files_under(Path::new(folder), &format!("{folder}/"), &mut files);
+    }
+    let is_wide = |line: &str| line.chars().count() > COLUMNS && !line.contains('"');
+    let wide = files.iter().flat_map(|(path, text)| {
+        let lines = (1..).zip(text.lines());
+        let wide = lines.filter(|(_, line)| is_wide(line));
+        wide.map(move |(number, _)| format!("{path}:{number}"))
+    });
+    let wide: Vec<String> = wide.collect();
+    assert_eq!(wide, [""; 0], "lines of more than {COLUMNS} columns");
+}
+
 #[test]
 fn a_type_name_means_one_type() {
     hold(type_names);

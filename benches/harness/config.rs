@@ -48,7 +48,7 @@ pub struct Settings {
     pub durability: Vec<String>,
     /// The versions of the protocol, measured in the same rounds where a scenario has both
     #[arg(long, value_name = "VERSIONS", value_enum, value_delimiter = ',')]
-    #[arg(default_values_t = [ClientProtocol::V1, ClientProtocol::V2WithoutIds, ClientProtocol::V2])]
+    #[arg(default_value = "v1,v2-without-ids,v2")]
     pub protocol: Vec<ClientProtocol>,
     /// The cores of the server [default: the first half of those that this process may use]
     #[arg(long, value_name = "CORES")]

@@ -31,7 +31,7 @@ enum Fault {
     DroppedLast,
     DoubledLast,
     Closed,
-    /// Version 2: the sender is told that an op is saved that it has not sent.
+    /// Version 2: `saved` covers an op that the client has not sent.
     SavedUnsent,
     /// Version 2: the sender is never told that its last op is saved.
     UnsavedLast,

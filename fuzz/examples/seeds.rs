@@ -5,8 +5,10 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use etherply::log::record::{Compacted, Change, LoggedOp, SegmentHeader, begin_batch, push_op, seal_batch};
 use etherply::generation::Generation;
+use etherply::log::record::{
+    Change, Compacted, LoggedOp, SegmentHeader, begin_batch, push_op, seal_batch,
+};
 use etherply::seq::Seq;
 use etherply::wire::frame::{Opcode, put_header};
 use etherply_fuzz::segment_header;
@@ -264,7 +266,11 @@ fn messages_v2() -> Seeds {
     let at = r#""timestamp":1700000000000000"#;
     let long = |bytes: usize| format!(r#"{{"value":"{}"}}"#, "x".repeat(bytes - 2));
     let twice = br#"{"type":"op","id":1,"i\u0064":2,"payload":{"key":"k","ke\u0079":"l"}}"#;
-    let too_deep = format!(r#"{{"key":"k","value":{}{}}}"#, "[".repeat(129), "]".repeat(129));
+    let too_deep = format!(
+        r#"{{"key":"k","value":{}{}}}"#,
+        "[".repeat(129),
+        "]".repeat(129)
+    );
     let row = [
         &br#"{"type":"ping","id":9007199254740991}"#[..],
         &write(at),
@@ -276,16 +282,28 @@ fn messages_v2() -> Seeds {
         ("delete", op(&format!(r#""deleted":true,{at}"#))),
         ("conditional", write(&format!(r#""if_timestamp":0,{at}"#))),
         ("ttl", write(&format!(r#"{at},"ttl_ms":315360000000"#))),
-        ("ttl_too_long", write(&format!(r#"{at},"ttl_ms":315360000001"#))),
-        ("ttl_of_a_delete", op(&format!(r#""deleted":true,{at},"ttl_ms":1"#))),
+        (
+            "ttl_too_long",
+            write(&format!(r#"{at},"ttl_ms":315360000001"#)),
+        ),
+        (
+            "ttl_of_a_delete",
+            op(&format!(r#""deleted":true,{at},"ttl_ms":1"#)),
+        ),
         ("deleted_false", op(&format!(r#""deleted":false,{at}"#))),
-        ("write_and_delete", write(&format!(r#""deleted":true,{at}"#))),
+        (
+            "write_and_delete",
+            write(&format!(r#""deleted":true,{at}"#)),
+        ),
         ("neither", op(at)),
         ("milliseconds", write(r#""timestamp":1700000000000"#)),
         ("lone_surrogate", op(&format!(r#""value":"\ud83d",{at}"#))),
         ("number_too_big", op(&format!(r#""value":1e400,{at}"#))),
         ("too_deep", message("op", &too_deep)),
-        ("presence", message("presence", r#"{"value": {"cursor":[1,2]} }"#)),
+        (
+            "presence",
+            message("presence", r#"{"value": {"cursor":[1,2]} }"#),
+        ),
         ("presence_longest", message("presence", &long(4096))),
         ("presence_too_long", message("presence", &long(4097))),
         ("cast", message("cast", r#"{"value":null}"#)),
@@ -294,7 +312,10 @@ fn messages_v2() -> Seeds {
         ("token_empty", message("token", r#"{"token":""}"#)),
         ("unknown", message("join", "{}")),
         ("twice", twice.to_vec()),
-        ("id_of_a_refused_text", br#"{"type":"ping","id":0,"x":1e400}"#.to_vec()),
+        (
+            "id_of_a_refused_text",
+            br#"{"type":"ping","id":0,"x":1e400}"#.to_vec(),
+        ),
         ("one_after_the_other", row.join(&0x1e)),
     ]
 }
@@ -334,13 +355,20 @@ fn records() -> Seeds {
         ]
         .concat()
     };
-    // One batch of a delete, an expiring write, a floor, a generation and a write; and the same once more.
+    // One batch of a delete, an expiring write, a floor, a generation and a write; and the same
+    // once more.
     let all_kinds = || {
         let op = |place: u8| {
             let seq = u64::from(place + 10);
             let extra = [0x11_u8; 8];
             let extra = if place == 4 { &[][..] } else { &extra };
-            [&b"\x01w\x03key\x04true\x00"[..], &seq.to_le_bytes(), &seq.to_le_bytes(), extra].concat()
+            [
+                &b"\x01w\x03key\x04true\x00"[..],
+                &seq.to_le_bytes(),
+                &seq.to_le_bytes(),
+                extra,
+            ]
+            .concat()
         };
         let batch = [&[16 | 8 | 5][..], &(0..5).flat_map(op).collect::<Vec<u8>>()].concat();
         batch.repeat(2)
@@ -378,11 +406,26 @@ fn records() -> Seeds {
 
 /// A record of each kind that is not a plain write: its workspace, its key, its change and its seq.
 fn other_kinds() -> [(&'static str, &'static str, Change<'static>, u64); 4] {
-    let expiring = Change::Write { value: "true", expires_at_us: Some(1_700_000_000_000_000) };
-    let floor = Change::Floor { dropped_seq: Seq::new(4) };
-    let generation = Change::Generation { id: Generation::new(0x0123_4567_89AB_CDEF), shards: 2 };
+    let expiring = Change::Write {
+        value: "true",
+        expires_at_us: Some(1_700_000_000_000_000),
+    };
+    let floor = Change::Floor {
+        dropped_seq: Seq::new(4),
+    };
+    let generation = Change::Generation {
+        id: Generation::new(0x0123_4567_89AB_CDEF),
+        shards: 2,
+    };
     [
-        ("w", "k", Change::Delete { deleted_at_us: 1_700_000_000_000_000 }, 4),
+        (
+            "w",
+            "k",
+            Change::Delete {
+                deleted_at_us: 1_700_000_000_000_000,
+            },
+            4,
+        ),
         ("w", "l", expiring, 5),
         ("w", "", floor, 5),
         ("", "3", generation, 1),
@@ -423,7 +466,16 @@ fn segments() -> Seeds {
         begin_batch(&mut batch);
         for (workspace, key, change, seq) in other_kinds() {
             let timestamp = seq;
-            push_op(&mut batch, &LoggedOp { workspace, key, change, seq: Seq::new(seq), timestamp });
+            push_op(
+                &mut batch,
+                &LoggedOp {
+                    workspace,
+                    key,
+                    change,
+                    seq: Seq::new(seq),
+                    timestamp,
+                },
+            );
         }
         let position = header.position(bytes.len() as u64);
         seal_batch(&mut batch, header.salt(), position, first);

@@ -7,7 +7,8 @@ use std::io::{self, Cursor, Read, Write};
 
 use etherply::limits::CONTROL_BYTES_MAX;
 use etherply::wire::frame::{
-    CLOSE_REASON_BYTES_MAX, Decoder, FrameEvent, FrameError, Opcode, put_close, put_header, put_pong,
+    CLOSE_REASON_BYTES_MAX, Decoder, FrameError, FrameEvent, Opcode, put_close, put_header,
+    put_pong,
 };
 use etherply_fuzz::Script;
 use libfuzzer_sys::fuzz_target;
@@ -51,7 +52,9 @@ impl From<FrameEvent<'_>> for Said {
             FrameEvent::Binary(bytes) => Self::Binary(bytes.into()),
             FrameEvent::Ping(payload) => Self::Ping(payload.into()),
             FrameEvent::Pong(payload) => Self::Pong(payload.into()),
-            FrameEvent::Close(close) => Self::Close(close.map(|(code, reason)| (code, reason.into()))),
+            FrameEvent::Close(close) => {
+                Self::Close(close.map(|(code, reason)| (code, reason.into())))
+            }
         }
     }
 }

@@ -38,11 +38,7 @@ fuzz_target!(|input: &[u8]| {
         Ok(Some((head_bytes, request))) => {
             let head = &bytes[..*head_bytes];
             assert!(head.len() <= HEAD_BYTES_MAX && head.ends_with(b"\n"));
-            assert_eq!(
-                parse_head(head),
-                whole,
-                "bytes after the head were read"
-            );
+            assert_eq!(parse_head(head), whole, "bytes after the head were read");
             assert_eq!(
                 parse_head(&head[..head.len() - 1]),
                 Ok(None),

@@ -14,11 +14,11 @@ use std::ops::Range;
 use etherply::generation::Generation;
 use etherply::log::position::LogPosition;
 use etherply::log::record::{
-    BATCH_HEADER_BYTES, FaultKind, Change, LoggedOp, Reader, SECTOR_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader,
-    begin_batch, damage_behind, is_interrupted, op_bytes, push_op, seal_batch,
+    BATCH_HEADER_BYTES, Change, FaultKind, LoggedOp, Reader, SECTOR_BYTES, SEGMENT_HEADER_BYTES,
+    SegmentHeader, begin_batch, damage_behind, is_interrupted, op_bytes, push_op, seal_batch,
 };
-use etherply::log::repair::resync::skip_damage;
 use etherply::log::repair::recover::{HeaderHints, restore_header};
+use etherply::log::repair::resync::skip_damage;
 use etherply::seq::Seq;
 use etherply_fuzz::{Script, segment_header};
 use libfuzzer_sys::fuzz_target;
@@ -68,7 +68,11 @@ impl OwnedOp {
         let (seq, timestamp) = (script.number::<8>(), script.number::<8>());
         let extra = if kind == 0 { 0 } else { script.number::<8>() };
         let or = |text: String, other: &str| {
-            if text.is_empty() { other.to_owned() } else { text }
+            if text.is_empty() {
+                other.to_owned()
+            } else {
+                text
+            }
         };
         let value = or(value, "0");
         let op = Self {
@@ -80,8 +84,14 @@ impl OwnedOp {
         };
         match kind {
             0 => op,
-            1 => Self { change: OwnedChange::Delete(extra), ..op },
-            2 => Self { change: OwnedChange::Write(value, Some(extra)), ..op },
+            1 => Self {
+                change: OwnedChange::Delete(extra),
+                ..op
+            },
+            2 => Self {
+                change: OwnedChange::Write(value, Some(extra)),
+                ..op
+            },
             3 => Self {
                 key: String::new(),
                 change: OwnedChange::Floor(Seq::new(extra).min(op.seq)),
@@ -102,9 +112,10 @@ impl OwnedOp {
             workspace: op.workspace.into(),
             key: op.key.into(),
             change: match op.change {
-                Change::Write { value, expires_at_us } => {
-                    OwnedChange::Write(value.into(), expires_at_us)
-                }
+                Change::Write {
+                    value,
+                    expires_at_us,
+                } => OwnedChange::Write(value.into(), expires_at_us),
                 Change::Delete { deleted_at_us } => OwnedChange::Delete(deleted_at_us),
                 Change::Floor { dropped_seq } => OwnedChange::Floor(dropped_seq),
                 Change::Generation { id, shards } => OwnedChange::Generation(id, shards),
@@ -157,7 +168,11 @@ fn batches(script: &mut Script<'_>) -> Vec<Batch> {
         let shape = script.byte();
         let kinds = usize::from(shape >> 4);
         let op = |place: u8| {
-            let kind = if kinds == 0 { 0 } else { (kinds + usize::from(place)) % 5 };
+            let kind = if kinds == 0 {
+                0
+            } else {
+                (kinds + usize::from(place)) % 5
+            };
             OwnedOp::read(script, kind)
         };
         batches.push(((0..shape & 7).map(op).collect(), shape & 8 != 0));
@@ -340,10 +355,16 @@ impl Written {
         let unit = &self.units[bad];
         let is_header = unit.durable_position.is_some();
         let Some((offset, kind)) = fault else {
-            assert!(is_header && bytes.len() == unit.at.start, "the fault is not reported");
+            assert!(
+                is_header && bytes.len() == unit.at.start,
+                "the fault is not reported"
+            );
             return;
         };
-        assert_eq!(offset, unit.at.start, "the fault is reported at another offset");
+        assert_eq!(
+            offset, unit.at.start,
+            "the fault is reported at another offset"
+        );
         let is_right = match kind {
             FaultKind::Cut => !is_header && bytes.len() == offset,
             FaultKind::Record => !is_header && bytes.len() > offset,

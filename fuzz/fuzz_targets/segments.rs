@@ -6,8 +6,8 @@
 #![no_main]
 
 use etherply::log::record::{
-    BATCH_HEADER_BYTES, ReadCursor, FaultKind, OP_HEADER_BYTES, LoggedOp, Reader, SEGMENT_HEADER_BYTES,
-    SegmentHeader, begin_batch, damage_behind, op_bytes, push_op,
+    BATCH_HEADER_BYTES, FaultKind, LoggedOp, OP_HEADER_BYTES, ReadCursor, Reader,
+    SEGMENT_HEADER_BYTES, SegmentHeader, begin_batch, damage_behind, op_bytes, push_op,
 };
 use etherply::log::repair::resync::{durable_position, next_batch, skip_damage};
 use etherply_fuzz::{Script, segment_header};
@@ -103,7 +103,11 @@ fn check_reader<'a>(header: &SegmentHeader, bytes: &'a [u8]) -> Read<'a> {
                 ops.push(op);
             }
             Err(error) => {
-                assert_eq!(error.offset, reader.offset(), "ops before the fault were lost");
+                assert_eq!(
+                    error.offset,
+                    reader.offset(),
+                    "ops before the fault were lost"
+                );
                 assert!(error.offset <= bytes.len() && !error.to_string().is_empty());
                 check_damage(header, bytes, error.offset);
                 fault = Some(error.kind);
@@ -174,7 +178,10 @@ fn check_op(op: &LoggedOp<'_>, bytes: &[u8], end: usize) -> usize {
     assert_eq!(batch[BATCH_HEADER_BYTES + 4..], bytes[start + 4..end]);
     let outer = bytes[start..end].as_ptr_range();
     // An empty text may be borrowed from anywhere.
-    for text in [op.workspace, op.key, op.value()].into_iter().filter(|text| !text.is_empty()) {
+    for text in [op.workspace, op.key, op.value()]
+        .into_iter()
+        .filter(|text| !text.is_empty())
+    {
         let inner = text.as_bytes().as_ptr_range();
         assert!(outer.start <= inner.start && inner.end <= outer.end);
     }

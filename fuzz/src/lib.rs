@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | `head` | `wire::upgrade::parse_head` | every shorter prefix; tungstenite's handshake |
 //! | `frames` | `wire::frame::Decoder` | tungstenite's reader |
-//! | `messages` | `wire::message::Parser::parse` | `serde_json`, and a model of simd-json's refusals |
+//! | `messages` | `wire::message::Parser::parse` | `serde_json`; a model of simd-json's refusals |
 //! | `messages_v2` | `Parser::parse_v2` | the same, and a model of version 2 |
 //! | `records` | a segment with one change, by `log::record::Reader` | the encoder |
 //! | `segments` | any bytes as a segment, and in parts; `damage_behind` | encoder; naive search |
@@ -68,7 +68,8 @@ impl<'a> Script<'a> {
         usize::try_from(number % (end.max(1) as u64)).expect("the value fits in a usize")
     }
 
-    /// Reads a length byte and returns up to that many bytes as a string. Invalid UTF-8 is replaced.
+    /// Reads a length byte and returns up to that many bytes as a string, in which invalid UTF-8 is
+    /// replaced.
     pub fn text(&mut self) -> String {
         let len = self.byte();
         String::from_utf8_lossy(self.bytes(len.into())).into_owned()

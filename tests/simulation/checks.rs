@@ -103,8 +103,8 @@ impl Model {
     }
 }
 
-/// Returns the floor of a workspace that was read back, and the seq of the newest tombstone that was
-/// dropped.
+/// Returns the floor of a workspace that was read back, and the seq of the newest tombstone that
+/// was dropped.
 fn floor_of<'a>(mut workspaces: impl Iterator<Item = &'a Workspace>, place: usize) -> (u64, u64) {
     let workspace = workspaces.find(|workspace| workspace.id() == WORKSPACES[place]);
     let floor = workspace.and_then(Workspace::floor);

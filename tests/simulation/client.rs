@@ -203,8 +203,8 @@ impl Client {
         }
     }
 
-    /// Returns whether its shard has failed and closes it. A request that waited meanwhile is served
-    /// afterwards.
+    /// Returns whether its shard has failed and closes it. A request that waited meanwhile is
+    /// served afterwards.
     pub fn is_cut_off(&self) -> bool {
         let is_closed = self.told.iter().any(|told| told.1 == Told::Close(1011));
         let is_ending = !self.is_v2 || self.was_answered || is_closed;

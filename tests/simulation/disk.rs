@@ -413,7 +413,10 @@ impl Disk for SimDisk {
             if is_done {
                 // Once a file's new name is durable, its first one never comes back.
                 if let Change::Rename(_, _, renamed) = change {
-                    let is_older = |change: &Change| matches!(change, Change::Create(_, node) if *node == renamed);
+                    let is_older = |change: &Change| match change {
+                        Change::Create(_, node) => *node == renamed,
+                        _ => false,
+                    };
                     folder.pending.retain(|change| !is_older(change));
                 }
                 change.apply(&mut folder.durable);

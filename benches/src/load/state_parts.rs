@@ -2,7 +2,7 @@
 //!
 //! The entries and their order are known, and where a part ends is the server's choice. The length
 //! in a part's header leaves one end at which it can have that length, so everything after the
-//! header is compared byte by byte, and nothing of it is kept.
+//! header is compared byte by byte, and none of it is kept.
 
 use std::io;
 use std::io::Write as _;

@@ -151,7 +151,7 @@ impl Options {
         u64::from(self.rooms) * u64::from(self.members)
     }
 
-    /// Describes the load, in the form by which `--compare` tells loads apart.
+    /// Describes the load in the form that `--compare` uses to distinguish loads.
     pub fn load(&self) -> String {
         let Self { rooms, members, .. } = self;
         let rooms_unit = if *rooms == 1 { "room" } else { "rooms" };
