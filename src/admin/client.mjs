@@ -121,7 +121,7 @@ export class Replica {
   #unconfirmed = new Set();
   // The newest pending op of each key, in timestamp order. `id` is Infinity while it is not sent;
   // `is_hiding` if an earlier connection was sent an older one, which may be what the server has;
-  // `first` is the number of the first edit that it stands for.
+  // `first` is the number of the first edit that it includes.
   #pending = new Map();
   #sent = new Map(); // Version 2: every own op that this connection was sent, until it is settled.
   #doubtful = []; // Version 1: ops at least one of which the server has refused.

@@ -2,7 +2,7 @@
 //! tombstones whose retention has ended.
 //!
 //! An expiry is an op of the server: a delete that is later than the write by a microsecond. It is
-//! logged and made visible like the op of a client, but nobody is told if it is lost with the log:
+//! logged and made visible like a client's op, but no client is told if it is lost with the log:
 //! the key is then back, with its deadline, and expires again.
 //!
 //! Requests for a workspace wait while one of its expired keys is not deleted yet, so that keys
