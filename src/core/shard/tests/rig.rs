@@ -518,18 +518,17 @@ pub fn look(path: &str) -> String {
 /// Returns a client's frame, masked with zeros.
 pub fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![0x80 | opcode];
+    let length = payload.len().to_be_bytes();
     match payload.len() {
-        length @ 0..126 => frame.push(0x80 | length.to_be_bytes()[7]),
-        length => match u16::try_from(length) {
-            Ok(length) => {
-                frame.push(0xFE);
-                frame.extend_from_slice(&length.to_be_bytes());
-            }
-            Err(_) => {
-                frame.push(0xFF);
-                frame.extend_from_slice(&(length as u64).to_be_bytes());
-            }
-        },
+        0..126 => frame.push(0x80 | length[7]),
+        126..65_536 => {
+            frame.push(0xFE);
+            frame.extend_from_slice(&length[6..]);
+        }
+        _ => {
+            frame.push(0xFF);
+            frame.extend_from_slice(&length);
+        }
     }
     frame.extend_from_slice(&[0; 4]);
     frame.extend_from_slice(payload);

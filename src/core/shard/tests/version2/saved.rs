@@ -35,7 +35,10 @@ fn saved_passes_an_own_op_that_is_longer_than_a_send() {
     send(&mut rig, writer, 1, &put("b", &value, 3));
     rig.log_hangs = false;
     rig.run();
-    assert_eq!(told(&mut rig, writer), ["a=1@1 #1", "a=2@2 #2", "saved 1 #3"]);
+    assert_eq!(
+        told(&mut rig, writer),
+        ["a=1@1 #1", "a=2@2 #2", "saved 1 #3"]
+    );
 }
 
 /// P150, P61: in the other modes an op is saved when it is visible, which is at once.
