@@ -25,7 +25,7 @@ fn saved_is_sent_once_per_commit() {
 /// P153: an own op is not sent back, so it is passed even if its frame would not fit the send.
 #[test]
 fn saved_passes_an_own_op_that_is_longer_than_a_send() {
-    let mut rig = Rig::new(|_| ());
+    let mut rig = Rig::new(|config| config.outbox_bytes_max = 4 * SEND_BYTES_MAX);
     let (writer, other) = (joined(&mut rig, "w"), joined(&mut rig, "w"));
     rig.log_hangs = true;
     send(&mut rig, other, 1, &put("a", "1", 1));
