@@ -7,9 +7,8 @@
 //! - With `--durability always`, everything a client sees is already on disk: each broadcast, each
 //!   correction and each state waits for the write that contains it. A crash undoes nothing that a
 //!   client has seen. The other two modes trade this for latency ([`wire`], P60 to P64).
-//! - A client of version 2 of the protocol receives `saved` for its edits (P150). After a
-//!   reconnect, it is sent only what changed, deletes included, or the whole state if that is not
-//!   certain to be enough (P141).
+//! - A version 2 client receives `saved` for its edits (P150). After a reconnect, it is sent only
+//!   what changed, deletes included, or the whole state if that is not certain to be enough (P141).
 //! - All clients of a workspace receive its ops in the same order, and the op with the greater
 //!   timestamp wins. A client that applies every op that is not older than the one it holds ends up
 //!   with the server's state, however slow it was (P55 to P59, P72).
@@ -120,7 +119,7 @@
 //!   each rebuild. A client that resumes names it.
 //! - **Handoff**: a fresh connection on its way from the shard that accepted it to the shard of its
 //!   workspace.
-//! - **Init**: the first message to a client of version 1, with the whole state.
+//! - **Init**: the first message to a version 1 client, with the whole state.
 //! - **Live**: a record of the log is live as long as its op is the winner of its key, and dead
 //!   from then on.
 //! - **Log position**: a byte offset in a shard's log. An op may be shown once the log is durable
@@ -129,8 +128,8 @@
 //!   op that wins supersedes the previous winner of its key.
 //! - **Outbox**: the pending output of one session: a cursor into its workspace's window, and the
 //!   session's own answers.
-//! - **Peer**: a connection of version 2 that takes part in presence: the others see its user and
-//!   its value, and it sees theirs.
+//! - **Peer**: a version 2 connection that takes part in presence: the others see its user and its
+//!   value, and it sees theirs.
 //! - **Presence**: who is connected to a workspace: user names in version 1, peers in version 2.
 //! - **Resume point**: a generation and a seq, up to which a client knows every change.
 //! - **Room**: a workspace on its shard: its state, its presence and its feeds.

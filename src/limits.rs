@@ -44,7 +44,7 @@ pub const SECRET_BYTES_ADVISED: usize = 32;
 pub const KEY_BYTES_MAX: usize = 1024;
 /// The largest timestamp, in Unix microseconds.
 pub const TIMESTAMP_MAX_US: u64 = i64::MAX as u64;
-/// The smallest timestamp that a client of version 2 may send: the start of 2001, in Unix
+/// The smallest timestamp that a version 2 client may send: the start of 2001, in Unix
 /// microseconds. Milliseconds sent as microseconds are far below it until the year 32,971.
 pub const TIMESTAMP_MIN_US: u64 = 978_307_200 * SECOND_US;
 /// The largest `ttl_ms` of a write: 3,650 days, in milliseconds.
@@ -239,7 +239,7 @@ pub const BULK_BYTES_PER_TURN: usize = 4 * 1024 * 1024;
 pub const BULK_SENDS_PER_TURN_MAX: usize = BULK_BYTES_PER_TURN / SEND_BYTES_MAX;
 /// The maximum number of bytes sent to a conflated session at a time, unless a single op is longer.
 pub const CONFLATED_BYTES_MAX: usize = 64 * 1024;
-/// The maximum number of bytes of state parts that are kept for the next client of version 2 that
+/// The maximum number of bytes of state parts that are kept for the next version 2 client that
 /// joins.
 pub const STATE_CHUNKS_KEPT_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// The number of ops after which an encoded part of a state is not sent to further clients: they

@@ -1,4 +1,4 @@
-//! The messages of a client of version 2, compared with a model for which `serde_json` extracts the
+//! The messages of a version 2 client, compared with a model for which `serde_json` extracts the
 //! fields: the id, the key of a refused op, and the content or the error. Input: texts for a single
 //! parser, separated by the byte 1E (which no JSON contains).
 #![no_main]

@@ -15,9 +15,9 @@
  * which the server silently accepts. Numbers above 2^53 lose digits.
  *
  * The module speaks version 2 of the protocol, and version 1 to a server that does not answer to
- * version 2. A server of version 1 can neither delete keys nor let them expire, has no presence and
- * no casts, and is given the token in the URL. It does not say "saved" either: there, an own op
- * counts as saved when the server has returned it in reply to an `echo`.
+ * version 2. A version 1 server can neither delete keys nor let them expire, has no presence and no
+ * casts, and is given the token in the URL. It does not say "saved" either: there, an own op counts
+ * as saved when the server has returned it in reply to an `echo`.
  *
  * If a room ends (see `Error` and `close`) with pending ops, it lists them in its last `state`
  * event, or on the console if nothing listens, and they are kept for as long as the page lives. The
@@ -109,12 +109,11 @@ const kept = new Map();
  *
  * Outputs: `{send}`, a message to send before anything else happens; `{timer}`, a name whose input
  * (`sendSome` or `settle`) is due later; `{change}`, `{error}` and `{presence}` to report;
- * `{synced}`; `{echoed}`, whether an echo of version 1 was answered; `{close}`, a close code. */
+ * `{synced}`; `{echoed}`, whether a version 1 echo was answered; `{close}`, a close code. */
 export class Replica {
   #outputs = [];
   // The state of the server as far as known, by key: `{value, text, timestamp}`. Value and text of
-  // a deleted key are undefined. After an init of version 1 the timestamp is 0: any op may replace
-  // it.
+  // a deleted key are undefined. After a version 1 init the timestamp is 0: any op may replace it.
   #entries = new Map();
   #tombstones = new Set(); // The keys of deleted entries, oldest first.
   // The keys whose entries come from before the full state that is arriving.
@@ -628,7 +627,7 @@ class Room extends EventTarget {
   get pending() { return this.#replica.pending_count; }
   /** The version of the protocol that the last connection spoke, or 0 before the first. */
   get version() { return this.#replica.version; }
-  /** The id of this client among the peers, on a server of version 2. */
+  /** The id of this client among the peers, on a version 2 server. */
   get connection() { return this.#replica.connection; }
   /** The peers of the workspace, this client among them, as the server last listed them.
    * @returns {Peer[]} */

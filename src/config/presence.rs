@@ -6,7 +6,7 @@ use super::value;
 use crate::core::fanout::peers::PresenceSettings;
 use crate::limits::{PRESENCE_BYTES_DEFAULT, PRESENCE_INTERVAL_MS_DEFAULT};
 
-/// The settings of presence, which only clients of version 2 use.
+/// The settings of presence, which only version 2 clients use.
 #[derive(Debug, Args)]
 pub struct PresenceArgs {
     /// Milliseconds for which changes of who is present are collected before they are sent as one

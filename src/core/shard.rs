@@ -136,7 +136,7 @@ pub struct Shard {
     connection_log: Option<Box<ConnectionLog>>,
     admission: Admission,
     snapshots: Snapshots,
-    /// Parts of states for clients of version 2.
+    /// Parts of states for version 2 clients.
     state_chunks: StateChunkCache,
     /// The part that is being encoded, whose memory is reused.
     state_chunk: StateChunk,

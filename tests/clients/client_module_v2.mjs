@@ -355,7 +355,7 @@ const cases = {
   },
 
   // P100, P102.
-  async 'a server of version 1 is spoken to in version 1, unless that is not wanted'() {
+  async 'a version 1 server is spoken to in version 1, unless that is not wanted'() {
     for (const [version, state] of [[undefined, 'Synced'], [1, 'Synced'], [2, 'Disconnected']]) {
       const world = new World(21);
       const room = join(world, { version });
@@ -397,7 +397,7 @@ const cases = {
   },
 
   // P121.
-  async 'on a server of version 1: no delete, no expiry; those made offline are refused, all else goes on'() {
+  async 'on a version 1 server: no delete, no expiry; those made offline are refused, all else goes on'() {
     const world = new World(24);
     world.server.kill();
     const room = join(world);

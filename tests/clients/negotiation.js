@@ -1,5 +1,5 @@
-// The client module in headless Chromium, which fails a connection whose server accepts none of the offered protocols. The
-// servers are played by `ws`: one of version 1, and one of version 2.
+// The client module in headless Chromium, which fails a connection whose server accepts none of the
+// offered protocols. The servers, a version 1 server and a version 2 server, are played by `ws`.
 'use strict';
 
 const assert = require('node:assert/strict');
@@ -66,9 +66,9 @@ async function connects(browser, [version, takes_protocols, options], wanted) {
 
 const OFFERED = [null, `etherply.v2, bearer.${TOKEN}`];
 const CASES = {
-  'a server of version 2 is given the token as a protocol': [[2, true, {}],
+  'a version 2 server is given the token as a protocol': [[2, true, {}],
     { version: 2, states: ['Connected', 'Synced', 'Disconnected'], entries: [['k', 1]], asked: [OFFERED] }],
-  'a server of version 1 is asked again, with the token in the URL': [[1, false, {}],
+  'a version 1 server is asked again, with the token in the URL': [[1, false, {}],
     { version: 1, states: ['Connected', 'Synced', 'Disconnected'], entries: [['k', 1]], asked: [OFFERED, [TOKEN, undefined]] }],
   'a client that wants version 1 asks for it alone': [[1, false, { version: 1 }],
     { version: 1, states: ['Connected', 'Synced', 'Disconnected'], entries: [['k', 1]], asked: [[TOKEN, undefined]] }],

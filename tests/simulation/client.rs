@@ -63,7 +63,7 @@ pub struct Client {
     pub is_v2: bool,
     /// It was being served when its shard failed.
     pub was_answered: bool,
-    /// The copy of the workspace of a client of version 2, until another connection takes it over.
+    /// The copy of the workspace of a version 2 client, until another connection takes it over.
     pub replica: Option<Box<Replica>>,
 
     // What it knows.

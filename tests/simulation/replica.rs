@@ -1,5 +1,5 @@
-//! The copy of a workspace that a client of version 2 keeps while its connections come and go,
-//! written naively after the merge rule of the protocol.
+//! The copy of a workspace that a version 2 client keeps while its connections come and go, written
+//! naively after the merge rule of the protocol.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,4 @@
-//! Clients of version 2: how they connect, resume and write, and checks of what they are sent.
+//! Version 2 clients: how they connect, resume and write, and checks of what they are sent.
 
 use etherply::limits::SECOND_US;
 use etherply::log::commit::Durability;
@@ -66,7 +66,7 @@ impl World {
         self.is_sealed = false;
     }
 
-    /// Returns the request of a client of version 2.
+    /// Returns the request of a version 2 client.
     pub fn join_path(replica: &Replica) -> String {
         let id = WORKSPACES[replica.workspace].replace(' ', "%20");
         let point = replica.asked.as_ref().map_or(String::new(), |point| {
@@ -75,7 +75,7 @@ impl World {
         format!("/v1/sync/{id}?token={}{point}", token())
     }
 
-    /// Makes a client of version 2 write or delete a key, with or without a condition.
+    /// Makes a version 2 client write or delete a key, with or without a condition.
     pub fn write_v2(&mut self, place: usize, write: Write) {
         let (is_delete, is_conditional) = (self.dice.one_in(3), self.dice.one_in(5));
         let ttl_ms = self.dice.pick(&[1, 60_000, 7_200_000, TTL_MS_MAX]);
@@ -152,8 +152,8 @@ impl World {
         }
     }
 
-    /// Makes a client of version 2 read a message. Returns false if the model does not know all of
-    /// it yet.
+    /// Makes a version 2 client read a message. Returns false if the model does not know all of it
+    /// yet.
     pub fn read_v2(&mut self, place: usize, told: &Told) -> bool {
         let client = &mut self.clients[place];
         let Some(replica) = client.replica.as_mut() else {
@@ -210,7 +210,7 @@ impl World {
         true
     }
 
-    /// Checks a message of version 2 that is about to leave the server.
+    /// Checks a version 2 message that is about to leave the server.
     pub fn check_send_v2(&mut self, place: usize, told: &Told) {
         let client = &self.clients[place];
         let model = &mut self.models[client.workspace];
@@ -276,7 +276,7 @@ impl World {
         }
     }
 
-    /// Checks a client of version 2 once everything has settled.
+    /// Checks a version 2 client once everything has settled.
     pub fn check_replica(&self, place: usize) {
         let client = &self.clients[place];
         let oracle = Oracle {

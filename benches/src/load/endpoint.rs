@@ -84,7 +84,7 @@ impl Endpoint {
         self
     }
 
-    /// Adds parameters of version 2 to each request.
+    /// Adds version 2 parameters to each request.
     #[must_use]
     pub fn with_query(mut self, query: &str) -> Self {
         self.query = format!("?{query}");

@@ -35,7 +35,7 @@ pub const OPS: Figure = Figure {
     unit: "",
     decimals: 0,
 };
-/// The number of `saved` messages of version 2 for each op: below 1 if one covers several ops.
+/// The number of version 2 `saved` messages per op: below 1 if one covers several ops.
 pub const SAVED: Figure = Figure {
     id: "saved_per_op",
     name: "saved messages/op",

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::protocol::ClientProtocol;
 
-/// The start of the message that ends a state of version 2.
+/// The start of the message that ends a version 2 state.
 const SYNCED: &str = r#"{"type":"synced""#;
 
 /// The messages up to the end of the state: one in version 1; `welcome`, the parts and `synced` in
@@ -87,8 +87,8 @@ impl FirstState {
         (is_full && synced["seq"] == seq).then_some(data)
     }
 
-    /// Returns the parameters with which a client of version 2 resumes after this state, as if it
-    /// had missed the last `missed` changes.
+    /// Returns the parameters with which a version 2 client resumes after this state, as if it had
+    /// missed the last `missed` changes.
     pub fn resume_query(&self, missed: u64) -> Option<String> {
         let message = |text: &String| serde_json::from_str::<Value>(text).ok();
         let welcome = message(self.messages.first()?)?;

@@ -1,4 +1,4 @@
-//! What a peer of version 2 must be shown of the other peers, and the check that it is. Pure.
+//! What a version 2 peer must be shown of the other peers, and the check that it is. Pure.
 //!
 //! The movers of a room set their value again and again, each time with a higher number. A peer may
 //! miss values, because the server sends only the latest, and see one twice, but it must never be

@@ -1,4 +1,4 @@
-//! The stream that a sender of version 2 must receive: which of its messages are saved. Pure.
+//! The `saved` messages that a version 2 sender must receive, and the check that it does. Pure.
 //!
 //! The sender of a room is alone in writing to it, so its message `n` gets the seq `n`. A `saved`
 //! message must name a message that was sent, move forward, and have the same number as its seq.

@@ -1,4 +1,4 @@
-//! The parts in which a client of version 2 must receive a state, and the check that it does. Pure.
+//! The parts in which a version 2 client must receive a state, and the check that it does. Pure.
 //!
 //! The entries and their order are known, and where a part ends is the server's choice. The length
 //! in a part's header leaves one end at which it can have that length, so everything after the

@@ -1,5 +1,5 @@
-//! The users of a workspace as an answer over HTTP lists them: the clients of version 1 by
-//! self-chosen name, and the peers of version 2.
+//! The users of a workspace as an answer over HTTP lists them: the version 1 clients by self-chosen
+//! name, and the version 2 peers.
 //!
 //! The names are kept sorted, so the cost of an answer depends only on the number of names that it
 //! lists. The list is encoded once and shared by all requests until a user joins or leaves, or the

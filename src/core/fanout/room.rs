@@ -55,7 +55,7 @@ impl<'a> ShownOp<'a> {
     }
 
     /// Returns the length of the op's frame in a version of the protocol. With `seq`, the frame
-    /// moves the resume point of a client of version 2.
+    /// moves the resume point of a version 2 client.
     pub fn frame_bytes(&self, version: ProtocolVersion, seq: Option<Seq>) -> usize {
         let Self {
             key,
@@ -82,7 +82,7 @@ impl<'a> ShownOp<'a> {
     }
 }
 
-/// The value by which a client of version 1, which knows no deletes, is shown one (P121).
+/// The value by which a version 1 client, which knows no deletes, is shown one (P121).
 const NULL: &str = "null";
 
 /// The recent frames of a room in one version of the protocol, and the members that speak it.

@@ -228,11 +228,11 @@ pub(super) struct JoinRequest {
     /// The self-chosen name of the client.
     pub user: Option<Box<str>>,
     pub version: ProtocolVersion,
-    /// The point from which a client of version 2 resumes.
+    /// The point from which a version 2 client resumes.
     pub resume: Option<ResumePoint>,
-    /// Whether a client of version 2 wants to be a peer.
+    /// Whether a version 2 client wants to be a peer.
     pub has_presence: bool,
-    /// The earlier connection of a client of version 2, whose peer it replaces.
+    /// The earlier connection of a version 2 client, whose peer it replaces.
     pub replaces: Option<u64>,
 }
 

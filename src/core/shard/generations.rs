@@ -89,7 +89,7 @@ impl Generations {
         }
     }
 
-    /// Returns the state that a client of version 2 is sent when it joins a workspace, and why.
+    /// Returns the state that a version 2 client is sent when it joins a workspace, and why.
     /// `resume` is the point at which it asks to resume, if it does; `workspace` is `None` if
     /// nobody has written to it.
     ///

@@ -297,7 +297,7 @@ impl Shard {
         }
     }
 
-    /// Handles a message of a client of version 1.
+    /// Handles a message of a version 1 client.
     fn read_v1(
         &mut self,
         id: SessionId,
@@ -341,7 +341,7 @@ impl Shard {
         }
     }
 
-    /// Counts an op of version 1 with a timestamp before 2001, which version 2 refuses (P117), and
+    /// Counts a version 1 op with a timestamp before 2001, which version 2 refuses (P117), and
     /// reports the first one of each connection in the connection log, if there is one.
     fn note_early_timestamp(&mut self, id: SessionId, timestamp: u64) {
         self.counters.early_timestamps += 1;

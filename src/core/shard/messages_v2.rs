@@ -22,7 +22,7 @@ const UNAUTHORIZED: u16 = 401;
 const ID_TEXT: &str = "id must be greater than that of every earlier message of the connection";
 
 impl Shard {
-    /// Handles a message of a client of version 2.
+    /// Handles a message of a version 2 client.
     pub(super) fn read_v2(
         &mut self,
         id: SessionId,

@@ -1,4 +1,4 @@
-//! Presence and casts of version 2 (P160 to P168): when a room's peers are shown to each other.
+//! Version 2 presence and casts (P160 to P168): when a room's peers are shown to each other.
 //!
 //! Nothing here is logged, and nothing here delays an op: a presence message is appended to a send
 //! that is about to start, and made only after the sends of a turn.

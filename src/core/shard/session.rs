@@ -223,13 +223,13 @@ impl Session {
         }
     }
 
-    /// Returns what only a session of version 2 has.
+    /// Returns what only a version 2 session has.
     pub fn v2(&self) -> &Version2 {
         let v2 = self.v2.as_ref();
         v2.expect("the session speaks version 2")
     }
 
-    /// Returns what only a session of version 2 has.
+    /// Returns what only a version 2 session has.
     pub fn v2_mut(&mut self) -> &mut Version2 {
         let v2 = self.v2.as_mut();
         v2.expect("the session speaks version 2")

@@ -1,5 +1,5 @@
-//! Sending the state to a client of version 2, part by part: when it joins, when it resumes, and
-//! when it has fallen behind (P130 to P143).
+//! Sending the state to a version 2 client, part by part: when it joins, when it resumes, and when
+//! it has fallen behind (P130 to P143).
 //!
 //! In all three cases the client is owed the entries after some seq, in the order of their last
 //! change: after 0 if it joins. Each part is encoded when its socket has taken the one before it,
@@ -40,8 +40,8 @@ struct Walked {
 }
 
 impl Shard {
-    /// Queues a 101, `welcome` and the first part of the state for a client of version 2 that has
-    /// just become a member.
+    /// Queues a 101, `welcome` and the first part of the state for a version 2 client that has just
+    /// become a member.
     pub(super) fn queue_welcome(
         &mut self,
         id: SessionId,
@@ -131,7 +131,7 @@ impl Shard {
             && part.is_some_and(|part| queued_bytes + part.chunk.len() <= SEND_BYTES_MAX)
     }
 
-    /// Queues the next part of the state that a client of version 2 is owed, and `synced` after the
+    /// Queues the next part of the state that a version 2 client is owed, and `synced` after the
     /// last one. Returns false if the client is owed no state.
     pub(super) fn send_state_part(&mut self, id: SessionId, clock: Clock) -> bool {
         let session = &self.sessions[id];

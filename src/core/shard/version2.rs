@@ -1,4 +1,4 @@
-//! What a session of version 2 has in addition to one of version 1.
+//! The state that only a version 2 session has.
 
 use std::rc::Rc;
 

@@ -4,7 +4,7 @@
 //! immediately, and a large one over several turns by a `state_encoder`. Both are shared as a
 //! `shared_snapshot`, and `snapshot_budget` accounts for their memory.
 //!
-//! Clients of version 2 receive the state in parts instead, from `state_chunks`.
+//! Version 2 clients receive the state in parts instead, from `state_chunks`.
 
 pub(in crate::core) mod shared_snapshot;
 pub(in crate::core) mod snapshot_budget;

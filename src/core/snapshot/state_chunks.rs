@@ -1,7 +1,7 @@
-//! Parts of a state for clients of version 2, each encoded once for the clients that need it at
-//! about the same time.
+//! Parts of a state for version 2 clients, each encoded once for the clients that need it at about
+//! the same time.
 //!
-//! A client of version 2 receives a state as the entries after a seq, in the order of their last
+//! A version 2 client receives a state as the entries after a seq, in the order of their last
 //! change. So clients that join together need the same parts: each part begins where the one before
 //! it ended.
 //!

@@ -1,4 +1,4 @@
-//! The messages of version 1: parsing (P30 to P36) and encoding (P46 to P48).
+//! The version 1 messages: parsing (P30 to P36) and encoding (P46 to P48).
 
 use simd_json::Node;
 
@@ -30,7 +30,7 @@ pub struct Op<'a> {
 }
 
 impl Parser {
-    /// Parses one text message of a client of version 1, ignoring unknown fields.
+    /// Parses one text message of a version 1 client, ignoring unknown fields.
     pub fn parse<'a>(&'a mut self, text: &'a str) -> Result<Message<'a>, MessageError> {
         self.read(text, |walk| message(walk?))
     }

@@ -1,5 +1,5 @@
-//! The version of the protocol that a client asks for, its token in the offer, and the parameters
-//! of version 2 (P100 to P107).
+//! The version of the protocol that a client asks for, its token in the offer, and the version 2
+//! parameters (P100 to P107).
 
 use std::str::FromStr;
 
@@ -14,7 +14,7 @@ const FIELD: &str = "sec-websocket-protocol";
 /// The start of an offered name that carries a token.
 const BEARER: &[u8] = b"bearer.";
 
-/// The point in the history of a workspace from which a client of version 2 resumes (P130).
+/// The point in the history of a workspace from which a version 2 client resumes (P130).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResumePoint {
     /// The last change that the client knows: it knows every change up to this one.
@@ -27,7 +27,7 @@ pub struct ResumePoint {
 /// offers none of them: it gets version 1, and no name in the answer.
 ///
 /// A name that is unknown or malformed is skipped, as RFC 6455 section 4.2.2 requires of unknown
-/// ones: a client of version 1 may always have offered anything.
+/// ones: a version 1 client may always have offered anything.
 pub(super) fn offered_version(head: &Head<'_>) -> Option<ProtocolVersion> {
     head.elements(FIELD).find_map(|offered| {
         let is_offered = |version: &ProtocolVersion| version.subprotocol().as_bytes() == offered;
@@ -64,7 +64,7 @@ pub(super) struct Parameters {
 }
 
 impl Parameters {
-    /// Parses the parameters of a request of version 2.
+    /// Parses the parameters of a version 2 request.
     pub fn parse(query: &str) -> Result<Self, Answer> {
         let since = single(query, "since", "since must be given only once")?;
         let generation = single(query, "generation", "generation must be given only once")?;

@@ -281,7 +281,7 @@ fn offers_of_version_1() {
     check_offer("token=other", &[v1, OTHER_TOKEN], {
         Ok(named(ProtocolVersion::V1, Some("other")))
     });
-    // A client that offers neither name is one of version 1, as it always was.
+    // A client that offers neither name is a version 1 client, as it always was.
     for (query, fields, token) in [
         (later, &[][..], None),
         ("token=x", &[OTHER_TOKEN], Some("x")),

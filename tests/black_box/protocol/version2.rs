@@ -143,7 +143,7 @@ async fn two_tokens_that_differ_are_refused_with_400() {
     }
 }
 
-/// P104, P105, P106, P107: the parameters of version 2 are checked in version 2 alone.
+/// P104, P105, P106, P107: the version 2 parameters are checked in version 2 alone.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_malformed_parameter_is_refused_with_400() {
     let server = Server::start().await;

@@ -157,7 +157,7 @@ pub enum Told {
     Error(u64, Option<(String, u64)>),
     Close(u16),
     Control,
-    /// The text of a message of version 2.
+    /// The text of a version 2 message.
     Version2(String),
 }
 

@@ -26,7 +26,7 @@ const T: u64 = START_UNIX_S * SECOND_US - SECOND_US;
 
 // ---- what clients send ----
 
-/// Returns the request of a client of version 2 to join `workspace`; `query` is appended.
+/// Returns the request of a version 2 client to join `workspace`; `query` is appended.
 fn request(workspace: &str, token: &str, query: &str) -> String {
     let request = testing::upgrade_request(&format!("/v1/sync/{workspace}?token={token}{query}"));
     let upgrade = "Upgrade: websocket\r\n";
@@ -90,7 +90,7 @@ fn told(rig: &mut Rig, place: usize) -> Vec<String> {
     rig.seen(place).iter().map(|text| brief(text)).collect()
 }
 
-/// Returns the messages that a client of version 2 received since the last call.
+/// Returns the messages that a version 2 client received since the last call.
 fn messages(rig: &mut Rig, place: usize) -> Vec<Value> {
     let texts = rig
         .seen(place)
@@ -103,7 +103,7 @@ fn messages(rig: &mut Rig, place: usize) -> Vec<Value> {
 
 fn brief(text: &str) -> String {
     if !text.starts_with('{') {
-        // An op that a client of version 1 received.
+        // An op that a version 1 client received.
         return match text.rsplit_once('@') {
             Some((op, timestamp)) => format!("{op}@{}", after(timestamp.parse().ok())),
             None => text.to_owned(),
@@ -149,7 +149,7 @@ fn after(timestamp: Option<u64>) -> String {
         .map_or_else(|| format!("({timestamp})"), |after| after.to_string())
 }
 
-/// An entry, a tombstone or an op that a client of version 2 received.
+/// An entry, a tombstone or an op that a version 2 client received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct ShownChange {
     key: String,

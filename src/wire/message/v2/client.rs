@@ -1,4 +1,4 @@
-//! Messages from a client of version 2.
+//! Messages from a version 2 client.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,7 +10,7 @@ use crate::limits::{
 use crate::limits::{MESSAGE_ID_MAX, TIMESTAMP_MAX_US, TTL_MS_MAX};
 use crate::wire::message::error::MessageError;
 
-/// A message from a client of version 2, or the reason why it is refused.
+/// A message from a version 2 client, or the reason why it is refused.
 #[derive(Debug, PartialEq)]
 pub struct ClientEnvelope<'a> {
     /// The number that the client gave the message, from 1 to [`MESSAGE_ID_MAX`]. It is known even
@@ -21,7 +21,7 @@ pub struct ClientEnvelope<'a> {
     pub content: Result<ClientMessage<'a>, RefusedMessage<'a>>,
 }
 
-/// The content of a message from a client of version 2.
+/// The content of a message from a version 2 client.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum ClientMessage<'a> {
     /// A write or a delete of one key (P115).
@@ -57,7 +57,7 @@ impl fmt::Debug for ClientMessage<'_> {
     }
 }
 
-/// The payload of an op of version 2.
+/// The payload of a version 2 op.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientOp<'a> {
     /// The key, unescaped: 1 to [`KEY_BYTES_MAX`] bytes.
@@ -94,7 +94,7 @@ pub struct RefusedMessage<'a> {
     pub error: ClientMessageError,
 }
 
-/// The reason why a text is not a valid message of version 2.
+/// The reason why a text is not a valid version 2 message.
 ///
 /// The error's text is sent to the client. It names the field and says what the field must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

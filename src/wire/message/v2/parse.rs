@@ -1,4 +1,4 @@
-//! Parsing the messages of a client of version 2.
+//! Parsing the messages of a version 2 client.
 
 use std::borrow::Cow;
 use std::ops::RangeInclusive;
@@ -17,7 +17,7 @@ use crate::wire::message::error::MessageError;
 use crate::wire::message::walk::{Parser, Walk, timestamp_us};
 
 impl Parser {
-    /// Parses one text message of a client of version 2, ignoring unknown fields.
+    /// Parses one text message of a version 2 client, ignoring unknown fields.
     pub fn parse_v2<'a>(&'a mut self, text: &'a str) -> ClientEnvelope<'a> {
         self.read(text, |walk| match walk {
             Ok(walk) => envelope(walk),

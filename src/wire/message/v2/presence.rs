@@ -1,4 +1,4 @@
-//! The peers of a workspace, as a client of version 2 receives them (P161).
+//! The peers of a workspace, as a version 2 client receives them (P161).
 
 use super::server::write_nullable;
 use crate::limits::CONFLATED_BYTES_MAX;

@@ -1,4 +1,4 @@
-//! Messages to a client of version 2, except for states and presence.
+//! Messages to a version 2 client, except for states and presence.
 //!
 //! Each is described once, as a function that writes to a [`JsonSink`], and thereby both measured
 //! and encoded.

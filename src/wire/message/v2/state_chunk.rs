@@ -1,4 +1,4 @@
-//! The parts of a state as a client of version 2 receives it (P132).
+//! The parts of a state as a version 2 client receives it (P132).
 
 use crate::limits::CONFLATED_BYTES_MAX;
 use crate::seq::Seq;

@@ -1,4 +1,4 @@
-//! Clients of version 2 that read too slowly.
+//! Version 2 clients that read too slowly.
 
 use super::{Replica, delete, joined, messages, put, send, told};
 use crate::core::fanout::room::RoomId;

@@ -30,8 +30,8 @@ fn clients_of_both_versions_share_a_workspace() {
     assert_eq!(told(&mut rig, new_reader), expected);
 }
 
-/// P57, P121: a client of version 1 that loses to a delete receives it as a `null`; it cannot
-/// resend it, because its `null` is a write.
+/// P57, P121: a version 1 client that loses to a delete receives it as a `null`; it cannot resend
+/// it, because its `null` is a write.
 #[test]
 fn a_client_of_version_1_loses_to_a_delete() {
     let mut rig = Rig::new(|_| ());
@@ -101,7 +101,7 @@ fn a_window_restarts_when_its_version_is_used_again() {
         rig.peers[client].client.broken = true;
         rig.run();
     }
-    // No client of version 2 is left.
+    // No version 2 client is left.
     rig.op(old, "k", "2", T + 2);
     let new = super::join(&mut rig, "w", "");
     rig.op(old, "k", "3", T + 3);
@@ -117,7 +117,7 @@ fn a_window_restarts_when_its_version_is_used_again() {
         rig.peers[client].client.broken = true;
         rig.run();
     }
-    // No client of version 1 is left.
+    // No version 1 client is left.
     send(&mut rig, new, 0, &put("k", "4", 4));
     let old = rig.join("w", None);
     send(&mut rig, new, 0, &put("k", "5", 5));
@@ -148,7 +148,7 @@ fn a_window_restarts_while_an_op_waits_for_the_log() {
     assert_eq!(told(&mut rig, new), expected);
 }
 
-/// P72, P121: a client of version 1 that falls behind is sent a delete as a `null`.
+/// P72, P121: a version 1 client that falls behind is sent a delete as a `null`.
 #[test]
 fn a_conflated_client_of_version_1_is_sent_deletes() {
     let mut rig = Rig::new(|_| ());
@@ -169,8 +169,8 @@ fn a_conflated_client_of_version_1_is_sent_deletes() {
     );
 }
 
-/// P108: in version 2, `userId` is no user, and the members of version 2 are not among those of
-/// version 1.
+/// P108: in version 2, `userId` does not name a user, and version 2 members are not listed among
+/// version 1 members.
 #[test]
 fn a_user_id_is_a_parameter_of_version_1() {
     let mut rig = Rig::new(|_| ());

@@ -1,4 +1,4 @@
-//! Pings, token renewal and close codes of version 2.
+//! Version 2 pings, token renewal and close codes.
 
 use super::{join, joined, messages, put, request, send, told};
 use crate::core::shard::contract::Input;
@@ -44,7 +44,8 @@ fn a_silent_client_is_closed_with_1001() {
     );
 }
 
-/// P77, P183: a server that stops closes clients of version 1 with 1001, of version 2 with 1012.
+/// P77, P183: a server that stops closes version 1 clients with 1001, and version 2 clients
+/// with 1012.
 #[test]
 fn a_drain_closes_each_version_with_its_code() {
     let mut rig = Rig::new(|_| ());

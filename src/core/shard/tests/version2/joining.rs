@@ -249,7 +249,7 @@ fn a_client_that_resumes_waits_for_the_log() {
     );
 }
 
-/// P133: the budget of encoded states refuses clients of version 1 alone.
+/// P133: the budget of encoded states refuses version 1 clients alone.
 #[test]
 fn no_client_of_version_2_is_refused_for_the_budget_of_states() {
     let value = long(100_000);

@@ -1,4 +1,5 @@
-//! Messages of clients of version 2: tables, and any op against what it was made of.
+//! Messages of version 2 clients: tables, and random ops compared with the values that they were
+//! built from.
 
 use proptest::prelude::*;
 
@@ -496,7 +497,7 @@ proptest! {
         prop_assert_eq!(parser.parse_v2(&text), expected);
     }
 
-    /// P116: what a client of version 1 may send means the same, except for old timestamps.
+    /// P116: what a version 1 client may send means the same, except for old timestamps.
     #[test]
     fn an_op_of_version_1_is_one_of_version_2(
         text in "\\{\"type\":\"(op|ping)\",\"payload\":\\{\"key\":\"[ab]{0,2}\",\
