@@ -1,4 +1,4 @@
-//! Ops of clients, in either version of the protocol: applied to the state, answered with the entry
+//! Client ops, in either version of the protocol: applied to the state, answered with the entry
 //! that they lost to, or refused with an error message.
 
 use std::rc::Rc;
@@ -83,15 +83,15 @@ pub(super) struct WonOp<'a> {
     pub seq: Seq,
     /// The mark of the entry that it replaced.
     pub replaced: Mark,
-    /// The size of the workspace before it.
+    /// The size of the workspace before the op.
     pub live_bytes_before: u64,
-    /// The session that sent it. `None` if it is an op of the server.
+    /// The session that sent it. `None` for one of the server's own ops.
     pub sender: Option<SessionId>,
 }
 
 impl Shard {
     /// Applies an op to its workspace, and answers the sender if the op does not win. `message_id`
-    /// is the id of its message, if the client gave it one.
+    /// is the id of its message, if the client assigned one.
     pub(super) fn apply(
         &mut self,
         id: SessionId,
@@ -246,8 +246,8 @@ impl Shard {
         self.enqueue(id);
     }
 
-    /// Answers an op that lost although its key has no entry: it is not above the floor, or has a
-    /// condition.
+    /// Answers an op that lost although its key has no entry: its timestamp is not above the floor,
+    /// or its condition requires an entry.
     fn correct_absent(&mut self, id: SessionId, edit: &Edit<'_>, floor: u64) {
         if edit.timestamp <= floor {
             self.counters.refused_floor += 1;

@@ -76,7 +76,7 @@ pub struct ShardConfig {
     pub origins: Arc<[String]>,
     /// The limits that protect the server from its clients.
     pub limits: Limits,
-    /// The settings of presence.
+    /// Presence settings.
     pub presence: PresenceSettings,
     /// Whether each connection is reported in the server's log ([`Output::Note`]).
     pub has_journal: bool,

@@ -221,7 +221,7 @@ counters! {
     joins_too_old,
     /// Parts of a state sent to version 2 clients.
     state_chunks,
-    /// Times that a version 2 client was told which of its messages are settled.
+    /// `saved` messages sent to version 2 clients.
     saved,
     /// Presence messages built, each counted once for all peers in a room.
     presence_messages,

@@ -145,7 +145,7 @@ impl Shard {
         let session = &mut self.sessions[id];
         let outbox = &session.outbox;
         if spans.is_empty() && outbox.behind().is_some() && !outbox.has_answers() {
-            // The parts of the state that were queued list nothing. The next one follows.
+            // The parts of the state that were queued so far are empty. The next one follows.
             self.sends.queue(id, session);
         }
         if !spans.is_empty() {

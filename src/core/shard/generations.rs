@@ -54,9 +54,10 @@ impl Generations {
     /// Begins the generation of a state that was read from the log, which may be continued later
     /// only if `is_durable`.
     ///
-    /// If ops are sent before they are durable, a crash may take some of them back. A part of a
-    /// state that was sent before leaves out an entry that such an op had replaced, and whoever
-    /// resumes from that part is not sent the entry either. So no client resumes then.
+    /// If ops are sent before they are durable, a crash may undo some of them. A part of a state
+    /// that was sent before the crash omits the entry that such an op had replaced, and a client
+    /// that resumes from that part is not sent the entry either. So no client may resume in this
+    /// case.
     pub fn begin(&mut self, state: &RestoredState, is_durable: bool) {
         let LoggedGenerations {
             last_number,

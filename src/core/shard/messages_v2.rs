@@ -119,11 +119,11 @@ impl Shard {
     }
 
     /// Appends `saved` to a send that is about to start, if more of a client's messages are settled
-    /// than it was told.
+    /// than were reported to it.
     ///
-    /// The frame is not queued: it speaks of everything that the client has been sent, so it can
-    /// only be made when that is known. While answers are queued, one of them may be an error that
-    /// it would have to follow.
+    /// The frame is not queued: it covers everything that the client has been sent, so it can only
+    /// be built once that is known. Nor is it sent while answers are queued, since one of them may
+    /// be an error that has to come first.
     pub(super) fn append_saved(&mut self, id: SessionId, spans: &mut Spans) {
         let visible = self.log.visible_position();
         let session = &mut self.sessions[id];
@@ -134,8 +134,8 @@ impl Shard {
             return;
         }
         let settled = v2.settlement.take_settled(visible);
-        let settled = settled.expect("more is settled than the client was told");
-        // A client that is behind has not been sent everything up to any seq of the window.
+        let settled = settled.expect("more is settled than was reported");
+        // A client that is behind has not been sent everything up to any seq in the window.
         let cursor = session.outbox.cursor_after_own();
         let seq = match session.outbox.behind() {
             Some(_) => None,

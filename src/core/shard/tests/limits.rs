@@ -226,7 +226,7 @@ fn a_correction_is_sent_once_it_is_durable() {
         let mut rig = rig(workspace_bytes(ENTRY_BYTES + 2));
         let writer = rig.join("w", None);
         rig.seen(writer);
-        // The correction is owed before the commit of the op that it shows has begun.
+        // The correction is queued before the commit of the op that it shows has begun.
         rig.receive_only(writer, &[op("k", "1", 1), op("k", "12", 2)].concat());
         rig.turn();
         assert!(rig.peers[writer].client.sending.is_none());

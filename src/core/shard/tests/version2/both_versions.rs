@@ -31,7 +31,7 @@ fn clients_of_both_versions_share_a_workspace() {
 }
 
 /// P57, P121: a version 1 client that loses to a delete receives it as a `null`; it cannot resend
-/// it, because its `null` is a write.
+/// the delete, because its own `null` is a write.
 #[test]
 fn a_client_of_version_1_loses_to_a_delete() {
     let mut rig = Rig::new(|_| ());
@@ -47,7 +47,8 @@ fn a_client_of_version_1_loses_to_a_delete() {
     assert_eq!(told(&mut rig, new).len(), 0);
 }
 
-/// P121, P80: a deleted key is missing from `init` and from the state over HTTP; its seq counts.
+/// P121, P80: a deleted key is missing from `init` and from the state over HTTP, but its seq
+/// counts.
 #[test]
 fn a_deleted_key_is_missing_from_what_version_1_reads() {
     let changes = [("k", Some("1")), ("dead", Some("2")), ("dead", None)];
@@ -64,8 +65,8 @@ fn a_deleted_key_is_missing_from_what_version_1_reads() {
     assert_eq!(body, expected);
 }
 
-/// P46: an op is encoded once for each version in use, and a workspace with clients of one version
-/// pays for one.
+/// P46: an op is encoded once for each version in use, and a workspace with clients of only one
+/// version pays for only one.
 #[test]
 fn an_op_is_encoded_for_the_versions_in_use() {
     let mut rig = Rig::new(|_| ());
@@ -89,8 +90,8 @@ fn an_op_is_encoded_for_the_versions_in_use() {
     assert!(kept > both[1]);
 }
 
-/// P45, P134: a version whose last member left, and whose window therefore has a gap, begins again
-/// with the state.
+/// P45, P134: a version whose last member left, so that its window has a gap, starts over from the
+/// state.
 #[test]
 fn a_window_restarts_when_its_version_is_used_again() {
     let mut rig = Rig::new(|_| ());

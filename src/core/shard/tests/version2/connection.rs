@@ -70,7 +70,7 @@ fn renewal(token: &str) -> Vec<u8> {
 /// P182, P25: the connection then ends when the new token expires.
 #[test]
 fn a_new_token_replaces_the_old_one() {
-    // The tokens' times, and the time at which the connection ends: 30 s of leeway later.
+    // The lifetimes of the tokens, and the time at which the connection ends, 30 s of leeway later.
     for (old_s, new_s, end_s) in [
         (Some(10), Some(100), Some(130)),
         (Some(100), Some(10), Some(40)),
@@ -97,7 +97,7 @@ fn a_new_token_replaces_the_old_one() {
     }
 }
 
-/// P182, P113: a token that is refused changes nothing: the old one's `exp` still holds.
+/// P182, P113: a refused token changes nothing: the `exp` of the old one still applies.
 #[test]
 fn a_refused_token_changes_nothing() {
     let other_user = mint(&testing::secret(), "eve", START_UNIX_S, None);
@@ -138,7 +138,7 @@ fn a_refused_token_changes_nothing() {
     }
 }
 
-/// P25, P182: a token that expires while the client is away ends the next connection's request.
+/// P25, P182: if a token expires while the client is away, its next request is refused.
 #[test]
 fn the_expiry_of_a_token_that_was_replaced_does_not_matter() {
     let mut rig = Rig::new(|_| ());
@@ -159,7 +159,7 @@ fn the_expiry_of_a_token_that_was_replaced_does_not_matter() {
     );
 }
 
-/// P131: the ids of connections are never used again, not even after a failure of the log.
+/// P131: connection ids are never reused, not even after a failure of the log.
 #[test]
 fn the_id_of_a_connection_is_not_reused() {
     let mut rig = Rig::new(|_| ());
@@ -184,7 +184,7 @@ fn the_id_of_a_connection_is_not_reused() {
     }
 }
 
-/// P160: presence and casts are neither logged nor do they wait for the log.
+/// P160: presence and casts are not logged and do not wait for the log.
 #[test]
 fn presence_and_casts_are_not_logged() {
     let mut rig = Rig::new(|_| ());

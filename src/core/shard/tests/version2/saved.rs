@@ -1,4 +1,4 @@
-//! `saved`: which messages of a client are settled, and when it is told.
+//! `saved`: which of a client's messages are settled, and when this is reported.
 
 use super::{delete, entries, joined, messages, op, put, send, told};
 use crate::core::shard::tests::rig::{Rig, frame};
@@ -22,7 +22,8 @@ fn saved_is_sent_once_per_commit() {
     assert_eq!(rig.shard.counters().saved, 2);
 }
 
-/// P153: an own op is not sent back, so it is passed even if its frame would not fit the send.
+/// P153: a client's own op is not sent back, so it is skipped even if its frame would not fit into
+/// the send.
 #[test]
 fn saved_passes_an_own_op_that_is_longer_than_a_send() {
     let mut rig = Rig::new(|config| config.outbox_bytes_max = 4 * SEND_BYTES_MAX);
@@ -41,7 +42,7 @@ fn saved_passes_an_own_op_that_is_longer_than_a_send() {
     );
 }
 
-/// P150, P61: in the other modes an op is saved when it is visible, which is at once.
+/// P150, P61: in the other modes an op is saved once it is visible, which is immediately.
 #[test]
 fn saved_does_not_wait_for_the_disk_in_the_other_modes() {
     for durability in [Durability::Interval, Durability::None] {
@@ -53,7 +54,7 @@ fn saved_does_not_wait_for_the_disk_in_the_other_modes() {
     }
 }
 
-/// P152: for every order of messages, answers come first, then the `saved` that covers them.
+/// P152: whatever the order of the messages, answers come first, then the `saved` that covers them.
 #[test]
 fn saved_follows_what_it_speaks_of() {
     let kinds = ["won", "lost", "same", "refused", "ping"];
@@ -150,7 +151,7 @@ fn a_message_without_an_id_is_not_covered() {
     assert_eq!(told(&mut rig, writer), ["saved 7 #2"]);
 }
 
-/// P111, P112: an id may begin anywhere and leave numbers out, but it grows.
+/// P111, P112: ids may start anywhere and skip numbers, but must increase.
 #[test]
 fn an_id_that_does_not_grow_is_refused_and_changes_nothing() {
     let mut rig = Rig::new(|_| ());
@@ -171,7 +172,7 @@ fn an_id_that_does_not_grow_is_refused_and_changes_nothing() {
     assert_eq!(told(&mut rig, reader), ["k=1@1 #1", "k=4@4 #2"]);
 }
 
-/// P129, P155: on the next connection ids begin anew, and a resend is settled.
+/// P129, P155: on the next connection ids start over, and a resend is settled.
 #[test]
 fn a_resend_after_a_reconnect_is_settled() {
     let mut rig = Rig::new(|_| ());
@@ -196,7 +197,7 @@ fn a_resend_after_a_reconnect_is_settled() {
     assert_eq!(told(&mut rig, reader).len(), 0);
 }
 
-/// P62, P155: `saved` never speaks of what a failure takes back.
+/// P62, P155: `saved` never covers ops that a failure undoes.
 #[test]
 fn what_the_log_loses_is_not_saved() {
     let mut rig = Rig::new(|_| ());
@@ -212,7 +213,7 @@ fn what_the_log_loses_is_not_saved() {
 
 /// P113, P39: an op over the rate is refused with its id and key, and then settled.
 ///
-/// P169, P181: presence, casts and tokens are refused as well, a ping is not.
+/// P169, P181: presence, casts and tokens are refused as well, but a ping is not.
 #[test]
 fn an_op_over_the_rate_is_settled() {
     let mut rig = Rig::new(|config| config.limits.ops_per_second = Some(2));
@@ -282,7 +283,7 @@ fn saved_has_no_seq_while_the_state_is_sent() {
     assert_eq!(told(&mut rig, writer), ["saved 2 #5"]);
 }
 
-/// P153: a `saved` that waits behind more than one send of frames must not promise them, because
+/// P153: a `saved` queued behind more frames than one send carries must not promise them, because
 /// they may never be sent: the client may fall behind first.
 #[test]
 fn saved_promises_no_frames_that_are_dropped() {
@@ -297,7 +298,8 @@ fn saved_promises_no_frames_that_are_dropped() {
             send(rig, writer, 0, &put(&format!("k{after}"), &value, after));
         }
     };
-    // A send is in flight, and more than another one is pending, with the client's own op in it.
+    // A send is in flight, and more frames than fit into one more send are pending, with the
+    // client's own op among them.
     write(&mut rig, 1);
     send(&mut rig, reader, 1, &put("own", "1", 1));
     write(&mut rig, 10);
