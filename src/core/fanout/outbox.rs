@@ -222,7 +222,7 @@ impl Outbox {
         self.cursor
     }
 
-    /// Returns the offset up to which the session is owed nothing from the window: the cursor, or
+    /// Returns the offset up to which the window has nothing left for the session: the cursor, or
     /// the end of the session's own frames that begin there.
     #[must_use]
     pub fn cursor_after_own(&self) -> WindowOffset {
@@ -562,8 +562,8 @@ impl Outbox {
     }
 
     /// Returns whether a message may be appended to a send that is about to start. It may not if
-    /// the send is full, or if answers are queued: one of them may have been sent in part, and its
-    /// rest must follow.
+    /// the send is full, or if answers are queued: one of them may have been partly sent, and the
+    /// rest of it must come next.
     #[must_use]
     pub fn may_append(&self, spans: &Spans) -> bool {
         let is_full = spans.len() >= SEND_SPANS_MAX || spans_bytes(spans) >= SEND_BYTES_MAX;
@@ -573,7 +573,7 @@ impl Outbox {
     /// Appends a message to a send that is about to start. Several sessions may share it.
     ///
     /// # Panics
-    /// If it may not be appended ([`Outbox::may_append`]).
+    /// If [`Outbox::may_append`] returns `false`.
     pub fn append_shared(&mut self, chunk: Chunk, spans: &mut Spans, pool: &mut OutboxPool) {
         assert!(self.may_append(spans), "the rest of an answer comes first");
         let end = chunk.len();

@@ -3,7 +3,7 @@
 //!
 //! The names are kept sorted, so the cost of an answer depends only on the number of names that it
 //! lists. The list is encoded once and shared by all requests until a user joins or leaves, or the
-//! next presence message is made.
+//! next presence message is built.
 
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
@@ -50,12 +50,12 @@ impl Presence {
         }
     }
 
-    /// Returns the peers, if there have been any.
+    /// Returns the peers, if there ever were any.
     pub fn peers_mut(&mut self) -> Option<&mut Peers> {
         self.peers.as_mut()
     }
 
-    /// Returns the peers, to which the first one may now be added.
+    /// Returns the peers, creating an empty table for the first one.
     pub fn peers_or_new(&mut self, settings: PresenceSettings) -> &mut Peers {
         self.peers.get_or_insert_with(|| Peers::new(settings))
     }

@@ -1,6 +1,6 @@
 //! The encoded state of a workspace, shared by all sessions that receive it.
 //!
-//! `snapshots` decides what a shard encodes and what it may hold. A small state is encoded
+//! `snapshots` decides which states a shard encodes and holds. A small state is encoded
 //! immediately, and a large one over several turns by a `state_encoder`. Both are shared as a
 //! `shared_snapshot`, and `snapshot_budget` accounts for their memory.
 //!

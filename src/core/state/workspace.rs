@@ -50,7 +50,7 @@ pub enum Verdict<'a> {
     /// The op lost to this entry, or its condition does not hold for it.
     Lost(&'a Entry),
     /// The op lost although the key has no entry: its timestamp is at or below the floor, or its
-    /// condition asks for an entry. Contains the floor.
+    /// condition requires an entry. Contains the floor.
     Absent(u64),
     /// The op would have won, but would have made the workspace larger than allowed. Contains the
     /// key's current entry, if there is one.
@@ -69,7 +69,7 @@ pub struct Workspace {
     init_fields_bytes: usize,
     stamp_fields_bytes: usize,
     log_bytes: u64,
-    /// `None` if no entry ever expired or was deleted.
+    /// `None` if no entry has ever expired or been deleted.
     lifetimes: Option<Box<Lifetimes>>,
     floor: Floor,
     /// The seq at which the current generation began.
@@ -489,7 +489,7 @@ mod tests {
     }
 
     impl Model {
-        /// Returns the seq of an op that won, and `None` if it lost or was the same.
+        /// Returns the seq of an op that won, or `None` if it lost or was identical to the entry.
         fn apply(&mut self, key: &str, value: &str, timestamp: u64) -> Option<Seq> {
             if self.map.get(key).is_some_and(|held| held.1 >= timestamp) {
                 return None;

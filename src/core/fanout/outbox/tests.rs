@@ -1,4 +1,4 @@
-//! An outbox, compared with a plain list of everything that its client is owed.
+//! An outbox, compared with a plain list of everything that its client still has to receive.
 
 use proptest::prelude::*;
 
@@ -13,7 +13,7 @@ fn bytes(spans: &[Span]) -> Vec<u8> {
         .collect()
 }
 
-/// An item that the client is owed.
+/// An item that the client still has to receive.
 struct OwedBytes {
     bytes: Vec<u8>,
     is_frame: bool,
@@ -24,7 +24,8 @@ struct OwedBytes {
     due: LogPosition,
 }
 
-/// A client's outbox and window, and a list of the items that the client is owed, oldest first.
+/// A client's outbox and window, and a list of the items that the client still has to receive,
+/// oldest first.
 #[derive(Default)]
 struct OutboxRig {
     window: Window,
@@ -411,7 +412,7 @@ fn a_message_is_appended_to_a_send_unless_an_answer_is_left() {
     assert_eq!(rig.outbox.shared_answer_bytes(), before_bytes + 5);
     rig.outbox.sent(&mut rig.pool);
     assert_eq!(rig.outbox.shared_answer_bytes(), 0);
-    // A session that is owed nothing else is sent the message alone, but not a long send as well.
+    // The message may be sent alone, but is not appended to a long send.
     let mut spans = Spans::new();
     assert!(rig.outbox.may_append(&spans));
     spans.push(Span::new(

@@ -1,4 +1,4 @@
-//! A window against all bytes that were ever pushed to it.
+//! A window, compared with all bytes that were ever pushed to it.
 
 use proptest::prelude::*;
 
