@@ -52,8 +52,8 @@ pub struct Schedule {
 struct Left {
     /// The live bytes that do not belong to the state of the folder's own shard.
     foreign_bytes: u64,
-    /// The part of them that only a compaction of all folders can free: tombstones that the server
-    /// has dropped.
+    /// The part of these bytes that only a compaction of all folders can free: tombstones that the
+    /// server has dropped.
     blocked_bytes: u64,
     /// The total length of its closed segments, in bytes.
     closed_bytes: u64,

@@ -347,7 +347,7 @@ fn the_last_segment_of_a_running_shard_is_kept_even_if_the_open_one_is_gone() {
         3
     );
     assert_eq!(fs::read(&last).unwrap(), bytes);
-    // A shard that no longer runs has no open segment: all of it is compacted.
+    // A shard that is not running has no open segment, so its whole folder is compacted.
     assert_eq!(log.compact(&[], SMALL.thorough()).segments, 2);
 }
 
@@ -389,7 +389,7 @@ fn a_failed_write_is_reported_and_changes_nothing() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
-    /// Whatever is written and whenever it is compacted, the state is that of the log without
+    /// Whatever is written, and whenever it is compacted, the state is the same as without
     /// compaction.
     #[test]
     fn compaction_does_not_change_the_state(

@@ -126,7 +126,7 @@ impl MissingFilter {
         Self { missing }
     }
 
-    /// Returns whether no ops are missing.
+    /// Returns `true` if no ops are missing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.missing.is_empty()
