@@ -1,11 +1,11 @@
-//! The parts that messages are encoded from: strings, numbers and literal text.
+//! The building blocks of encoded messages: strings, numbers and literal text.
 
 /// A destination of JSON text: a buffer, or a counter of its bytes.
 ///
 /// The header of a frame needs the length of the payload before the payload is encoded. A message
 /// that is written to a [`ByteCount`] first and to the buffer then has exactly that length.
 pub(super) trait JsonSink {
-    /// Appends text as it is.
+    /// Appends text unchanged.
     fn text(&mut self, text: &str);
     /// Appends a string, quoted and escaped.
     fn string(&mut self, string: &str);

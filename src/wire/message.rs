@@ -1,4 +1,4 @@
-//! The messages of the [protocol](crate::wire): JSON texts in, frames out.
+//! The messages of the [protocol](crate::wire): JSON text in, frames out.
 //!
 //! [`Parser`] reads a client's message with simd-json and finds the bytes of `payload.value` as
 //! they were sent. The value is never reformatted, so `1.0`, `"\u00e9"` and inner spaces reach the

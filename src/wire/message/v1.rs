@@ -157,7 +157,7 @@ mod tests {
             })
         });
         assert_eq!(parser.parse(text), expected, "{text}");
-        // The buffers carry nothing over from one message to the next.
+        // Nothing carries over in the buffers from one message to the next.
         let _ = parser
             .parse(r#"{"type":"op","payload":{"key":"\u0041","value":[1,[2]],"timestamp":1}}"#);
         assert_eq!(parser.parse(text), expected, "{text}, again");

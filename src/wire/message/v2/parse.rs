@@ -36,7 +36,7 @@ struct Field<'a, 'n> {
 
 /// The known fields of an object.
 struct Fields<'a, 'n, const N: usize> {
-    /// The fields in the order in which they were asked for, without those that appear twice.
+    /// The fields in the order of the requested names, without those that appear twice.
     found: [Option<Field<'a, 'n>>; N],
     /// The path of the first field that appears twice.
     twice: Option<&'static str>,
@@ -201,7 +201,7 @@ fn change<'a>(
     }
 }
 
-/// Returns the value of a peer or of a cast.
+/// Returns the value of a presence message or a cast.
 fn short_value<'a>(
     payload: Option<Field<'a, '_>>,
     bytes_max: usize,

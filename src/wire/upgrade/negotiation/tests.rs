@@ -1,4 +1,4 @@
-//! The offer of a client (P100 to P107): tables, and a naive model of the token's rule.
+//! The offer of a client (P100 to P107): tables, and a naive model of the token rule.
 
 use proptest::prelude::*;
 

@@ -27,7 +27,7 @@ fn check(
             (id, expected),
             "{text}, round {round}"
         );
-        // The buffers carry nothing over from one message to the next.
+        // Nothing carries over in the buffers from one message to the next.
         let other = r#"{"id":9,"type":"op","payload":{"key":"\u0041","value":[1,[2]]}}"#;
         let _ = parser.parse_v2(other);
     }

@@ -1,4 +1,4 @@
-//! Presence messages: golden frames, and any frame against `serde_json`.
+//! Presence messages: golden frames, and random frames compared with `serde_json`.
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};

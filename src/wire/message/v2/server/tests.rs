@@ -231,7 +231,7 @@ proptest! {
         prop_assert_eq!(String::from_utf8(out).unwrap(), Generation::new(id).to_string());
     }
 
-    /// P122: of any length, so that all three kinds of frame header occur.
+    /// P122: ops of all lengths, so that all three kinds of frame header occur.
     #[test]
     fn an_op_has_the_length_that_was_announced(
         key in ".{1,40}",
