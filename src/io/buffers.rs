@@ -33,8 +33,8 @@ pub(super) fn kernel() -> (u32, u32) {
 }
 
 /// A buffer that the kernel has filled and released; the owner of this value owns the buffer. It
-/// keeps the memory alive and is not `Send`. A buffer that is dropped instead of given back is lost
-/// to its ring.
+/// keeps the memory alive and is not `Send`. A buffer that is dropped instead of being given back
+/// is lost to its ring.
 #[derive(Debug)]
 pub struct Filled {
     memory: Rc<Memory>,
