@@ -7,7 +7,7 @@ const SAMPLES_MAX = 60;
 const POLL_MS = 1000;
 const ECHO_MS = 2000;
 const PEERS_MAX = 30;
-/** What the server sent at the beginning of a connection. */
+/** The server's messages at the beginning of a connection. */
 const SENT = {
   first: "sent the state",
   resumed: "sent what changed meanwhile",
@@ -157,7 +157,7 @@ function makeRow(key) {
     make("td", { role: "cell" }, remove));
 }
 
-/** Deletes a key. The focus goes to the next row's button, so that the keyboard can go on. */
+/** Deletes a key. The focus moves to the next row's button, so that keyboard users can continue. */
 function deleteKey(key) {
   const { row } = entries.get(key);
   const next = row.nextElementSibling ?? row.previousElementSibling;
@@ -196,7 +196,7 @@ function edit(key, button) {
 
 const write = (key, text) => attempt(() => room.set(key, parseValue(text)));
 
-/** Makes an edit, and shows why it failed if it did. */
+/** Makes an edit, and shows the reason if it fails. */
 function attempt(makeEdit) {
   try {
     if (!room) throw new Error("connect first");
@@ -217,7 +217,7 @@ at("add").addEventListener("submit", (event) => {
   at("key").focus();
 });
 
-// ---- who is here ----
+// ---- presence ----
 
 /** Shows the other peers which key this page is editing. */
 function showEditing(key) {
@@ -225,7 +225,7 @@ function showEditing(key) {
 }
 
 function drawPeers() {
-  // Who is here is not known while there is no connection.
+  // Presence is unknown while there is no connection.
   const peers = room && room.status !== "offline" ? room.peers : [];
   at("here").hidden = peers.length === 0;
   at("peers").replaceChildren(...peers.slice(0, PEERS_MAX).map(({ connection, user, value, is_self }) => {
@@ -345,7 +345,7 @@ function join() {
   document.title = `${workspace} · EtherPly`;
   at("twin").href = `#${encodeURIComponent(workspace)}`;
   const asked = token === session_token ? renewToken : token;
-  // The server that serves this page speaks version 2, where the token is in no URL.
+  // The server that serves this page speaks version 2, in which no URL contains the token.
   const joined = (room = connect({ workspace, presence: true, version: 2, token: asked }));
   const whileJoined = (handle) => (event) => room === joined && handle(event);
   room.on("state", whileJoined(showState));
@@ -361,7 +361,7 @@ function join() {
   }));
   room.on("change", whileJoined((change) => {
     note(change);
-    // Of a complete state, only what an edit of this page has lost to.
+    // Of a complete state, show only the entries that this page's edits lost to.
     if (change.source !== "init" || change.over) tellChange(change);
   }));
 }
