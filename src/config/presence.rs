@@ -1,4 +1,4 @@
-//! The settings of presence.
+//! The presence settings.
 
 use clap::Args;
 
@@ -6,7 +6,7 @@ use super::value;
 use crate::core::fanout::peers::PresenceSettings;
 use crate::limits::{PRESENCE_BYTES_DEFAULT, PRESENCE_INTERVAL_MS_DEFAULT};
 
-/// The settings of presence, which only version 2 clients use.
+/// The presence settings, which apply only to version 2 clients.
 #[derive(Debug, Args)]
 pub struct PresenceArgs {
     /// Milliseconds for which changes of who is present are collected before they are sent as one
