@@ -142,9 +142,9 @@ fn measure(
 /// Returns what to do about a certificate that is not trusted.
 fn remedy(failure: &str) -> &'static str {
     if failure.contains("UnknownIssuer") {
-        "; name the file of its CA with --ca"
+        "; pass its CA certificate with --ca"
     } else if failure.contains("CaUsedAsEndEntity") {
-        "; a self-signed certificate has to be made with `-addext basicConstraints=CA:FALSE`"
+        "; create a self-signed certificate with `-addext basicConstraints=CA:FALSE`"
     } else {
         ""
     }
@@ -170,7 +170,7 @@ fn report(options: &Options, rounds: &[Numbers], deliveries: u64) -> String {
     );
     if spread(OWN_SHARE.id).is_some_and(|share| share.median > OWN_SHARE_LIMIT_PERCENT) {
         out.push_str(
-            "\nThe load generator was busy all the time: the server may be faster than this.\n",
+            "\nThe load generator was saturated, so the server may be faster than this.\n",
         );
     }
     out
