@@ -9,8 +9,8 @@
 //!
 //! A real server on loopback has one client that overwrites keys and one that reads. The latency of
 //! an op is the time from when it was due to its arrival at the reader. Ops that arrived during a
-//! compaction (between its two lines in the log) are compared with all others. The answer is
-//! checked first: after a restart, the server must hold what was written.
+//! compaction (between its two lines in the log) are compared with all others. Correctness is
+//! checked first: after a restart, the server must hold everything that was written.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{BufRead, BufReader};

@@ -13,7 +13,7 @@ use etherply_bench::figures::{Figure, Numbers, Spread, ratio};
 use etherply_bench::load::figures::OWN_SHARE_LIMIT_PERCENT;
 use etherply_bench::results::{CaseResults, ContestantResults, Results};
 
-/// The limit above which other work on the machine shows in the figures.
+/// The limit above which other work on the machine affects the figures.
 const OTHERS_LIMIT_PERCENT: f64 = 10.0;
 
 /// Returns the text of a case: its table, the ratios, the targets.
@@ -56,7 +56,7 @@ fn spread(rounds: &[Numbers], id: &str) -> Option<Spread> {
 
 fn put_table(out: &mut String, scenario: &dyn Scenario, case: &Case, rounds: &Rounds) {
     let figures = scenario.figures().iter();
-    // A figure without numbers gets no column.
+    // A figure without numbers has no column.
     let figures: Vec<_> = figures
         .filter(|figure| {
             rounds

@@ -51,8 +51,8 @@ impl EtherplyLog {
         &self.data
     }
 
-    /// Restores the log as it was written, without the empty segments of later starts, and reads it
-    /// into the page cache.
+    /// Restores the original log, without the empty segments of later starts, and reads it into the
+    /// page cache.
     pub fn warm(&self) {
         for file in files_under(&self.data) {
             if !self.files.contains(&file) {

@@ -129,7 +129,7 @@ fn measure_redis(
         in_flight: in_flight as usize,
         keys: KEYS,
         key_bytes: 5,
-        // A value in JSON has two quotes.
+        // A JSON value has two quotes.
         value_bytes: VALUE_BYTES + 2,
         warm_up: config.warm_up,
         duration: config.measured,

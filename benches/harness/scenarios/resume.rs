@@ -1,5 +1,5 @@
-//! All clients of a large workspace at once after a restart: with their resume points, beside
-//! clients that have to be sent the whole state again.
+//! All clients of a large workspace reconnect at once after a restart: those that resume are
+//! compared with those that must be sent the whole state again.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -33,7 +33,7 @@ const RESUMES: &str = ", resume";
 const JOINS_FULLY: &str = ", full join";
 /// The number of changes that a client has missed when it resumes: 1 % of the state.
 const MISSED: u64 = 1;
-/// 5 GB have to go through the loopback device.
+/// 5 GB must go through the loopback device.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 impl Scenario for Resume {

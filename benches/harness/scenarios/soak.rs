@@ -165,7 +165,7 @@ impl Scenario for Soak {
     }
 }
 
-/// Lets one client after another join a room, check its state, and leave. Returns how many did.
+/// Lets clients join a room one after another, check its state, and leave. Returns their number.
 fn visit_rooms(endpoint: &Endpoint, is_over: &AtomicBool) -> Result<u32, String> {
     let mut visits = 0;
     while !is_over.load(Ordering::Relaxed) {

@@ -141,7 +141,7 @@ impl Crowd {
         outcome
     }
 
-    /// Waits until all clients have what they are waiting for; fails after `patience`.
+    /// Waits until all clients have received what they are waiting for; fails after `patience`.
     pub fn finish(&mut self, patience: Duration) -> Result<(), String> {
         let limit_ns = self.clock.now_ns() + u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX);
         while self.served < self.count() {

@@ -1,4 +1,4 @@
-//! The failures that make a run worthless.
+//! The failures that invalidate a run.
 
 use std::io;
 

@@ -10,7 +10,7 @@ pub const CPU_PER_DELIVERY: Figure = Figure {
     decimals: 3,
 };
 /// The busy time of the server's cores. It includes the kernel threads that deliver its packets
-/// (`ksoftirqd`) and write and sync its log, whose time is charged to no process.
+/// (`ksoftirqd`) and write and sync its log, whose time is not charged to any process.
 pub const CORES_PER_DELIVERY: Figure = Figure {
     id: "cores_us_per_delivery",
     name: "server's cores",
@@ -96,7 +96,7 @@ pub const ALL: [Figure; 12] = [
     OWN_SHARE,
 ];
 
-/// Above this share, the load generator may be what limits the figures.
+/// Above this share, the load generator itself may limit the figures.
 pub const OWN_SHARE_LIMIT_PERCENT: f64 = 90.0;
 
 /// The id of the time that the load generator used for each delivery.

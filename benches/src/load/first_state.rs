@@ -1,4 +1,4 @@
-//! The state that a client receives when it joins, as the messages in which it came. Pure.
+//! The state that a client receives when it joins, as the messages that carried it. Pure.
 
 use serde_json::{Map, Value};
 
@@ -48,7 +48,7 @@ impl FirstState {
         self.data().is_some_and(|held| held == *data)
     }
 
-    /// Returns the values by key, or `None` if the messages are not those of a full state.
+    /// Returns the values by key, or `None` if the messages do not form a full state.
     pub fn data(&self) -> Option<Map<String, Value>> {
         if !self.protocol.is_v2() {
             let [init] = &self.messages[..] else {
@@ -78,7 +78,7 @@ impl FirstState {
             seq = part_seq;
             for entry in entries {
                 let (key, value) = (entry[0].as_str()?, entry[1].clone());
-                // A key has one last change.
+                // Each key has exactly one last change.
                 if data.insert(key.to_owned(), value).is_some() {
                     return None;
                 }

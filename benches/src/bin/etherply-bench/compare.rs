@@ -1,4 +1,4 @@
-//! The comparison of two files of results.
+//! The comparison of two results files.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

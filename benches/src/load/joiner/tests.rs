@@ -26,7 +26,8 @@ fn upgrade_to(key: &str, subprotocol: Option<&'static str>) -> Vec<u8> {
     head
 }
 
-/// Feeds the stream in pieces of this size. Returns how often the client had what it waited for.
+/// Feeds the stream in pieces of this size. Returns how often the client had received what it was
+/// waiting for.
 fn take(joiner: &mut Joiner, stream: &[u8], piece: usize) -> Result<u32, String> {
     let mut served = 0;
     for piece in stream.chunks(piece) {

@@ -1,4 +1,4 @@
-//! The check of a state in parts: any division passes, and every fault is noticed.
+//! The check of a state in parts: any division passes, and every fault is detected.
 
 use etherply::seq::Seq;
 use etherply::wire::message::v2::{StateChunk, put_synced};
