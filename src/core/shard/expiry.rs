@@ -1,5 +1,5 @@
-//! The work that time alone gives a shard: deleting expired keys, and dropping tombstones whose
-//! retention has ended.
+//! Time-driven work of a shard: deleting expired keys, and dropping tombstones whose retention has
+//! ended.
 //!
 //! An expiry is one of the server's own ops: a delete one microsecond later than the write. It is
 //! logged and made visible like a client's op, but no client is notified if it is lost with the
@@ -33,7 +33,7 @@ impl Shard {
             && let Some(room_id) = self.expiry.next_due()
         {
             let changes_count = self.expire_in(room_id, left, clock);
-            // A room in which nothing was due after all also takes time.
+            // Finding that nothing was due in a room also takes time.
             left = left.saturating_sub(changes_count.max(1));
         }
         let is_blocked = self.can_log_expiries() && self.expiry.next_due().is_some();

@@ -551,7 +551,7 @@ async fn the_log_tools_leave_the_dev_secret_alone() {
             "{arguments:?}"
         );
     }
-    // A directory whose log was removed by hand starts afresh, with the same secret.
+    // A directory whose log was removed manually starts afresh, with the same secret.
     for entry in std::fs::read_dir(setup.data_dir()).expect("the folder can be read") {
         let path = entry.expect("the folder can be read").path();
         if path.is_dir() {

@@ -428,7 +428,7 @@ async fn an_unwritable_disk_is_reported_with_the_cause() {
     for (options, words) in [
         // The root directory of the file system is an inode, and the only one.
         ("1m,nr_inodes=1", &["(df -h)", "(df -i)"][..]),
-        // Directories on a tmpfs take no space, but a file does.
+        // Directories on a tmpfs take up no space, but files do.
         ("4k", &["(df -h)", "(df -i)"]),
         ("1m,ro", &["remount its file system read-write"]),
     ] {
