@@ -223,7 +223,7 @@ async function steps(step, server, browser) {
     await until('the message to A', async () => /retrying in .* [2-9] edits are pending/.test(await a.textContent('#told')), true);
   });
 
-  await step('restarted on the same port and data: B's edits from the meantime arrive', async () => {
+  await step("restarted on the same port and data: B's edits from the meantime arrive", async () => {
     await a.context().setOffline(true);
     await server.start();
     await until('the state on the server', async () => (await get('/v1/workspaces/demo', secrets[0])).data.both, 'of b');
