@@ -80,7 +80,7 @@ let room;
 /** For each key: its known state, and its row once it has one. */
 const entries = new Map();
 const changed = new Set();
-const countOf = (keys) => (keys === 1 ? "1 key" : `${keys} keys`);
+const keyCountOf = (keys) => (keys === 1 ? "1 key" : `${keys} keys`);
 
 /** The keys that have a row, in sorted order. */
 let shown = [];
@@ -110,7 +110,7 @@ function draw() {
     else drawRow(key, entry);
   }
   changed.clear();
-  at("keys-count").textContent = countOf(entries.size);
+  at("keys-count").textContent = keyCountOf(entries.size);
   at("empty").hidden = entries.size > 0;
   at("more").hidden = entries.size <= shown.length;
   at("more").textContent = `and ${entries.size - shown.length} more keys, not shown here`;
@@ -294,7 +294,7 @@ function showState({ state, reason, retry_ms, unsaved, why }) {
   else if (retry_ms !== undefined) say(`${reason}; retrying in ${durationOf(retry_ms * 1000)}.${waiting}`);
   else if (reason) say(reason, state === "Error");
   if (unsaved?.length > 0) tell("server", "init", make("span", { class: "bad" }, unsavedText(unsaved)));
-  if (state === "Synced") tell("server", "init", `${SENT[why] ?? SENT.first} (${countOf(room.entries().length)} now)`);
+  if (state === "Synced") tell("server", "init", `${SENT[why] ?? SENT.first} (${keyCountOf(room.entries().length)} now)`);
   if (state === "Error" || (state === "Disconnected" && told_state !== "Disconnected" && reason)) tell("server", "init", make("span", { class: "bad" }, `${state}: ${reason}`));
   if (state !== "Synced") at("round-trip").textContent = "–";
   if (state !== "Connecting") told_state = state;
