@@ -80,7 +80,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_generation_that_is_shown_is_parsed_again(id: u64) {
+        fn a_displayed_generation_can_be_parsed(id: u64) {
             let generation = Generation::new(id);
             prop_assert_eq!(generation.to_string().parse(), Ok(generation));
         }

@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn the_error_of_a_wrong_value_names_the_flag_and_the_range() {
+    fn the_error_for_a_wrong_value_names_the_flag_and_the_range() {
         for (flag, value, range) in [
             ("--presence-interval-ms", "9", "from 10 to 60000"),
             ("--max-presence-bytes", "1MiB", "from 1024 to 16777216"),

@@ -79,14 +79,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_length_of_a_json_string_is_right(string in any::<String>()) {
+        fn the_length_of_a_json_string_is_correct(string in any::<String>()) {
             let mut out = Vec::new();
             put_json_string(&mut out, &string);
             prop_assert_eq!(out.len(), json_string_bytes(&string));
         }
 
         #[test]
-        fn a_count_is_the_length_of_what_a_buffer_holds(
+        fn a_count_equals_the_buffered_length(
             text: String,
             string: String,
             number: u64,

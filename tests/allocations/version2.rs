@@ -68,7 +68,7 @@ impl Run {
 }
 
 #[test]
-fn clients_of_version_2_beside_version_1() {
+fn version_2_clients_alongside_version_1_clients() {
     for durability in DURABILITIES {
         let mut driver = Driver::new(durability, |_| ());
         for _ in 0..MEMBERS {

@@ -249,7 +249,7 @@ async function steps(step, server, browser) {
     assert.match(await told(b), /you.*both = "of b"$/);
   });
 
-  await step('both pages show the server's state', async () => {
+  await step("both pages show the server's state", async () => {
     const { data } = await get('/v1/workspaces/demo', secrets[0]);
     const wanted = Object.entries(data).map(([key, value]) => [key, JSON.stringify(value)]).sort();
     for (const page of [a, b]) {

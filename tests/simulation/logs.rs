@@ -326,7 +326,7 @@ impl World {
 }
 
 #[test]
-fn a_rebuild_keeps_what_its_sync_has_written() {
+fn a_rebuild_keeps_everything_that_its_sync_has_written() {
     crate::turns::count_panics();
     let mut met = 0;
     for seed in 0..1000 {

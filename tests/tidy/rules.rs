@@ -61,7 +61,7 @@ fn every_rule_of_the_protocol_has_a_test_that_names_it() {
 }
 
 #[test]
-fn a_rule_is_named_by_the_doc_comment_of_a_test_alone() {
+fn only_the_doc_comment_of_a_test_names_a_rule() {
     let page = "- **P1** text\n  P2 is named in it.\n  - **P103** more\n| P4 |\n**P5**\n";
     assert_eq!(defined(page), BTreeSet::from([1, 103]));
     for (file, expected) in [

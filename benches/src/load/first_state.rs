@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn the_parts_of_version_2_are_one_state() {
+    fn version_2_parts_form_one_state() {
         let state = state(&[WELCOME, FIRST, SECOND, SYNCED]);
         assert!(state.is_complete());
         assert_eq!(
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_that_is_not_whole_is_none() {
+    fn an_incomplete_state_is_none() {
         let resumed = WELCOME.replace("full", "changes");
         for messages in [
             &[WELCOME, FIRST, SYNCED][..],

@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_seen() {
+    fn impossible_messages_are_detected() {
         for (peers, rest) in [
             (peer(7, r#"{"n":4}"#), ""),
             (peer(7, r#"{"n":1}"#), ""),
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_move_is_a_message_of_version_2_and_comes_back_as_it_was() {
+    fn a_move_is_a_version_2_message_and_is_read_back_unchanged() {
         let sent: Value = serde_json::from_str(&move_text(12)).unwrap();
         let value = sent["payload"]["value"].to_string();
         assert_eq!(message(&peer(7, &value), "").peers, [(7, Some(12))]);

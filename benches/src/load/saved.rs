@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_saved_is_counted_in_pieces_of_any_size() {
+    fn saved_messages_may_arrive_in_pieces_of_any_size() {
         let stream = [saved(1, Some(1)), vec![0x89, 1, b'x'], saved(12, Some(12))].concat();
         for piece in 1..=stream.len() {
             let (mut cursor, mut answers) = (SavedCursor::default(), Vec::new());
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_seen() {
+    fn impossible_messages_are_detected() {
         let wrong = [
             saved(4, Some(4)),
             [saved(2, Some(2)), saved(2, Some(2))].concat(),

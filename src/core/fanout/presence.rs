@@ -151,7 +151,7 @@ mod tests {
 
     /// P168.
     #[test]
-    fn peers_are_listed_after_the_users_of_version_1() {
+    fn peers_are_listed_after_version_1_users() {
         let mut presence = Presence::default();
         presence.add("ben".into());
         let users = r#"{"userId":"ben","status":"online"}"#;
@@ -184,7 +184,7 @@ mod tests {
 
     /// P168.
     #[test]
-    fn at_most_the_maximum_of_peers_is_listed_and_all_are_counted() {
+    fn at_most_the_maximum_number_of_peers_is_listed_but_all_are_counted() {
         let mut presence = Presence::default();
         for connection in 0..PRESENCE_PEERS_MAX as u64 + 5 {
             join(&mut presence, connection);

@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_cannot_be_told_costs_no_memory_per_commit() {
+    fn a_client_that_does_not_read_costs_no_memory_per_commit() {
         let mut settlement = Settlement::default();
         for commit in 1..100 {
             let visible = position(10 * commit);

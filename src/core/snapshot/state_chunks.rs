@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_that_list_nothing_are_not_kept_forever() {
+    fn empty_parts_are_not_kept_forever() {
         let mut cache = StateChunkCache::default();
         for since in 0..100_000 {
             let part = StatePart {

@@ -169,7 +169,7 @@ fn dead_ops_are_removed_and_the_log_continues() {
 }
 
 #[test]
-fn segments_of_format_1_are_compacted_into_one_of_format_2() {
+fn format_1_segments_are_compacted_into_a_format_2_segment() {
     let mut log = Log::new();
     for format_version in [1, 1, 2] {
         log.format_version = format_version;
@@ -184,7 +184,7 @@ fn segments_of_format_1_are_compacted_into_one_of_format_2() {
 }
 
 #[test]
-fn what_is_known_to_be_dead_goes_without_being_read() {
+fn segments_known_to_be_dead_are_removed_without_being_read() {
     let mut log = Log::new();
     for shard in [0, 1] {
         for _ in 0..6 {

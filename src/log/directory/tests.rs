@@ -271,7 +271,7 @@ const META_1: &str = concat!(
 );
 
 #[test]
-fn a_directory_of_format_1_gets_format_2_and_keeps_the_rest() {
+fn a_format_1_directory_is_upgraded_to_format_2_and_keeps_the_rest() {
     let root = tempdir().unwrap();
     let meta = root.path().join(META);
     for is_server in [true, false] {

@@ -83,7 +83,7 @@ fn tombstones_that_only_a_compaction_of_all_folders_drops_make_all_folders_due()
 }
 
 #[test]
-fn what_the_open_segment_has_overwritten_is_compacted_when_that_is_closed() {
+fn ops_overwritten_in_the_open_segment_are_compacted_once_it_is_closed() {
     let mut schedule = schedule();
     // All of it was live when the open segment was created.
     let large = folder(0, 100, 100);

@@ -212,7 +212,7 @@ mod tests {
 
     /// P31, P35, P36.
     #[test]
-    fn the_error_of_a_bad_message_names_the_field() {
+    fn the_error_for_a_bad_message_names_the_field() {
         use MessageError as E;
         let long = format!("\"{}\"", "k".repeat(KEY_BYTES_MAX + 1));
         for (text, error) in [
@@ -278,7 +278,7 @@ mod tests {
 
     /// P36.
     #[test]
-    fn the_error_names_a_field_that_is_nested_too_deep() {
+    fn the_error_names_a_field_that_is_nested_too_deeply() {
         let deep = "[".repeat(129) + &"]".repeat(129);
         for (text, expected) in [
             (

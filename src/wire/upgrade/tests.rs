@@ -248,7 +248,7 @@ const OTHER_TOKEN: &str = "Authorization: Bearer other";
 
 /// P100, P101, P103, P104, P105, P106, P107.
 #[test]
-fn offers_of_version_2() {
+fn version_2_offers() {
     let offer = "Sec-WebSocket-Protocol: etherply.v2, bearer.a.b.c";
     let whole = SyncRequest {
         resume: Some(ResumePoint {
@@ -272,7 +272,7 @@ fn offers_of_version_2() {
 
 /// P21, P101, P102, P103.
 #[test]
-fn offers_of_version_1() {
+fn version_1_offers() {
     // Version 1 knows no parameters other than `token` and `userId`, whether or not it is requested
     // by name.
     let later = "since=x&presence=2&replaces=y";

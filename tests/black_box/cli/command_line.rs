@@ -102,7 +102,7 @@ fn expect_usage_error(outcome: &Outcome, words: &[&str]) {
 }
 
 #[tokio::test]
-async fn a_wrong_value_is_one_line_that_names_the_flag_what_it_got_and_what_it_takes() {
+async fn the_error_for_a_wrong_value_is_one_line_with_the_flag_the_value_and_the_valid_values() {
     let cases: [(&str, &str, &[&str]); 15] = [
         ("--port", "http", &[]),
         ("--port", "65536", &["65535"]),

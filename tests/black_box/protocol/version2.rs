@@ -185,7 +185,7 @@ async fn a_malformed_parameter_is_refused_with_400() {
 /// P113, P114, P115, P117, P118, P119: an error about a message goes only to its sender, with the
 /// message's id.
 #[tokio::test(flavor = "multi_thread")]
-async fn every_error_reaches_the_client_in_words() {
+async fn every_error_reaches_the_client_with_a_description() {
     let server = Server::start().await;
     let (mut client, _) = join(&server, "w", "").await;
     let mut other = join(&server, "w", "").await.0;
@@ -337,7 +337,7 @@ async fn a_client_resumes_after_a_crash() {
 /// P77, P183: a server that stops closes version 2 clients with 1012, and version 1 clients
 /// with 1001.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_stops_closes_clients_of_version_2_with_1012() {
+async fn a_server_that_stops_closes_version_2_clients_with_1012() {
     let server = Server::start_with(&["--drain-ms", "100"]).await;
     let mut old = Client::connect(&server, "w").await;
     let (mut new, _) = join(&server, "w", "").await;

@@ -101,7 +101,7 @@ fn an_invalid_upgrade_answer_is_detected() {
 }
 
 #[test]
-fn a_state_of_version_2_is_taken_in_pieces_of_any_size() {
+fn a_version_2_state_may_arrive_in_pieces_of_any_size() {
     let entries = Rc::new(ExpectedEntries::new([("\"k\"".into(), "1".into())], 5));
     let welcome = r#"{"type":"welcome","payload":{"state":"full"}}"#;
     let part = r#"{"type":"state","payload":{"entries":[["k",1,5]],"deleted":[]},"seq":1}"#;

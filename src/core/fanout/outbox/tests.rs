@@ -195,7 +195,7 @@ fn steps() -> impl Strategy<Value = Vec<OutboxStep>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
     #[test]
-    fn a_session_receives_everything_it_is_owed_in_order(steps in steps()) {
+    fn a_session_receives_everything_in_order(steps in steps()) {
         let mut rig = OutboxRig::default();
         for step in steps {
             match step {
@@ -382,7 +382,7 @@ fn a_long_run_of_own_frames_delays_nothing() {
 }
 
 #[test]
-fn a_message_is_appended_to_a_send_unless_an_answer_is_left() {
+fn a_message_is_appended_to_a_send_unless_answers_are_queued() {
     let mut rig = OutboxRig::default();
     let message = Chunk::new(vec![9; 5]);
     let take = |rig: &mut OutboxRig| {

@@ -118,7 +118,7 @@ fn peer(user: Option<&str>, value: &Value) -> Value {
 
 /// P161, P163.
 #[test]
-fn a_peer_gets_all_and_then_what_changes() {
+fn a_peer_gets_all_and_then_changes() {
     let mut room = PeersRig::new(SETTINGS);
     room.join(5, Some("ann"), None);
     room.join(7, None, None);

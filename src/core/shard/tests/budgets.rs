@@ -482,7 +482,7 @@ fn head_and_get_return_the_number_of_users() {
 /// Memory that no client holds, such as a message that a room keeps for its slow peers, counts
 /// towards the budget. If no client holds anything, none is evicted.
 #[test]
-fn nobody_is_evicted_for_what_no_client_holds() {
+fn no_client_is_evicted_for_memory_that_no_client_holds() {
     let mut rig = Rig::new(|config| config.session_bytes_max = 100_000);
     let client = rig.join("w", None);
     let message = Rc::new(vec![0; 200_000]);

@@ -453,7 +453,7 @@ proptest! {
     /// restores the server's state, including floors and seqs, no deleted key comes back, and in
     /// the end no dead record is left.
     #[test]
-    fn replay_restores_what_the_server_had(steps in prop::collection::vec(any_step(), 1..120)) {
+    fn replay_restores_the_servers_state(steps in prop::collection::vec(any_step(), 1..120)) {
         let mut server = ModelServer::new();
         server.start(2);
         for step in &steps {
@@ -474,7 +474,7 @@ proptest! {
     /// Records that no server writes, such as floors none of which covers another, are replayed as
     /// they would be without a compaction.
     #[test]
-    fn any_records_are_replayed_as_without_a_compaction(
+    fn compaction_does_not_change_the_replay_of_any_records(
         segments in prop::collection::vec(
             (0..2_u32, prop::collection::vec((0..5_u8, 0..4_u64, 1..5_u64, any::<bool>()), 1..6)),
             1..8,

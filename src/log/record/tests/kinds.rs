@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn the_bytes_of_the_other_kinds_are_those_of_the_table() {
+fn the_bytes_of_the_other_kinds_match_the_table() {
     let us = 0x0807_0605_0403_0201;
     let expiring = Change::Write {
         value: "true",
@@ -153,7 +153,7 @@ fn a_segment_of_format_1_is_read_and_has_only_writes() {
 }
 
 #[test]
-fn a_floor_covers_another_if_none_of_its_fields_is_less() {
+fn a_floor_covers_another_if_none_of_its_fields_is_smaller() {
     let floor = |floor, seq, dropped_seq| FloorRecord {
         floor,
         seq: Seq::new(seq),
@@ -177,7 +177,7 @@ fn a_floor_covers_another_if_none_of_its_fields_is_less() {
 }
 
 #[test]
-fn content_that_no_writer_makes_is_told_apart_from_a_torn_tail() {
+fn content_that_no_writer_produces_is_not_a_torn_tail() {
     // Each alters a field of a record and then seals the batch again, so that all checksums are
     // correct.
     let cases: [(usize, u8); 5] = [(28, 0), (28, 6), (24, 200), (27, 1), (29, 0xC0)];

@@ -13,7 +13,7 @@ pub fn formats(data: &Path) -> (u16, Vec<u16>) {
 }
 
 #[test]
-fn a_log_of_format_1_is_read_as_it_is_and_upgraded_by_a_repair_that_writes_segments() {
+fn a_format_1_log_is_read_unchanged_and_upgraded_by_a_repair_that_writes_segments() {
     let log = Log::sample_of_format_1();
     let before = log.contents();
     assert_eq!(read(log.data()).unwrap(), log.ops());

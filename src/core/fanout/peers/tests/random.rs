@@ -225,13 +225,13 @@ fn run(steps: Vec<PeersStep>, bytes_max: usize) {
 proptest! {
     /// P161 to P166.
     #[test]
-    fn each_copy_ends_equal_to_the_table(steps in prop::collection::vec(step(), 1..120)) {
+    fn each_copy_ends_up_equal_to_the_table(steps in prop::collection::vec(step(), 1..120)) {
         run(steps, 1 << 20);
     }
 
     /// P162.
     #[test]
-    fn each_copy_ends_equal_to_a_table_at_its_limit(
+    fn each_copy_ends_up_equal_to_a_table_at_its_limit(
         steps in prop::collection::vec(step(), 1..120),
         bytes_max in 0..400_usize,
     ) {

@@ -33,7 +33,7 @@ fn clients_of_both_versions_share_a_workspace() {
 /// P57, P121: a version 1 client that loses to a delete receives it as a `null`; it cannot resend
 /// the delete, because its own `null` is a write.
 #[test]
-fn a_client_of_version_1_loses_to_a_delete() {
+fn a_version_1_client_loses_to_a_delete() {
     let mut rig = Rig::new(|_| ());
     let (old, new) = (rig.join("w", None), joined(&mut rig, "w"));
     send(&mut rig, new, 0, &delete("k", 5));
@@ -50,7 +50,7 @@ fn a_client_of_version_1_loses_to_a_delete() {
 /// P121, P80: a deleted key is missing from `init` and from the state over HTTP, but its seq
 /// counts.
 #[test]
-fn a_deleted_key_is_missing_from_what_version_1_reads() {
+fn a_deleted_key_is_missing_from_version_1_states() {
     let changes = [("k", Some("1")), ("dead", Some("2")), ("dead", None)];
     let mut rig = Rig::with(vec![workspace(&changes)], |_| ());
     let old = rig.join("w", None);
@@ -151,7 +151,7 @@ fn a_window_restarts_while_an_op_waits_for_the_log() {
 
 /// P72, P121: a version 1 client that falls behind is sent a delete as a `null`.
 #[test]
-fn a_conflated_client_of_version_1_is_sent_deletes() {
+fn a_conflated_version_1_client_is_sent_deletes() {
     let mut rig = Rig::new(|_| ());
     let (slow, new) = (rig.join("w", None), joined(&mut rig, "w"));
     told(&mut rig, slow);
@@ -173,7 +173,7 @@ fn a_conflated_client_of_version_1_is_sent_deletes() {
 /// P108: in version 2, `userId` does not name a user, and version 2 members are not listed among
 /// version 1 members.
 #[test]
-fn a_user_id_is_a_parameter_of_version_1() {
+fn a_user_id_is_a_version_1_parameter() {
     let mut rig = Rig::new(|_| ());
     let new = super::join(&mut rig, "w", "&userId=eve");
     assert_eq!(messages(&mut rig, new)[0]["payload"]["user"], "client");

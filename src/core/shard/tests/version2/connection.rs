@@ -161,7 +161,7 @@ fn the_expiry_of_a_token_that_was_replaced_does_not_matter() {
 
 /// P131: connection ids are never reused, not even after a failure of the log.
 #[test]
-fn the_id_of_a_connection_is_not_reused() {
+fn connection_ids_are_not_reused() {
     let mut rig = Rig::new(|_| ());
     let mut ids = std::collections::BTreeSet::new();
     for round in 0..6 {
@@ -206,7 +206,7 @@ fn presence_and_casts_are_not_logged() {
 
 /// P131: no two shards use the same id.
 #[test]
-fn the_id_of_a_connection_is_that_of_no_other_shard() {
+fn connection_ids_are_unique_across_shards() {
     let mut ids = std::collections::BTreeSet::new();
     for shard in 0..2 {
         let mut rig = Rig::new(|config| (config.shard, config.shards) = (shard, 2));

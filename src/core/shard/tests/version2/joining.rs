@@ -144,7 +144,7 @@ fn a_large_state_comes_in_parts_as_the_client_reads() {
 
 /// P133: a part is longer only if it holds a single entry.
 #[test]
-fn a_long_entry_is_a_part_of_its_own() {
+fn a_long_entry_is_a_separate_part() {
     let (long, short) = (long(300_000), long(10));
     let changes = [
         ("a", Some(short.as_str())),
@@ -169,7 +169,7 @@ fn a_long_entry_is_a_part_of_its_own() {
 /// P133, P135, P142: a key that changes while the state is being sent is sent again, as a tombstone
 /// if it was deleted.
 #[test]
-fn what_changes_during_the_state_comes_again() {
+fn a_key_that_changes_during_the_state_is_sent_again() {
     let value = long(30_000);
     let changes = ["a", "b", "c", "d", "e"].map(|key| (key, Some(value.as_str())));
     let mut rig = Rig::with(vec![workspace(&changes)], |_| ());
@@ -252,7 +252,7 @@ fn a_client_that_resumes_waits_for_the_log() {
 
 /// P133: the budget for encoded states refuses only version 1 clients.
 #[test]
-fn no_client_of_version_2_is_refused_for_the_budget_of_states() {
+fn the_state_budget_never_refuses_a_version_2_client() {
     let value = long(100_000);
     let changes = [("a", Some(value.as_str())), ("b", Some(&value))];
     let mut rig = Rig::with(vec![workspace(&changes)], |config| {
@@ -332,7 +332,7 @@ fn a_client_of_another_shards_workspace_keeps_its_version() {
 /// P133, P142: empty parts of a state, in which everything was deleted before the join, are
 /// skipped, even by clients that share the parts after them.
 #[test]
-fn parts_that_list_nothing_are_passed_over() {
+fn empty_parts_are_skipped() {
     let deleted: Vec<String> = (0..=2 * CONFLATED_STEPS_MAX)
         .map(|number| format!("k{number}"))
         .collect();

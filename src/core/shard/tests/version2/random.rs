@@ -318,7 +318,7 @@ proptest! {
     /// P130, P133, P135, P137, P138, P139, P142, P150: this holds whatever the clients do and
     /// however slowly they read.
     #[test]
-    fn a_client_that_merges_ends_in_the_state(steps in prop::collection::vec(step(), 1..70)) {
+    fn a_client_that_merges_ends_up_with_the_state(steps in prop::collection::vec(step(), 1..70)) {
         let mut world = World::new();
         for step in steps {
             world.take(step);

@@ -10,7 +10,7 @@ use crate::core::testing;
 /// P137: each changed key is sent once, with its latest entry, including tombstones and the
 /// client's own ops.
 #[test]
-fn changes_are_what_changed_after_the_resume_point() {
+fn changes_are_those_after_the_resume_point() {
     let mut rig = Rig::new(|_| ());
     let (away, writer) = (joined(&mut rig, "w"), joined(&mut rig, "w"));
     send(&mut rig, writer, 0, &put("a", "1", 1));
@@ -170,7 +170,7 @@ fn an_empty_workspace_is_resumed() {
 
 /// P141: a position ahead of the server is not silently taken for the current one.
 #[test]
-fn a_client_ahead_of_the_server_begins_anew() {
+fn a_client_ahead_of_the_server_starts_over() {
     let mut rig = Rig::with(vec![workspace(&[("k", Some("1"))])], |_| ());
     let generation = generation(&mut rig);
     let client = join(&mut rig, "w", &since(2, &generation));
@@ -250,7 +250,7 @@ fn a_state_that_takes_long_outlasts_the_liveness_timeout() {
 
 /// P127, P141: a client whose state predates the dropped tombstones does not keep the deleted keys.
 #[test]
-fn a_client_older_than_the_dropped_tombstones_begins_anew() {
+fn a_client_older_than_the_dropped_tombstones_starts_over() {
     let changes = [("dead", Some("1")), ("k", Some("2")), ("dead", None)];
     let mut held = workspace(&changes);
     drop_tombstones(&mut held);
@@ -290,7 +290,7 @@ fn a_full_state_after_a_failed_resume_repeats_nothing() {
 /// P150, P155: a `saved` of a new connection counts that connection's ids, not those of the one
 /// before it, wherever its messages were cut off.
 #[test]
-fn saved_counts_right_after_a_reconnect() {
+fn saved_is_correct_after_a_reconnect() {
     let mut rig = Rig::new(|_| ());
     let first = joined(&mut rig, "w");
     let generation = generation(&mut rig);
@@ -310,7 +310,7 @@ fn saved_counts_right_after_a_reconnect() {
 /// P124: only an op from the server deletes an expired key. Until then, an entry with a deadline is
 /// listed like any other.
 #[test]
-fn an_expiry_is_no_business_of_the_client() {
+fn clients_do_not_decide_expiries() {
     let mut rig = Rig::new(|_| ());
     let writer = joined(&mut rig, "w");
     send(

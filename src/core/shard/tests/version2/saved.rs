@@ -25,7 +25,7 @@ fn saved_is_sent_once_per_commit() {
 /// P153: a client's own op is not sent back, so it is skipped even if its frame would not fit into
 /// the send.
 #[test]
-fn saved_passes_an_own_op_that_is_longer_than_a_send() {
+fn saved_skips_an_own_op_that_is_longer_than_a_send() {
     let mut rig = Rig::new(|config| config.outbox_bytes_max = 4 * SEND_BYTES_MAX);
     let (writer, other) = (joined(&mut rig, "w"), joined(&mut rig, "w"));
     rig.log_hangs = true;
@@ -56,7 +56,7 @@ fn saved_does_not_wait_for_the_disk_in_the_other_modes() {
 
 /// P152: whatever the order of the messages, answers come first, then the `saved` that covers them.
 #[test]
-fn saved_follows_what_it_speaks_of() {
+fn saved_follows_everything_that_it_covers() {
     let kinds = ["won", "lost", "same", "refused", "ping"];
     for first in kinds {
         for second in kinds {
@@ -126,7 +126,7 @@ fn check_answers(seen: &[String], kinds: &[&str], settled: usize) {
 
 /// P151: a refused op and a resend are settled at once, without a commit.
 #[test]
-fn saved_comes_at_once_where_nothing_waits() {
+fn saved_is_immediate_if_nothing_waits() {
     let mut rig = Rig::new(|_| ());
     let writer = joined(&mut rig, "w");
     send(&mut rig, writer, 1, &put("k", "1", 1));
@@ -153,7 +153,7 @@ fn a_message_without_an_id_is_not_covered() {
 
 /// P111, P112: ids may start anywhere and skip numbers, but must increase.
 #[test]
-fn an_id_that_does_not_grow_is_refused_and_changes_nothing() {
+fn an_id_that_does_not_increase_is_refused_and_changes_nothing() {
     let mut rig = Rig::new(|_| ());
     let (writer, reader) = (joined(&mut rig, "w"), joined(&mut rig, "w"));
     send(&mut rig, writer, 40, &put("k", "1", 1));
@@ -199,7 +199,7 @@ fn a_resend_after_a_reconnect_is_settled() {
 
 /// P62, P155: `saved` never covers ops that a failure undoes.
 #[test]
-fn what_the_log_loses_is_not_saved() {
+fn ops_that_the_log_loses_are_not_saved() {
     let mut rig = Rig::new(|_| ());
     let writer = joined(&mut rig, "w");
     send(&mut rig, writer, 1, &put("k", "1", 1));
@@ -338,7 +338,7 @@ fn saved_promises_no_frames_that_are_dropped() {
 
 /// P25, P150: a client that is closed receives no `saved` for ops that are not durable.
 #[test]
-fn a_client_that_is_closed_is_told_nothing_more() {
+fn a_closed_client_receives_no_saved() {
     let mut rig = Rig::new(|_| ());
     let place = rig.accept(false);
     let token = crate::core::testing::token(Some(5));

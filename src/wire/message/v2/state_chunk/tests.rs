@@ -72,7 +72,7 @@ fn a_long_entry_leaves_no_memory_behind() {
 proptest! {
     /// P132, P133.
     #[test]
-    fn any_chunk_is_what_was_pushed_and_as_long_as_it_said(
+    fn any_chunk_has_the_pushed_content_and_the_announced_length(
         pushed in prop::collection::vec((".{1,8}", any::<Option<i32>>(), any::<u64>()), 0..400),
         seq: u64,
     ) {
