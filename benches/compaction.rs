@@ -27,7 +27,7 @@ use etherply_bench::process::server_program;
 use tungstenite::protocol::WebSocketConfig;
 use tungstenite::{Message, WebSocket};
 
-const SECRET: &str = "a secret of the bench, long enough to be one";
+const SECRET: &str = "a secret for the bench that is long enough";
 const WORKSPACE: &str = "bench";
 /// The total size of the values that may be in flight without a rate, in bytes: well below the
 /// bound at which a server conflates.

@@ -18,7 +18,7 @@ use crate::config::HarnessConfig;
 use crate::server_process::ServerProcess;
 
 /// The secret that signs the tokens of every server that the harness starts.
-const SECRET: &str = "a secret of the harness, long enough to be one";
+const SECRET: &str = "a secret for the harness that is long enough";
 
 /// A server that takes its turn in every round.
 #[derive(Debug, Clone, PartialEq, Eq)]

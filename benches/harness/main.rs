@@ -66,7 +66,7 @@ fn run(settings: &Settings) -> Result<(), String> {
     let chosen = chosen(settings)?;
     let mut config = HarnessConfig::new(settings)?;
     selfcheck::run()?;
-    println!("self-check: every planted fault was noticed");
+    println!("self-check: every planted fault was detected");
     contestant::find_peers(&mut config, &settings.peers);
     let environment = Environment::read(&config);
     println!("{environment}");

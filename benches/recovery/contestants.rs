@@ -16,7 +16,7 @@ use etherply::core::testing::Dice;
 use etherply_bench::process::{Memory, Process, server_program};
 use etherply_bench::resp::ask;
 
-const SECRET: &str = "a secret of the bench, long enough to be one";
+const SECRET: &str = "a secret for the bench that is long enough";
 
 /// The cost of one start.
 pub struct Run {

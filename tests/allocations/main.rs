@@ -173,7 +173,7 @@ impl Run {
                 let pings = member.counter.frames - owed;
                 assert!(
                     pings <= self.driver.seconds(),
-                    "{what}, {owed} frames are owed"
+                    "{what}, {owed} frames are expected"
                 );
             }
         }

@@ -583,7 +583,7 @@ impl World {
             .collect();
         assert_eq!(
             held, state,
-            "client {place} does not end with the server's state"
+            "client {place} does not end up with the server's state"
         );
         let can_fall_behind =
             self.plan.outbox_bytes_max < 1 << 20 || self.plan.value_bytes > 100_000;

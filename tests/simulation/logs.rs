@@ -231,7 +231,7 @@ impl World {
     fn fails_deciding_sync(&self) -> bool {
         let may_fail = !self.is_calm && self.plan.may(faults::ERRORS);
         let is_shown_early = self.plan.durability != Durability::Always;
-        // The dice are not the world's, so that other runs stay as they are.
+        // A separate stream of dice keeps all other runs unchanged.
         let mut dice = Dice::stream(self.plan.seed ^ self.clock.now_us, 14);
         may_fail && is_shown_early && dice.one_in(3)
     }

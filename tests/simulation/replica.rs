@@ -181,7 +181,10 @@ impl Replica {
             Told::Refused(code, id) => self.refuse(*code, *id, oracle),
             Told::Answered(id) => {
                 let number = oracle.number;
-                assert!(self.pings.remove(id), "client {number}: a pong to no ping");
+                assert!(
+                    self.pings.remove(id),
+                    "client {number}: a pong without a ping"
+                );
             }
             Told::Saved(id, seq) => return self.settle(*id, *seq, oracle),
             other => panic!("client {}: {other:?} in version 2", oracle.number),
@@ -214,7 +217,7 @@ impl Replica {
         assert_eq!(
             found.map(Option::<&Write>::cloned),
             place.map(|_| last.clone()),
-            "client {number}: it resumes in another history"
+            "client {number}: it resumes in a different history"
         );
         self.seq = since;
         self.keep_point(oracle);
@@ -399,7 +402,11 @@ impl Replica {
             .map(|write| (write.key.as_str(), write.value.as_str()))
             .collect();
         let count = model.wins.len();
-        assert_eq!(live, model.live(count), "client {number} ends in the state");
+        assert_eq!(
+            live,
+            model.live(count),
+            "client {number} ends up in the right state"
+        );
         assert_eq!(
             self.seq, count as u64,
             "client {number} can resume at the end"

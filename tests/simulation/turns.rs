@@ -618,7 +618,7 @@ impl World {
             if !self.read_one(place, &told) {
                 assert!(
                     !is_kept,
-                    "client {place} is told of an op that did not win: {told:?}"
+                    "client {place} is sent an op that did not win: {told:?}"
                 );
                 break;
             }

@@ -56,7 +56,7 @@ fn every_rule_of_the_protocol_has_a_test_that_names_it() {
     let excused: Vec<u32> = WITHOUT_TEST.iter().map(|(rule, _)| *rule).collect();
     assert_eq!(
         missing, excused,
-        "rules without a test, and those that are known to have none"
+        "rules without a test, and rules known to have none"
     );
 }
 

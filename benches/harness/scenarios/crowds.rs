@@ -58,7 +58,7 @@ impl Scenario for Join {
     }
 
     fn about(&self) -> &'static str {
-        "1,000 joins a second into a room with a state of 1 MB; floor writes the same bytes"
+        "1,000 joins per second into a room with a 1 MB state; floor writes the same bytes"
     }
 
     fn figures(&self) -> &'static [Figure] {

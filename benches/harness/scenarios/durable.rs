@@ -67,7 +67,7 @@ impl Scenario for Durable {
 
     fn note(&self, _: &HarnessConfig) -> Option<String> {
         let note = redis::version().map_or_else(
-            || "left out: redis-server is not installed".to_owned(),
+            || "skipped: redis-server is not installed".to_owned(),
             |version| {
                 format!(
                     "{version}\nAn op of the server counts when a second client has received it, \

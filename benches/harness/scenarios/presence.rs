@@ -54,7 +54,7 @@ impl Scenario for Presence {
     }
 
     fn about(&self) -> &'static str {
-        "version 2: 1 room of 1,000 peers, of which 100 move 20 times a second"
+        "version 2: 1 room of 1,000 peers, 100 of which move 20 times per second"
     }
 
     fn figures(&self) -> &'static [Figure] {

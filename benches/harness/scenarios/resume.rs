@@ -42,7 +42,7 @@ impl Scenario for Resume {
     }
 
     fn about(&self) -> &'static str {
-        "version 2: all 5,000 clients of a state of 1 MB at once after a restart, beside full joins"
+        "version 2: 5,000 clients of a 1 MB state at once after a restart, some with full joins"
     }
 
     fn figures(&self) -> &'static [Figure] {

@@ -76,7 +76,7 @@ impl Scenario for Soak {
     }
 
     fn about(&self) -> &'static str {
-        "mixed load for minutes (--soak-minutes): do memory and latency stay as they are?"
+        "minutes of a mixed load (--soak-minutes): do memory and latency stay constant?"
     }
 
     fn figures(&self) -> &'static [Figure] {

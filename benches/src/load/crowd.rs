@@ -150,8 +150,8 @@ impl Crowd {
                 let mut clients = self.clients.iter();
                 let first = clients.position(|client| !client.joiner.is_served());
                 return Err(format!(
-                    "{} of {} clients have not received what they wait for after {patience:?}, \
-                     client {} among them",
+                    "{} of {} clients are still waiting after {patience:?}, \
+                     including client {}",
                     self.count() - self.served,
                     self.count(),
                     first.unwrap_or_default(),

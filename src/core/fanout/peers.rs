@@ -398,7 +398,7 @@ impl Peers {
     fn list_what_fits(&mut self) {
         while let Some(connection) = self.unlisted.first() {
             let peer = self.table.get_mut(connection);
-            let peer = peer.expect("what is not listed is in the table");
+            let peer = peer.expect("an unlisted connection is in the table");
             let listed_bytes = self.listed_bytes + peer.entry.len();
             if listed_bytes > self.settings.bytes_max {
                 break;
@@ -538,7 +538,7 @@ impl Peers {
             let needed_bytes = bytes + self.table[first].entry.len();
             assert!(
                 needed_bytes > self.settings.bytes_max,
-                "what fits is listed"
+                "an entry that fits is listed"
             );
         }
         let owed = |owed: Option<Owed>| {
@@ -549,7 +549,11 @@ impl Peers {
         let latest_count = owed(Some(Owed::Latest));
         assert_eq!(self.owed_count, latest_count + owed(Some(Owed::All)));
         let has_latest = matches!(self.latest, Encoded::Yes { .. });
-        assert_eq!(has_latest, self.owed_count > 0, "held while it is owed");
+        assert_eq!(
+            has_latest,
+            self.owed_count > 0,
+            "the latest message is held while a peer needs it"
+        );
         let has_all = matches!(self.all, Encoded::Yes { .. });
         assert!(
             !has_all || self.owed_count > 0,
@@ -562,7 +566,7 @@ impl Peers {
         let joined_count = self.table.values().filter(is_new).count();
         assert_eq!(
             self.changes.joined_count, joined_count,
-            "peers that are new"
+            "the number of new peers"
         );
         let is_stale = matches!(self.all, Encoded::Stale);
         assert!(

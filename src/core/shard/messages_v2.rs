@@ -19,7 +19,7 @@ use crate::wire::message::v2::{
 /// The code of an error message about a token that is not valid.
 const UNAUTHORIZED: u16 = 401;
 /// The text of an error message about an id that is not greater than the one before it.
-const ID_TEXT: &str = "id must be greater than that of every earlier message of the connection";
+const ID_TEXT: &str = "id must be greater than that of every earlier message on the connection";
 
 impl Shard {
     /// Handles a message of a version 2 client.
@@ -78,7 +78,7 @@ impl Shard {
         match self.config.verifier.verify(Some(token), clock.unix_us) {
             Err(error) => self.refuse(id, UNAUTHORIZED, &error.to_string(), refused),
             Ok(_) if auth::subject(token).as_deref() != session.v2().user.as_deref() => {
-                let text = "the new token must have the same sub as the one before it";
+                let text = "the new token must have the same sub as the previous one";
                 self.refuse(id, UNAUTHORIZED, text, refused);
             }
             Ok(grant) => {

@@ -173,7 +173,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
         return Ok(Duration::from_secs_f64(seconds));
     }
     Err(format!(
-        "it must be seconds from {SECONDS_MIN} to {SECONDS_MAX}"
+        "it must be a number of seconds from {SECONDS_MIN} to {SECONDS_MAX}"
     ))
 }
 

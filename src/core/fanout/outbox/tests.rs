@@ -124,7 +124,7 @@ impl OutboxRig {
             return false;
         }
         while !taken.is_empty() {
-            let item = self.owed.first().expect("everything sent is owed");
+            let item = self.owed.first().expect("everything sent was expected");
             assert!(
                 item.visible_from <= self.visible_position,
                 "something was sent early"

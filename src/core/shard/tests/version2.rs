@@ -183,7 +183,7 @@ fn entries(payload: &Value) -> Vec<ShownChange> {
     let list = |name: &str| {
         payload[name]
             .as_array()
-            .expect("both lists are there")
+            .expect("both lists are present")
             .clone()
     };
     let live = list("entries")

@@ -37,7 +37,7 @@ fn a_client_that_fell_behind_receives_state_messages() {
         *text = text.replace(&value, "_");
     }
     let first = seen.remove(0);
-    assert_eq!(first, "busy=_@10 #2", "what was in flight");
+    assert_eq!(first, "busy=_@10 #2", "the op that was in flight");
     let state = "state busy=_@15 own=1@21 last=1@22 -before@20 #10";
     assert_eq!(seen, [state, "synced #10", "saved 7 #10"]);
     send(&mut rig, writer, 0, &put("live", "1", 23));

@@ -246,7 +246,7 @@ fn a_client_that_resumes_waits_for_the_log() {
     assert_eq!(
         told(&mut rig, client),
         expected,
-        "the seq 1 was never confirmed"
+        "seq 1 was never confirmed"
     );
 }
 
@@ -312,7 +312,7 @@ fn a_part_is_encoded_once_for_clients_that_join_together() {
 fn a_client_of_another_shards_workspace_keeps_its_version() {
     let names = ["a", "b", "c", "d", "e", "f"];
     let elsewhere = names.iter().find(|name| shard_of(name, 2) == 1);
-    let elsewhere = elsewhere.expect("half of all are");
+    let elsewhere = elsewhere.expect("half of the names are");
     let mut rig = Rig::new(|config| config.shards = 2);
     let mut other = Rig::new(|config| (config.shard, config.shards) = (1, 2));
     let client = rig.accept(false);
