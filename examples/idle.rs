@@ -64,7 +64,7 @@ fn measure(
     Ok(after.saturating_sub(before) / count)
 }
 
-/// Connects a client and reads its init message, after which the server has done all its work for
+/// Connects a client and reads its init message, after which the server has no more work to do for
 /// it.
 fn connect(host: &str, target: &str) -> std::io::Result<TcpStream> {
     let mut stream = TcpStream::connect(host)?;
