@@ -287,7 +287,7 @@ pub const PRESENCE_BYTES_MAX: usize = 16 * 1024 * 1024;
 pub const PEER_BYTES_KEPT: usize = 512;
 /// The smallest capacity of a new chunk of outgoing bytes.
 pub const CHUNK_BYTES_MIN: usize = 256;
-/// The size up to which frames share a chunk. A longer frame gets a chunk of its own.
+/// The size up to which frames share a chunk. A longer frame gets its own chunk.
 pub const CHUNK_BYTES_MAX: usize = 64 * 1024;
 /// The longest init message that a shard keeps for the next client that joins. Each shard keeps at
 /// most one.

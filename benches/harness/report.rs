@@ -160,7 +160,7 @@ pub fn case_results(scenario: &dyn Scenario, case: &Case, rounds: &Rounds) -> Ca
     }
 }
 
-/// Writes a run to a file of its own, named by `stamp`, and returns its path.
+/// Writes a run to its own file, named by `stamp`, and returns its path.
 pub fn write(results: &Results<Environment>, folder: &Path, stamp: u64) -> io::Result<PathBuf> {
     fs::create_dir_all(folder)?;
     let path = folder.join(format!("run-{stamp}.json"));

@@ -88,7 +88,8 @@ pub fn thread_cpu_ns() -> u64 {
     first.and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
-/// Raises the limit on open files as far as this process may, and returns it; `None`: unlimited.
+/// Raises the limit on open files as far as this process may, and returns it, or `None` if
+/// unlimited.
 pub fn raise_open_files() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {

@@ -171,7 +171,7 @@ struct Client {
     stream: Box<dyn Duplex>,
 }
 
-/// Accepts a sender and its receivers, and passes on what the sender sends, with the fault.
+/// Accepts a sender and its receivers, and passes on the sender's ops, with the fault.
 fn serve(
     listener: &TcpListener,
     fault: Fault,

@@ -339,7 +339,8 @@ impl Written {
         );
     }
 
-    /// Checks the reading of `bytes`, which first differ from those that were written at `first`.
+    /// Checks the result of reading `bytes`, whose first difference from the written bytes is at
+    /// `first`.
     fn check(&self, bytes: &[u8], first: usize) {
         let (ops, fault) = self.read(bytes);
         let bad = self.units.iter().position(|unit| unit.at.contains(&first));

@@ -26,28 +26,26 @@
  * others win; `discard()` drops them. To always continue where the last room ended, call
  * `restore()` right after `connect`, unless another user may have signed in.
  *
- * @typedef {{key: string, value: any, timestamp: number, deleted?: true}} Edit
- * @typedef {"Disconnected" | "Connecting" | "Authenticating" | "Connected" | "Synced" | "Error"
- *   } State
+ * @typedef {{key: string, value: any, timestamp: number, deleted?: true}} Edit @typedef
+ * {"Disconnected" | "Connecting" | "Authenticating" | "Connected" | "Synced" | "Error" } State
  * `Error` is final: the token was refused, the server does not accept the messages of this client,
- * an administrator removed it (4003), or the workspace was deleted (4004).
- * @typedef {"offline" | "syncing" | "saving" | "saved"} Status
- * `saved`: this client has the state of the server, and the server has every edit of this client.
- * @typedef {{key: string, value: any, timestamp: number, source: "self" | "other" | "init",
- *   over?: {value: any, timestamp: number}}} Change
- * `value` is undefined when the key does not exist. `timestamp` is in Unix microseconds, or 0 if it
- * is not known. `source` is "init" for what a complete state showed. `over` is the pending op that
- * lost to this one or was refused; its `value` is undefined if it was a delete.
- * @typedef {{connection: string, user: string | null, value: any, is_self: boolean}} Peer
- * @typedef {{url?: string, workspace?: string, presence?: boolean, version?: 1 | 2,
- *   token?: string | ((refusal?: string) => string | Promise<string>)}} Options
- * `url` is the address of the server (http, https, ws or wss), by default the one that this module
- * was loaded from; `workspace` defaults to the one in `url`. `presence` makes this client a peer.
- * With `version`, only that version of the protocol is spoken. If `token` is a function, it is
- * called before each connect. After one of its tokens was refused (401) or has expired (4001), it
- * is passed the reason, so that a function that caches tokens knows that it needs a new one; if the
- * new one is refused too, the room ends. If the function throws, that counts as a failed
- * connection, and it is called again later. With a string, both end the room.
+ * an administrator removed it (4003), or the workspace was deleted (4004). @typedef {"offline" |
+ * "syncing" | "saving" | "saved"} Status `saved`: this client has the state of the server, and the
+ * server has every edit of this client. @typedef {{key: string, value: any, timestamp: number,
+ * source: "self" | "other" | "init", over?: {value: any, timestamp: number}}} Change `value` is
+ * undefined when the key does not exist. `timestamp` is in Unix microseconds, or 0 if it is not
+ * known. `source` is "init" for changes from a complete state. `over` is the pending op that lost
+ * to this one or was refused; its `value` is undefined if it was a delete. @typedef {{connection:
+ * string, user: string | null, value: any, is_self: boolean}} Peer @typedef {{url?: string,
+ * workspace?: string, presence?: boolean, version?: 1 | 2, token?: string | ((refusal?: string) =>
+ * string | Promise<string>)}} Options `url` is the address of the server (http, https, ws or wss),
+ * by default the one that this module was loaded from; `workspace` defaults to the one in `url`.
+ * `presence` makes this client a peer. With `version`, only that version of the protocol is spoken.
+ * If `token` is a function, it is called before each connect. After one of its tokens was refused
+ * (401) or has expired (4001), it is passed the reason, so that a function that caches tokens knows
+ * that it needs a new one; if the new one is refused too, the room ends. If the function throws,
+ * that counts as a failed connection, and it is called again later. With a string, both end the
+ * room.
  */
 
 const KEY_BYTES_MAX = 1024;
@@ -462,7 +460,7 @@ export class Replica {
   }
 
   /** Sends an op that cannot win, since it is older than its key's value: it changes nothing, and
-   * the server replies with the winner. Returns whether there is a key to do it with. */
+   * the server replies with the winner. Returns whether there is a key that this works with. */
   startEcho() {
     const own = this.pending.filter(wasSent).at(-1);
     const any = [...this.#entries].find(([, { text }]) => text !== undefined)?.[0];
@@ -1077,7 +1075,7 @@ class Room extends EventTarget {
     this.#enter(state, reason, undefined, unsaved);
   }
 
-  /** Nobody listens, so the console says that the room has ended, and which keys it could not save.
+  /** Nothing listens, so the console reports that the room has ended and which keys were not saved.
    * */
   #log(reason, unsaved) {
     const keys = unsaved.slice(0, 20).map(({ key }) => JSON.stringify(key)).join(", ");

@@ -9,8 +9,7 @@ use crate::limits::{PRESENCE_BYTES_DEFAULT, PRESENCE_INTERVAL_MS_DEFAULT};
 /// The presence settings, which apply only to version 2 clients.
 #[derive(Debug, Args)]
 pub struct PresenceArgs {
-    /// Milliseconds for which changes of who is present are collected before they are sent as one
-    /// message
+    /// Milliseconds for which presence changes are collected before they are sent as one message
     #[arg(
         long,
         value_name = "MS",

@@ -160,7 +160,7 @@ pub struct Shard {
 }
 
 /// Buffers that all sessions share while their bytes are read. The shard is modified while a
-/// message borrows from them, so the reader holds a reference of its own in the meantime.
+/// message borrows from them, so the reader holds its own reference in the meantime.
 #[derive(Default)]
 struct Scratch {
     parser: RefCell<Parser>,

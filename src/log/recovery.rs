@@ -1,7 +1,7 @@
 //! Reads back the log when the server starts and when a shard rebuilds itself.
 //!
 //! This module applies the rules derived in [`super::record`] to the files. Everything is read and
-//! checked before anything is cut off or removed, so a damaged log is left as it was found.
+//! checked before anything is cut off or removed, so a damaged log is left untouched.
 //!
 //! An op that is sent to a client after a start must be durable, even if the previous process was
 //! killed between a write and its sync, or if one of its syncs failed and left pages in the cache

@@ -22,7 +22,7 @@ const MASK: [u8; 4] = [0x37, 0xFA, 0x21, 0x3D];
 /// A client of the shard.
 pub struct Member {
     pub id: SessionId,
-    /// Its socket accepts what is sent to it.
+    /// Its socket accepts all bytes that are sent to it.
     pub reads: bool,
     pub counter: FrameCounter,
     sending: Option<Spans>,

@@ -1,4 +1,4 @@
-//! The damage that the log's format promises to detect (`log::record`, "What is not found"),
+//! The damage that the log's format promises to detect (`log::record`, "Damage that is not detected"),
 //! computed naively.
 
 use std::ops::Range;

@@ -226,7 +226,7 @@ impl World {
 
 impl World {
     /// Returns whether the next sync of a rebuild fails. In modes that show ops before they are on
-    /// disk, this sync decides what is kept, and at the rate of all operations it would hardly ever
+    /// disk, this sync decides which ops are kept; at the general failure rate it would hardly ever
     /// fail.
     fn fails_deciding_sync(&self) -> bool {
         let may_fail = !self.is_calm && self.plan.may(faults::ERRORS);
@@ -280,7 +280,7 @@ enum SyncEnd {
 }
 
 impl World {
-    /// Runs a plan until a shard waits for a rebuild that must sync what was shown of a workspace.
+    /// Runs a plan until a shard waits for a rebuild that must sync the ops shown in a workspace.
     fn until_rebuild(plan: Plan) -> Option<(Self, usize, usize)> {
         let mut world = Self::new(plan, Journal::default());
         for _ in 0..plan.steps {
@@ -305,8 +305,8 @@ impl World {
         None
     }
 
-    /// Runs the rebuild with `end` as the outcome of its first sync. Returns whether that sync put
-    /// on disk what was shown.
+    /// Runs the rebuild with `end` as the outcome of its first sync. Returns whether that sync made
+    /// the shown ops durable.
     fn rebuild_with(&mut self, shard: usize, end: SyncEnd) -> bool {
         self.is_calm = true;
         self.set_rates();
@@ -349,7 +349,7 @@ fn a_rebuild_keeps_everything_that_its_sync_has_written() {
             assert!(is_synced == (end == SyncEnd::Succeeds) || end == SyncEnd::Dies);
             let kept = if is_synced { confirmed } else { covered };
             assert_eq!(world.models[place].synced, kept, "seed {seed}: {end:?}");
-            // The next start, or the next attempt, compares what is there with what was promised.
+            // The next start, or the next attempt, compares the disk with the promises.
             world.bury();
             world.set_rates();
             world.settle();

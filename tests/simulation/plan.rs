@@ -51,7 +51,7 @@ pub enum Planted {
     OneGeneration,
     /// The floor is not read back from the log.
     LostFloor,
-    /// Of a workspace whose newest tombstone was dropped, the seq is not read back.
+    /// The seq of a workspace whose newest tombstone was dropped is not read back.
     LostSeq,
     /// A deleted key is missing from a resumed state.
     LostDelete,
@@ -181,7 +181,7 @@ impl Plan {
         plan.of_kind(kind, &mut dice)
     }
 
-    /// Returns the plan of a kind of run, with what it has in common with the others.
+    /// Returns the plan for a kind of run, starting from the settings shared by all kinds.
     fn of_kind(self, kind: u64, dice: &mut Dice) -> Self {
         let (plan, seed) = (self, self.seed);
         match kind {

@@ -64,7 +64,7 @@ impl World {
         }
     }
 
-    /// Takes the network down for `us`: nothing arrives at the server, and what it sends stays in
+    /// Takes the network down for `us`: nothing arrives at the server, and its own sends stay in
     /// the sockets.
     pub fn hear_nobody(&mut self, us: u64) {
         self.journal

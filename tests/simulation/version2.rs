@@ -1,4 +1,4 @@
-//! Version 2 clients: how they connect, resume and write, and checks of what they are sent.
+//! Version 2 clients: how they connect, resume and write, and checks of the messages sent to them.
 
 use etherply::limits::SECOND_US;
 use etherply::log::commit::Durability;
@@ -46,14 +46,14 @@ impl World {
             let replica = self.clients[place].replica.take();
             replica.expect("it was just there")
         };
-        // A client that does not know which of its keys are unconfirmed begins anew.
+        // A client that does not know which of its keys are unconfirmed starts over.
         let forgets = self.dice.one_in(if replica.is_full { 2 } else { 8 });
         replica.connect(!forgets);
         Some(replica)
     }
 
-    /// Copies the data directory, or replaces it with the copy that was made before. The history
-    /// that is replaced becomes the copy, and so it may be continued later, too.
+    /// Copies the data directory, or replaces it with the copy that was made before. The replaced
+    /// history becomes the copy, so it may be continued later, too.
     pub fn restore_copy(&mut self) {
         let copy = (self.disk.fork(), self.models.clone());
         let Some((disk, models)) = self.copy.replace(copy) else {
@@ -143,7 +143,7 @@ impl World {
         client.messages += 1;
     }
 
-    /// Sends what was not settled on an earlier connection.
+    /// Sends the messages that were not settled on an earlier connection.
     fn resend(&mut self, place: usize) {
         let replica = self.clients[place].replica.as_mut();
         for edit in replica.expect("it speaks version 2").resend() {
@@ -247,7 +247,7 @@ impl World {
         }
     }
 
-    /// Changes what a client reads, if such a bug is planted.
+    /// Alters a message to a client, if such a bug is planted.
     pub fn plant_in_messages(&mut self, place: usize) {
         let told = &mut self.clients[place].told;
         let Some((_, last)) = told.back() else {

@@ -1,6 +1,7 @@
 //! Every numbered rule of the protocol has a test that names it in its doc comment.
 //!
-//! A test of the JavaScript client does not count; what only a client can break is excused by name.
+//! A test of the JavaScript client does not count; rules that only a client can break are excused
+//! by name.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,7 +11,7 @@ use super::files_under;
 /// Rules without a test in Rust, with the reason. A rule that has a test must not be listed.
 const WITHOUT_TEST: [(u32, &str); 1] = [(50, "a rule for clients, tested with the client module")];
 
-/// Returns the numbers that follow a `P` and are words of their own, such as `P12`.
+/// Returns the numbers that follow a `P` and form separate words, such as `P12`.
 fn numbers(text: &str) -> impl Iterator<Item = u32> {
     let words = text.split(|c: char| !c.is_alphanumeric());
     words.filter_map(|word| word.strip_prefix('P')?.parse().ok())

@@ -35,7 +35,7 @@ const CPU_EACH: Figure = Figure {
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The number of connections that are opened at once.
 const BURST: usize = 32;
-/// The number of connections with a workspace of their own that are checked.
+/// The number of connections with their own workspaces that are checked.
 const SAMPLE: usize = 100;
 
 impl Scenario for Idle {

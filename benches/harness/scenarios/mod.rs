@@ -49,8 +49,8 @@ pub trait Scenario: Sync {
         config.rounds
     }
 
-    /// Measures one contestant once, with a server of its own. An error in the server ends the
-    /// whole run: the speed of a server that loses deliveries means nothing.
+    /// Measures one contestant once, with its own server. An error in the server ends the whole
+    /// run: the speed of a server that loses deliveries means nothing.
     fn measure(
         &self,
         case: &Case,

@@ -1,5 +1,5 @@
-//! Many clients that join at once or on a schedule. What each receives is checked byte by byte, or
-//! kept for a later check.
+//! Many clients that join at once or on a schedule. The bytes that each receives are checked
+//! immediately or kept for a later check.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -100,7 +100,7 @@ impl Crowd {
         self.clients[client].joiner.take_message()
     }
 
-    /// Waits for events for at most `wait`, and checks what has arrived.
+    /// Waits for events for at most `wait`, and checks the bytes that have arrived.
     pub fn turn(&mut self, wait: Duration) -> Result<(), String> {
         let Self {
             ring,

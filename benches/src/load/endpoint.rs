@@ -143,7 +143,7 @@ impl Endpoint {
 }
 
 impl Connection {
-    /// Limits how long a read may take.
+    /// Limits the time that a read may take.
     pub fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
         self.stream.set_read_timeout(timeout)
     }

@@ -102,7 +102,7 @@ pub const OWN_SHARE_LIMIT_PERCENT: f64 = 90.0;
 /// The id of the time that the load generator used for each delivery.
 const OWN_NS_PER_DELIVERY: &str = "load_generator_ns_per_delivery";
 
-/// Computes the figures; those of the server's CPU time only if that could be read.
+/// Computes the figures, omitting those of the server's CPU time if it could not be read.
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
 pub fn numbers_of(outcome: &Outcome) -> Numbers {
     let latencies = &outcome.latencies_ns;

@@ -1,7 +1,7 @@
 //! The ops of a load: one fixed layout in which only digits change. Pure.
 //!
 //! A server passes on exactly the text that it received, so a delivery is compared byte for byte
-//! with what was sent.
+//! with the message that was sent.
 
 use std::io::Write as _;
 

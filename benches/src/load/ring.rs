@@ -197,7 +197,7 @@ impl Ring {
         }
     }
 
-    /// Reports what has arrived in a buffer, decrypted if the socket has TLS.
+    /// Reports the bytes that have arrived in a buffer, decrypted if the socket has TLS.
     fn received(
         &mut self,
         number: u32,
@@ -330,7 +330,8 @@ impl Socket {
     }
 }
 
-/// Decrypts what a peer sent and appends it to `plaintext`. Returns whether the peer has closed.
+/// Decrypts the bytes from a peer and appends them to `plaintext`. Returns whether the peer has
+/// closed.
 fn decrypt(
     tls: &mut ClientConnection,
     mut bytes: &[u8],

@@ -185,7 +185,7 @@ impl Load {
         }
     }
 
-    /// Sends what is due and checks what arrives, until the given time.
+    /// Sends due ops and checks received ones until the given time.
     fn keep_pace(&mut self, schedule: Option<Schedule>, until_ns: u64) -> Result<(), Failure> {
         let mut lateness_check_ns = 0;
         loop {

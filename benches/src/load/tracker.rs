@@ -164,7 +164,7 @@ impl Tracker {
         into.append(&mut self.done_rooms);
     }
 
-    /// Records the next op of a room, and appends its frame to what the sender sends.
+    /// Records the next op of a room, and appends its frame to the sender's output.
     pub fn put(&mut self, room_number: u32, due_ns: u64, out: &mut Vec<u8>) -> Result<(), Failure> {
         let room = &mut self.rooms[room_number as usize];
         let number = room.window.count();
@@ -184,7 +184,7 @@ impl Tracker {
         Ok(())
     }
 
-    /// Checks and counts what a connection has received.
+    /// Checks and counts the bytes that a connection has received.
     pub fn received(&mut self, connection: u32, bytes: &[u8]) -> Result<(), Failure> {
         let room_number = connection / (self.receivers + 1);
         let place = connection % (self.receivers + 1);

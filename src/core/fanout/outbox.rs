@@ -94,7 +94,7 @@ struct AnswerCost {
     /// Memory that other sessions may hold too: corrections and lists of users, which count towards
     /// the budget in `core::shard::session_budget`.
     shared_bytes: usize,
-    /// Memory of encoded states, which have a budget of their own.
+    /// Memory of encoded states, which have a separate budget.
     state_bytes: usize,
 }
 
@@ -365,8 +365,8 @@ impl Outbox {
         answers.any(|answer| answer.sendable(visible_position).is_none())
     }
 
-    /// Queues bytes for this session alone. They are sent after the window offset `at`, once the
-    /// log position `visible_from` is visible.
+    /// Queues bytes for this session only. They are sent after the window offset `at`, once the log
+    /// position `visible_from` is visible.
     pub fn push(
         &mut self,
         chunk: Chunk,
@@ -382,7 +382,7 @@ impl Outbox {
         self.push_due(chunk, due, pool);
     }
 
-    /// Queues bytes for this session alone, to be sent when `due` allows.
+    /// Queues bytes for this session only, to be sent when `due` allows.
     pub fn push_due(&mut self, chunk: Chunk, due: Due, pool: &mut OutboxPool) {
         let end = chunk.len();
         let cost = AnswerCost {

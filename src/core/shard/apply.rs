@@ -20,16 +20,16 @@ use crate::seq::Seq;
 use crate::wire::ProtocolVersion;
 use crate::wire::message::{self, Op, v2};
 
-/// The code of an error message about a malformed message.
+/// The code of the error for a malformed message.
 pub(super) const BAD_MESSAGE: u16 = 400;
-/// The code of an error message about something that is too large.
+/// The code of the error for something that is too large.
 pub(super) const TOO_LARGE: u16 = 413;
-/// The code of an error message about an op for which there is no disk space.
+/// The code of the error for an op for which there is no disk space.
 const NO_ROOM: u16 = 500;
-/// The text of an error message about an op for which there is no disk space.
+/// The text of the error for an op for which there is no disk space.
 const DISK_FULL_TEXT: &str = "the disk of the server is nearly full, and this op was not kept: \
                               send it again when there is room";
-/// The code of an error message about a message that exceeds the client's rate.
+/// The code of the error for a message that exceeds the client's rate.
 const TOO_MANY: u16 = 429;
 
 /// The parts of a refused message that its error repeats.

@@ -142,8 +142,8 @@ pub enum Input<'a> {
     LogSize(LogSize),
     /// The answer to an [`Output::Page`].
     Page(SessionId, Answer),
-    /// The server is stopping, so the shard refuses new requests, writes what is left and closes
-    /// all sessions. A second `Drain` closes them without waiting.
+    /// The server is stopping, so the shard refuses new requests, writes the remaining ops and
+    /// closes all sessions. A second `Drain` closes them without waiting.
     Drain,
 }
 

@@ -95,8 +95,8 @@ impl Generations {
     /// nobody has written to it.
     ///
     /// The client may resume if its history is a prefix of the current one. That is certain in the
-    /// current generation. Of the previous one, only what was read back from the log belongs to the
-    /// current history: ops after that were lost, or were made by a server that continued a copy.
+    /// current generation. Of the previous one, only ops that were read back from the log belong to
+    /// the current history: later ops were lost, or came from a server that continued a copy.
     pub fn welcome_reason(
         &self,
         resume: Option<ResumePoint>,

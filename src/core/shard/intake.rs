@@ -96,8 +96,8 @@ impl Shard {
         // The bytes are moved out of the session while they are read, because a message may close
         // the session, which drops its bytes, or cause an eviction, which must not count them.
         let mut unparsed = std::mem::take(&mut self.sessions[id].unparsed);
-        // Only an incomplete frame is copied. A long one grows in a buffer of its own; a short one
-        // is joined with the bytes that follow it in a buffer that all sessions share.
+        // Only an incomplete frame is copied. A long one grows in its own buffer; a short one is
+        // joined with the bytes that follow it in a buffer that all sessions share.
         if unparsed.is_empty() {
             let read = self.read_frames(id, bytes, clock);
             unparsed = self.pool.keep_unparsed(&bytes[read.consumed..]);

@@ -16,9 +16,9 @@ use crate::wire::message::v2::{
     self, ClientChange, ClientEnvelope, ClientMessage, ClientOp, RefusedMessage,
 };
 
-/// The code of an error message about a token that is not valid.
+/// The code of the error for an invalid token.
 const UNAUTHORIZED: u16 = 401;
-/// The text of an error message about an id that is not greater than the one before it.
+/// The text of the error for an id that is not greater than the previous one.
 const ID_TEXT: &str = "id must be greater than that of every earlier message on the connection";
 
 impl Shard {

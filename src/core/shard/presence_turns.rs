@@ -63,8 +63,9 @@ impl Shard {
         self.rooms[room_id].presence.as_mut()?.peers_mut()
     }
 
-    /// Handles a new value of a peer. A connection that is not a peer has no value (P162). One that
-    /// was replaced may outlive all peers of its room, and then the room has no table of peers.
+    /// Handles a new value of a peer. A connection that is not a peer has no value (P162). A
+    /// connection that was replaced may outlive all peers of its room, which then has no table of
+    /// peers.
     pub(super) fn set_presence(
         &mut self,
         id: SessionId,

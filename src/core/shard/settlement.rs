@@ -1,9 +1,9 @@
 //! Tracks which messages of a version 2 client are settled, which `saved` reports to it (P150).
 //!
-//! A message is settled at once if its answer shows no op, as with an error or a ping. It is
+//! A message is settled immediately if its answer shows no op, as with an error or a ping. It is
 //! settled at a log position if its op won, or if its answer shows an op that is not visible yet.
-//! Only a prefix of the ids is ever reported, so a message that is settled at once waits for those
-//! before it.
+//! Only a prefix of the ids is ever reported, so a message that is settled immediately still waits
+//! for those before it.
 
 use smallvec::SmallVec;
 
@@ -29,8 +29,8 @@ impl Settlement {
         id > self.handled
     }
 
-    /// Records that the next message was handled, and is settled once `position` is visible. What
-    /// was appended to the log from `batch_start` on becomes visible with one commit.
+    /// Records that the next message was handled, and is settled once `position` is visible.
+    /// Everything appended to the log from `batch_start` on becomes visible with one commit.
     ///
     /// # Panics
     /// If the id is not accepted.
@@ -106,7 +106,7 @@ mod tests {
         let mut settlement = Settlement::default();
         assert!(!settlement.accepts(0));
         assert_eq!(settlement.take_settled(position(0)), None);
-        // An error and a ping are settled at once.
+        // An error and a ping are settled immediately.
         settlement.handled(3, LogPosition::NONE, position(10), position(10));
         assert_eq!(settlement.take_settled(position(10)), Some(3));
         assert_eq!(settlement.take_settled(position(10)), None);

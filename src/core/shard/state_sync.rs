@@ -31,7 +31,7 @@ use crate::wire::message::v2::{self, StateChunk, Welcome, WelcomeLimits, Welcome
 pub(super) const MISSED_DELETES_TEXT: &str =
     "the client fell behind deletes that are no longer kept";
 
-/// The entries that were put into a part.
+/// The entries that were added to a part.
 struct Walked {
     until: Seq,
     hint: u32,
@@ -259,7 +259,7 @@ fn joins_of(counters: &mut Counters, reason: WelcomeReason) -> &mut u64 {
 
 /// Returns whether a part counts only once, however many sessions it is sent to. A short part
 /// counts for each of them: a session that holds only that is exempt from the budget, so if it
-/// counted, nobody might be left to evict.
+/// counted, there might be no session left to evict.
 fn is_shared(chunk: &Chunk) -> bool {
     chunk.len() >= SHARED_FRAME_BYTES_MIN
 }

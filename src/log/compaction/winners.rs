@@ -36,7 +36,7 @@ use crate::seq::Seq;
 pub(super) struct WinnerIndex {
     workspaces: HashMap<String, WorkspaceWinners, RandomState>,
     live_bytes: Vec<u64>,
-    /// Whether the segments are those of all folders.
+    /// Whether the segments include those of all folders.
     has_all_folders: bool,
 }
 
@@ -101,7 +101,7 @@ impl WinnerIndex {
         }
     }
 
-    /// Returns whether the segments are those of all folders.
+    /// Returns whether the segments include those of all folders.
     pub fn has_all_folders(&self) -> bool {
         self.has_all_folders
     }

@@ -17,7 +17,7 @@ const KIND_EXPIRING_WRITE: u8 = 3;
 const KIND_FLOOR: u8 = 4;
 const KIND_GENERATION: u8 = 5;
 
-/// An op as it is logged. Its strings are borrowed from a message when it is written, and from a
+/// An op in its logged form. Its strings are borrowed from a message when it is written, and from a
 /// segment when it is read.
 ///
 /// A floor and a generation are logged like ops on keys that no client can write: an empty key, and
@@ -200,7 +200,7 @@ impl<'a> LoggedOp<'a> {
         }
     }
 
-    /// Checks the rules that no checksum checks.
+    /// Checks the rules that checksums do not cover.
     ///
     /// # Errors
     /// Returns the rule that the op breaks.

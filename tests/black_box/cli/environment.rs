@@ -1,4 +1,5 @@
-//! The environment of the process: foreign variables, invalid values, and what an error names.
+//! The environment of the process: foreign variables, invalid values, and the names in error
+//! messages.
 
 use crate::support::disk::{Mount, may_mount};
 use crate::support::raw::Raw;

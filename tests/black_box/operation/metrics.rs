@@ -235,7 +235,7 @@ async fn histograms_agree_with_each_other_and_with_the_log() {
         (name, count)
     })
     .collect();
-    // The reader waited for each op, so each op had a commit of its own.
+    // The reader waited for each op, so each op had its own commit.
     for (name, least) in [
         ("etherply_commit_ops", 50.0),
         ("etherply_log_write_seconds", 50.0),

@@ -1,6 +1,6 @@
 //! A segment that is truncated or altered, at each field of each of its units: the server either
-//! starts with exactly what the format page in `src/log/record.rs` promises and reports what it cut
-//! off, or refuses to start and changes nothing.
+//! starts with exactly what the format page in `src/log/record.rs` promises and reports the
+//! truncation, or refuses to start and changes nothing.
 
 mod format;
 mod surgery;
@@ -434,7 +434,7 @@ async fn a_segment_with_another_name_or_in_another_log_is_detected() {
     }
 }
 
-// ---- what neither a crash nor a bad disk writes: the checksums are correct ----
+// ---- content that neither a crash nor a bad disk produces: the checksums are correct ----
 
 #[tokio::test]
 async fn invalid_content_prevents_startup_even_with_correct_checksums() {

@@ -27,7 +27,7 @@ async fn join(server: &Server, workspace: &str, query: &str) -> (Client, Value) 
     (client, welcome["payload"].take())
 }
 
-/// Applies what a client receives, by the merge rule, until `synced`. Returns its seq.
+/// Applies the messages that a client receives, by the merge rule, until `synced`. Returns its seq.
 async fn sync(client: &mut Client, held: &mut BTreeMap<String, (Option<Value>, u64)>) -> u64 {
     loop {
         let message = client.next().await;

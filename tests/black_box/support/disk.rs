@@ -52,7 +52,7 @@ pub fn may_mount() -> bool {
 pub struct Mount {
     point: TempDir,
     /// Unmounts if the test process ends without dropping anything: it waits for end of file on its
-    /// stdin, in a session of its own so that it is not killed together with the test.
+    /// stdin, in its own session so that it is not killed together with the test.
     guard: Option<Child>,
 }
 

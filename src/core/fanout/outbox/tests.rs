@@ -394,7 +394,7 @@ fn a_message_is_appended_to_a_send_unless_answers_are_queued() {
         rig.outbox
             .take(Some(view), rig.visible_position, &mut rig.pool)
     };
-    // The answer waits for the log, and what comes after it must wait as well.
+    // The answer waits for the log, and everything after it must wait as well.
     rig.frame(10, false);
     rig.visible_position = rig.position;
     rig.frame(10, false);

@@ -264,7 +264,7 @@ fn changes_around_an_all_message_are_not_missed() {
     assert_eq!(json!(replica), all["peers"]);
 }
 
-/// P165: "presence of a dead peer kept" was a bug of other systems.
+/// P165: "presence of a dead peer kept" was a bug in other systems.
 #[test]
 fn a_peer_that_has_left_is_in_no_later_message() {
     // The message that is pending when the peer leaves: the latest, an `all` message, or none.
@@ -297,7 +297,7 @@ fn a_peer_that_has_left_is_in_no_later_message() {
     }
 }
 
-/// P165: "a late presence update that revives a peer who left" was a bug of other systems.
+/// P165: "a late presence update that revives a peer who left" was a bug in other systems.
 #[test]
 fn a_late_value_does_not_revive_a_peer() {
     let mut room = PeersRig::new(SETTINGS);
@@ -326,7 +326,7 @@ fn a_late_value_does_not_revive_a_peer() {
     assert!(!room.announce());
 }
 
-/// P166: "a peer shown twice after a reconnect" was a bug of other systems.
+/// P166: "a peer shown twice after a reconnect" was a bug in other systems.
 #[test]
 fn a_peer_that_reconnects_replaces_itself_in_one_message() {
     for is_announced_before in [true, false] {

@@ -212,7 +212,7 @@ fn steps() -> impl Strategy<Value = Vec<LifetimeStep>> {
     prop::collection::vec(step, 1..80)
 }
 
-/// Deletes what has expired and drops old tombstones, as a shard does.
+/// Deletes expired keys and drops old tombstones, as a shard does.
 fn pass(workspace: &mut Workspace, model: &mut TombstoneModel, now_us: u64) {
     while let Some((key, timestamp)) = workspace.next_expired(now_us) {
         let key = key.to_owned();

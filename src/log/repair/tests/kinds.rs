@@ -34,7 +34,7 @@ fn a_format_1_log_is_read_unchanged_and_upgraded_by_a_repair_that_writes_segment
     assert_eq!(read(log.data()).unwrap(), expected);
 }
 
-/// A client that resumed from before the repair would keep what the log has lost.
+/// A client that resumed from before the repair would keep ops that the log has lost.
 #[test]
 fn nothing_continues_from_before_a_repair_that_lost_ops() {
     let log = Log::sample();

@@ -13,8 +13,8 @@ pub struct Surgery {
 }
 
 /// Batches that moved are detected by the position in their headers. After records that moved, no
-/// header is where it should be, yet no part of their batch is missing. Zeros up to the end of the
-/// segment are what an interrupted write leaves.
+/// header is where it should be, yet no part of their batch is missing. An interrupted write leaves
+/// zeros up to the end of the segment.
 pub const SURGERIES: &[Surgery] = &[
     Surgery {
         what: "a batch in the middle is missing",

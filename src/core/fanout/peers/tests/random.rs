@@ -48,7 +48,7 @@ struct PeersModel {
     bytes_max: usize,
     /// The connections that joined or whose values changed since the last message.
     changed: BTreeSet<String>,
-    /// What the latest message contains.
+    /// The contents of the latest message.
     announced: BTreeSet<String>,
     /// The connections that were listed at the latest message.
     listed_then: BTreeSet<String>,
@@ -147,7 +147,7 @@ impl PeersModel {
         }
     }
 
-    /// Delivers what a connection is owed, and checks it.
+    /// Delivers the pending message of a connection, and checks it.
     fn take(&mut self, id: usize, room: &mut PeersRig) {
         let Some(message) = room.take(id as u64) else {
             return;
@@ -159,7 +159,7 @@ impl PeersModel {
         if message["all"] == json!(true) {
             let is_listed = |name: &String| listed.contains_key(name);
             assert!(names.keys().all(is_listed), "no peer that has left");
-            // One that is listed only later is in the next message.
+            // A peer that is listed only later is in the next message.
             let id = id.to_string();
             let is_itself_among_them = names.contains_key(&id);
             assert!(is_itself_among_them || !self.listed_then.contains(&id));

@@ -98,7 +98,7 @@ fn a_client_behind_dropped_tombstones_is_closed() {
     }
 }
 
-/// P138: a client that falls behind again while it is sent what it missed loses nothing.
+/// P138: a client that falls behind again while it is catching up loses nothing.
 #[test]
 fn a_client_may_fall_behind_again_and_again() {
     let mut rig = Rig::new(|_| ());

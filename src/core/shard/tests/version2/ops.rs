@@ -252,7 +252,7 @@ fn a_delete_is_durable_before_it_is_shown() {
     assert_eq!(told(&mut rig, writer), ["saved 1 #2"]);
 }
 
-/// P111, P114, P115: what is not a version 2 message changes nothing.
+/// P111, P114, P115: anything that is not a version 2 message changes nothing.
 #[test]
 fn a_malformed_message_is_refused_with_its_id_and_key() {
     let at = T + 1;

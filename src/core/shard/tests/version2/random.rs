@@ -213,7 +213,7 @@ impl World {
         }
     }
 
-    /// Applies what a client received, and checks it against the model.
+    /// Applies the messages that a client received, and checks them against the model.
     fn read(&mut self, client: usize) {
         let Some(place) = self.members[client].place else {
             return;

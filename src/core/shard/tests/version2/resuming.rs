@@ -86,8 +86,8 @@ fn a_resume_point_is_honoured_only_if_nothing_can_be_missed() {
     }
 }
 
-/// P136: what a client holds from another history is replaced, even by older timestamps, or
-/// dropped; after a full state none of it remains.
+/// P136: entries that a client holds from another history are replaced, even by older timestamps,
+/// or dropped; none of them survives a full state.
 #[test]
 fn a_full_state_leaves_no_ghost_of_another_history() {
     let mut rig = Rig::with(vec![workspace(&[("k", Some("1"))])], |_| ());
@@ -150,7 +150,7 @@ fn a_full_state_that_broke_off_is_resumed() {
     assert_eq!((live["b"], live["e"].len()), ("2", value.len()));
 }
 
-// ---- bugs of other systems ----
+// ---- bugs in other systems ----
 
 /// P134, P141: the seq of a workspace that nobody has written to is 0, and a client may resume
 /// there.
@@ -287,8 +287,8 @@ fn a_full_state_after_a_failed_resume_repeats_nothing() {
     assert_eq!(told(&mut rig, client).len(), 0);
 }
 
-/// P150, P155: a `saved` of a new connection counts that connection's ids, not those of the one
-/// before it, wherever its messages were cut off.
+/// P150, P155: a `saved` on a new connection refers to that connection's ids, not to the previous
+/// one's, wherever its messages were cut off.
 #[test]
 fn saved_is_correct_after_a_reconnect() {
     let mut rig = Rig::new(|_| ());

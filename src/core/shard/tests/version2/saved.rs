@@ -68,7 +68,7 @@ fn saved_follows_everything_that_it_covers() {
 }
 
 /// Sends three messages while the log hangs, and again when it does not, and checks the order of
-/// what the client receives.
+/// the messages that the client receives.
 fn check_order(kinds: [&str; 3]) {
     for log_hangs in [false, true] {
         let mut rig = Rig::new(|_| ());
@@ -124,7 +124,7 @@ fn check_answers(seen: &[String], kinds: &[&str], settled: usize) {
     }
 }
 
-/// P151: a refused op and a resend are settled at once, without a commit.
+/// P151: a refused op and a resend are settled immediately, without a commit.
 #[test]
 fn saved_is_immediate_if_nothing_waits() {
     let mut rig = Rig::new(|_| ());

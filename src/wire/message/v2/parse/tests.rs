@@ -497,7 +497,7 @@ proptest! {
         prop_assert_eq!(parser.parse_v2(&text), expected);
     }
 
-    /// P116: what a version 1 client may send means the same, except for old timestamps.
+    /// P116: anything that a version 1 client may send means the same, except for old timestamps.
     #[test]
     fn a_version_1_op_is_a_version_2_op(
         text in "\\{\"type\":\"(op|ping)\",\"payload\":\\{\"key\":\"[ab]{0,2}\",\
