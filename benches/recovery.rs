@@ -53,7 +53,7 @@ struct Settings {
     /// Rounds, in each of which every contestant starts once
     #[arg(long, env = "RECOVERY_ROUNDS", default_value_t = 5)]
     rounds: u32,
-    /// Where the folder of the logs is created, which is removed at the end
+    /// Where the folder for the logs is created; it is removed at the end
     #[arg(long, default_value_os_t = std::env::temp_dir())]
     folder: PathBuf,
     /// Read the log in this data directory back, print how long that took, and exit

@@ -1,4 +1,4 @@
-//! Connects many idle clients and reports the resident memory that each of them costs the server.
+//! Connects many idle clients and reports the server's resident memory per client.
 //!
 //! ```text
 //! cargo run --release --example idle -- URL PID COUNT [apart]

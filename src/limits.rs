@@ -160,7 +160,7 @@ pub const DISK_LOW_SHARD_BYTES: u64 = 1024 * 1024;
 /// The hysteresis factor: ops are accepted again once the free space is this many times the low
 /// mark.
 pub const DISK_ENOUGH_FACTOR: u64 = 2;
-/// The free disk space per shard that is so ample that the shard need not keep track of it.
+/// The free disk space per shard above which the shard need not keep track of it.
 pub const DISK_PLENTY_BYTES: u64 = 4 * 1024 * 1024 * 1024;
 /// The ratio of the live bytes to the disk space that is reserved for compaction in case no other
 /// space is free: about half a segment.

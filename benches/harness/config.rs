@@ -65,7 +65,7 @@ pub struct Settings {
     /// The folder for each server's own data directory, which is removed afterwards
     #[arg(long, default_value_os_t = std::env::temp_dir())]
     pub folder: PathBuf,
-    /// Where the figures and the pictures are written
+    /// The folder for the figures and the pictures
     #[arg(long, default_value_os_t = output_folder())]
     pub output: PathBuf,
     /// List the scenarios and exit

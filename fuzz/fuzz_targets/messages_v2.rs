@@ -299,7 +299,7 @@ fn check_op(op: &ClientOp<'_>) {
     let (mut out, seq) = (Vec::new(), Some(Seq::new(op.timestamp >> 7)));
     put_op(&mut out, op.key, value, op.timestamp, seq);
     assert_eq!(out.len(), op_frame_bytes(op.key, value, op.timestamp, seq));
-    // The server's op is one that a client may also send.
+    // A client may also send the server's op.
     let plain = ClientOp {
         change: match op.change {
             ClientChange::Write { value, .. } => ClientChange::Write {

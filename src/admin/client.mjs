@@ -140,7 +140,7 @@ export class Replica {
   get edits_count() { return this.#edits_count; }
   get version() { return this.#version; }
   get connection() { return this.#connection; }
-  /** Where the next connection can resume: the position covers only messages that have been
+  /** The position from which the next connection can resume: it covers only messages that have been
    * applied. @returns {{since: number, generation: string} | undefined} */
   get position() {
     const is_known = this.#seq !== undefined && this.#generation !== undefined;

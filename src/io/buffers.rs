@@ -212,7 +212,7 @@ pub(super) mod sanitizer {
     pub fn hide(address: *const u8, bytes: usize) {
         #[cfg(address_sanitizer)]
         // SAFETY:
-        // - it is memory of this process, and only the sanitizer's record of it changes
+        // - the memory belongs to this process, and only the sanitizer's record of it changes
         unsafe {
             __asan_poison_memory_region(address.cast(), bytes);
         }
@@ -223,7 +223,7 @@ pub(super) mod sanitizer {
     pub fn show(address: *const u8, bytes: usize) {
         #[cfg(address_sanitizer)]
         // SAFETY:
-        // - it is memory of this process, and only the sanitizer's record of it changes
+        // - the memory belongs to this process, and only the sanitizer's record of it changes
         unsafe {
             __asan_unpoison_memory_region(address.cast(), bytes);
         }

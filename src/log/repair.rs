@@ -184,7 +184,7 @@ impl<D: Disk> RepairPlan<D> {
             let to = self.aside_path(&stray.path)?;
             self.rename(&stray.path, &to)?;
         }
-        // Two segments may have each other's names, so all of them are given temporary names first.
+        // Two segments may have each other's names, so all of them get temporary names first.
         let moves: Vec<_> = self
             .moves()
             .map(|step| (step, moved_path(&step.home)))

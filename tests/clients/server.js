@@ -1,4 +1,4 @@
-// One `etherply serve` process for a story: with its own temporary data directory and secret, on a
+// One `etherply serve` process for a story, with its own temporary data directory and secret, on a
 // free port.
 'use strict';
 

@@ -107,7 +107,7 @@ impl World {
         seat.may_fail |= is_failure;
         let log = seat.log.as_ref().expect("the log is open");
         let writes_through = log.open_segment().writes_through;
-        // A short write continues. The sync of an `always` log is still to come, unless writes
+        // A short write is continued. The sync of an `always` log is still to come, unless writes
         // bypass the cache.
         let is_end = match &input {
             Input::LogWritten(..) => {

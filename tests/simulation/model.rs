@@ -14,7 +14,7 @@ pub struct Write {
 const DELETED: &str = "deleted ";
 
 impl Write {
-    /// Returns a delete. Its value is different from that of each other op, like that of a write.
+    /// Returns a delete. Its value is unique, like that of a write.
     pub fn delete(key: String, timestamp: u64) -> Self {
         let value = format!("{DELETED}{key} {timestamp}");
         Self {
@@ -28,7 +28,7 @@ impl Write {
         self.value.starts_with(DELETED)
     }
 
-    /// Returns the timestamp that a conditional op must name to win over this one.
+    /// Returns the timestamp that a conditional op must specify to win over this one.
     pub fn condition(&self) -> u64 {
         if self.is_delete() { 0 } else { self.timestamp }
     }
@@ -145,7 +145,7 @@ impl Model {
     /// Returns the first and the last number of wins, up to `most`, after which the live keys match
     /// `data`. `None` if there is no such number.
     ///
-    /// A state does not show its deletes, so it may be that of several moments.
+    /// A state does not show its deletes, so it may match several moments.
     pub fn places_of(
         &self,
         data: &BTreeMap<String, String>,

@@ -40,7 +40,7 @@ pub mod faults {
     ];
 }
 
-/// A bug that the server could have, as it would look from outside.
+/// A bug that the server could have, as seen from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Planted {
     /// `saved` comes before the errors that it covers.
@@ -236,7 +236,8 @@ impl Plan {
                 keys: 12,
                 large_one_in: 1,
                 segment_bytes_min: 700,
-                // At most a tenth of the disk, just as 4 MiB is of one that compaction can work on.
+                // At most a tenth of the disk, like 4 MiB on a disk that is large enough for
+                // compaction.
                 batch_bytes_max: 2500,
                 segment_bytes_max: 2500,
                 fill_bytes: Option::None,

@@ -139,7 +139,7 @@ pub enum Told {
     Refused(u64, u64),
     /// The answer to the message `ping` with this id.
     Answered(u64),
-    /// A code, and the key and timestamp of the op that it is about.
+    /// A code, and the key and timestamp of the op that it concerns.
     Error(u64, Option<(String, u64)>),
     Ping,
     Pong,
@@ -155,7 +155,7 @@ impl Told {
         ) || matches!(self, Self::Synced(_) | Self::Saved(..))
     }
 
-    /// Returns whether it is about the workspace or the client's messages in version 2.
+    /// Returns whether it concerns the workspace or the client's messages in version 2.
     pub fn is_of_workspace(&self) -> bool {
         let is_answer = matches!(self, Self::Refused(..) | Self::Answered(_));
         is_answer || matches!(self, Self::Welcome(_)) || self.shows_state()

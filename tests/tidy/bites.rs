@@ -9,8 +9,8 @@ use super::{
     widths,
 };
 
-/// Runs a rule on the files in one text, each of which follows a line `== path`. The rule must find
-/// the lines that end in `// <-`.
+/// Runs a rule on the files in one text, each preceded by a line `== path`. The rule must find the
+/// lines that end in `// <-`.
 #[track_caller]
 fn check(rule: Rule, text: &str) {
     let mut files: Vec<(String, String)> = Vec::new();

@@ -74,7 +74,7 @@ pub trait Scenario: Sync {
     }
 }
 
-/// One load of a scenario, and the contestants that are put under it.
+/// One load of a scenario, and the contestants that run it.
 pub struct Case {
     /// Its index among the cases of the scenario.
     pub index: usize,

@@ -104,7 +104,7 @@ impl Text {
         }
     }
 
-    /// Ends the text of op `n` with a member with this name and the value `n + 1`.
+    /// Appends a member with this name and the value `n + 1` to the text of op `n`.
     #[must_use]
     fn numbered(mut self, name: &str) -> Self {
         let end = self.bytes.pop();
@@ -115,7 +115,7 @@ impl Text {
         self
     }
 
-    /// Returns the text of op `number` of a room.
+    /// Returns the text of a room's op `number`.
     pub fn of(&mut self, room: u32, number: u64) -> &[u8] {
         let timestamp_us = self.first_timestamp_us + number;
         for (at, digits, value) in [

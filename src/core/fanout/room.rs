@@ -92,7 +92,8 @@ pub(crate) struct Feed {
     pub members: Vec<u32>,
     /// The window offset up to which the members have been queued for sending.
     pub announced_end: WindowOffset,
-    /// The log position that must be visible before all ops up to where the window began are.
+    /// The log position that must be visible before all ops up to the start of the window are
+    /// visible.
     begun_from: LogPosition,
 }
 

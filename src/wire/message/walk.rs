@@ -36,8 +36,8 @@ impl Parser {
         }
     }
 
-    /// Parses the text of one message and passes a cursor at its start to `read`, or the reason why
-    /// it cannot be parsed.
+    /// Parses the text of one message and calls `read` with a cursor at its start, or with the
+    /// reason why it cannot be parsed.
     ///
     /// The result of `read` may borrow from the text and from the parser, but not from the cursor.
     pub(super) fn read<'a, T>(

@@ -1,5 +1,5 @@
-//! A state of many megabytes, requested by many clients that do not read: it is held in memory
-//! once, delays no other client, and reaches each of them in full in the end.
+//! A state of many megabytes, requested by many clients that do not read: it is held in memory only
+//! once, delays no other client, and eventually reaches each of them in full.
 
 use crate::support::client::Client;
 use crate::support::eventually;

@@ -1,5 +1,5 @@
-//! `/metrics`: the values match what happened, as parsed by another project's parser; access to
-//! them; their own port; and that the dashboard and the alerts name existing metrics.
+//! `/metrics`: the values match events, as read by another project's parser; access is restricted;
+//! the admin port serves them; and the dashboard and the alerts use only existing metrics.
 
 use crate::support::client::{Client, Op, op_text};
 use crate::support::disk::limit_file_size;
@@ -577,7 +577,7 @@ async fn an_unavailable_admin_port_prevents_startup() {
 
 // ---- the dashboard and the alerts ----
 
-/// Returns the metrics named in a text, with the labels required of them.
+/// Returns the metrics named in a text, with their required labels.
 fn named(text: &str) -> Vec<String> {
     let is_name = |c: char| c.is_ascii_lowercase() || c == '_' || c.is_ascii_digit();
     let mut found = Vec::new();

@@ -105,7 +105,7 @@ fn node_name(number: usize) -> String {
     format!("n{}", number + 1)
 }
 
-/// Checks that each workspace is served, with its op, by the node where it lives.
+/// Checks that each workspace is served, with its op, by the node on which it lives.
 async fn expect_all_served(site: &Site, settled: &[usize]) {
     for (number, found) in read_states(site).await.into_iter().enumerate() {
         let expected = (200, node_name(settled[number]), json!(id(number)));

@@ -83,7 +83,7 @@ pub struct Options {
     #[arg(long, value_name = "FILE", conflicts_with = "token")]
     pub token_file: Option<PathBuf>,
 
-    /// The file of the server's secret, with which a token is signed for this run
+    /// The file of the server's secret, used to sign a token for this run
     #[arg(long, value_name = "FILE", conflicts_with_all = ["token", "token_file"])]
     pub secret_file: Option<PathBuf>,
 

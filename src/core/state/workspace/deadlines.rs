@@ -110,8 +110,8 @@ impl Workspace {
     /// Begins a generation with the state that was read back: drops the tombstones that the floor
     /// covers, whose records may still be in the log.
     ///
-    /// Must not be called until every part of the log has been merged: it may hold an older write
-    /// of a key, which its tombstone must supersede.
+    /// Must not be called until every part of the log has been merged: an unmerged part may hold an
+    /// older write of a key, which its tombstone must supersede.
     pub fn begin_generation(&mut self) {
         let dropped_seq = self.floor.dropped_seq;
         while let Some((_, slot)) = self.oldest_tombstone()

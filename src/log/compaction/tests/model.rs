@@ -471,7 +471,7 @@ proptest! {
         prop_assert_eq!(server.check(), server.live_records());
     }
 
-    /// Records that no server writes, such as floors none of which covers another, are replayed as
+    /// Records that no server writes, such as floors that do not cover each other, are replayed as
     /// they would be without a compaction.
     #[test]
     fn compaction_does_not_change_the_replay_of_any_records(

@@ -25,7 +25,7 @@ fn a_shard_continues_from_the_generation_that_was_certainly_the_last_to_write_it
     let cases: &[(&[FolderGeneration], u32, u32, Option<u64>)] = &[
         // A new log, or one in format 1.
         (&[], 0, 1, None),
-        // All folders end with the last start, whatever the number of shards is now.
+        // All folders end with the last start, regardless of the current number of shards.
         (&[of(0, 7, 1, 2), of(1, 7, 1, 2)], 1, 2, Some(7)),
         (&[of(0, 7, 1, 2), of(1, 7, 1, 2)], 0, 1, Some(7)),
         (&[of(0, 7, 1, 2), of(1, 7, 1, 2)], 2, 3, Some(7)),

@@ -1,7 +1,7 @@
 //! The id and the key of a message whose text the parser refuses.
 //!
-//! A text may be JSON and yet be refused: for a number out of range, for half of a surrogate pair
-//! (which JavaScript writes for a string that was cut inside a character), or for its nesting. The
+//! Text may be valid JSON and yet be refused: because of a number out of range, half of a surrogate
+//! pair (which JavaScript writes for a string that was cut inside a character), or its nesting. The
 //! error for such a message should nevertheless carry its id (P112). Only `serde_json`, which skips
 //! values without examining them, can still find the id. This second pass runs only for refused
 //! messages, so it costs other messages nothing.
