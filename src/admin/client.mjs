@@ -16,7 +16,7 @@
  *
  * The module speaks version 2 of the protocol, and version 1 to a server that does not support
  * version 2. A version 1 server can neither delete keys nor let them expire, has no presence and no
- * casts, and is given the token in the URL. Nor does it send `saved`: there, a local op counts as
+ * casts, and receives the token in the URL. Nor does it send `saved`: there, a local op counts as
  * saved once the server has returned it in reply to an `echo`.
  *
  * If a room ends (see `Error` and `close`) with pending ops, it lists them in its last `state`
@@ -111,8 +111,8 @@ const kept = new Map();
  * `{synced}`; `{echoed}`, whether a version 1 echo was answered; `{close}`, a close code. */
 export class Replica {
   #outputs = [];
-  // The known state of the server, by key: `{value, text, timestamp}`. Value and text of a deleted
-  // key are undefined. After a version 1 init the timestamp is 0: any op may replace it.
+  // The known state of the server, by key: `{value, text, timestamp}`. The value and text of a
+  // deleted key are undefined. After a version 1 init the timestamp is 0: any op may replace it.
   #entries = new Map();
   #tombstones = new Set(); // The keys of deleted entries, oldest first.
   // The keys whose entries come from before the full state that is arriving.

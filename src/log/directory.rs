@@ -192,7 +192,7 @@ pub enum DirectoryError {
 }
 
 impl DataDirectory {
-    /// Opens a data directory on this machine's disks. A new directory is given a random epoch. See
+    /// Opens a data directory on this machine's disks. A new directory gets a random epoch. See
     /// [`DataDirectory::open_on`].
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, DirectoryError> {
         let path = path.into();

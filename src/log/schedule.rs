@@ -311,7 +311,7 @@ impl DiskRoom {
     /// limited.
     ///
     /// `lacks_room` means that the last compaction had too little room, and that the reserve was
-    /// given up for the next one. If ops used that space, it could never be reclaimed.
+    /// released for the next one. If ops used that space, it could never be reclaimed.
     pub fn looked(&mut self, space: Option<Space>, lacks_room: bool, all: &[FolderUsage]) {
         self.space = space;
         if space.is_none() {

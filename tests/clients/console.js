@@ -16,7 +16,7 @@ const PAGE_BYTES_MAX = 100_000;
 const DESKTOP = { width: 1280, height: 800 };
 const PHONE = { width: 390, height: 844 };
 const HOUR_MS = 3_600_000;
-// Chromium itself logs these, whatever the page does: the server was down, or refused a token.
+// Chromium itself logs these, regardless of the page: the server was down, or refused a token.
 const NETWORK = /^Failed to load resource: (net::ERR_(CONNECTION_REFUSED|CONNECTION_RESET|EMPTY_RESPONSE|INTERNET_DISCONNECTED)|the server responded with a status of (401|503) )/;
 
 // The row of a key, as a user sees it.

@@ -389,7 +389,7 @@ impl World {
     }
 
     /// Empties the folder of a shard on a copy of the disk and checks that this is detected. The
-    /// shard is one that is known to have begun.
+    /// shard is known to have begun.
     fn try_emptied(&mut self, clean: &SimDisk, dice: &mut Dice) {
         let Ok(directory) = DataDirectory::open_existing(clean.fork(), PathBuf::from(DATA)) else {
             return;

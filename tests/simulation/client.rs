@@ -130,7 +130,7 @@ pub struct Client {
     /// It resent the last op of another connection.
     pub has_resent: bool,
     /// The times when the server last heard from it, and when its socket last accepted something or
-    /// was given something to accept.
+    /// was last offered something.
     pub heard_us: u64,
     pub moved_us: u64,
     pub came_us: u64,

@@ -130,7 +130,8 @@ fn clients(config: &HarnessConfig) -> u64 {
     if config.quick { 500 } else { 5000 }
 }
 
-/// Lets all clients join at once. Each must receive the last `entries` entries of the state.
+/// Lets all clients join at the same time. Each must receive the last `entries` entries of the
+/// state.
 fn joins(
     server: &Server,
     endpoint: &Endpoint,

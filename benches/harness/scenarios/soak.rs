@@ -31,7 +31,7 @@ const PARTS: u32 = 10;
 const STALLED: u32 = 10;
 /// The length of a part below which memory is not compared.
 const SETTLED_S: f64 = 25.0;
-/// The pause between two clients that come and go.
+/// The pause between two short-lived clients.
 const PAUSE: Duration = Duration::from_millis(20);
 
 const RESIDENT_FIRST: Figure = megabytes("resident_mb_first", "resident after 3 of 10 parts");

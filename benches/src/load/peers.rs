@@ -1,4 +1,4 @@
-//! The values of other peers that a version 2 peer must be shown, and the check that it is. Pure.
+//! Checks which values of other peers a version 2 peer is shown. Pure.
 //!
 //! The movers of a room set their value again and again, each time with a higher number. A peer may
 //! miss values, because the server sends only the latest, and may see one twice, but it must never

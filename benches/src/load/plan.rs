@@ -33,8 +33,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Returns the number of ops that may be in flight in a room: with a schedule, all that are due
-    /// before one of them is late; otherwise, as many as the pace allows.
+    /// Returns the number of ops that may be in flight in a room: with a schedule, all ops that are
+    /// due before the first one is late; otherwise, as many as the pace allows.
     pub fn ops_in_flight_max(&self) -> usize {
         match self.pace {
             Pace::Open { ops_per_s } => {

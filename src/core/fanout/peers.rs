@@ -121,7 +121,7 @@ struct Peer {
     position: PeerPosition,
 }
 
-/// The changes since the latest message. A peer may be in both lists, and is then gone.
+/// The changes since the latest message. A peer that is in both lists has left.
 #[derive(Debug, Default)]
 struct Changes {
     changed: Vec<u64>,

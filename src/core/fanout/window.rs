@@ -187,9 +187,9 @@ impl Window {
         self.append(pool, seq, position, bytes, write);
     }
 
-    /// Appends a frame that is not an op, of exactly `bytes` bytes, for the receivers that do not
-    /// fall out of the window before it is sent to them. It may be sent as soon as the frames
-    /// before it.
+    /// Appends a frame that is not an op, of exactly `bytes` bytes, for receivers that have not
+    /// fallen out of the window by the time it is sent. It may be sent as soon as the frames before
+    /// it.
     ///
     /// # Panics
     /// If the frame has a different length.

@@ -1,9 +1,9 @@
 //! The rooms of a shard in the order of their next deadlines: the expiry of a key, or the end of
 //! the retention of a tombstone.
 //!
-//! A room without such keys is not in the queue. However many keys a room has, it is in the queue
-//! once, with the earliest of their deadlines, which the workspace maintains. So a key with a
-//! deadline costs memory in its workspace, but nothing per turn.
+//! A room without such keys is not in the queue. A room appears in the queue only once, regardless
+//! of its number of keys, with their earliest deadline, which the workspace maintains. So a key
+//! with a deadline costs memory in its workspace, but nothing per turn.
 
 use std::collections::BTreeSet;
 

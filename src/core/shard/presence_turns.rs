@@ -1,4 +1,4 @@
-//! Version 2 presence and casts (P160 to P168): when a room's peers are shown to each other.
+//! Version 2 presence and casts (P160 to P168): when peers in a room are shown to each other.
 //!
 //! Nothing here is logged, and nothing here delays an op: a presence message is appended to a send
 //! that is about to start, and is built only after a turn's sends.

@@ -3,7 +3,8 @@
 //!
 //! # A large state
 //!
-//! A [`StateEncoder`] writes the state as it was when the encoding began, however long it takes:
+//! A [`StateEncoder`] writes the state as of the moment when the encoding began, no matter how long
+//! it takes:
 //!
 //! ```text
 //!   begin ─► init message ──► done

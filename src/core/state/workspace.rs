@@ -1,8 +1,9 @@
 //! The state of a workspace: last-write-wins registers in the order of their last change.
 //!
-//! Each op that wins is given the next `seq` of its workspace. The entries are linked in the order
-//! of their last change, so that the changes since seq S are the tail of a list. That tail is
-//! exactly what a client that has fallen behind must be sent, however long ago it fell behind.
+//! Each op that wins gets the next `seq` of its workspace. The entries are linked in the order of
+//! their last change, so that the changes since seq S are the tail of a list. That tail is exactly
+//! the set of changes that a client that has fallen behind must be sent, no matter how long ago it
+//! fell behind.
 //!
 //! Architecture invariant: this module knows nothing about clients, sockets or the log. A workspace
 //! is plain data that may be built on another thread (during recovery) and moved to its shard.
@@ -138,7 +139,7 @@ impl Workspace {
         self.apply_within(u64::MAX, &edit, Source { writer, mark })
     }
 
-    /// Returns whether an op would win, however large it is.
+    /// Returns whether an op would win, regardless of its size.
     #[must_use]
     pub fn would_win(&self, edit: &Edit<'_>) -> bool {
         match self.get(edit.key) {

@@ -20,7 +20,7 @@ fn a_directory_is_created_with_its_parents_and_keeps_its_epoch() {
     assert_ne!(epoch, [0; 16]);
     assert_eq!(first.path(), path);
     drop(first);
-    // Files that a crash in the middle of an open leaves behind are no obstacle.
+    // Files that a crash leaves behind in the middle of an open do no harm.
     fs::write(path.join(META_NEW), "{").unwrap();
     fs::write(path.join(PROBE), "").unwrap();
     assert_eq!(DataDirectory::open(&path).unwrap().epoch(), epoch);

@@ -277,7 +277,7 @@ fn a_log_continues_after_a_cut_inside_a_batch() {
     let kept = fs::read(&path).unwrap();
     fs::write(&path, &kept[..kept.len() - 1]).unwrap();
     log.assert_damaged(&path, "all of a closed segment was on disk");
-    // Bytes after that end are dead: they are from a failed write that was never shown.
+    // Bytes after that end are dead: they come from a failed write that no client was shown.
     fs::write(&path, &whole).unwrap();
     assert_eq!(log.replayed().unwrap(), log.model());
     let (report, ops) = log.recover();

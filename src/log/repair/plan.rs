@@ -126,8 +126,8 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
     }
 
     /// Returns the plan. `candidates` must be in order. A shard that has begun a log but has no
-    /// segment left is given one without ops. Calls `progress` with the length of each segment
-    /// after reading it.
+    /// segment left gets one without ops. Calls `progress` with the length of each segment after
+    /// reading it.
     pub fn plan(
         mut self,
         candidates: Vec<FoundSegment>,

@@ -407,8 +407,8 @@ async fn a_new_log_is_not_created_among_other_files() {
         "the doctor passes a setup that the server refuses"
     );
 
-    // Files that file systems and tools leave behind are no obstacle, nor is any other file next to
-    // an existing log.
+    // Files that file systems and tools leave behind do no harm, nor does any other file next to an
+    // existing log.
     std::fs::remove_file(data.join("holiday.jpg")).expect("the file exists");
     for name in ["lost+found", ".snapshot", "damaged-1"] {
         std::fs::create_dir(data.join(name)).expect("the folder can be created");

@@ -1,5 +1,6 @@
-//! `/metrics`: the values match events, as read by another project's parser; access is restricted;
-//! the admin port serves them; and the dashboard and the alerts use only existing metrics.
+//! `/metrics`: the values match the server's activity, as read by another project's parser; access
+//! is restricted; an admin port serves them; and the dashboard and the alerts use only existing
+//! metrics.
 
 use crate::support::client::{Client, Op, op_text};
 use crate::support::disk::limit_file_size;

@@ -95,8 +95,8 @@ impl Ledger {
         }
     }
 
-    /// Returns the number of rooms with an op in flight: sent, but with nothing as recent shown to
-    /// any client.
+    /// Returns the number of rooms with an op in flight: sent, while no client has been shown
+    /// anything as recent.
     fn rooms_with_ops_in_flight(&self) -> usize {
         let pairs = self.newest_sent.iter().zip(&self.newest_shown);
         pairs.filter(|(sent, shown)| sent > shown).count()

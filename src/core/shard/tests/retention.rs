@@ -46,7 +46,7 @@ fn a_tombstone_is_dropped_after_its_retention_and_raises_the_floor() {
 
 /// P127. P128.
 ///
-/// Seq and floor survive even if every entry is gone.
+/// The seq and the floor survive even if every entry is gone.
 #[test]
 fn an_empty_workspace_keeps_its_seq_and_its_floor_across_a_rebuild() {
     let mut rig = retaining(10);

@@ -63,7 +63,7 @@ pub struct Load {
 /// The ops that the clients received, available once they have ended.
 pub struct Ledger {
     pub shown: HashMap<(usize, String), Value>,
-    /// For each writer, the number of ops that it has sent until they were shown.
+    /// For each writer, the number of ops that it kept sending until they were shown.
     written: Vec<u64>,
     pub tally: Arc<Tally>,
 }

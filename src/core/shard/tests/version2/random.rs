@@ -315,8 +315,8 @@ impl World {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// P130, P133, P135, P137, P138, P139, P142, P150: this holds whatever the clients do and
-    /// however slowly they read.
+    /// P130, P133, P135, P137, P138, P139, P142, P150: this holds whatever the clients do, and no
+    /// matter how slowly they read.
     #[test]
     fn a_client_that_merges_ends_up_with_the_state(steps in prop::collection::vec(step(), 1..70)) {
         let mut world = World::new();

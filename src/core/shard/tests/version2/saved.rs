@@ -54,7 +54,8 @@ fn saved_does_not_wait_for_the_disk_in_the_other_modes() {
     }
 }
 
-/// P152: whatever the order of the messages, answers come first, then the `saved` that covers them.
+/// P152: regardless of the order of the messages, answers come first, then the `saved` that covers
+/// them.
 #[test]
 fn saved_follows_everything_that_it_covers() {
     let kinds = ["won", "lost", "same", "refused", "ping"];
