@@ -7,7 +7,7 @@
 //! | `messages` | `wire::message::Parser::parse` | `serde_json`; a model of simd-json's refusals |
 //! | `messages_v2` | `Parser::parse_v2` | the same, and a model of version 2 |
 //! | `records` | a segment with one change, by `log::record::Reader` | the encoder |
-//! | `segments` | arbitrary bytes as a segment, and in parts; `damage_behind` | encoder; naive search |
+//! | `segments` | any bytes as a segment, and in parts; `damage_behind` | encoder; naive search |
 //!
 //! # How to run
 //!
