@@ -1,4 +1,4 @@
-//! The cost of each step of an op, to see the effect of a change to the code.
+//! Measures the cost of each step of an op, to show the effect of code changes.
 //!
 //! ```text
 //! cargo bench -p etherply-bench --bench micro                    # all

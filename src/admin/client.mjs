@@ -21,7 +21,7 @@
  *
  * If a room ends (see `Error` and `close`) with pending ops, it lists them in its last `state`
  * event, or on the console if nothing listens, and keeps them for as long as the page lives. The
- * next room for the same server and workspace has them in `unsaved`, except those that the server
+ * next room for the same server and workspace lists them in `unsaved`, except those that the server
  * turns out to have: `restore()` sends them with their original timestamps, so that later writes by
  * others win; `discard()` drops them. To always continue where the last room ended, call
  * `restore()` right after `connect`, unless another user may have signed in.

@@ -49,7 +49,7 @@ pub fn panics() -> (u64, u64) {
     PANICS.get()
 }
 
-/// The number of sessions from which a shard has too many to visit after each event.
+/// A shard with at least this many sessions has too many to visit them all after each event.
 const CROWD: usize = 32;
 
 impl World {
