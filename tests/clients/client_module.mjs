@@ -446,7 +446,7 @@ const cases = {
       await world.run(FOR_EVER_MS, () => room.heard.error.length > 0);
       assert.equal(room.heard.error[0].code, refusal);
       clock.ahead_ms = 0;
-      // One edit precedes the new arrival of the state, and some follow it.
+      // One edit is made before the state arrives again, and some after it.
       const stamps = [room.set('x', 1)];
       world.server.bytes_max = Infinity;
       await settled(world, room);

@@ -2,8 +2,7 @@
 //!
 //! Each op that wins gets the next `seq` of its workspace. The entries are linked in the order of
 //! their last change, so that the changes since seq S are the tail of a list. That tail is exactly
-//! the set of changes that a client that has fallen behind must be sent, no matter how long ago it
-//! fell behind.
+//! what must be sent to a client that has fallen behind, no matter how long ago that was.
 //!
 //! Architecture invariant: this module knows nothing about clients, sockets or the log. A workspace
 //! is plain data that may be built on another thread (during recovery) and moved to its shard.

@@ -250,8 +250,7 @@ pub struct FloorRecord {
 }
 
 impl FloorRecord {
-    /// Returns whether `other` is redundant next to this one, because none of this one's fields is
-    /// smaller.
+    /// Returns whether this floor makes `other` redundant, because none of its fields is smaller.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
         self.merged(*other) == *self
