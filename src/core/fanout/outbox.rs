@@ -33,6 +33,7 @@ use crate::core::fanout::window::{Window, WindowPool};
 use crate::core::fanout::window_offset::WindowOffset;
 use crate::limits::{
     ANSWER_SEND_BYTES_MAX, CHUNK_BYTES_MIN, OWN_FRAMES_MAX, SEND_BYTES_MAX, SEND_SPANS_MAX,
+    SHORT_SEND_SPANS_MAX,
 };
 use crate::log::position::LogPosition;
 use crate::seq::Seq;
@@ -554,7 +555,7 @@ impl Outbox {
             }
             (None, _) => {}
         }
-        if spans.len() > SEND_SPANS_MAX {
+        if spans.len() > SHORT_SEND_SPANS_MAX && spans_bytes(&spans) <= SEND_BYTES_MAX {
             join(spans, pool)
         } else {
             spans
@@ -603,9 +604,14 @@ impl Outbox {
                 view.is_none() || extras.behind.is_some() || answer.due.at <= self.cursor
             };
             if extras.answers.front().is_some_and(in_order) {
-                // If a send has too many spans, they are all copied into one, so their total length
-                // must stay small.
-                let bytes_max = if spans.len() < SEND_SPANS_MAX {
+                // The spans of a short send are copied into one if there are many, so such a send
+                // must stay short. Those of a long send are not, so their number is limited.
+                let spans_max = if taken_bytes > SEND_BYTES_MAX {
+                    SEND_SPANS_MAX
+                } else {
+                    SHORT_SEND_SPANS_MAX
+                };
+                let bytes_max = if spans.len() < spans_max {
                     ANSWER_SEND_BYTES_MAX
                 } else {
                     SEND_BYTES_MAX

@@ -20,8 +20,8 @@ use crate::core::shard::version2::Version2;
 use crate::core::snapshot::state_chunks::StatePart;
 use crate::core::state::workspace::Workspace;
 use crate::limits::{
-    CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, SEND_BYTES_MAX, SESSION_BYTES_SPARED,
-    SHARED_FRAME_BYTES_MIN,
+    ANSWER_SEND_BYTES_MAX, CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, SEND_BYTES_MAX,
+    SESSION_BYTES_SPARED, SHARED_FRAME_BYTES_MIN,
 };
 use crate::log::position::LogPosition;
 use crate::seq::Seq;
@@ -100,19 +100,20 @@ impl Shard {
         let behind = Behind { since, hint: None };
         session.outbox.fall_behind(behind, &mut self.pool);
         // A small state goes out with the welcome, in one send.
-        self.send_state_part(id, clock);
+        self.send_state_parts(id, clock);
     }
 
-    /// Queues the parts of the state that go out in the next send. Returns false if the client
-    /// needs no state.
+    /// Queues the parts of the state that go out in the next send. Does nothing if the client needs
+    /// no state.
     ///
     /// That is one part, plus any following parts that are shared with other clients and fit into
-    /// the send: they cost no memory, and each send saved is one less pass through the ring and the
+    /// the send: shared bytes count once, and each send saved is one less pass through the ring and
     /// kernel.
-    pub(super) fn send_state_parts(&mut self, id: SessionId, clock: Clock) -> bool {
-        let is_owed = self.send_state_part(id, clock);
-        while self.has_shared_part(id) && self.send_state_part(id, clock) {}
-        is_owed
+    pub(super) fn send_state_parts(&mut self, id: SessionId, clock: Clock) {
+        self.send_state_part(id, clock);
+        while self.has_shared_part(id) {
+            self.send_state_part(id, clock);
+        }
     }
 
     /// Returns whether the next part of a session's state is encoded already and fits into the send
@@ -127,24 +128,27 @@ impl Shard {
         let part = self
             .state_chunks
             .find(room_id, workspace, behind.since, cutoff);
+        let bytes_max = if self.budget.is_tight() {
+            SEND_BYTES_MAX
+        } else {
+            ANSWER_SEND_BYTES_MAX
+        };
         let queued_bytes = session.outbox.waiting_bytes();
-        session.is_open()
-            && part.is_some_and(|part| queued_bytes + part.chunk.len() <= SEND_BYTES_MAX)
+        session.is_open() && part.is_some_and(|part| queued_bytes + part.chunk.len() <= bytes_max)
     }
 
     /// Queues the next part of the state for a version 2 client, and `synced` after the last one.
-    /// Returns false if the client needs no state.
-    pub(super) fn send_state_part(&mut self, id: SessionId, clock: Clock) -> bool {
+    /// Does nothing if the client needs no state.
+    fn send_state_part(&mut self, id: SessionId, clock: Clock) {
         let session = &self.sessions[id];
         let Some(Behind { since, hint }) = session.outbox.behind() else {
-            return false;
+            return;
         };
         let room_id = session.room().expect("only a member is behind");
         let cutoff = session.v2().cutoff;
         let workspace = &self.rooms[room_id].workspace;
         if misses_deletes(workspace, since.max(cutoff)) {
-            self.close(id, TRY_AGAIN_LATER, MISSED_DELETES_TEXT, clock);
-            return true;
+            return self.close(id, TRY_AGAIN_LATER, MISSED_DELETES_TEXT, clock);
         }
         let cached = self.state_chunks.find(room_id, workspace, since, cutoff);
         let part = match cached {
@@ -160,7 +164,6 @@ impl Shard {
             None => (since, hint),
         };
         self.advance_sync(id, end.0, end.1);
-        true
     }
 
     /// Encodes the part of a room's state after `from`. Returns `None` if there is nothing to send.

@@ -219,9 +219,9 @@ proptest! {
 #[test]
 fn small_pieces_are_merged_into_one() {
     for (pieces, spans_expected) in [
-        (SEND_SPANS_MAX, SEND_SPANS_MAX),
-        (SEND_SPANS_MAX + 1, 1),
-        (5 * SEND_SPANS_MAX, 1),
+        (SHORT_SEND_SPANS_MAX, SHORT_SEND_SPANS_MAX),
+        (SHORT_SEND_SPANS_MAX + 1, 1),
+        (5 * SHORT_SEND_SPANS_MAX, 1),
     ] {
         let mut outbox = Outbox::default();
         let mut pool = OutboxPool::default();
@@ -278,9 +278,9 @@ fn one_send_carries_as_much_as_fits() {
 fn long_answers_are_not_copied() {
     for (short_count, sent_bytes) in [
         (1, ANSWER_SEND_BYTES_MAX),
-        (SEND_SPANS_MAX - 1, ANSWER_SEND_BYTES_MAX),
-        (SEND_SPANS_MAX, SEND_BYTES_MAX),
-        (2 * SEND_SPANS_MAX, SEND_BYTES_MAX),
+        (SHORT_SEND_SPANS_MAX - 1, ANSWER_SEND_BYTES_MAX),
+        (SHORT_SEND_SPANS_MAX, SEND_BYTES_MAX),
+        (2 * SHORT_SEND_SPANS_MAX, SEND_BYTES_MAX),
     ] {
         let (mut outbox, mut pool) = (Outbox::default(), OutboxPool::default());
         for _ in 0..short_count {
@@ -303,6 +303,22 @@ fn long_answers_are_not_copied() {
         let last = spans.into_iter().next_back().unwrap().into_chunk();
         let is_shared = Chunk::ptr_eq(&last, &long);
         assert_eq!(is_shared, sent_bytes > SEND_BYTES_MAX, "{short_count}");
+    }
+    // Nor are many of them, such as the parts of a state.
+    for (part_bytes, spans_count) in [
+        (60_000, ANSWER_SEND_BYTES_MAX / 60_000 + 1),
+        (20_000, SEND_SPANS_MAX),
+        (10_000, 1),
+    ] {
+        let (mut outbox, mut pool) = (Outbox::default(), OutboxPool::default());
+        for _ in 0..=ANSWER_SEND_BYTES_MAX / part_bytes {
+            let part = Chunk::new(vec![1; part_bytes]);
+            outbox.push(part, WindowOffset::START, LogPosition::NONE, &mut pool);
+        }
+        let spans = outbox.take(None, LogPosition::NONE, &mut pool);
+        assert_eq!(spans.len(), spans_count, "{part_bytes}");
+        let bytes = spans_bytes(&spans);
+        assert!(bytes >= SEND_BYTES_MAX && bytes <= ANSWER_SEND_BYTES_MAX);
     }
 }
 

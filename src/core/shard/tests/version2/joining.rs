@@ -173,10 +173,10 @@ fn a_key_that_changes_during_the_state_is_sent_again() {
     let value = long(30_000);
     let changes = ["a", "b", "c", "d", "e"].map(|key| (key, Some(value.as_str())));
     let mut rig = Rig::with(vec![workspace(&changes)], |_| ());
-    let writer = joined(&mut rig, "w");
     let client = rig.accept(false);
     rig.peers[client].reads = false;
     rig.receive(client, request("w", &testing::token(None), "").as_bytes());
+    let writer = joined(&mut rig, "w");
     send(&mut rig, writer, 0, &put("a", "1", 11));
     send(&mut rig, writer, 0, &delete("b", 12));
     send(&mut rig, writer, 0, &delete("never", 13));
@@ -305,6 +305,39 @@ fn a_part_is_encoded_once_for_clients_that_join_together() {
     rig.peers[later].reads = false;
     rig.receive(later, request("w", &testing::token(None), "").as_bytes());
     assert_ne!(longest(&rig, clients[0]), longest(&rig, later));
+}
+
+/// P133: parts that were encoded for others go out in one send, and no turn sends more than its
+/// share of them.
+#[test]
+fn parts_of_others_go_out_in_one_send() {
+    let value = long(60_000);
+    let keys: Vec<String> = (0..20).map(|number| format!("k{number}")).collect();
+    let changes: Vec<_> = keys
+        .iter()
+        .map(|key| (key.as_str(), Some(value.as_str())))
+        .collect();
+    let mut rig = Rig::with(vec![workspace(&changes)], |_| ());
+    let first = join(&mut rig, "w", "");
+    assert_eq!(told(&mut rig, first).len(), 23);
+    let sends_before = rig.shard.counters().sends;
+    let second = join(&mut rig, "w", "");
+    assert_eq!(rig.shard.counters().sends, sends_before + 1);
+    assert_eq!(told(&mut rig, second).len(), 23);
+    // Each of these sends is 1.2 MB long.
+    let others = [(); 9].map(|()| rig.accept(false));
+    for other in others {
+        rig.receive_only(other, request("w", &testing::token(None), "").as_bytes());
+    }
+    for sends in [4, 8, 9] {
+        rig.turn();
+        let is_sent = |other: &&usize| rig.peers[**other].client.sending.is_some();
+        assert_eq!(others.iter().filter(is_sent).count(), sends);
+    }
+    rig.run();
+    for other in others {
+        assert_eq!(told(&mut rig, other).len(), 23);
+    }
 }
 
 /// P100, P104.

@@ -113,7 +113,6 @@ fn a_full_state_that_broke_off_is_resumed() {
     let value = format!("\"{}\"", "x".repeat(30_000));
     let changes = ["a", "b", "c", "d", "e"].map(|key| (key, Some(value.as_str())));
     let mut rig = Rig::with(vec![workspace(&changes)], |_| ());
-    let writer = joined(&mut rig, "w");
     let client = rig.accept(false);
     rig.peers[client].reads = false;
     let other = since(9, "0123456789abcdef");
@@ -135,6 +134,7 @@ fn a_full_state_that_broke_off_is_resumed() {
     assert!(!replica.is_synced && replica.seq == 2, "{}", replica.seq);
     rig.peers[client].client.broken = true;
     rig.run();
+    let writer = joined(&mut rig, "w");
     send(&mut rig, writer, 0, &delete("a", 11));
     send(&mut rig, writer, 0, &put("b", "2", 12));
     send(&mut rig, writer, 0, &delete("f", 13));
