@@ -13,6 +13,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+mod casts;
 mod checks;
 mod client;
 mod crash;
@@ -23,6 +24,7 @@ mod journal;
 mod logs;
 mod model;
 mod plan;
+mod presence;
 mod process;
 mod replica;
 mod server;

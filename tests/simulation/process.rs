@@ -37,6 +37,7 @@ impl World {
             self.disk.die_within(if is_first { 12 } else { 40 });
         }
         self.doing = Doing::Creation;
+        self.presence.begin();
         self.journal
             .note(|| format!("a process starts with {shards} shards"));
         let epoch = self.dice.below_u64(u64::MAX);
@@ -549,8 +550,12 @@ impl World {
         }
         self.settle();
         self.write();
+        for _ in 0..20 {
+            self.presence_step();
+        }
         self.settle();
         self.check_quiet();
+        self.check_users();
         self.try_crash();
         if self.plan.seed.is_multiple_of(5) {
             self.check_vanished();
