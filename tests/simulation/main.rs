@@ -23,6 +23,7 @@ mod inodes;
 mod journal;
 mod logs;
 mod model;
+mod peers;
 mod plan;
 mod presence;
 mod process;

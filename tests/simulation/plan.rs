@@ -262,6 +262,28 @@ impl Plan {
                 crash_one_in: 400,
                 ..plan
             },
+            // Deletes that are soon forgotten, and short segments of which few are rewritten at once.
+            5 => Self {
+                steps: 1000,
+                faults: faults::COMPACTION
+                    | faults::POWER
+                    | faults::KILL
+                    | faults::TRIALS
+                    | faults::COPIES,
+                limits: Limits::default(),
+                clients: 4,
+                workspaces: 1,
+                keys: 12,
+                version2_percent: 100,
+                value_bytes: 150,
+                segment_bytes_min: 200,
+                segment_bytes_max: 5000,
+                fill_bytes: Option::None,
+                retention_us: SECOND_US / 20,
+                error_one_in: 0,
+                crash_one_in: 400,
+                ..plan
+            },
             _ => plan,
         }
     }
@@ -433,6 +455,7 @@ coverage! {
     floors: 5,
     floors_shown: 1,
     copies_restored: 5,
+    copies_of_running: 20,
     prompt: 20,
     presence_messages: 500,
     tables_compared: 50,

@@ -406,6 +406,18 @@ impl World {
         ControlFlow::Continue(())
     }
 
+    /// Copies the data directory while the server runs, as a snapshot of the file system does.
+    /// Clients may be shown more in the same generation before the copy is restored.
+    pub fn copy_directory(&mut self) {
+        let may_copy = self.plan.may(faults::COPIES) && !self.is_calm;
+        if may_copy && self.dice.one_in(3) {
+            self.journal
+                .note(|| "the data directory is copied".to_owned());
+            self.copy = Some((self.disk.fork(), self.models.clone()));
+            self.coverage.copies_of_running += 1;
+        }
+    }
+
     // ---- the end ----
 
     /// Sometimes kills the process, now or at one of its next disk operations.

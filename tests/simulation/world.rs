@@ -187,7 +187,8 @@ impl World {
                 self.look_at_log();
                 self.compact();
             }
-            88..91 => self.misbehave(),
+            88..90 => self.misbehave(),
+            90 => self.copy_directory(),
             91..93 => self.jump(),
             93..95 if self.plan.may(faults::TRIALS) => self.try_crash(),
             95 if self.plan.may(faults::TRIALS) => self.try_second_server(),
