@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::{Model, Write, place_after};
+use crate::presence::PeerIdentity;
 use crate::wire::{Told, Welcome};
 
 /// An op of the client that is not settled yet.
@@ -53,9 +54,11 @@ pub struct Replica {
     /// The resume point that it sent when it connected.
     pub asked: Option<Point>,
     generation: String,
-    seq: u64,
+    /// The seq up to which it knows all changes.
+    pub seq: u64,
     last_id: u64,
     saved: u64,
+    pub identity: PeerIdentity,
     /// The number of each kind of welcome, by its reason.
     pub welcomes: BTreeMap<String, u64>,
 }
@@ -88,7 +91,7 @@ impl Replica {
     }
 
     /// Returns the id of the next message.
-    fn next_id(&mut self) -> u64 {
+    pub fn next_id(&mut self) -> u64 {
         // Ids increase, but need not be consecutive.
         self.last_id += 1 + self.last_id % 3;
         self.last_id

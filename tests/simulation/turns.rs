@@ -450,14 +450,17 @@ impl World {
             client.sent_bytes += bytes.len() as u64;
             client.stream.push(&bytes);
             client.moved_us = now_us;
-            let (mut frames, mut has_state) = (0, false);
+            let (mut frames, mut has_state, mut presence) = (0, false, 0);
             while let Some((end, told)) = self.clients[place].stream.next() {
                 frames += 1;
                 has_state |= matches!(told, Told::Init(_) | Told::State(_));
+                presence += usize::from(matches!(told, Told::Presence(_)));
                 self.check_send(place, &told);
                 self.clients[place].told.push_back((end, told));
                 self.plant_in_messages(place);
+                self.plant_in_presence(place);
             }
+            assert!(presence <= 1, "client {place} is sent a queue of presence");
             let is_one = frames == 1 && begins_whole && self.clients[place].stream.is_whole();
             assert!(
                 bytes.len() <= ANSWER_SEND_BYTES_MAX || is_one,
@@ -480,6 +483,7 @@ impl World {
 
     /// Checks a message that is about to leave the server.
     fn check_send(&mut self, place: usize, told: &Told) {
+        self.check_send_peer(place, told);
         let client = &self.clients[place];
         let now_us = self.clock.now_us;
         let model = &mut self.models[client.workspace];
@@ -645,8 +649,15 @@ impl World {
 
     /// Makes a client read a message. Returns false if the model does not know all of it yet.
     fn read_one(&mut self, place: usize, told: &Told) -> bool {
+        if self.read_peer(place, told) {
+            return true;
+        }
         if self.clients[place].is_v2 && told.is_of_workspace() {
-            return self.read_v2(place, told);
+            let is_read = self.read_v2(place, told);
+            if is_read {
+                self.note_peer_read(place, told);
+            }
+            return is_read;
         }
         let Self {
             clients,
