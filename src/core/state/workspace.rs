@@ -17,6 +17,7 @@ use slab::Slab;
 
 use crate::core::state::index::{Index, Tag};
 use crate::core::state::segment_usage::{Mark, UNMARKED};
+use crate::limits::ABSENT_DELETES_FACTOR;
 use crate::log::record::{Change, EXTRA_BYTES, OP_HEADER_BYTES};
 use crate::seq::Seq;
 use crate::wire::state;
@@ -158,8 +159,12 @@ impl Workspace {
         !self.floor.covers(edit.timestamp) && !expects_entry
     }
 
-    /// Applies an op that may not make the workspace larger than `log_bytes_max`, unless it is a
-    /// delete. A workspace that is already larger may still shrink.
+    /// Applies an op that may not make the workspace larger than `log_bytes_max`. A workspace that
+    /// is already larger may still shrink.
+    ///
+    /// The limit does not hold for the delete of a key that has an entry, and is twice as high for
+    /// that of a key without one. Each such delete adds a tombstone, which is kept for days, so
+    /// without a limit deletes alone could fill the memory.
     pub fn apply_within(
         &mut self,
         log_bytes_max: u64,
@@ -173,7 +178,7 @@ impl Workspace {
                 return Verdict::Absent(self.floor.timestamp);
             }
             let grown_bytes = self.log_bytes + self.record_bytes(edit.key.len(), &edit.change);
-            if grown_bytes > log_bytes_max && !is_delete(&edit.change) {
+            if grown_bytes > insert_bytes_max(log_bytes_max, &edit.change) {
                 return Verdict::TooLarge(None);
             }
             self.seq = self.seq.next();
@@ -452,6 +457,15 @@ impl Workspace {
         let count = self.entries.len();
         self.marks
             .add(self.entries[slot as usize].seq, slot, count, &self.hasher);
+    }
+}
+
+/// Returns the size up to which a change may add an entry to a workspace with this limit.
+fn insert_bytes_max(log_bytes_max: u64, change: &Change<'_>) -> u64 {
+    if is_delete(change) {
+        log_bytes_max.saturating_mul(ABSENT_DELETES_FACTOR)
+    } else {
+        log_bytes_max
     }
 }
 
