@@ -90,6 +90,10 @@ pub const EMPTY_FRAMES_MAX: u32 = 1 << 16;
 /// The default of `--max-workspace-bytes`: far more than a web page can hold, and far less than a
 /// server can.
 pub const WORKSPACE_BYTES_DEFAULT: u64 = 64 * 1024 * 1024;
+/// The size of a workspace, in multiples of `--max-workspace-bytes`, up to which a key without an
+/// entry may be deleted. The delete leaves a tombstone, which a client that deletes what it wrote
+/// itself a moment ago needs even in a full workspace.
+pub const ABSENT_DELETES_FACTOR: u64 = 2;
 /// The largest `--max-workspace-bytes`.
 pub const WORKSPACE_BYTES_MAX: u64 = 1 << 40;
 

@@ -387,6 +387,7 @@ impl World {
         let has_expired = model
             .expiry_us(&write.key)
             .is_some_and(|at_us| at_us <= unix_us);
+        let is_new = model.held(&write.key).is_none();
         let held = model.held(&write.key).map_or(0, |held| held.timestamp);
         let is_expiry = has_expired && is_delete && write.timestamp == held + 1;
         if let Some(expected) = self
@@ -406,8 +407,14 @@ impl World {
             .server
             .as_ref()
             .and_then(|server| server.limits.workspace_bytes);
+        // A key with an entry can always be deleted, and one without up to twice the limit.
+        let bytes_max = match (bytes_max, is_delete) {
+            (Some(bytes_max), true) if is_new => 2 * bytes_max,
+            (Some(bytes_max), false) => bytes_max,
+            _ => u64::MAX,
+        };
         assert!(
-            is_delete || after_bytes <= before_bytes.max(bytes_max.unwrap_or(u64::MAX)),
+            after_bytes <= before_bytes.max(bytes_max),
             "{value:.40} grows its workspace to {after_bytes} bytes"
         );
         let clients = &mut self.clients;

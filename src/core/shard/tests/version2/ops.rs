@@ -202,7 +202,7 @@ fn an_op_at_or_below_the_floor_loses() {
 
 /// P126, P49: an error about the size comes after the key's current entry.
 #[test]
-fn a_delete_is_never_refused_for_the_size() {
+fn a_delete_of_an_entry_is_never_refused_for_the_size() {
     let mut rig = Rig::new(|config| config.limits.workspace_bytes = Some(150));
     let writer = joined(&mut rig, "w");
     send(&mut rig, writer, 1, &put("k", "1", 1));
@@ -231,6 +231,18 @@ fn a_delete_is_never_refused_for_the_size() {
         told(&mut rig, writer),
         ["error 413 key d id 8", "saved 8 #5"]
     );
+    // Up to twice the limit, also keys without an entry can be deleted.
+    for (id, key) in (9..).zip('m'..='z') {
+        send(&mut rig, writer, id, &delete(&key.to_string(), 12));
+    }
+    let workspace_bytes = rig.shard.rooms[RoomId::new(0)].workspace.log_bytes();
+    assert!(workspace_bytes <= 300, "{workspace_bytes}");
+    let seen = told(&mut rig, writer);
+    assert_eq!(seen.last().map(String::as_str), Some("saved 22 #8"));
+    let refused = "error 413 key z id 22".to_owned();
+    assert!(seen.contains(&refused), "{seen:?}");
+    send(&mut rig, writer, 23, &delete("k", 13));
+    assert_eq!(told(&mut rig, writer), ["saved 23 #9"]);
 }
 
 /// P120, P143.
