@@ -269,6 +269,19 @@ impl Room {
     }
 
     /// Encodes the op that just won, once for each version that has members.
+    /// Returns the log position up to which a member whose cursor is at `cursor` has been sent all
+    /// visible ops of others.
+    pub fn sent_position(
+        &self,
+        version: ProtocolVersion,
+        cursor: WindowOffset,
+        visible_position: LogPosition,
+    ) -> LogPosition {
+        let next = self.feed(version).window.position_after(cursor);
+        let next = next.filter(|next| *next <= visible_position);
+        next.map_or(visible_position, LogPosition::before)
+    }
+
     pub fn broadcast(&mut self, op: ShownOp<'_>, position: LogPosition, pool: &mut WindowPool) {
         self.position = position;
         let seq = self.workspace.seq();
