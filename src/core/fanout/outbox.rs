@@ -432,6 +432,15 @@ impl Outbox {
             part_bytes: own_bytes + shared_bytes,
             state_bytes: 0,
         };
+        // A part that was encoded for another session may be visible although the one in front of
+        // it is not. If that one is dropped because the connection is closed, this one must be,
+        // too, or the client would pass the other's entries.
+        let last = self.extras(pool).answers.back();
+        let last_visible_from = last.map_or(LogPosition::NONE, |last| last.due.visible_from);
+        let due = Due {
+            visible_from: due.visible_from.max(last_visible_from),
+            ..due
+        };
         self.push_answer(EncodedState::Ready(chunk), 0..end, due, cost, pool);
     }
 

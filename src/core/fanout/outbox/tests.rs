@@ -488,3 +488,21 @@ fn a_part_of_a_state_is_memory_but_no_answer() {
         assert!((600..1000).contains(&held(&outbox)));
     }
 }
+
+/// P130: the client would take the entries of the first part for known, and resume after them.
+#[test]
+fn a_part_that_follows_one_that_is_dropped_is_dropped_too() {
+    let (mut outbox, mut pool) = (Outbox::default(), OutboxPool::default());
+    let hidden = Due {
+        visible_from: LogPosition::new(9),
+        ..due_now()
+    };
+    outbox.push_part(Rc::new(vec![1; 50]), false, hidden, &mut pool);
+    // It was encoded earlier, for another session.
+    outbox.push_part(Rc::new(vec![2; 60]), false, due_now(), &mut pool);
+    // An error is about something else.
+    outbox.push_due(Rc::new(vec![3; 70]), due_now(), &mut pool);
+    outbox.leave(LogPosition::new(8), &mut pool);
+    let spans = outbox.take(None, LogPosition::new(8), &mut pool);
+    assert_eq!(bytes(&spans), [3; 70]);
+}
