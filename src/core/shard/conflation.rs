@@ -12,6 +12,7 @@ use crate::core::shard::session::{Session, SessionId};
 use crate::core::shard::state_sync::{MISSED_DELETES_TEXT, misses_deletes};
 use crate::limits::{CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, SESSION_BYTES_SPARED};
 use crate::wire::ProtocolVersion;
+use crate::wire::message::v2::OpEnvelope;
 
 impl Shard {
     /// Queues the next part of a conflated session's backlog, like [`Shard::encode_conflated`], or
@@ -65,7 +66,7 @@ impl Shard {
                 }
                 if entry.writer() != number {
                     let shown = ShownOp::of(entry);
-                    let bytes = shown.frame_bytes(ProtocolVersion::V1, None);
+                    let bytes = shown.frame_bytes(ProtocolVersion::V1, OpEnvelope::default());
                     more = !out.is_empty() && out.len() + bytes > bytes_max;
                     if more {
                         break;
@@ -82,7 +83,7 @@ impl Shard {
                         ));
                         more = true;
                     } else {
-                        shown.put(out, ProtocolVersion::V1, None);
+                        shown.put(out, ProtocolVersion::V1, OpEnvelope::default());
                     }
                 }
                 (since, hint) = (entry.seq(), Some(slot));

@@ -214,11 +214,10 @@ impl Shard {
             visible_from: part.visible_from,
             awaits: None,
         };
-        if is_shared(&part.chunk) {
-            session.outbox.push_shared(part.chunk, due, &mut self.pool);
-        } else if !part.chunk.is_empty() {
-            session.outbox.push_due(part.chunk, due, &mut self.pool);
-        }
+        let is_shared = is_shared(&part.chunk);
+        session
+            .outbox
+            .push_part(part.chunk, is_shared, due, &mut self.pool);
     }
 
     /// Records that everything up to `until` has been queued for a client. If nothing is left, the
