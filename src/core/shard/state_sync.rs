@@ -108,7 +108,7 @@ impl Shard {
     ///
     /// That is one part, plus any following parts that are shared with other clients and fit into
     /// the send: shared bytes count once, and each send saved is one less pass through the ring and
-    /// kernel.
+    /// the kernel.
     pub(super) fn send_state_parts(&mut self, id: SessionId, clock: Clock) {
         self.send_state_part(id, clock);
         while self.has_shared_part(id) {
