@@ -9,8 +9,8 @@
 //!
 //! A real server on loopback has one client that overwrites keys and one that reads. The latency of
 //! an op is the time from when it was due to its arrival at the reader. Ops that arrived during a
-//! compaction (between its two lines in the log) are compared with all others. The answer is
-//! checked first: after a restart, the server must hold what was written.
+//! compaction (between its two lines in the log) are compared with all others. Correctness is
+//! checked first: after a restart, the server must hold everything that was written.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{BufRead, BufReader};
@@ -27,7 +27,7 @@ use etherply_bench::process::server_program;
 use tungstenite::protocol::WebSocketConfig;
 use tungstenite::{Message, WebSocket};
 
-const SECRET: &str = "a secret of the bench, long enough to be one";
+const SECRET: &str = "a secret for the bench that is long enough";
 const WORKSPACE: &str = "bench";
 /// The total size of the values that may be in flight without a rate, in bytes: well below the
 /// bound at which a server conflates.

@@ -1,4 +1,4 @@
-//! The steps of an op, each on its own: what it costs, and how a change to the code affects that.
+//! Measures the cost of each step of an op, to show the effect of code changes.
 //!
 //! ```text
 //! cargo bench -p etherply-bench --bench micro                    # all

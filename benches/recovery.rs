@@ -9,15 +9,15 @@
 //! ```
 //!
 //! The records have 100 bytes on disk, in random order over the workspaces and keys, in batches of
-//! 1 to 128. Redis loads the same ops in the same order as plain commands, once as
-//! `SET workspace:key value` and once as `HSET workspace key value`; the faster of the two counts.
-//! All files are in the page cache, and the contestants take turns. Each is a real process, timed
-//! from its start until it has printed that it is ready and has answered a request. On a machine
-//! with other work, its CPU time until then says more than the clock. In each round a different
+//! 1 to 128. Redis loads the same ops in the same order as plain commands, once as `SET
+//! workspace:key value` and once as `HSET workspace key value`; the faster of the two counts. All
+//! files are in the page cache, and the contestants take turns. Each is a real process, timed from
+//! its start until it has printed that it is ready and has answered a request. On a machine with
+//! other work, its CPU time until then is more meaningful than the clock. In each round a different
 //! workspace is read and compared key by key, and the number of keys or ops is checked, too.
 //!
-//! `replay` is the library's recovery alone, in a process of its own, on a log of one shard and
-//! thus on one core. All flags: `-- --help`.
+//! `replay` is the library's recovery alone, in a separate process, on a log of one shard and thus
+//! on one core. All flags: `-- --help`.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -53,7 +53,7 @@ struct Settings {
     /// Rounds, in each of which every contestant starts once
     #[arg(long, env = "RECOVERY_ROUNDS", default_value_t = 5)]
     rounds: u32,
-    /// Where the folder of the logs is created, which is removed at the end
+    /// Where the folder for the logs is created; it is removed at the end
     #[arg(long, default_value_os_t = std::env::temp_dir())]
     folder: PathBuf,
     /// Read the log in this data directory back, print how long that took, and exit
@@ -168,7 +168,7 @@ fn spread(runs: &[Run], of: impl Fn(&Run) -> f64) -> Spread {
     Spread::of(runs.iter().map(of)).expect("there is at least one round")
 }
 
-/// Runs [`replay`] in a process of its own, whose memory is untouched.
+/// Runs [`replay`] in a separate process, whose memory is untouched.
 fn replayed(log: &EtherplyLog, workload: &Workload) -> Run {
     log.warm();
     let binary = std::env::current_exe().expect("the current executable is known");

@@ -1,4 +1,4 @@
-//! Connects many idle clients and reports the resident memory that each of them costs the server.
+//! Connects many idle clients and reports the server's resident memory per client.
 //!
 //! ```text
 //! cargo run --release --example idle -- URL PID COUNT [apart]
@@ -64,7 +64,7 @@ fn measure(
     Ok(after.saturating_sub(before) / count)
 }
 
-/// Connects a client and reads its init message, after which the server has done all its work for
+/// Connects a client and reads its init message, after which the server has no more work to do for
 /// it.
 fn connect(host: &str, target: &str) -> std::io::Result<TcpStream> {
     let mut stream = TcpStream::connect(host)?;

@@ -206,8 +206,8 @@ pub struct ServeArgs {
     )]
     pub max_future_skew: Duration,
 
-    /// How long a deleted key is remembered; within this time, a client that was away can resume,
-    /// and learns what was deleted
+    /// How long a deleted key is remembered; within this time, a client that was away can resume
+    /// and is sent the deletes that it missed
     #[arg(
         long,
         value_name = "TIME",

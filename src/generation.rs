@@ -1,4 +1,4 @@
-//! The identity of a stretch of a workspace's history.
+//! The identity of a section of a workspace's history.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,11 +6,11 @@ use std::str::FromStr;
 /// The number of hex digits in which a generation is written.
 const DIGITS: usize = 16;
 
-/// A random id for the history that a shard adds to: new at each start of a server and after each
-/// rebuild of a shard from its log. Two histories of a workspace that differ after some seq (after
-/// a restored backup, or in a copied directory) differ in their generation, too.
+/// A random id for the history that a shard adds to: new at each start of the server and after each
+/// rebuild of a shard from its log. Two histories of a workspace that diverge after some seq (after
+/// a restored backup, or in a copied directory) have different generations, too.
 ///
-/// It is written as 16 lower-case hex digits. Clients send it back and otherwise make nothing of
+/// It is written as 16 lower-case hex digits. Clients send it back unchanged and do not interpret
 /// it. Every layer uses it, from the log's records to the protocol, so it lives below all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Generation(u64);
@@ -35,7 +35,7 @@ impl fmt::Display for Generation {
     }
 }
 
-/// The reason why a text is not a [`Generation`].
+/// The error for text that is not a [`Generation`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a generation must be 16 lower-case hex digits")]
 pub struct ParseGenerationError;
@@ -80,7 +80,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_generation_that_is_shown_is_parsed_again(id: u64) {
+        fn a_displayed_generation_can_be_parsed(id: u64) {
             let generation = Generation::new(id);
             prop_assert_eq!(generation.to_string().parse(), Ok(generation));
         }

@@ -7,9 +7,8 @@
 //! - With `--durability always`, everything a client sees is already on disk: each broadcast, each
 //!   correction and each state waits for the write that contains it. A crash undoes nothing that a
 //!   client has seen. The other two modes trade this for latency ([`wire`], P60 to P64).
-//! - A client of version 2 of the protocol receives `saved` for its edits (P150). After a
-//!   reconnect, it is sent only what changed, deletes included, or the whole state if that is not
-//!   certain to be enough (P141).
+//! - A version 2 client receives `saved` for its edits (P150). After a reconnect, it is sent only
+//!   the changes, including deletes, or the whole state if the changes might not suffice (P141).
 //! - All clients of a workspace receive its ops in the same order, and the op with the greater
 //!   timestamp wins. A client that applies every op that is not older than the one it holds ends up
 //!   with the server's state, however slow it was (P55 to P59, P72).
@@ -98,7 +97,7 @@
 //!
 //! - **Batch**: the ops in one write to the log. One write is in flight at a time.
 //! - **Beyond**: records in a file after the end of its segment. They are reported but not served.
-//! - **Cast**: a message of a client to all others in its workspace. It is not stored.
+//! - **Cast**: a message from a client to all others in its workspace. It is not stored.
 //! - **Chunk**: a buffer of outgoing bytes, shared by all sessions that send it.
 //! - **Compaction**: rewriting closed segments without superseded ops.
 //! - **Conflation**: sending a client that has fallen behind its window only the latest op of each
@@ -117,30 +116,30 @@
 //! - **Floor**: the highest timestamp of the tombstones that a workspace has dropped. An op for a
 //!   key without an entry loses unless its timestamp is above the floor.
 //! - **Generation**: the random id of the history that a shard adds to, new at each start and after
-//!   each rebuild. A client that resumes names it.
+//!   each rebuild. A client that resumes specifies it.
 //! - **Handoff**: a fresh connection on its way from the shard that accepted it to the shard of its
 //!   workspace.
-//! - **Init**: the first message to a client of version 1, with the whole state.
-//! - **Live**: a record of the log is live as long as its op is the winner of its key, and dead
-//!   from then on.
+//! - **Init**: the first message to a version 1 client, with the whole state.
+//! - **Live**: a record of the log is live while its op is the winner of its key, and dead
+//!   afterwards.
 //! - **Log position**: a byte offset in a shard's log. An op may be shown once the log is durable
 //!   up to its position.
 //! - **Op**: a write or a delete of one key, by a client or, when a key expires, by the server. An
 //!   op that wins supersedes the previous winner of its key.
 //! - **Outbox**: the pending output of one session: a cursor into its workspace's window, and the
 //!   session's own answers.
-//! - **Peer**: a connection of version 2 that takes part in presence: the others see its user and
-//!   its value, and it sees theirs.
-//! - **Presence**: who is connected to a workspace: user names in version 1, peers in version 2.
-//! - **Resume point**: a generation and a seq, up to which a client knows every change.
+//! - **Peer**: a version 2 connection that takes part in presence: other peers see its user and its
+//!   value, and it sees theirs.
+//! - **Presence**: the users connected to a workspace: user names in version 1, peers in version 2.
+//! - **Resume point**: a generation and a seq up to which a client has every change.
 //! - **Room**: a workspace on its shard: its state, its presence and its feeds.
 //! - **Saved**: the message to a client that its messages up to some id are settled.
 //! - **Segment**: a file of a shard's log. The last one is open; the others are closed.
 //! - **Seq**: the number of an op that won, counted from 1 per workspace. It survives restarts.
-//! - **Session**: a connection on its shard. Slots are reused, so the handle of a session also says
-//!   which use of its slot is meant.
-//! - **Settled**: a client's message is settled when it was answered, and an op when it won and is
-//!   durable, when it lost and the winner was sent, or when it was refused with an error.
+//! - **Session**: a connection on its shard. Slots are reused, so a session's handle also
+//!   identifies the use of the slot.
+//! - **Settled**: a client's message is settled once it has been answered; an op is settled once it
+//!   has won and is durable, has lost and the winner was sent, or was refused with an error.
 //! - **Shard**: one event loop, on one core, with its share of the workspaces and its own log.
 //! - **Snapshot**: an encoded state, shared by all sessions that receive it.
 //! - **Tombstone**: the entry of a deleted key: a timestamp and a seq, but no value.

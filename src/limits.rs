@@ -20,10 +20,10 @@ pub const WAITING_PER_TURN_MAX: usize = 64;
 /// The maximum number of keys that expire and tombstones that are dropped per turn. Together they
 /// take about as long as reading the messages of a few busy clients.
 pub const EXPIRIES_PER_TURN_MAX: usize = 1000;
-/// The delay before tombstones that a slow client still has to be sent are examined again.
+/// The delay before tombstones that must still be sent to a slow client are examined again.
 pub const TOMBSTONES_RETRY_US: u64 = SECOND_US;
-/// The longest time for which a shard sleeps until a deadline of the wall clock. If the wall clock
-/// is set, keys expire late by at most this.
+/// The longest time for which a shard sleeps until a wall clock deadline. If the wall clock is set,
+/// keys expire at most this much late.
 pub const WALL_CLOCK_CHECK_US: u64 = 5 * SECOND_US;
 /// The time limit from accepting a connection to answering its request. If the head is still
 /// incomplete by then, the answer is 408; otherwise it is 503.
@@ -44,16 +44,16 @@ pub const SECRET_BYTES_ADVISED: usize = 32;
 pub const KEY_BYTES_MAX: usize = 1024;
 /// The largest timestamp, in Unix microseconds.
 pub const TIMESTAMP_MAX_US: u64 = i64::MAX as u64;
-/// The smallest timestamp that a client of version 2 may send: the start of 2001, in Unix
+/// The smallest timestamp that a version 2 client may send: the start of 2001, in Unix
 /// microseconds. Milliseconds sent as microseconds are far below it until the year 32,971.
 pub const TIMESTAMP_MIN_US: u64 = 978_307_200 * SECOND_US;
 /// The largest `ttl_ms` of a write: 3,650 days, in milliseconds.
 pub const TTL_MS_MAX: u64 = 3_650 * 24 * 3600 * 1000;
-/// The largest `id` of a message: the largest integer of which a JavaScript number is exact.
+/// The largest `id` of a message: the largest integer up to which JavaScript numbers are exact.
 pub const MESSAGE_ID_MAX: u64 = (1 << 53) - 1;
-/// The longest value of a peer, as JSON text.
+/// The longest presence value, as JSON text.
 pub const PRESENCE_VALUE_BYTES_MAX: usize = 4 * 1024;
-/// The longest value of a cast, as JSON text.
+/// The longest cast value, as JSON text.
 pub const CAST_VALUE_BYTES_MAX: usize = 16 * 1024;
 /// The deepest nesting that is accepted in a value.
 pub const VALUE_DEPTH_MAX: usize = 128;
@@ -139,7 +139,7 @@ pub const LOG_SPARE_BYTES: u64 = 8 * 1024 * 1024;
 pub const LOG_BYTES_PER_SECOND: u64 = 256 * 1024 * 1024;
 /// The burst of that rate.
 pub const LOG_BURST_BYTES: u64 = 1024 * 1024;
-/// The rate up to which a workspace is not slowed down because others write more.
+/// The rate up to which a workspace is not slowed down when others write more.
 pub const LIGHT_BYTES_PER_SECOND: u64 = 64 * 1024;
 /// The burst of [`LIGHT_BYTES_PER_SECOND`], for each workspace.
 pub const LIGHT_BURST_BYTES: u64 = 256 * 1024;
@@ -160,7 +160,7 @@ pub const DISK_LOW_SHARD_BYTES: u64 = 1024 * 1024;
 /// The hysteresis factor: ops are accepted again once the free space is this many times the low
 /// mark.
 pub const DISK_ENOUGH_FACTOR: u64 = 2;
-/// The free disk space per shard that is so ample that the shard need not keep track of it.
+/// The free disk space per shard above which the shard need not keep track of it.
 pub const DISK_PLENTY_BYTES: u64 = 4 * 1024 * 1024 * 1024;
 /// The ratio of the live bytes to the disk space that is reserved for compaction in case no other
 /// space is free: about half a segment.
@@ -230,20 +230,20 @@ pub const PACE_AFTER_US: u64 = 20_000;
 pub const PACE_SHARE: u64 = 4;
 /// The longest such pause.
 pub const PACE_PAUSE_US_MAX: u64 = 1000;
-/// The number of bytes sent per turn to sessions that are owed more than a single send of frames
-/// may carry, such as those that receive a state. These sessions have a separate queue, because the
-/// kernel copies all of the bytes before the turn ends and the ops of other sessions must not wait
-/// for that.
+/// The number of bytes sent per turn to sessions with more pending bytes than a single send of
+/// frames may carry, such as those that receive a state. These sessions have a separate queue,
+/// because the kernel copies all of the bytes before the turn ends and the ops of other sessions
+/// must not wait for that.
 pub const BULK_BYTES_PER_TURN: usize = 4 * 1024 * 1024;
 /// The maximum number of sessions in that queue that are served per turn.
 pub const BULK_SENDS_PER_TURN_MAX: usize = BULK_BYTES_PER_TURN / SEND_BYTES_MAX;
 /// The maximum number of bytes sent to a conflated session at a time, unless a single op is longer.
 pub const CONFLATED_BYTES_MAX: usize = 64 * 1024;
-/// The maximum number of bytes of state parts that are kept for the next client of version 2 that
+/// The maximum number of bytes of state parts that are kept for the next version 2 client that
 /// joins.
 pub const STATE_CHUNKS_KEPT_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// The number of ops after which an encoded part of a state is not sent to further clients: they
-/// would receive too many entries twice.
+/// The number of ops after which an encoded part of a state is not sent to further clients: those
+/// clients would receive too many entries twice.
 pub const STATE_CHUNK_STALE_OPS_MAX: u64 = 1024;
 /// The maximum number of keys examined for a conflated session per turn. Keys that the session
 /// wrote itself are skipped, but they count.
@@ -281,13 +281,13 @@ pub const PRESENCE_PEERS_MAX: usize = 1000;
 pub const PRESENCE_BYTES_DEFAULT: usize = 1024 * 1024;
 /// The smallest `--max-presence-bytes`.
 pub const PRESENCE_BYTES_MIN: usize = 1024;
-/// The largest `--max-presence-bytes`. A peer that has missed a message is sent all entries.
+/// The largest `--max-presence-bytes`. A peer that has missed a message is sent every entry.
 pub const PRESENCE_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// The capacity that a peer's entry keeps, however short the entry becomes.
+/// The capacity that a peer's entry keeps, no matter how short the entry becomes.
 pub const PEER_BYTES_KEPT: usize = 512;
 /// The smallest capacity of a new chunk of outgoing bytes.
 pub const CHUNK_BYTES_MIN: usize = 256;
-/// The size up to which frames share a chunk. A longer frame gets a chunk of its own.
+/// The size up to which frames share a chunk. A longer frame gets its own chunk.
 pub const CHUNK_BYTES_MAX: usize = 64 * 1024;
 /// The longest init message that a shard keeps for the next client that joins. Each shard keeps at
 /// most one.

@@ -98,8 +98,8 @@ impl Layer {
         })
     }
 
-    /// Returns the layers that this one may import, besides itself. Settings are above the layers
-    /// whose types they hold, and what `io` and `admin` share is below both.
+    /// Returns the layers that this one may import, in addition to itself. Settings are above the
+    /// layers whose types they hold, and code shared by `io` and `admin` is below both.
     fn may_import(self) -> &'static [Layer] {
         use Layer::{Admin, Command, Config, Core, Io, Limits, Log, LogPure, Root, Status, Wire};
         match self {

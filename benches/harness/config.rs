@@ -1,4 +1,4 @@
-//! The settings of a run, and what each measurement needs to know of them.
+//! The settings of a run, and those that each measurement needs.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::cores::{Cores, Halves};
 use crate::peers;
 
-/// Measures the server beside its peers
+/// Measures the server and its peers
 ///
 /// `cargo bench -p etherply-bench --bench harness -- [SCENARIO …] [flags]`, or `cargo harness …`
 #[derive(Debug, Parser)]
@@ -28,7 +28,7 @@ pub struct Settings {
     /// Duration of each measurement in seconds, after its warm-up [default: 5; less with --quick]
     #[arg(long)]
     pub seconds: Option<f64>,
-    /// Run every scenario once, in about a minute in all
+    /// Run every scenario once, in about a minute in total
     #[arg(long)]
     pub quick: bool,
     /// Duration of the soak in minutes [default: 5; seconds with --quick]
@@ -37,7 +37,7 @@ pub struct Settings {
     /// Run only the loads whose title contains this text
     #[arg(long, value_name = "TEXT")]
     pub only: Option<String>,
-    /// The peers to measure beside the server; none: --peers ''
+    /// The peers to measure along with the server; none: --peers ''
     #[arg(long, value_delimiter = ',', default_values_t = peers::NAMES.map(String::from))]
     pub peers: Vec<String>,
     /// Another build of the server, measured in the same rounds
@@ -46,7 +46,7 @@ pub struct Settings {
     /// The durability modes of the server
     #[arg(long, value_delimiter = ',', default_value = "none,always")]
     pub durability: Vec<String>,
-    /// The versions of the protocol, measured in the same rounds where a scenario has both
+    /// The versions of the protocol, measured in the same rounds if a scenario supports both
     #[arg(long, value_name = "VERSIONS", value_enum, value_delimiter = ',')]
     #[arg(default_value = "v1,v2-without-ids,v2")]
     pub protocol: Vec<ClientProtocol>,
@@ -62,10 +62,10 @@ pub struct Settings {
     /// The token for --target
     #[arg(long, env = "HARNESS_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
-    /// Where each server gets a data directory of its own, which is removed afterwards
+    /// The folder for each server's own data directory, which is removed afterwards
     #[arg(long, default_value_os_t = std::env::temp_dir())]
     pub folder: PathBuf,
-    /// Where the figures and the pictures are written
+    /// The folder for the figures and the pictures
     #[arg(long, default_value_os_t = output_folder())]
     pub output: PathBuf,
     /// List the scenarios and exit
@@ -118,7 +118,7 @@ impl HarnessConfig {
             }
         }
         cores.load.take().map_err(|error| error.to_string())?;
-        // A thousand receivers are a thousand open files, both here and in the server, which
+        // A thousand receivers mean a thousand open files, both here and in the server, which
         // inherits the limit.
         raise_open_files();
         let quick = settings.quick;

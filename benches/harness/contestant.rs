@@ -1,5 +1,5 @@
 //! The servers that are measured: the one built from this tree with some settings, another build, a
-//! peer, or one that already runs elsewhere.
+//! peer, or one that is already running elsewhere.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ use crate::config::HarnessConfig;
 use crate::server_process::ServerProcess;
 
 /// The secret that signs the tokens of every server that the harness starts.
-const SECRET: &str = "a secret of the harness, long enough to be one";
+const SECRET: &str = "a secret for the harness that is long enough";
 
 /// A server that takes its turn in every round.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub enum Kind {
         program: Option<PathBuf>,
     },
     Peer(String),
-    /// A server that already runs elsewhere (`--target`).
+    /// A server that is already running elsewhere (`--target`).
     Elsewhere(SocketAddr),
 }
 
@@ -82,7 +82,7 @@ impl Contestant {
         }
     }
 
-    /// Returns the server with `shards` shards; its name says how many.
+    /// Returns the server with `shards` shards; its name shows the number.
     pub fn sharded(durability: &str, shards: u32) -> Self {
         let unit = if shards == 1 { "shard" } else { "shards" };
         Self {
@@ -125,8 +125,8 @@ impl Contestant {
         }
     }
 
-    /// Returns the same server with clients that speak this protocol; its name says so unless that
-    /// is version 1.
+    /// Returns the same server with clients that speak this protocol, which its name shows unless
+    /// it is version 1.
     #[must_use]
     pub fn speaking(mut self, protocol: ClientProtocol) -> Self {
         if protocol.is_v2() {
@@ -239,7 +239,7 @@ impl Contestant {
     }
 }
 
-/// Starts each peer once and adds it to the run; one that does not start is left out, and its name
+/// Starts each peer once and adds it to the run; one that does not start is omitted, and its name
 /// is printed.
 pub fn find_peers(config: &mut HarnessConfig, names: &[String]) {
     if config.target.is_some() {
@@ -259,7 +259,7 @@ pub fn all(config: &HarnessConfig) -> Vec<Contestant> {
     all_speaking(config, &[ClientProtocol::V1])
 }
 
-/// Returns the same, with those of the protocols that the settings name; a peer speaks version 1.
+/// Returns the same contestants, with each protocol in the settings; peers speak only version 1.
 pub fn all_speaking(config: &HarnessConfig, protocols: &[ClientProtocol]) -> Vec<Contestant> {
     let chosen = |protocol: &&ClientProtocol| config.protocols.contains(protocol);
     let protocols: Vec<ClientProtocol> = protocols.iter().filter(chosen).copied().collect();

@@ -12,10 +12,10 @@
 //! Each measurement starts a new server on the first half of the cores; the load generator has the
 //! other half. It is one thread ([`etherply_bench::load`]), and it checks every delivery: each
 //! receiver must receive each op once, in order, byte for byte. Anything wrong or missing ends the
-//! run with exit code 1; a peer's failure is printed instead, and the peer has no figures there.
-//! The contestants take turns, in a different order in each round; a ratio is that of two figures
-//! of one round. The CPU time of the server's process comes first: on a machine with other work it
-//! is steadier than the wall clock.
+//! run with exit code 1; a peer's failure is printed instead, and the peer has no figures for that
+//! round. The contestants take turns, in a different order in each round; a ratio compares two
+//! figures from the same round. The CPU time of the server process comes first: on a machine with
+//! other work it is steadier than the wall clock.
 
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -66,7 +66,7 @@ fn run(settings: &Settings) -> Result<(), String> {
     let chosen = chosen(settings)?;
     let mut config = HarnessConfig::new(settings)?;
     selfcheck::run()?;
-    println!("self-check: every planted fault was noticed");
+    println!("self-check: every planted fault was detected");
     contestant::find_peers(&mut config, &settings.peers);
     let environment = Environment::read(&config);
     println!("{environment}");

@@ -13,7 +13,7 @@ use etherply_bench::figures::{Figure, Numbers, Spread, ratio};
 use etherply_bench::load::figures::OWN_SHARE_LIMIT_PERCENT;
 use etherply_bench::results::{CaseResults, ContestantResults, Results};
 
-/// The limit above which other work on the machine shows in the figures.
+/// The limit above which other work on the machine affects the figures.
 const OTHERS_LIMIT_PERCENT: f64 = 10.0;
 
 /// Returns the text of a case: its table, the ratios, the targets.
@@ -56,7 +56,7 @@ fn spread(rounds: &[Numbers], id: &str) -> Option<Spread> {
 
 fn put_table(out: &mut String, scenario: &dyn Scenario, case: &Case, rounds: &Rounds) {
     let figures = scenario.figures().iter();
-    // A figure without numbers gets no column.
+    // A figure without numbers has no column.
     let figures: Vec<_> = figures
         .filter(|figure| {
             rounds
@@ -160,7 +160,7 @@ pub fn case_results(scenario: &dyn Scenario, case: &Case, rounds: &Rounds) -> Ca
     }
 }
 
-/// Writes a run to a file of its own, named by `stamp`, and returns its path.
+/// Writes a run to its own file, named by `stamp`, and returns its path.
 pub fn write(results: &Results<Environment>, folder: &Path, stamp: u64) -> io::Result<PathBuf> {
     fs::create_dir_all(folder)?;
     let path = folder.join(format!("run-{stamp}.json"));

@@ -60,7 +60,7 @@ pub fn serve(arguments: &[String]) -> io::Result<()> {
         socket.set_reuseaddr(true)?;
         socket.bind((Ipv4Addr::LOCALHOST, settings.port).into())?;
         // With the default backlog, some of many simultaneous clients would wait a second before
-        // they try again.
+        // retrying.
         let listener = socket.listen(BACKLOG)?;
         super::tell_address(listener.local_addr()?)?;
         let listener = listener.tap_io(|stream| {

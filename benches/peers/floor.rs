@@ -3,7 +3,7 @@
 //!
 //! One thread: multishot accept and receives into provided buffers; a frame is built once, and
 //! everything that is due to a member at the end of a turn goes out in one send. No simple server
-//! of this kind can manage with less.
+//! of this kind can do with less.
 
 #![allow(
     unsafe_code,
@@ -340,7 +340,7 @@ impl Relay {
         connection.sending = Some(after);
         // SAFETY: until the send has ended, the greeting is not touched, the cursor stays and keeps
         // its chunks, whose filled part is never written again, and the connection stays, with the
-        // message in a box of its own. The first message is never freed.
+        // message in its own box. The first message is never freed.
         unsafe {
             ring.send(
                 connection.socket.as_raw_fd(),

@@ -16,7 +16,7 @@ use etherply::core::testing::Dice;
 use etherply_bench::process::{Memory, Process, server_program};
 use etherply_bench::resp::ask;
 
-const SECRET: &str = "a secret of the bench, long enough to be one";
+const SECRET: &str = "a secret for the bench that is long enough";
 
 /// The cost of one start.
 pub struct Run {
@@ -51,8 +51,8 @@ impl EtherplyLog {
         &self.data
     }
 
-    /// Restores the log as it was written, without the empty segments of later starts, and reads it
-    /// into the page cache.
+    /// Restores the original log, without the empty segments of later starts, and reads it into the
+    /// page cache.
     pub fn warm(&self) {
         for file in files_under(&self.data) {
             if !self.files.contains(&file) {

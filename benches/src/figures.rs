@@ -1,4 +1,4 @@
-//! The numbers of measurements, and the statistics of several of them. Pure.
+//! The numbers of measurements, and statistics over several of them. Pure.
 
 use std::collections::BTreeMap;
 
@@ -60,8 +60,8 @@ impl Spread {
     }
 }
 
-/// Returns the ratio of a figure between two contestants, computed round by round, since whatever
-/// disturbs a round disturbs both.
+/// Returns the ratio of a figure between two contestants, computed round by round, since a
+/// disturbance in a round affects both.
 pub fn ratio(of: &[Numbers], to: &[Numbers], id: &str) -> Option<Spread> {
     let pairs = of.iter().zip(to);
     Spread::of(pairs.filter_map(|(of, to)| {

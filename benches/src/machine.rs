@@ -1,4 +1,4 @@
-//! A description of the machine of a measurement, as a reader of its figures needs it.
+//! A description of the measuring machine, for readers of the figures.
 
 use std::fmt;
 use std::fs;
@@ -16,7 +16,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Reads what the kernel reports about this machine; what it does not report is left empty.
+    /// Reads what the kernel reports about this machine; anything that it does not report is left
+    /// empty.
     pub fn read() -> Self {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let cpu = read("/proc/cpuinfo");

@@ -88,7 +88,8 @@ pub fn thread_cpu_ns() -> u64 {
     first.and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
-/// Raises the limit on open files as far as this process may, and returns it; `None`: unlimited.
+/// Raises the limit on open files as far as this process may, and returns it, or `None` if
+/// unlimited.
 pub fn raise_open_files() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
@@ -119,8 +120,8 @@ pub fn memory(pid: u32) -> io::Result<Memory> {
 
 /// Returns the path of the server's binary, after building it from this tree.
 ///
-/// The server is built as it is shipped: a dependency gets the features that the server asks for,
-/// and none of those that only a bench needs. The profile is that of the caller.
+/// The server is built as it is shipped: a dependency gets the features that the server requests,
+/// and none that only a bench needs. The profile is that of the caller.
 pub fn server_program() -> io::Result<PathBuf> {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     if let Some(program) = PROGRAM.get() {

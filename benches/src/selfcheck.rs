@@ -1,5 +1,5 @@
-//! Checks the checks before anything is measured: servers that each have one planted fault are put
-//! under load, and the load generator must notice.
+//! Checks the checks before anything is measured: servers with one planted fault each are put under
+//! load, and the load generator must detect it.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -21,7 +21,7 @@ use crate::load::run::{self, Outcome};
 #[cfg(test)]
 mod tests;
 
-/// The mistake that a server makes with one delivery to one of its receivers.
+/// The mistake that a server makes in one delivery to one of its receivers.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fault {
     None,
@@ -33,7 +33,7 @@ enum Fault {
     Closed,
     /// Version 2: `saved` covers an op that the client has not sent.
     SavedUnsent,
-    /// Version 2: the sender is never told that its last op is saved.
+    /// Version 2: the sender never receives `saved` for its last op.
     UnsavedLast,
 }
 
@@ -67,7 +67,7 @@ struct Transport {
 trait Duplex: Read + Write {}
 impl<T: Read + Write> Duplex for T {}
 
-/// Runs the servers one after the other; returns the first fault that was not noticed.
+/// Runs the servers in sequence; returns the first fault that was not detected.
 pub fn run() -> Result<(), String> {
     run_over(&Transport {
         wrap: |stream| Ok(Box::new(stream)),
@@ -112,7 +112,7 @@ fn is_noticed(fault: Fault, outcome: &Result<Outcome, Failure>) -> bool {
             Fault::Altered | Fault::Dropped | Fault::Doubled,
             Err(Failure::Wrong { mismatch, .. }),
         ) => {
-            // A doubled op takes the place of the one after it.
+            // A duplicated op takes the place of the one after it.
             let at = VICTIM + u64::from(fault == Fault::Doubled);
             matches!(mismatch, Mismatch::Different { number, .. } if *number == at)
                 || fault == Fault::Doubled
@@ -149,7 +149,7 @@ fn try_fault(
         .with_tls(transport.tls.clone())
         .with_protocol(protocol);
     let wrap = transport.wrap;
-    // The thread ends when its clients do, with an error that means nothing.
+    // The thread ends when its clients do, with a meaningless error.
     thread::spawn(move || serve(&listener, fault, protocol, wrap));
     let plan = Plan {
         rooms: 1,
@@ -171,7 +171,7 @@ struct Client {
     stream: Box<dyn Duplex>,
 }
 
-/// Accepts a sender and its receivers, and passes on what the sender sends, with the fault.
+/// Accepts a sender and its receivers, and passes on the sender's ops, with the fault.
 fn serve(
     listener: &TcpListener,
     fault: Fault,
@@ -211,7 +211,7 @@ fn serve(
         number += 1;
         if protocol.is_v2() && !(fault == Fault::UnsavedLast && number == OPS) {
             let is_unsent = fault == Fault::SavedUnsent && is_victim;
-            // No op of the run has this id, however far ahead of the server the sender is.
+            // No op of the run has this id, no matter how far the sender is ahead of the server.
             let id = if is_unsent { OPS + 1 } else { number };
             let saved = format!(r#"{{"type":"saved","payload":{{"id":{id}}},"seq":{id}}}"#);
             sender.stream.write_all(&text_frame(&saved))?;

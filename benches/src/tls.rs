@@ -46,7 +46,8 @@ fn roots_in(file: &Path) -> Result<RootCertStore, String> {
 
 fn roots_of_system() -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
-    // Systems ship some certificates that this library cannot use; only the others count.
+    // Some of the certificates that systems ship cannot be used by this library; only the others
+    // count.
     let (added, _) =
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if added == 0 {

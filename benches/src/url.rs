@@ -11,7 +11,7 @@ use tungstenite::http::Uri;
 #[cfg(test)]
 mod tests;
 
-/// How long an address may take to accept a connection.
+/// The time that an address may take to accept a connection.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -356,7 +356,7 @@ fn records() -> Seeds {
         .concat()
     };
     // One batch of a delete, an expiring write, a floor, a generation and a write; and the same
-    // once more.
+    // again.
     let all_kinds = || {
         let op = |place: u8| {
             let seq = u64::from(place + 10);

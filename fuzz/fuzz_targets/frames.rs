@@ -16,7 +16,7 @@ use tungstenite::Error;
 use tungstenite::error::ProtocolError;
 use tungstenite::protocol::{Message, Role, WebSocket, WebSocketConfig};
 
-/// More bytes than any frame can lack at its end.
+/// More bytes than can be missing from the end of any frame.
 const FILLER: &[u8] = &[0; (1 << 16) + 256];
 
 fuzz_target!(|input: &[u8]| {
@@ -149,7 +149,8 @@ fn check_oracle(stream: &[u8], ours: &(Vec<Said>, Option<FrameError>), bytes_max
     let (said, error) = ours;
     let mut oracle = stream.to_vec();
     if error.is_some() {
-        // Our decoder judges a frame by its header, tungstenite only once the whole frame is there.
+        // Our decoder judges a frame by its header, tungstenite only once the whole frame has
+        // arrived.
         oracle.extend_from_slice(FILLER);
     }
     let (mut theirs, their_error) = by_tungstenite(oracle, Role::Server, bytes_max);
@@ -175,7 +176,7 @@ fn check_oracle(stream: &[u8], ours: &(Vec<Said>, Option<FrameError>), bytes_max
     assert_eq!(*said, theirs);
 }
 
-/// Checks that a client reads everything the server would send back as it was meant.
+/// Checks that a client correctly reads everything that the server would send back.
 fn check_writer(said: &[Said]) {
     let mut stream = Vec::new();
     for event in said {

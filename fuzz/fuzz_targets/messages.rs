@@ -1,5 +1,5 @@
 //! The messages of a client, compared with `serde_json`, which decides what is valid JSON and
-//! extracts the fields. What simd-json refuses in addition is modelled here. Input: texts for a
+//! extracts the fields. simd-json's additional refusals are modelled here. Input: texts for a
 //! single parser, separated by the byte 1E (which no JSON contains).
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! The messages of a client of version 2, compared with a model for which `serde_json` extracts the
+//! The messages of a version 2 client, compared with a model for which `serde_json` extracts the
 //! fields: the id, the key of a refused op, and the content or the error. Input: texts for a single
 //! parser, separated by the byte 1E (which no JSON contains).
 #![no_main]
@@ -258,13 +258,13 @@ fn op(payload: &Fields<'_>) -> Result<Content, E> {
     })
 }
 
-/// Returns the number that a JSON text is, if it is written as an integer.
+/// Returns the value of a JSON text that is written as an integer.
 fn integer(text: &str, min: u64, max: u64) -> Option<u64> {
     let number = u64::try_from(text.parse::<i128>().ok()?).ok()?;
     (min..=max).contains(&number).then_some(number)
 }
 
-/// Checks that what was accepted is sent exactly as it was received.
+/// Checks that accepted content is sent exactly as it was received.
 fn check_frames(message: ClientMessage<'_>) {
     let mut out = Vec::new();
     match message {
@@ -299,7 +299,7 @@ fn check_op(op: &ClientOp<'_>) {
     let (mut out, seq) = (Vec::new(), Some(Seq::new(op.timestamp >> 7)));
     put_op(&mut out, op.key, value, op.timestamp, seq);
     assert_eq!(out.len(), op_frame_bytes(op.key, value, op.timestamp, seq));
-    // The server's op is one that a client may send.
+    // A client may also send the server's op.
     let plain = ClientOp {
         change: match op.change {
             ClientChange::Write { value, .. } => ClientChange::Write {
@@ -349,7 +349,7 @@ fn check_error(error: E, id: Option<u64>, key: &str) {
     assert_eq!(content.get("message").and_then(string), Some(message));
 }
 
-/// Returns the payload of the message in the one frame in `out`.
+/// Returns the payload of the message in the only frame in `out`.
 fn payload_of(out: &[u8]) -> Fields<'_> {
     let message = Fields::of(payload(out)).expect("a message is an object");
     let content = message.get("payload").and_then(Fields::of);

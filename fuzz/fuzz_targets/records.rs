@@ -1,8 +1,8 @@
 //! A segment written by the encoder, with one change: a flipped bit, a shorter file, a range of
 //! zeros, a range that was written to the wrong place, or a range of another segment. Only the
 //! intact part before the change is served. The fault is reported at its offset, and it counts as
-//! damage if a later batch proves that it was on disk, or if its own batch misses no sector. After
-//! the fault, every batch without a change is read again, but nothing that was never written.
+//! damage if a later batch proves that it was on disk, or if its own batch has no missing sector.
+//! After the fault, every unchanged batch is still read, but nothing that was never written.
 //!
 //! Input: the change (its kind, and three numbers of four bytes), then the batches. Each batch is a
 //! byte with the number of ops and whether a sync follows it, then for each op its texts, the
@@ -150,7 +150,7 @@ impl OwnedOp {
         }
     }
 
-    /// Makes it another op of the same length.
+    /// Turns it into a different op of the same length.
     fn alter(&mut self) {
         match &mut self.change {
             OwnedChange::Generation(id, _) => *id = Generation::new(!id.get()),
@@ -339,7 +339,8 @@ impl Written {
         );
     }
 
-    /// Checks the reading of `bytes`, which first differ from those that were written at `first`.
+    /// Checks the result of reading `bytes`, whose first difference from the written bytes is at
+    /// `first`.
     fn check(&self, bytes: &[u8], first: usize) {
         let (ops, fault) = self.read(bytes);
         let bad = self.units.iter().position(|unit| unit.at.contains(&first));

@@ -1,8 +1,8 @@
-//! Any bytes as a segment. Input: a byte that selects the repairs made before the bytes are read
-//! (bit 0: a segment header is prepended; bit 1: the magic numbers and the checksums are corrected;
-//! bit 2: the positions, too) and the number of bytes that are read at a time (the remaining bits),
-//! then the bytes. Without corrected checksums, the fuzzer would never reach the inside of a
-//! record.
+//! Arbitrary bytes as a segment. Input: a byte that selects the repairs made before the bytes are
+//! read (bit 0: a segment header is prepended; bit 1: the magic numbers and the checksums are
+//! corrected; bit 2: the positions, too) and the number of bytes that are read at a time (the
+//! remaining bits), then the bytes. Without corrected checksums, the fuzzer would never reach the
+//! inside of a record.
 #![no_main]
 
 use etherply::log::record::{
@@ -76,7 +76,7 @@ fn mend(header: &SegmentHeader, bytes: &mut [u8], with_positions: bool) {
     }
 }
 
-/// Returns the length in a batch header or a record, which have it at the same offset.
+/// Returns the length field of a batch header or a record, which is at the same offset in both.
 fn length(bytes: &[u8]) -> usize {
     usize::try_from(number(bytes, 4, 4)).expect("four bytes")
 }

@@ -1,5 +1,5 @@
-//! JSON for the models of the message targets: `serde_json` extracts the fields, and what simd-json
-//! refuses in addition is modelled here.
+//! JSON for the models of the message targets: `serde_json` extracts the fields, and simd-json's
+//! additional refusals are modelled here.
 
 use std::fmt;
 
@@ -11,13 +11,13 @@ use serde_json::value::RawValue;
 /// The message and its payload add one level each around the value.
 pub const DEPTH_MAX: usize = VALUE_DEPTH_MAX + 2;
 
-/// Returns whether a text is JSON by its grammar.
+/// Returns whether a text is valid JSON by the grammar.
 #[must_use]
 pub fn is_json(text: &str) -> bool {
     serde_json::from_str::<&RawValue>(text).is_ok()
 }
 
-/// Returns the string that `text` is, unescaped.
+/// Returns the string in `text`, unescaped.
 #[must_use]
 pub fn string(text: &str) -> Option<String> {
     serde_json::from_str(text).ok()
@@ -123,8 +123,8 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Returns the field that is nested too deep, and how deep it may be nested, in a text that is
-/// JSON; `None` if the text is not an object.
+/// Returns the field that is nested too deeply, and its maximum depth, in a text that is JSON;
+/// `None` if the text is not an object.
 #[must_use]
 pub fn deep_field(text: &str) -> Option<(String, usize)> {
     let (name, value) = RawFields::deeper_than(text, DEPTH_MAX - 1)?;
@@ -182,7 +182,7 @@ pub fn has_refused_token(text: &str) -> bool {
     is_refused
 }
 
-/// Returns the depth of a text that is JSON.
+/// Returns the nesting depth of a JSON text.
 #[must_use]
 pub fn depth(text: &str) -> usize {
     let (mut depth, mut deepest) = (0_usize, 0);
@@ -197,7 +197,7 @@ pub fn depth(text: &str) -> usize {
     deepest
 }
 
-/// Returns an upper bound for the depth of a text that may not be JSON.
+/// Returns an upper bound on the nesting depth of a text that may not be JSON.
 #[must_use]
 pub fn brackets(text: &str) -> usize {
     text.bytes()
@@ -208,7 +208,7 @@ pub fn brackets(text: &str) -> usize {
 /// Returns the payload of the only text frame in `out`.
 ///
 /// # Panics
-/// If `out` is not one.
+/// If `out` is not a text frame.
 #[must_use]
 pub fn payload(out: &[u8]) -> &str {
     let fits =

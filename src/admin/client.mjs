@@ -10,44 +10,42 @@
  *
  * A room is a map of keys to JSON values that all of its clients share. `set` and `delete` take
  * effect locally at once and are sent to the server as soon as there is a connection; until then,
- * only the newest op of each key is kept. The greater timestamp always wins. An own op is pending
- * until the server has said what became of it; until then it is sent again after each reconnect,
+ * only the newest op of each key is kept. The greater timestamp always wins. A local op is pending
+ * until the server has reported its outcome; until then it is sent again after each reconnect,
  * which the server silently accepts. Numbers above 2^53 lose digits.
  *
- * The module speaks version 2 of the protocol, and version 1 to a server that does not answer to
- * version 2. A server of version 1 can neither delete keys nor let them expire, has no presence and
- * no casts, and is given the token in the URL. It does not say "saved" either: there, an own op
- * counts as saved when the server has returned it in reply to an `echo`.
+ * The module speaks version 2 of the protocol, and version 1 to a server that does not support
+ * version 2. A version 1 server can neither delete keys nor let them expire, has no presence and no
+ * casts, and receives the token in the URL. Nor does it send `saved`: there, a local op counts as
+ * saved once the server has returned it in reply to an `echo`.
  *
  * If a room ends (see `Error` and `close`) with pending ops, it lists them in its last `state`
- * event, or on the console if nothing listens, and they are kept for as long as the page lives. The
- * next room for the same server and workspace has them in `unsaved`, except those that the server
+ * event, or on the console if nothing listens, and keeps them for as long as the page lives. The
+ * next room for the same server and workspace lists them in `unsaved`, except those that the server
  * turns out to have: `restore()` sends them with their original timestamps, so that later writes by
  * others win; `discard()` drops them. To always continue where the last room ended, call
  * `restore()` right after `connect`, unless another user may have signed in.
  *
- * @typedef {{key: string, value: any, timestamp: number, deleted?: true}} Edit
- * @typedef {"Disconnected" | "Connecting" | "Authenticating" | "Connected" | "Synced" | "Error"
- *   } State
+ * @typedef {{key: string, value: any, timestamp: number, deleted?: true}} Edit @typedef
+ * {"Disconnected" | "Connecting" | "Authenticating" | "Connected" | "Synced" | "Error" } State
  * `Error` is final: the token was refused, the server does not accept the messages of this client,
- * an administrator removed it (4003), or the workspace was deleted (4004).
- * @typedef {"offline" | "syncing" | "saving" | "saved"} Status
- * `saved`: this client has the state of the server, and the server has every edit of this client.
- * @typedef {{key: string, value: any, timestamp: number, source: "self" | "other" | "init",
- *   over?: {value: any, timestamp: number}}} Change
- * `value` is undefined when the key does not exist. `timestamp` is in Unix microseconds, or 0 if it
- * is not known. `source` is "init" for what a complete state showed. `over` is the pending op that
- * lost to this one or was refused; its `value` is undefined if it was a delete.
- * @typedef {{connection: string, user: string | null, value: any, is_self: boolean}} Peer
- * @typedef {{url?: string, workspace?: string, presence?: boolean, version?: 1 | 2,
- *   token?: string | ((refusal?: string) => string | Promise<string>)}} Options
- * `url` is the address of the server (http, https, ws or wss), by default the one that this module
- * was loaded from; `workspace` defaults to the one in `url`. `presence` makes this client a peer.
- * With `version`, only that version of the protocol is spoken. If `token` is a function, it is
- * called before each connect. After one of its tokens was refused (401) or has expired (4001), it
- * is passed the reason, so that a function that caches tokens knows that it needs a new one; if the
- * new one is refused too, the room ends. If the function throws, that counts as a failed
- * connection, and it is called again later. With a string, both end the room.
+ * an administrator removed it (4003), or the workspace was deleted (4004). @typedef {"offline" |
+ * "syncing" | "saving" | "saved"} Status `saved`: this client has the state of the server, and the
+ * server has every edit of this client. @typedef {{key: string, value: any, timestamp: number,
+ * source: "self" | "other" | "init", over?: {value: any, timestamp: number}}} Change `value` is
+ * undefined when the key does not exist. `timestamp` is in Unix microseconds, or 0 if it is not
+ * known. `source` is "init" for changes from a complete state. `over` is the pending op that lost
+ * to this one or was refused; its `value` is undefined if it was a delete. @typedef {{connection:
+ * string, user: string | null, value: any, is_self: boolean}} Peer @typedef {{url?: string,
+ * workspace?: string, presence?: boolean, version?: 1 | 2, token?: string | ((refusal?: string) =>
+ * string | Promise<string>)}} Options `url` is the address of the server (http, https, ws or wss),
+ * by default the one that this module was loaded from; `workspace` defaults to the one in `url`.
+ * `presence` makes this client a peer. With `version`, only that version of the protocol is spoken.
+ * If `token` is a function, it is called before each connect. After one of its tokens was refused
+ * (401) or has expired (4001), it is passed the reason, so that a function that caches tokens knows
+ * that it needs a new one; if the new one is refused too, the room ends. If the function throws,
+ * that counts as a failed connection, and it is called again later. With a string, both end the
+ * room.
  */
 
 const KEY_BYTES_MAX = 1024;
@@ -57,10 +55,11 @@ const TTL_MS_MAX = 10 * 365 * 86_400_000;
 const RETRY_MS = 250, RETRY_MS_MAX = 15_000, ANSWER_MS = 15_000;
 const DAY_US = 86_400e6; // An op further ahead came from a wrong clock: a server refuses it.
 const CLOCK_LEAD_US = 1e6; // The same, where the clock of the server is known.
-// A shorter connection counts as a failure too, so that a server in trouble is not hammered.
+// A shorter connection also counts as a failure, so that a struggling server is not hammered.
 const STABLE_MS = 5_000;
 const SILENCE_MS = 25_000; // After this long without a message, the server is asked for one.
-// How long it may take. A state may be one large message on a slow link: nothing overtakes it.
+// The time that a state may take. It may be one large message on a slow link, which nothing
+// overtakes.
 const PONG_MS = 10_000, PONG_IN_STATE_MS = 60_000;
 const CLOCK_STEP_MS = 1_000, CLOCK_FRESH_MS = 600_000; // When a measured offset is measured again.
 const SETTLE_MS = 500; // In version 1, from an op to asking whether it was accepted.
@@ -87,7 +86,7 @@ export const connect = (options, host = globalThis) =>
   new Room(typeof options === "string" ? { url: options } : options, host);
 
 const bytesOf = (text) => new TextEncoder().encode(text).length;
-/** Returns a value as JSON of at most so many bytes. */
+/** Returns a value as JSON of at most `bytes_max` bytes. */
 const textOf = (value, bytes_max) => {
   const text = JSON.stringify(value);
   if (text === undefined) throw new TypeError("a value must be representable in JSON");
@@ -99,28 +98,27 @@ const needsVersion2 = ({ text, ttl_ms }) => text === undefined || ttl_ms !== und
 const valueOf = (text) => (text === undefined ? undefined : JSON.parse(text));
 const editOf = ({ key, text, timestamp }) =>
   ({ key, value: valueOf(text), timestamp, ...(text === undefined && { deleted: true }) });
-// For each workspace URL: the own ops that its rooms ended with, by key.
+// For each workspace URL, the unsaved ops with which its rooms ended, by key.
 const kept = new Map();
 
-/** A client's copy of a workspace: the state of the server, and over it the client's own pending
+/** A client's copy of a workspace: the state of the server, overlaid with the client's own pending
  * ops. It has no clock, socket, timer or randomness: each input (an edit, a message, a connection
  * that opened or closed) changes it and adds outputs, which `drain` returns. The time is an
  * argument: `{us, is_server_time}`, Unix microseconds and whether the server's clock is known.
  *
  * Outputs: `{send}`, a message to send before anything else happens; `{timer}`, a name whose input
  * (`sendSome` or `settle`) is due later; `{change}`, `{error}` and `{presence}` to report;
- * `{synced}`; `{echoed}`, whether an echo of version 1 was answered; `{close}`, a close code. */
+ * `{synced}`; `{echoed}`, whether a version 1 echo was answered; `{close}`, a close code. */
 export class Replica {
   #outputs = [];
-  // The state of the server as far as known, by key: `{value, text, timestamp}`. Value and text of
-  // a deleted key are undefined. After an init of version 1 the timestamp is 0: any op may replace
-  // it.
+  // The known state of the server, by key: `{value, text, timestamp}`. The value and text of a
+  // deleted key are undefined. After a version 1 init the timestamp is 0: any op may replace it.
   #entries = new Map();
   #tombstones = new Set(); // The keys of deleted entries, oldest first.
   // The keys whose entries come from before the full state that is arriving.
   #unconfirmed = new Set();
   // The newest pending op of each key, in timestamp order. `id` is Infinity while it is not sent;
-  // `is_hiding` if an earlier connection was sent an older one, which may be what the server has;
+  // `is_hiding` if an older one was sent on an earlier connection and may be what the server has;
   // `first` is the number of the first edit that it includes.
   #pending = new Map();
   #sent = new Map(); // Version 2: every own op that this connection was sent, until it is settled.
@@ -142,8 +140,8 @@ export class Replica {
   get edits_count() { return this.#edits_count; }
   get version() { return this.#version; }
   get connection() { return this.#connection; }
-  /** Where the next connection can resume: only what has been applied is behind the position.
-   * @returns {{since: number, generation: string} | undefined} */
+  /** The position from which the next connection can resume: it covers only messages that have been
+   * applied. @returns {{since: number, generation: string} | undefined} */
   get position() {
     const is_known = this.#seq !== undefined && this.#generation !== undefined;
     return is_known ? { since: this.#seq, generation: this.#generation } : undefined;
@@ -162,7 +160,7 @@ export class Replica {
     return Array.from(keys, (key) => [key, this.#shown(key)])
       .filter(([, { text }]) => text !== undefined).map(([key, { value }]) => [key, value]);
   }
-  /** The peers by connection, without those that this client itself was on earlier connections. */
+  /** The peers by connection, without this client's own earlier connections. */
   get peers() {
     return [...this.#peers].filter(([connection]) => !this.#former.has(connection))
       .map(([connection, { user, value }]) =>
@@ -184,7 +182,7 @@ export class Replica {
     return this.#stamp({ key, text, ttl_ms, base, passed_us }, now);
   }
 
-  /** Adds an op with a timestamp of its own. */
+  /** Adds an op that already has a timestamp. */
   put({ key, text, timestamp, base, passed_us, ttl_ms, is_local = false }) {
     const number = (this.#edits_count += 1);
     const older = this.#pending.get(key);
@@ -252,9 +250,9 @@ export class Replica {
     this.#message_bytes_max = Infinity; // As long as the server does not say.
   }
 
-  /** Ends the connection; what it has not settled is sent again by the next one. If the server has
-   * processed a close by this client, it has also processed all ops before it, so that the next
-   * init shows those that it did not refuse. */
+  /** Ends the connection; unsettled ops are sent again on the next one. If the server has processed
+   * a close by this client, it has also processed all ops before it, so that the next init shows
+   * those that it did not refuse. */
   closed({ is_answered = false, is_too_many = false } = {}) {
     for (const own of is_answered ? this.#doubtful : []) {
       if (this.#pending.get(own.key) !== own) continue;
@@ -269,7 +267,7 @@ export class Replica {
     this.#endEcho(false);
   }
 
-  /** Makes the next connection begin with the complete state. */
+  /** Makes the next connection start with the complete state. */
   forgetPosition() { this.#seq = undefined; }
 
   /** Drops everything, because the workspace was deleted. */
@@ -280,8 +278,8 @@ export class Replica {
     for (const held of [this.#entries, this.#pending, this.#sent, this.#peers]) held.clear();
   }
 
-  /** Applies a message of the server. The resume point moves last: it must not pass what was not
-   * applied. A message that cannot be understood is an exception. */
+  /** Applies a message from the server. The resume point advances last, so that it never passes
+   * unapplied changes. Throws if the message cannot be understood. */
   receive(message, now) {
     const { type, payload, data, seq, id } = message;
     if (this.#version === 1) {
@@ -307,12 +305,12 @@ export class Replica {
   // ---- version 2 ----
 
   #welcome({ state, why, generation, connection, limits }, { us, local_us = us }) {
-    // A server that was started again may use the ids again.
+    // A restarted server may reuse the ids.
     if (this.#generation !== generation) this.#former.clear();
     this.#left.clear();
     [this.#connection, this.#generation, this.#why] = [connection, generation, why];
     this.#message_bytes_max = limits?.message_bytes ?? Infinity;
-    // If the last connection broke inside a full state, `changes` go on where that stopped.
+    // If the last connection broke inside a full state, `changes` continue where that stopped.
     if (state === "full") {
       [this.#seq, this.#is_full] = [undefined, true];
       this.#unconfirmed = new Set(this.#entries.keys());
@@ -322,8 +320,8 @@ export class Replica {
     this.sendSome();
   }
 
-  /** Corrects the timestamps of ops that were written before the server's clock was known. Nobody
-   * else has seen those that were never sent. */
+  /** Corrects the timestamps of ops that were written before the server's clock was known. No other
+   * client has seen those that were never sent. */
   #restamp(offset_us) {
     for (const own of this.#pending.values()) {
       if (!own.is_local || !own.is_new) continue;
@@ -344,7 +342,7 @@ export class Replica {
     this.#merge(key, deleted ? undefined : value, timestamp, "other", now);
   }
 
-  /** Drops what the full state did not confirm. */
+  /** Drops the entries that the full state did not confirm. */
   #synced() {
     for (const key of this.#unconfirmed) {
       const { text } = this.#entries.get(key);
@@ -358,8 +356,8 @@ export class Replica {
     this.#outputs.push({ synced: true, why: this.#why });
   }
 
-  /** Settles every own op up to this id: it has won, since the winner or an error comes first if it
-   * has not. */
+  /** Settles every local op up to this id: each has won, since otherwise the winner or an error
+   * would have come first. */
   #saved(id) {
     for (const own of this.#sent.values()) {
       if (own.id > id) break;
@@ -376,7 +374,7 @@ export class Replica {
     this.#outputs.push({ error: { code, message, ...(key !== undefined && { key }) } });
   }
 
-  /** Changes the peers. One that has left does not come back: its id is never used again. */
+  /** Changes the peers. A peer that has left does not come back: its id is never reused. */
   #receivePresence({ all = false, peers = {}, left = [] }) {
     if (all) this.#peers.clear();
     for (const connection of left) {
@@ -449,27 +447,27 @@ export class Replica {
     this.#outputs.push({ error: { code, message } });
   }
 
-  /** Handles an own op that the server returned: it has been applied, and everything that was sent
+  /** Handles a local op that the server returned: it has been applied, and everything that was sent
    * before it has been handled. */
   #returned({ id }) {
     for (const own of this.pending) if (wasSent(own) && own.id <= id) this.#take(own);
   }
 
-  /** Asks to be called again to find out what has been accepted, while that is not known. */
+  /** Schedules another call to find out which ops have been accepted, while that is unknown. */
   settle() {
     const asks = this.#version === 1 && this.#is_open && !this.#is_pacing && this.#pending.size > 0;
     if (asks) this.#outputs.push({ timer: "settle" });
   }
 
   /** Sends an op that cannot win, since it is older than its key's value: it changes nothing, and
-   * the server replies with the winner. Returns whether there is a key to do it with. */
+   * the server replies with the winner. Returns whether there is a key that this works with. */
   startEcho() {
     const own = this.pending.filter(wasSent).at(-1);
     const any = [...this.#entries].find(([, { text }]) => text !== undefined)?.[0];
     const key = own?.key ?? (this.#pending.size === 0 ? any : undefined);
     if (!this.#is_open || key === undefined) return false;
     this.#echo_key = key;
-    // If the own op is refused, so is its echo; the server knows any other key.
+    // If the local op is refused, so is its echo; any other key is known to the server.
     if (own) own.is_echoed = true;
     const other = this.#entries.get(key)?.text === "null" ? "0" : "null";
     this.#send({ key, text: own?.text ?? other, timestamp: own ? own.timestamp - 1 : 0 });
@@ -496,8 +494,8 @@ export class Replica {
     for (const held of [this.#tombstones, this.#entries, this.#unconfirmed]) held.delete(oldest);
   }
 
-  /** The merge rule: applies an entry unless the client's is newer. What is unconfirmed is replaced
-   * whatever its timestamp, since the server may not have its history. */
+  /** The merge rule: applies an entry unless the client's is newer. Unconfirmed entries are
+   * replaced regardless of their timestamps, since the server may not have their history. */
   #merge(key, value, timestamp, source, now) {
     const is_entry = typeof key === "string" && Number.isSafeInteger(timestamp);
     if (!is_entry) throw new TypeError("an entry is malformed");
@@ -517,19 +515,19 @@ export class Replica {
     this.#outputs.push({ change: { key, value, timestamp, source, over } });
   }
 
-  /** Makes an own op that the server has accepted part of the server's state. */
+  /** Makes a local op that the server has accepted part of the server's state. */
   #take(own) {
     const { key, value, text, timestamp } = own;
     this.#taken_us = Math.max(this.#taken_us, timestamp);
     if (this.#pending.get(key) === own) this.#pending.delete(key);
     const known = this.#entries.get(key);
-    // Otherwise it has lost, and the winner came before.
+    // Otherwise it has lost, and the winner came first.
     if (known && !this.#unconfirmed.has(key) && known.timestamp >= timestamp) return;
     this.#unconfirmed.delete(key);
     this.#setEntry(key, value, text, timestamp);
   }
 
-  /** Makes an op wait to be sent again, or the newer op of its key stand for it too. */
+  /** Makes an op wait to be sent again, or lets the newer op of its key replace it. */
   #unsend(own) {
     this.#sent.delete(own.id);
     const newest = this.#pending.get(own.key);
@@ -539,7 +537,7 @@ export class Replica {
     newest.is_hiding = true;
   }
 
-  /** Sends an op that the server could not accept now again, at a slower pace. */
+  /** Resends an op that the server could not accept, at a slower pace. */
   #slowDown(own, code, message) {
     const [{ key }, is_told] = [own, this.#is_over];
     this.#endEcho(false);
@@ -550,8 +548,8 @@ export class Replica {
     if (!is_told) this.#outputs.push({ error: { code, message, key } });
   }
 
-  /** Undoes a refused op. What is behind it shows again: an older op of the key that is still on
-   * its way, or else what the server has. */
+  /** Undoes a refused op, which reveals an older op of the key that is still in transit, or else
+   * the server's entry. */
   #undo(own, code, message) {
     const { key, timestamp, value, number } = own;
     this.#endEcho(false);
@@ -567,7 +565,7 @@ export class Replica {
         over: { value, timestamp },
       } });
     }
-    // What the server has of this key may be an op that this client forgot.
+    // The server's entry for this key may be an op that this client has forgotten.
     if (this.#version === 2 && own.is_hiding) {
       this.forgetPosition();
       this.#is_open = false;
@@ -587,7 +585,7 @@ export class Replica {
   }
 }
 
-/** A replica and its connection, which it opens again until it ends. */
+/** A replica and its connection, which is reopened until the room ends. */
 class Room extends EventTarget {
   #replica = new Replica();
   #host; #base; #segment; #query; #source; #refusal; #is_peer; #only_version;
@@ -628,10 +626,10 @@ class Room extends EventTarget {
   get pending() { return this.#replica.pending_count; }
   /** The version of the protocol that the last connection spoke, or 0 before the first. */
   get version() { return this.#replica.version; }
-  /** The id of this client among the peers, on a server of version 2. */
+  /** The id of this client among the peers, on a version 2 server. */
   get connection() { return this.#replica.connection; }
-  /** The peers of the workspace, this client among them, as the server last listed them.
-   * @returns {Peer[]} */
+  /** The peers of the workspace, including this client, as last listed by the server. @returns
+   * {Peer[]} */
   get peers() { return this.#replica.peers; }
   /** The unsaved ops of earlier rooms for this server and workspace, oldest first.
    * @returns {Edit[]} */
@@ -642,7 +640,8 @@ class Room extends EventTarget {
 
   /** Writes a key and returns the op's timestamp, which is greater than that of the value it
    * replaces, as far as this client knows. Null is a value too. With `ttl_ms`, the server deletes
-   * the key so long after it has accepted the op; until it says so, the key is there. */
+   * the key that many milliseconds after it has accepted the op; the key exists until the server
+   * reports the delete. */
   set(key, value, { ttl_ms } = {}) {
     const text = textOf(value, VALUE_BYTES_MAX);
     const is_duration = Number.isSafeInteger(ttl_ms) && ttl_ms > 0 && ttl_ms <= TTL_MS_MAX;
@@ -651,13 +650,13 @@ class Room extends EventTarget {
     return this.#write(key, text, ttl_ms);
   }
 
-  /** Deletes a key and returns the op's timestamp. A key that does not exist can be deleted too:
-   * then nothing that was written to it before comes back. */
+  /** Deletes a key and returns the op's timestamp. A key that does not exist can be deleted too,
+   * which keeps earlier writes to it from coming back. */
   delete(key) { return this.#write(key, undefined); }
 
   /** Resolves once the server has settled every edit made until now: each is as durable as the
-   * server is set up to make it, or has lost to a newer one. Rejects if one of them is refused, or
-   * if the room ends first. */
+   * server's mode makes it, or has lost to a newer one. Rejects if one of them is refused, or if
+   * the room ends first. */
   saved() {
     const last = this.#replica.edits_count;
     return this.#wait({ last, is_done: (oldest) => oldest > last });
@@ -688,7 +687,7 @@ class Room extends EventTarget {
     this.#sendPresence();
   }
 
-  /** Sends a value to all other clients that are connected now; nothing keeps it. Returns whether
+  /** Sends a value to all other clients that are connected now; it is not stored. Returns whether
    * it was sent. */
   cast(value) {
     const text = textOf(value, CAST_BYTES_MAX);
@@ -701,7 +700,7 @@ class Room extends EventTarget {
    * state or the changes ("first", "resumed", "other_generation", "too_old"), and at the end
    * `unsaved`, an Edit[]; `status` passes `{status}`; `presence` passes `{peers}`; `cast` passes
    * `{from, user, value}`; `error` passes the `{code, message, key}` of a refusal, with `key` if it
-   * is known: the op is undone here or, after a 429 or 500, sent again. */
+   * is known: the op is undone locally or, after a 429 or 500, sent again. */
   on(name, listener) {
     const handle = ({ detail }) => listener(detail);
     this.addEventListener(name, handle);
@@ -712,8 +711,8 @@ class Room extends EventTarget {
     super.addEventListener(name, ...rest);
   }
 
-  /** Returns the time of a message to the server and back in milliseconds, or undefined if there is
-   * no connection or, in version 1, no key. @returns {Promise<number | undefined>} */
+  /** Returns the round-trip time of a message to the server in milliseconds, or undefined if there
+   * is no connection or, in version 1, no key. @returns {Promise<number | undefined>} */
   echo() {
     const one = () => new Promise((resolve) => this.#startEcho(resolve));
     return (this.#echoes = this.#echoes.then(one));
@@ -746,7 +745,7 @@ class Room extends EventTarget {
 
   // ---- the replica's outputs ----
 
-  /** Passes an input to the replica, and carries out what comes of it. */
+  /** Passes an input to the replica, and carries out the resulting outputs. */
   #run(input) {
     const result = input();
     const outputs = this.#replica.drain();
@@ -777,7 +776,7 @@ class Room extends EventTarget {
   }
 
   #becomeSynced(outputs) {
-    // A client that fell behind is synced again, which is no news.
+    // A client that fell behind is synced again, which need not be reported.
     if (this.#state === "Synced") outputs.splice(outputs.findIndex(({ synced }) => synced), 1);
     else this.#synced_ms = this.#now_ms();
     this.#state = "Synced";
@@ -799,7 +798,7 @@ class Room extends EventTarget {
     }));
   }
 
-  /** Emits a change of the status, and keeps the promises that can be kept. */
+  /** Emits a change of the status, and settles the promises that can be settled. */
   #report() {
     const { status } = this;
     const is_news = status !== this.#told_status;
@@ -834,7 +833,8 @@ class Room extends EventTarget {
   #drift_ms() { return this.#host.Date.now() - this.#now_ms(); }
   #isClockMoved() { return Math.abs(this.#drift_ms() - this.#clock.drift_ms) > CLOCK_STEP_MS; }
 
-  /** Measures the server's clock: it showed this time between `since_ms` and now. */
+  /** Measures the server's clock, which showed this time at some moment between `since_ms` and now.
+   * */
   #measure(server_us, since_ms) {
     if (!Number.isSafeInteger(server_us)) return;
     const [now_ms, drift_ms] = [this.#now_ms(), this.#drift_ms()];
@@ -845,7 +845,7 @@ class Room extends EventTarget {
     this.#clock = { offset_us, round_ms, drift_ms, at_ms: now_ms };
   }
 
-  /** Sends a ping. `resolve` is called with the time of the round trip, or undefined. */
+  /** Sends a ping. `resolve` is called with the round-trip time, or undefined. */
   #ping(resolve = () => {}) {
     if (!this.#is_welcomed) return resolve();
     this.#pings.push({ since_ms: this.#now_ms(), resolve });
@@ -877,9 +877,9 @@ class Room extends EventTarget {
 
   #cancel(name) { this.#timers[name] = void this.#host.clearTimeout(this.#timers[name]); }
 
-  // ---- the life of a connection ----
+  // ---- the lifecycle of a connection ----
 
-  /** Asks for a sign of life after a silence. */
+  /** Requests a sign of life after a silence. */
   #watch() {
     const silent_ms = this.#now_ms() - this.#heard_ms;
     if (silent_ms >= SILENCE_MS) this.#probe();
@@ -887,7 +887,7 @@ class Room extends EventTarget {
     this.#after("watch", next_ms, () => this.#watch());
   }
 
-  /** Finds out whether the connection is alive: any message within a while is a sign. */
+  /** Finds out whether the connection is alive: any message that arrives soon is a sign. */
   #probe() {
     if (this.#timers.probe !== undefined) return;
     if (this.version === 2) this.#ping();
@@ -902,7 +902,7 @@ class Room extends EventTarget {
   #woken(type) {
     if (this.#host.document?.visibilityState === "hidden") return;
     if (["Connected", "Synced"].includes(this.#state)) return this.#probe();
-    // A page that is shown the first time is connecting already.
+    // A page that is shown for the first time is already connecting.
     if (type !== "online" && this.#timers.retry === undefined) return;
     this.#attempt = 0;
     this.#retry(type === "online" ? "back online" : "page shown again");
@@ -991,7 +991,7 @@ class Room extends EventTarget {
       this.#run(() => this.#replica.receive(message, this.#now()));
       if (this.version === 2 && type === "welcome") this.#welcomed();
     } catch (error) {
-      // What is held may lack something: the next connection begins with the complete state.
+      // The copy may be incomplete: the next connection starts with the complete state.
       this.#replica.forgetPosition();
       this.#retry(`invalid message from the server: ${error.message}`);
     }
@@ -1025,7 +1025,8 @@ class Room extends EventTarget {
     this.#retry(told);
   }
 
-  /** Another server takes over: all clients come back, within a second rather than all at once. */
+  /** Another server takes over: all clients reconnect, spread over a second rather than all at
+   * once. */
   #comeBack(reason) {
     this.#leave();
     this.#attempt = 0;
@@ -1074,7 +1075,7 @@ class Room extends EventTarget {
     this.#enter(state, reason, undefined, unsaved);
   }
 
-  /** Nobody listens, so the console says that the room has ended, and which keys it could not save.
+  /** Nothing listens, so the console reports that the room has ended and which keys were not saved.
    * */
   #log(reason, unsaved) {
     const keys = unsaved.slice(0, 20).map(({ key }) => JSON.stringify(key)).join(", ");

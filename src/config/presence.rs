@@ -1,4 +1,4 @@
-//! The settings of presence.
+//! The presence settings.
 
 use clap::Args;
 
@@ -6,11 +6,10 @@ use super::value;
 use crate::core::fanout::peers::PresenceSettings;
 use crate::limits::{PRESENCE_BYTES_DEFAULT, PRESENCE_INTERVAL_MS_DEFAULT};
 
-/// The settings of presence, which only clients of version 2 use.
+/// The presence settings, which apply only to version 2 clients.
 #[derive(Debug, Args)]
 pub struct PresenceArgs {
-    /// Milliseconds for which changes of who is present are collected before they are sent as one
-    /// message
+    /// Milliseconds for which presence changes are collected before they are sent as one message
     #[arg(
         long,
         value_name = "MS",
@@ -78,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn the_error_of_a_wrong_value_names_the_flag_and_the_range() {
+    fn the_error_for_a_wrong_value_names_the_flag_and_the_range() {
         for (flag, value, range) in [
             ("--presence-interval-ms", "9", "from 10 to 60000"),
             ("--max-presence-bytes", "1MiB", "from 1024 to 16777216"),

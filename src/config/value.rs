@@ -104,8 +104,8 @@ pub(super) fn ttl(text: &str) -> Result<Duration, String> {
     time_from_1s(text)
 }
 
-/// Parses the retention of tombstones. It is at least one second: without any, a client could not
-/// even reconnect before the server has forgotten what was deleted.
+/// Parses the retention of tombstones. It is at least one second: with none, the server would have
+/// forgotten the deleted keys before a client could even reconnect.
 pub(super) fn retention(text: &str) -> Result<Duration, String> {
     time_from_1s(text)
 }

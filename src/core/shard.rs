@@ -6,8 +6,8 @@
 //! [`Shard::handle`], then one to [`Shard::flush`], then calls [`Shard::poll_output`] until it
 //! returns `None`. It carries out the outputs and returns their outcomes as inputs. Time is an
 //! argument ([`Clock`]) and may jump. The worker on its ring and the simulator both call the same
-//! code. Internally, only time during which the shard was running counts ([`shard_clock`]); only
-//! the functions above see the caller's clock.
+//! code. Internally, only the time during which the shard runs counts ([`shard_clock`]); only the
+//! functions above see the caller's clock.
 //!
 //! | output | outcome |
 //! | --- | --- |
@@ -25,7 +25,7 @@
 //! | --- | --- |
 //! | `Sessions` | the table of connections, their user names, rate meters and timers |
 //! | `Rooms` | the table of workspaces in memory, its index, and the rooms with new ops |
-//! | `ExpiryQueue` | the rooms with keys that expire or tombstones, by their next deadline |
+//! | `ExpiryQueue` | the rooms with expiring keys or tombstones, by their next deadline |
 //! | `SendQueues` | the order of sends, pauses, and sessions that wait for the log |
 //! | `ReadQueues` | sessions to read: from the socket, in turn, or once the log has room |
 //! | `Generations` | the current generation and the one before it |
@@ -39,11 +39,11 @@
 //! The steps of a turn work on those parts, with one file per subject: `handshake` (the request
 //! head, joining), `http_read` and `waiting` (answers without a WebSocket, requests that wait),
 //! `intake` (from bytes to messages to the state), `held_writers` (clients that wait for
-//! compaction), `expiry` (keys that expire, tombstones), `delivery` (what each session receives,
-//! and when), `conflation` (clients that read too slowly), `deadlines` (timers), `closing`
-//! (closing, drain), `encoding` (snapshots), `eviction` and `shedding` (which session is closed
-//! when memory or connections run out),
-//! `clock_corrections` (after an absence), `failure` (a log that cannot be written, a panic).
+//! compaction), `expiry` (expiring keys, tombstones), `delivery` (what each session receives, and
+//! when), `conflation` (clients that read too slowly), `deadlines` (timers), `closing` (closing,
+//! drain), `encoding` (snapshots), `eviction` and `shedding` (which session is closed when memory
+//! or connections run out), `clock_corrections` (after an absence), `failure` (a log that cannot be
+//! written, a panic).
 
 pub mod connection_log;
 pub mod contract;
@@ -125,7 +125,7 @@ pub struct Shard {
     sessions: Sessions,
     rooms: Rooms,
     expiry: ExpiryQueue,
-    /// A buffer for the key that is being deleted because it has expired.
+    /// A buffer for the expired key that is being deleted.
     expired_key: String,
     /// The most recently sent list of users, kept for the next request.
     kept_presence: Option<Chunk>,
@@ -136,7 +136,7 @@ pub struct Shard {
     connection_log: Option<Box<ConnectionLog>>,
     admission: Admission,
     snapshots: Snapshots,
-    /// Parts of states for clients of version 2.
+    /// Parts of states for version 2 clients.
     state_chunks: StateChunkCache,
     /// The part that is being encoded, whose memory is reused.
     state_chunk: StateChunk,
@@ -150,8 +150,8 @@ pub struct Shard {
     presence_queue: PresenceQueue,
     /// The presence message that is being encoded, whose memory is reused.
     presence_frame: PresenceFrame,
-    /// The number from which the ids of connections are counted: the Unix time of this start, in
-    /// microseconds, so that a connection of an earlier start never has the id of a later one.
+    /// The number from which connection ids are counted: the Unix time of this start, in
+    /// microseconds, so that no id is used again after a restart.
     first_connection: u64,
     /// The shard's time when the current turn, or the current input, began.
     turn_us: u64,
@@ -160,7 +160,7 @@ pub struct Shard {
 }
 
 /// Buffers that all sessions share while their bytes are read. The shard is modified while a
-/// message borrows from them, so the reader holds a reference of its own in the meantime.
+/// message borrows from them, so the reader holds its own reference in the meantime.
 #[derive(Default)]
 struct Scratch {
     parser: RefCell<Parser>,
@@ -256,10 +256,10 @@ impl Shard {
 
     /// Ends a turn. Durability depends on the order of its steps:
     ///
-    /// 1. Keys that have expired are deleted, and tombstones are dropped, at most a certain number
-    ///    of them. Requests that wait for this are then answered in the same turn. The deletes join
-    ///    this turn's batch, and are visible only once it is durable. If the batch is full, because
-    ///    clients fill every batch, this is done again once the batch has been handed over.
+    /// 1. Expired keys are deleted and old tombstones are dropped, up to a limit per turn. Requests
+    ///    that wait for this are then answered in the same turn. The deletes join this turn's
+    ///    batch, and are visible only once it is durable. If the batch is full, because clients
+    ///    fill every batch, this step is repeated once the batch has been handed over.
     /// 2. Waiting requests are answered once the state is available, timers expire, sessions are
     ///    evicted while too much memory is held, and the log is measured. A generation that has
     ///    begun is recorded.
@@ -389,8 +389,8 @@ impl Shard {
         &self.counters
     }
 
-    /// Checks everything that must hold between two calls: the invariant of each part, and the
-    /// memory held by sessions against the totals and the budget.
+    /// Checks everything that must hold between calls: the invariant of each part, and the memory
+    /// held by sessions against the totals and the budget.
     ///
     /// # Panics
     /// If any of them is violated.
@@ -488,7 +488,7 @@ impl Shard {
     }
 
     /// Hands over a batch if it is due. In `always` mode it is due when the round of sends is
-    /// complete, because a commit and sends at the same time are slower than one after the other:
+    /// complete, because overlapping a commit with sends is slower than running them in sequence:
     /// both need the core. But a round may never complete, and a batch may become full, so the
     /// batch's age and size override that rule.
     fn start_commit(&mut self, clock: Clock) {

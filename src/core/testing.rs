@@ -64,7 +64,7 @@ pub fn shard_config() -> ShardConfig {
 /// Returns the secret that [`shard_config`] uses.
 #[must_use]
 pub fn secret() -> Secret {
-    let secret = Secret::new(b"a secret of the tests, which is long enough".to_vec());
+    let secret = Secret::new(b"a secret for tests that is long enough".to_vec());
     secret.expect("the secret is not empty")
 }
 

@@ -33,8 +33,8 @@ pub(super) fn kernel() -> (u32, u32) {
 }
 
 /// A buffer that the kernel has filled and released; the owner of this value owns the buffer. It
-/// keeps the memory alive and is not `Send`. A buffer that is dropped instead of given back is lost
-/// to its ring.
+/// keeps the memory alive and is not `Send`. A buffer that is dropped instead of being given back
+/// is lost to its ring.
 #[derive(Debug)]
 pub struct Filled {
     memory: Rc<Memory>,
@@ -212,7 +212,7 @@ pub(super) mod sanitizer {
     pub fn hide(address: *const u8, bytes: usize) {
         #[cfg(address_sanitizer)]
         // SAFETY:
-        // - it is memory of this process, and only the sanitizer's record of it changes
+        // - the memory belongs to this process, and only the sanitizer's record of it changes
         unsafe {
             __asan_poison_memory_region(address.cast(), bytes);
         }
@@ -223,7 +223,7 @@ pub(super) mod sanitizer {
     pub fn show(address: *const u8, bytes: usize) {
         #[cfg(address_sanitizer)]
         // SAFETY:
-        // - it is memory of this process, and only the sanitizer's record of it changes
+        // - the memory belongs to this process, and only the sanitizer's record of it changes
         unsafe {
             __asan_unpoison_memory_region(address.cast(), bytes);
         }

@@ -401,7 +401,7 @@ impl Loop {
         for shard in self.directory.shards().unwrap_or_default() {
             let rotation = self.rotations.iter().find(|last| last.shard == shard);
             let Some((count, closed_bytes)) = self.measure_folder(shard, rotation) else {
-                // Keep the previous figures; the next measurement will come soon.
+                // Keep the previous figures; the next measurement follows soon.
                 return;
             };
             segments += count;

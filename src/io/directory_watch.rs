@@ -18,8 +18,8 @@ pub struct DirectoryWatch {
 }
 
 impl DirectoryWatch {
-    /// Checks the log before any op of a commit is shown. `log` is `None` while the log is still
-    /// being read.
+    /// Checks the log before any op of a commit is sent to clients. `log` is `None` while the log
+    /// is still being read.
     pub fn committed(
         &mut self,
         log: Option<&LogFiles<impl Disk>>,

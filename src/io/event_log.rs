@@ -23,7 +23,7 @@ pub fn log(of: (u32, SessionId), peer: Option<SocketAddr>, note: Note, now_us: u
             connection = of.1.generation,
             peer = peer.map(tracing::field::display),
             timestamp,
-            "client sends timestamps before 2001: they are in microseconds, are these milliseconds?"
+            "client sends timestamps before 2001: are these milliseconds instead of microseconds?"
         ),
         Note::Ended(ended) => log_end(of, ended, now_us),
     }

@@ -192,8 +192,8 @@ fn begin_to_serve(
     fill_bytes: Option<u64>,
 ) -> Result<(), ServeError> {
     let (serves, serving) = channel();
-    // All shards begin the same generation, so that a later start with another number of shards can
-    // still name it.
+    // All shards begin the same generation, so that a later start with a different number of shards
+    // can still identify it.
     let generation = Generation::new(random_u64()?);
     let shards = u32::try_from(senders.len()).expect("SHARDS_MAX fits in 32 bits");
     let mut room = DiskRoom::new(LowMarks::default(), senders.len() as u64);

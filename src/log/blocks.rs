@@ -49,7 +49,7 @@ pub struct BlockWriter {
     end: u64,
     /// The bytes that precede `end` in the same block.
     tail: Vec<u8>,
-    /// The offset up to which the file is known to be filled.
+    /// The offset up to which the file is known to be filled in advance.
     filled_end: u64,
     /// The file grows to a multiple of this many bytes.
     fill_bytes: u64,

@@ -32,13 +32,13 @@ pub struct WorkspaceShare {
     pub tombstones: u64,
     /// The seq of its last op.
     pub seq: Seq,
-    /// Its floor, if tombstones were dropped.
+    /// Its floor, if tombstones have been dropped.
     pub floor: Option<FloorRecord>,
     /// The size of its records.
     pub share: Share,
 }
 
-/// What the records of a log are made of.
+/// The composition of a log.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CensusResult {
     /// The size of the records in each folder, up to the last one that has a record.
@@ -114,7 +114,7 @@ impl Census {
         self.folders[folder].live_bytes += bytes;
     }
 
-    /// Returns the result, once all records were visited.
+    /// Returns the result, once all records have been visited.
     #[must_use]
     pub fn finish(self) -> CensusResult {
         let mut folders = self.folders;
@@ -133,7 +133,7 @@ impl Census {
                     folders[live.folder].live_bytes -= live.bytes;
                 }
             }
-            // The generations of the shards belong to no workspace.
+            // The shards' generations belong to no workspace.
             if !id.is_empty() {
                 workspaces.push(WorkspaceShare {
                     id,

@@ -372,7 +372,7 @@ impl<D: Disk> Compaction<D> {
     }
 
     /// Adds a group with `live_bytes`, from which its rewrite also drops some of the `dropped`
-    /// tombstones, if that frees enough. These are in the order of their places.
+    /// tombstones, if that frees enough. `dropped` is in order of place.
     fn push_if_worth_it(
         &mut self,
         group: Range<usize>,

@@ -10,15 +10,15 @@
 //!
 //! # Formats
 //!
-//! The format in `meta.json` is at least that of every segment, so a server that does not know the
-//! format of a segment refuses the whole directory, with one line, before it touches anything.
-//! Whoever opens a directory of an older format to write to it, a server or a tool, therefore first
-//! replaces `meta.json`, under the lock: the new file is on disk before it gets its name, and the
-//! folder is synced before the first segment is created. A crash before the rename leaves the older
-//! format, and one after it the newer format with older segments, which all readers of the newer
-//! format accept. A rename that a crash has undone was not yet followed by any segment. A rename
-//! that was never synced, because the process was killed, is synced by the next process: it syncs
-//! the folder whenever it opens a directory.
+//! The format in `meta.json` is at least that of every segment, so a server that does not know a
+//! segment's format refuses the whole directory, with a one-line message, before it touches
+//! anything. A server or tool that opens a directory of an older format for writing therefore
+//! replaces `meta.json` first, under the lock: the new file is on disk before it gets its name, and
+//! the folder is synced before the first segment is created. A crash before the rename leaves the
+//! older format; a crash after it leaves the newer format with older segments, which all readers of
+//! the newer format accept. If a crash undoes the rename, no new segment exists yet. If the process
+//! is killed before the sync, the next process makes up for it: it syncs the folder whenever it
+//! opens a directory.
 //!
 //! # Syncs
 //!
@@ -60,7 +60,7 @@ pub struct DataDirectory<D: Disk = HostDisk> {
     disk: D,
     path: PathBuf,
     identity: Identity,
-    /// The format before this process opened the directory, if it was an older one.
+    /// The directory's format before this process opened it, if that was an older one.
     upgraded_from: Option<u16>,
     /// A read lock is held while closed segments are read, and a write lock while they are
     /// replaced.
@@ -71,7 +71,7 @@ pub struct DataDirectory<D: Disk = HostDisk> {
 /// The content of `meta.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
-    /// The format of the directory: no segment has a newer one.
+    /// The format of the directory; no segment has a newer format.
     pub format_version: u16,
     /// The random id of the log, which is in the header of every segment.
     pub epoch: [u8; 16],
@@ -192,7 +192,7 @@ pub enum DirectoryError {
 }
 
 impl DataDirectory {
-    /// Opens a data directory on this machine's disks. A new directory is given a random epoch. See
+    /// Opens a data directory on this machine's disks. A new directory gets a random epoch. See
     /// [`DataDirectory::open_on`].
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, DirectoryError> {
         let path = path.into();
@@ -217,7 +217,7 @@ impl DataDirectory {
 impl<D: Disk> DataDirectory<D> {
     /// Creates the directory if it is missing, locks it and reads the identity of its log. An empty
     /// directory gets `new_epoch`. The lock is acquired before anything else is changed, so that a
-    /// directory in use is left as it is.
+    /// directory in use is left untouched.
     pub fn open_on(disk: D, path: PathBuf, new_epoch: [u8; 16]) -> Result<Self, DirectoryError> {
         create_folders(&disk, &path).map_err(|source| not_created(&disk, &path, source))?;
         if let Some(name) = other_file(&disk, &path) {
@@ -238,8 +238,8 @@ impl<D: Disk> DataDirectory<D> {
         Self::locked(disk, path, identity, lock)
     }
 
-    /// Locks a directory that already holds a log. If its format is older, it gets the format of
-    /// this server.
+    /// Locks a directory that already holds a log. If its format is older, it is upgraded to this
+    /// server's format.
     pub fn open_existing(disk: D, path: PathBuf) -> Result<Self, DirectoryError> {
         // Check this first, so that no lock file is created in a folder that is not a data
         // directory.
@@ -267,8 +267,8 @@ impl<D: Disk> DataDirectory<D> {
         })
     }
 
-    /// Returns the format that the directory had before it was opened, if that is older than the
-    /// one that it has now.
+    /// Returns the format that the directory had before it was opened, if it was older than the
+    /// current one.
     #[must_use]
     pub fn upgraded_from(&self) -> Option<u16> {
         self.upgraded_from
@@ -572,7 +572,7 @@ fn read_meta<D: Disk>(disk: &D, path: &Path) -> Result<Option<Identity>, Directo
         }
         Err(source) => return Err(DirectoryError::Io { path: file, source }),
     }
-    // Only the version field is the same in every format, so it is read first and by itself.
+    // Only the version field is the same in every format, so it is read first, on its own.
     let version: Version =
         serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
     if version.format_version > u64::from(FORMAT_VERSION) {
@@ -611,7 +611,7 @@ fn parse_epoch(text: &str) -> Option<[u8; 16]> {
     u128::from_str_radix(text, 16).ok().map(u128::to_be_bytes)
 }
 
-/// Durably gives a directory the format of this server, if it has an older one. Returns the
+/// Durably upgrades a directory to this server's format, if it has an older one. Returns the
 /// directory's identity.
 ///
 /// The caller must have locked the directory, and must not create a segment before this returns.

@@ -162,7 +162,7 @@ impl<D: Disk> LogFiles<D> {
     }
 
     /// Returns an error if the open segment or `LOCK` is not at its path, or if this cannot be
-    /// checked for the segment. Whatever is there now, be it nothing or a restored backup, is not
+    /// checked for the segment. Whatever is there now, whether nothing or a restored backup, is not
     /// this log, so this log's next segment must not be created there.
     fn check_in_place(&self) -> Result<(), LogFilesError> {
         self.check(self.is_in_place())?;

@@ -1,4 +1,4 @@
-//! A disk for tests of what a kill leaves at any step.
+//! A disk for testing what remains after a kill at any step.
 
 use std::ffi::OsString;
 use std::fs;
@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 
 use super::disk::{Disk, DiskFile, HostDisk, Space};
 
-/// This machine's disk, until a number of changes is used up; then every call fails, as after a
-/// kill nothing happens any more.
+/// This machine's disk, until a given number of changes has been made; from then on every call
+/// fails, since nothing happens after a kill.
 #[derive(Debug, Clone)]
 pub struct MortalDisk {
     left: Arc<Mutex<usize>>,

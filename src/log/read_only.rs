@@ -3,8 +3,8 @@
 //!
 //! A running server appends to the open segments, creates new ones, and replaces closed ones with
 //! compacted ones. So the reader first opens all files and then checks that the directory still has
-//! the same segments. If it does, the open files are the log as of one moment, because an open file
-//! keeps its content even if its name is removed. The reader may or may not see bytes that are
+//! the same segments. If it does, the open files are the log at a single moment, because an open
+//! file keeps its content even if its name is removed. The reader may or may not see bytes that are
 //! appended in the meantime, and it treats the end of an open segment like that of any last
 //! segment: an incomplete record there is not a fault. A single read may return zeros that pad the
 //! file, followed by a batch that the server wrote over later zeros in the meantime. This looks
@@ -144,7 +144,7 @@ impl<D: Disk> ReadOnlyFolder<D> {
     /// the ops visited so far must be discarded.
     ///
     /// # Panics
-    /// If there is no segment at this place.
+    /// If there is no segment at this index.
     pub fn read(
         &self,
         place: usize,
@@ -172,7 +172,7 @@ impl<D: Disk> ReadOnlyFolder<D> {
     /// buffer for its contents.
     ///
     /// # Panics
-    /// If there is no segment at this place.
+    /// If there is no segment at this index.
     pub fn records_past_end(
         &self,
         place: usize,

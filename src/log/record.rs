@@ -49,12 +49,12 @@
 //! | 5 | a *generation* of the shard began | 8 bytes: its id; 4 bytes: the number of shards |
 //!
 //! A write has a value, and a write and a delete have a workspace id and a key. A floor has an
-//! empty key; its seq is that of the workspace's last op, its timestamp the greatest one of a
-//! dropped tombstone. A generation has an empty workspace id, the shard's number in decimal as its
-//! key, and its own number, from 1, as seq and timestamp. It has 0 shards if a repair began it, or
-//! a server that sends ops before they are durable. So floors and generations are records of keys
-//! that no client can write. Format version 1 has only kind 1. A record that breaks one of these
-//! rules has invalid content.
+//! empty key; its seq is that of the workspace's last op, and its timestamp is the greatest one
+//! among the dropped tombstones. A generation has an empty workspace id, the shard's number in
+//! decimal as its key, and its own number, from 1, as seq and timestamp. It has 0 shards if it was
+//! begun by a repair, or by a server that sends ops before they are durable. So floors and
+//! generations are records of keys that no client can write. Format version 1 has only kind 1. A
+//! record that breaks one of these rules has invalid content.
 //!
 //! Zeros after the last batch of the last segment are not part of the log; they fill the file in
 //! advance ([`super::blocks`]).
@@ -143,7 +143,7 @@
 //! correct checksum but invalid content was written that way, which no crash can cause, so it is
 //! damage in any segment.
 //!
-//! # What is not found
+//! # Damage that is not detected
 //!
 //! Damage is not detected in the following cases. In a log that was not stopped cleanly, a sector
 //! of the last batches has turned into zeros, and no later batch proves that it was synced: this is

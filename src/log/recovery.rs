@@ -1,7 +1,7 @@
 //! Reads back the log when the server starts and when a shard rebuilds itself.
 //!
 //! This module applies the rules derived in [`super::record`] to the files. Everything is read and
-//! checked before anything is cut off or removed, so a damaged log is left as it was found.
+//! checked before anything is cut off or removed, so a damaged log is left untouched.
 //!
 //! An op that is sent to a client after a start must be durable, even if the previous process was
 //! killed between a write and its sync, or if one of its syncs failed and left pages in the cache
@@ -73,8 +73,8 @@ pub struct FolderGeneration {
 }
 
 impl FolderGeneration {
-    /// Replaces `held`, the last generation of a shard's folder so far, if this record of the
-    /// folder begins a later one.
+    /// Replaces `held`, the last generation found so far in a shard's folder, if this record begins
+    /// a later one.
     pub fn update(held: &mut Option<Self>, op: &LoggedOp<'_>, shard: u32) {
         let number = op.seq.get();
         if let Change::Generation { id, shards } = op.change
@@ -119,7 +119,7 @@ impl RecoveryReport {
             .unwrap_or(Tail::first(shard))
     }
 
-    /// Returns the number of the generations that a start of the server begins in all shards. It
+    /// Returns the number of the generations that all shards begin when the server starts. It
     /// exceeds all numbers in the log, which [`previous_generation`] relies on.
     #[must_use]
     pub fn next_generation_number(&self) -> u64 {
@@ -128,33 +128,33 @@ impl RecoveryReport {
     }
 }
 
-/// Returns the generation from which the next one of `shard` continues, in a server that starts
-/// with `shards` shards: a client that was in that generation, and has no op from after it, has
-/// part of the history that the shard has. `folders` are the last generations of all folders.
+/// Returns the generation that the next one of `shard` continues, in a server that starts with
+/// `shards` shards: a client that was in that generation, and has no op from after it, holds a
+/// prefix of the shard's history. `folders` are the last generations of all folders.
 ///
 /// Returns `None` if that is not certain. Clients then receive the full state, which is always
-/// right.
+/// correct.
 ///
-/// A client may have seen ops that a crash then took back (`--durability interval` or `none`). They
-/// are found out because the workspace's seq was less when the next generation began. That holds
-/// only for the generation directly before: two generations later, other ops may have taken these
-/// seqs. So the question is which generation was the last to write ops of the shard's workspaces.
-/// There are two cases in which the log answers it.
+/// A client may have seen ops that a crash then undid (`--durability interval` or `none`). Such a
+/// client is recognised because the workspace's seq was lower when the next generation began. That
+/// works only for the immediately preceding generation: two generations later, other ops may have
+/// taken these seqs. So the question is which generation was the last to write ops of the shard's
+/// workspaces. The log answers it in two cases.
 ///
-/// 1. All folders end with the same generation. It is that of the last start that wrote anything,
-///    since the record is the first that a start writes to a folder, and no shard was rebuilt after
-///    it, since a rebuild has an id of its own. Whichever shard had a workspace then, it was in
-///    this generation.
-/// 2. The shard's own folder ends with a generation of as many shards as now. A workspace belongs
-///    to a shard by its id and the number of shards, so the shard had the same workspaces then. Any
-///    later generation with as many shards has written nothing of them, or its record would be in
-///    this folder, where it precedes its ops. But a later generation with another number of shards
-///    may have written them to another folder. Each start has a number above all that came before,
-///    so it is not later if its number is less.
+/// 1. All folders end with the same generation. It belongs to the last start that wrote anything,
+///    since the generation record is the first record that a start writes to a folder, and no shard
+///    was rebuilt afterwards, since each rebuild has its own id. Whichever shard owned a workspace
+///    then, the workspace was in this generation.
+/// 2. The shard's own folder ends with a generation with the same number of shards as now. A
+///    workspace's shard follows from its id and the number of shards, so the shard owned the same
+///    workspaces then. No later generation with that number of shards has written to them, or its
+///    record would be in this folder, where it precedes its ops. A later generation with a
+///    different number of shards may have written to them in another folder. But each start gets a
+///    number above all earlier ones, so a generation with a smaller number is not a later one.
 ///
 /// A server that sends ops before they are durable records a generation of 0 shards, which is not
-/// continued. A repair that loses ops records one, too, in which no client ever was, with a
-/// number above all others: nothing continues from before it.
+/// continued. So does a repair that loses ops: no client was ever in that generation, and its
+/// number is above all others, so nothing continues an earlier one.
 #[must_use]
 pub fn previous_generation(
     folders: &[FolderGeneration],
@@ -294,9 +294,9 @@ impl<'a, D: Disk> Recovery<'a, D> {
     }
 }
 
-/// Visits every op in every shard folder, however many shards wrote them, in file order, and cuts
-/// the torn tails off the last segments. The caller must order ops across folders by timestamp and
-/// seq.
+/// Visits every op in every shard folder, regardless of the number of shards that wrote them, in
+/// file order, and cuts the torn tails off the last segments. The caller must order ops across
+/// folders by timestamp and seq.
 pub fn recover<D: Disk>(
     directory: &DataDirectory<D>,
     mut visit: impl FnMut(&LoggedOp<'_>),

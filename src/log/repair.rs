@@ -8,8 +8,8 @@
 //! after a crash at any step, the log is either repaired or still damaged with all its intact ops,
 //! and running the repair again completes it.
 //!
-//! Clients may hold ops that the repaired log has lost. So that none of them resumes from before
-//! the repair, each segment that it writes begins a generation of its own, of 0 shards
+//! Clients may hold ops that the repaired log has lost. To keep them from resuming from before the
+//! repair, each segment that the repair writes begins a new generation of 0 shards
 //! ([`previous_generation`](super::recovery::previous_generation)).
 //!
 //! The changes are made in this order: first a lost `meta.json`; then files that are not segments
@@ -80,7 +80,8 @@ pub struct RepairPlan<D: Disk> {
     strays: Vec<Stray>,
     plans: Vec<FolderPlan>,
     missing: Vec<MissingOps>,
-    /// The generation that the repaired log begins, and its number, which is above all others.
+    /// The generation that the repaired log begins, and its number, which is higher than all
+    /// others.
     generation: (Generation, Seq),
     /// Held only to keep the directory locked.
     _lock: Lock<D::File>,
@@ -183,7 +184,7 @@ impl<D: Disk> RepairPlan<D> {
             let to = self.aside_path(&stray.path)?;
             self.rename(&stray.path, &to)?;
         }
-        // Two segments may have each other's names, so all of them are given temporary names first.
+        // Two segments may have each other's names, so all of them get temporary names first.
         let moves: Vec<_> = self
             .moves()
             .map(|step| (step, moved_path(&step.home)))

@@ -52,8 +52,8 @@ pub struct Schedule {
 struct Left {
     /// The live bytes that do not belong to the state of the folder's own shard.
     foreign_bytes: u64,
-    /// The part of them that only a compaction of all folders can free: tombstones that the server
-    /// has dropped.
+    /// The part of these bytes that only a compaction of all folders can free: tombstones that the
+    /// server has dropped.
     blocked_bytes: u64,
     /// The total length of its closed segments, in bytes.
     closed_bytes: u64,
@@ -311,7 +311,7 @@ impl DiskRoom {
     /// limited.
     ///
     /// `lacks_room` means that the last compaction had too little room, and that the reserve was
-    /// given up for the next one. If ops used that space, it could never be reclaimed.
+    /// released for the next one. If ops used that space, it could never be reclaimed.
     pub fn looked(&mut self, space: Option<Space>, lacks_room: bool, all: &[FolderUsage]) {
         self.space = space;
         if space.is_none() {

@@ -1,11 +1,11 @@
-//! The parts that messages are encoded from: strings, numbers and literal text.
+//! The building blocks of encoded messages: strings, numbers and literal text.
 
 /// A destination of JSON text: a buffer, or a counter of its bytes.
 ///
 /// The header of a frame needs the length of the payload before the payload is encoded. A message
 /// that is written to a [`ByteCount`] first and to the buffer then has exactly that length.
 pub(super) trait JsonSink {
-    /// Appends text as it is.
+    /// Appends text unchanged.
     fn text(&mut self, text: &str);
     /// Appends a string, quoted and escaped.
     fn string(&mut self, string: &str);
@@ -79,14 +79,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_length_of_a_json_string_is_right(string in any::<String>()) {
+        fn the_length_of_a_json_string_is_correct(string in any::<String>()) {
             let mut out = Vec::new();
             put_json_string(&mut out, &string);
             prop_assert_eq!(out.len(), json_string_bytes(&string));
         }
 
         #[test]
-        fn a_count_is_the_length_of_what_a_buffer_holds(
+        fn a_count_equals_the_buffered_length(
             text: String,
             string: String,
             number: u64,

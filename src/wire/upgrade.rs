@@ -47,8 +47,8 @@ pub enum Request {
     State(StateRequest),
     /// A page, or a file that belongs to one.
     Page(PageRequest),
-    /// A browser's preflight request, which asks what a page of another origin may do (WHATWG
-    /// Fetch, "CORS-preflight request").
+    /// A browser's preflight request, which asks for the permissions of a page from another origin
+    /// (WHATWG Fetch, "CORS-preflight request").
     Preflight {
         /// The page's origin.
         origin: Option<String>,
@@ -75,13 +75,13 @@ pub struct SyncRequest {
     pub token: Option<String>,
     /// The version of the protocol that the connection speaks.
     pub version: ProtocolVersion,
-    /// The name of that version for [`switching_protocols`], if the client asked for it by name.
+    /// The name of that version for [`switching_protocols`], if the client requested it by name.
     pub subprotocol: Option<&'static str>,
     /// The point from which the client resumes. Only with version 2, like the next two.
     pub resume: Option<ResumePoint>,
     /// Whether the client wants to be a peer: `presence=1`.
     pub has_presence: bool,
-    /// The connection that the client had before, whose peer it replaces.
+    /// The client's previous connection, whose peer it replaces.
     pub replaces: Option<u64>,
     /// The self-chosen name of the client, from the query parameter `userId`. It is not verified.
     pub user: Option<String>,
@@ -175,7 +175,7 @@ fn parse_fields<'a>(
 }
 
 /// Appends the 101 answer that opens the WebSocket, with the name of the version that the client
-/// asked for. Frames follow it.
+/// requested. Frames follow it.
 pub fn switching_protocols(accept_key: &str, subprotocol: Option<&'static str>, out: &mut Vec<u8>) {
     let (field, subprotocol) = match subprotocol {
         Some(subprotocol) => ("\r\nSec-WebSocket-Protocol: ", subprotocol),

@@ -3,7 +3,7 @@
 /// A version of the protocol. A connection speaks one, from its handshake to its end (P100).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ProtocolVersion {
-    /// Version 1, rules P1 to P94. A client that asks for nothing gets it.
+    /// Version 1, rules P1 to P94. A client that requests no version gets it.
     V1,
     /// Version 2, which adds rules from P100 on: deletes, `saved`, resuming and presence.
     V2,

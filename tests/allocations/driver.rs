@@ -22,7 +22,7 @@ const MASK: [u8; 4] = [0x37, 0xFA, 0x21, 0x3D];
 /// A client of the shard.
 pub struct Member {
     pub id: SessionId,
-    /// Its socket accepts what is sent to it.
+    /// Its socket accepts all bytes that are sent to it.
     pub reads: bool,
     pub counter: FrameCounter,
     sending: Option<Spans>,
@@ -63,7 +63,7 @@ pub struct Driver {
     pub counts_frames: bool,
     pub clock: Clock,
     pub members: Vec<Member>,
-    /// The members' places by the slots of their sessions.
+    /// The members' indexes, by the slots of their sessions.
     places: Vec<usize>,
     log: Option<Output>,
     outgoing: Vec<u8>,
@@ -101,7 +101,7 @@ impl Driver {
         }
     }
 
-    /// Lets a client join and returns its place among the members.
+    /// Lets a client join and returns its index among the members.
     pub fn join(&mut self, workspace: &str) -> usize {
         self.join_with(head(workspace), 1)
     }

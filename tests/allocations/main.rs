@@ -58,7 +58,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-/// Returns how often this thread allocates in `part`.
+/// Returns the number of allocations by this thread during `part`.
 fn allocations(part: impl FnOnce()) -> u64 {
     let before = COUNT.get();
     part();
@@ -173,7 +173,7 @@ impl Run {
                 let pings = member.counter.frames - owed;
                 assert!(
                     pings <= self.driver.seconds(),
-                    "{what}, {owed} frames are owed"
+                    "{what}, {owed} frames are expected"
                 );
             }
         }

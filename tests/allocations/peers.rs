@@ -1,4 +1,4 @@
-//! Presence: values come in, a message goes out at each interval, and nothing is allocated.
+//! Presence: values arrive, a message goes out at each interval, and nothing is allocated.
 
 use etherply::core::fanout::outbox::OutboxPool;
 use etherply::core::fanout::peers::{NewPeer, Peers, PresenceSettings};
@@ -61,7 +61,7 @@ fn presence_allocates_nothing_in_the_steady_state() {
             pool.give(message.expect("it is owed one").chunk);
         }
     };
-    // All lengths, and all slow peers, have their turn.
+    // All lengths and all slow peers occur.
     (0..10 * SLOW_INTERVALS).for_each(&mut interval);
     let count = allocations(|| (0..10 * SLOW_INTERVALS).for_each(&mut interval));
     assert_eq!(count, 0);

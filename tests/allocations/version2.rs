@@ -1,4 +1,4 @@
-//! Clients of version 2 beside some of version 1: ops with ids, `saved`, resends and corrections.
+//! Version 2 clients alongside version 1 clients: ops with ids, `saved`, resends and corrections.
 
 use std::io::Write;
 
@@ -13,7 +13,7 @@ const MEMBERS: usize = 6;
 /// The first members, which write.
 const WRITERS: usize = 3;
 
-/// Returns the request of a client of version 2.
+/// Returns the request of a version 2 client.
 fn head_v2(workspace: &str) -> String {
     let upgrade = "Upgrade: websocket\r\n";
     let offer = format!("{upgrade}Sec-WebSocket-Protocol: etherply.v2\r\n");
@@ -68,7 +68,7 @@ impl Run {
 }
 
 #[test]
-fn clients_of_version_2_beside_version_1() {
+fn version_2_clients_alongside_version_1_clients() {
     for durability in DURABILITIES {
         let mut driver = Driver::new(durability, |_| ());
         for _ in 0..MEMBERS {

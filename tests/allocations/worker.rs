@@ -26,7 +26,7 @@ use etherply::status::Status;
 
 use crate::driver::{FrameCounter, config, head, put_op};
 
-/// The number of windows, stretches of the load that are all alike.
+/// The number of windows, which are identical sections of the load.
 pub const WINDOWS: u64 = 10;
 const ROUNDS: u64 = 25;
 const CLIENTS: usize = 4;
@@ -34,7 +34,7 @@ const WRITERS: usize = 2;
 /// The number of ops that each writer sends in a round.
 const OPS: u64 = 5;
 const KEYS: u64 = 20;
-/// How long a client waits for anything; this is not a measure of speed.
+/// The time that a client waits for anything; this is not a measure of speed.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Runs the load and returns how much `count` rose on the worker's thread in each window.
@@ -73,7 +73,7 @@ pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) ->
     })));
     let started = Instant::now();
     let mut config = config(durability);
-    // Without pings, a client receives exactly what it is owed.
+    // Without pings, a client receives exactly the expected frames.
     config.ping_interval_us = 3600 * SECOND_US;
     let shard = Shard::recovering(config, clock(started));
     let mut worker = Worker::new(shard, 0, ties, started);
@@ -112,7 +112,7 @@ pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) ->
     counts
 }
 
-/// Ends the worker, however the clients end.
+/// Ends the worker, no matter how the clients end.
 struct Stop(ShardSender);
 
 impl Drop for Stop {
@@ -147,7 +147,7 @@ impl Client {
         client
     }
 
-    /// Reads until everything that the client is owed has arrived.
+    /// Reads until everything that the client expects has arrived.
     fn read(&mut self) {
         while self.counter.frames < self.owed {
             let count = self

@@ -1,4 +1,4 @@
-// How Chromium is started: without a display, and without a word to hosts that nobody asked for.
+// Starts Chromium without a display and without background traffic to other hosts.
 'use strict';
 
 const QUIET = [

@@ -1,11 +1,11 @@
-// What the tests of the client module have in common: clients of a simulated world, and the runner.
+// Code shared by the tests of the client module: clients in a simulated world, and the runner.
 import assert from 'node:assert/strict';
 
 import { connect } from '../../src/admin/client.mjs';
 
 export const FOR_EVER_MS = Infinity;
 
-// A client of a world, with all that it reports.
+// A client in a world, with a record of everything that it reports.
 export function join(world, { token = 'good', clock, host, ...options } = {}) {
   const room = connect(
     { url: 'http://server', workspace: 'w', token, ...options },
@@ -28,7 +28,7 @@ export async function settled(world, ...rooms) {
 
 export const shownBy = (room) => Object.fromEntries(room.entries());
 
-// Runs the cases in their order and prints a line for each; with SEED, the random stories alone.
+// Runs the cases in order and prints a line for each; with SEED, runs only the random stories.
 export async function runCases(module, cases) {
   process.exitCode = 1;
   let failed_count = 0;

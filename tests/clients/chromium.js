@@ -9,7 +9,8 @@ const { QUIET } = require('./browser.js');
 const { tell, within } = require('./story.js');
 
 const ANSWER_MS = 10_000;
-// A page cannot see the status of a refused handshake. The browser's console names it, and has words of its own for 401.
+// A page cannot see the status of a refused handshake. The browser's console shows it, with a
+// different wording for 401.
 function statusOf(told) {
   if (told.includes('HTTP Authentication failed')) return 401;
   return Number(/Unexpected response code: (\d+)/.exec(told)?.[1]) || undefined;
@@ -27,7 +28,7 @@ async function connect(browser, page_url, url) {
     throw Object.assign(new Error(`refused: ${told}`), { status: statusOf(told) });
   }
   return {
-    // Calls into one page are carried out in their order.
+    // Calls into one page are executed in order.
     send: (text) => page.evaluate((sent) => socket.send(sent), text),
     receive: () => within(ANSWER_MS, 'a message', page.evaluate(() => receive())),
     close: async () => {
@@ -39,7 +40,7 @@ async function connect(browser, page_url, url) {
 
 async function main() {
   const [, executablePath] = process.argv.slice(2);
-  // A page from loopback may open a socket to loopback without asking the user.
+  // A page from loopback may open a socket to loopback without a permission prompt.
   const html = fs.readFileSync(path.join(__dirname, 'page.html'));
   const pages = http.createServer((_, response) => response.setHeader('Content-Type', 'text/html').end(html));
   await new Promise((resolve) => pages.listen(0, '127.0.0.1', resolve));

@@ -1,5 +1,6 @@
-// The client module beside a naive server, in a world without a clock: `node client_module.mjs`. The last step plays many
-// random stories; `SEED=17 node client_module.mjs` plays that one alone.
+// The client module with a naive server, in a simulated world without a real clock: `node
+// client_module.mjs`. The last step plays many random stories; `SEED=17 node client_module.mjs`
+// plays only that one.
 import assert from 'node:assert/strict';
 
 import { connect } from '../../src/admin/client.mjs';
@@ -23,7 +24,7 @@ const cases = {
       [{ url: 'http://h', workspace: 'ü/?', token: 't' }, 'http://h/v1/presence/%C3%BC%2F%3F', 'ws://h/v1/sync/%C3%BC%2F%3F', 't'],
       [{ url: 'https://h/base/', workspace: 'w', token: 't&x', version: 1 }, 'https://h/base/v1/presence/w', 'wss://h/base/v1/sync/w?token=t%26x'],
       [{ url: 'http://h/client.mjs', workspace: 'w', token: () => 't' }, 'http://h/v1/presence/w', 'ws://h/v1/sync/w', 't'],
-      // No browser accepts this one as a subprotocol.
+      // No browser accepts this token as a subprotocol.
       [{ url: 'http://h', workspace: 'w', token: 'a=' }, 'http://h/v1/presence/w', 'ws://h/v1/sync/w?token=a%3D'],
     ]) {
       const world = new World(1);
@@ -77,7 +78,7 @@ const cases = {
     await settled(world, room);
     const [sent, echo] = [opsOf(world.server).slice(0, 3), opsOf(world.server).slice(3)];
     assert.deepEqual(sent.map(({ key, value }) => [key, value]), [['a', 2], ['c', 1], ['b', 2]]);
-    // The echo that asks whether they were taken.
+    // The echo that asks whether they were accepted.
     assert.deepEqual(echo, [{ ...sent[2], timestamp: sent[2].timestamp - 1 }]);
   },
 
@@ -234,7 +235,7 @@ const cases = {
       await synced(world, room, other);
       for (let i = 0; i < count; i += 1) room.set(`k${i}`, i);
       await settled(world, room);
-      // What is set meanwhile waits, and the newest of it is sent.
+      // Values that are set in the meantime wait, and only the newest is sent.
       for (let i = 0; i < 30; i += 1) room.set('again', i);
       await settled(world, room);
       for (const one of [room, other]) assert.deepEqual(shownBy(one), stateOf(world.server));
@@ -257,7 +258,7 @@ const cases = {
     assert.match(room.heard.state.find(({ state }) => state === 'Disconnected').reason, /1008 too many/);
     assert.equal(world.server.state.size, 2000);
     assert.deepEqual(shownBy(room), stateOf(world.server));
-    // And then at its full pace again.
+    // Then it sends at its full pace again.
     room.set('last', 1);
     assert(await world.run(world.now_ms + 100, () => world.server.state.has('last')));
   },
@@ -280,7 +281,7 @@ const cases = {
       assert.deepEqual([value, over], [before, { value: 'much longer', timestamp }]);
       assert.deepEqual(room.heard.error.at(-1), { code: 413, message: 'no room for this', key });
     }
-    // Of several, the last one that fits stays.
+    // Of several, the last one that fits is kept.
     for (const value of ['too long', 'z', 'too long, too']) room.set('mine', value);
     await settled(world, room);
     assert.equal(room.get('mine'), 'z');
@@ -297,7 +298,8 @@ const cases = {
     other.set('k', 'a');
     await settled(world, other);
     world.server.bytes_max = world.server.bytes();
-    // Both at once: the older one is applied, and ignored here, before the newer one is refused.
+    // Both at the same time: the older one is applied (which is ignored here) before the newer one
+    // is refused.
     other.set('k', 'b');
     room.set('k', 'too long');
     await settled(world, room, other);
@@ -313,7 +315,7 @@ const cases = {
     world.server.bytes_max = world.server.bytes();
     const [socket] = world.server.sockets;
     room.set('k', 'too long');
-    // The op is with the server, its refusal on its way back; the echo finds room.
+    // The server has the op, and its refusal is on its way back; the echo is within the limit.
     await world.run(FOR_EVER_MS, () => world.server.heard.length === 3);
     const echoed = room.echo();
     world.server.bytes_max = Infinity;
@@ -339,13 +341,13 @@ const cases = {
     assert.deepEqual(stateOf(world.server), { k: 1, l: 2 });
   },
 
-  async 'an op is known to be taken within a second'() {
+  async 'an op is known to be accepted within a second'() {
     const world = new World(40);
     const room = join(world);
     await synced(world, room);
     room.set('k', 1);
     assert(await world.run(world.now_ms + 1000, () => room.pending === 0));
-    // And one that is written while the echo is on its way, too.
+    // The same for an op that is written while the echo is on its way.
     room.set('k', 2);
     await world.run(world.now_ms + 510);
     room.set('k', 3);
@@ -430,7 +432,7 @@ const cases = {
     assert.deepEqual([room.heard.error[0].code, shownBy(room), room.pending], [400, {}, 0]);
   },
 
-  async 'a refused timestamp is forgotten: a clock that was wrong once affects no later edit'() {
+  async 'a refused timestamp is forgotten: a clock that was once wrong affects no later edit'() {
     for (const [ahead_ms, refusal] of [[2 * DAY_MS, 400], [3_600_000, 413]]) {
       const world = new World(35);
       const clock = { ahead_ms: 0 };
@@ -444,7 +446,7 @@ const cases = {
       await world.run(FOR_EVER_MS, () => room.heard.error.length > 0);
       assert.equal(room.heard.error[0].code, refusal);
       clock.ahead_ms = 0;
-      // One before the state has come again, some after it.
+      // One edit is made before the state arrives again, and some after it.
       const stamps = [room.set('x', 1)];
       world.server.bytes_max = Infinity;
       await settled(world, room);
@@ -496,7 +498,8 @@ const cases = {
     for (const elsewhere of [{ workspace: 'other' }, { workspace, url: 'http://other' }]) {
       assert.deepEqual(join(world, { token: 'new', ...elsewhere }).unsaved, []);
     }
-    // Meanwhile somebody has written one of them to the same value, and another one later.
+    // In the meantime, another client has written the same value to one of them, and has written
+    // another one later.
     const other = join(world, { token: 'new' });
     await synced(world, other);
     other.set('b', ['b']);
@@ -533,7 +536,7 @@ const cases = {
     first.close();
     const told = ({ unsaved }) => unsaved.map(({ key, value }) => [key, value]);
     assert.deepEqual(told(first), [['k', 'second'], ['l', 1]]);
-    // A newer edit of this room stays.
+    // A newer edit of this room is kept.
     const third = join(world, { workspace });
     third.set('k', 'third');
     third.restore();
@@ -617,7 +620,8 @@ const cases = {
     for (const good of ['old', 'new', 'newer']) world.server.tokens.add(good);
     const room = join(world, { token });
     await synced(world, room);
-    // The secret is rotated, which live connections survive; with a restart, all come again.
+    // The secret is rotated, which live connections survive; after a restart, all clients
+    // reconnect.
     world.server.tokens.delete('old');
     room.set('k', 1);
     await settled(world, room);
@@ -713,7 +717,7 @@ const cases = {
   },
 };
 
-// What may go wrong at any time.
+// The faults that may occur at any time.
 const troubles = [
   ({ server }) => { server.kill(); },
   ({ server }) => { server.start(); },
@@ -729,8 +733,9 @@ function each(world, act) {
   for (const socket of world.server.sockets) if (world.random() < 0.5) act(socket);
 }
 
-// Some clients with wrong clocks write few keys through much trouble. In the end all hold what the server holds, and of each
-// key that is the greatest op that anybody wrote. In some stories a clock is days ahead for a while, and rooms end and are opened again.
+// Clients with wrong clocks write a few keys while many faults occur. In the end, all of them hold
+// the server's state, which for each key is the greatest op that any client wrote. In some stories,
+// a clock is days ahead for a while, or rooms end and are reopened.
 async function story(seed) {
   const world = new World(seed);
   if (seed % 4 === 1) world.server.ops_per_second = world.pick([1, 5, 20]);
@@ -738,7 +743,8 @@ async function story(seed) {
   const clocks = [0, 1, 2].map(() => ({ ahead_ms: world.pick([0, 0, -3_600_000, 3_600_000]) }));
   const open = (clock) => join(world, { clock, token: () => 'good', workspace: `story ${seed}` });
   const rooms = clocks.map(open);
-  // Of each key: the last edit of each room. It may be older than one before it that was refused along with others.
+  // For each key, the last edit of each room. It may be older than an earlier edit that was refused
+  // along with others.
   const written = new Map(['a', 'b', 'c', 'refused'].map((key) => [key, [0, 0, 0]]));
   let echoes_count = 0;
   for (let i = 0; i < 120; i += 1) {
@@ -747,20 +753,21 @@ async function story(seed) {
     const dice = world.random();
     if (dice < 0.7) {
       const key = world.pick(['a', 'b', 'c', 'refused']);
-      // A message that is refused as a whole hides what was too many behind it.
+      // A message that is refused as a whole hides the excess messages after it.
       const may_be_bad = key === 'refused' && world.server.ops_per_second === Infinity;
       const value = may_be_bad && world.random() < 0.2 ? 'bad' : world.pick([0, 1, null, 'x', 'longer']);
       const timestamp = rooms[at].set(key, value);
-      // A refused op may have taken the place of one that waited.
+      // A refused op may have replaced one that was waiting.
       const is_kept = key !== 'refused' && world.server.bytes_max === Infinity;
-      // One that follows an op of a wrong clock while that is on its way is refused with it.
+      // An op that follows one with a wrong timestamp, while that is in transit, is refused with
+      // it.
       if (is_kept && timestamp < world_us(world) + DAY_MS * 1000) written.get(key)[at] = timestamp;
     } else if (dice < 0.8) {
       rooms[at].echo().then((took_ms) => { echoes_count += took_ms === undefined ? 0 : 1; });
     } else if (dice < 0.85) {
       clocks[at].ahead_ms += world.pick([-5, 5, -60_000, 60_000]);
     } else if (seed % 4 === 3 && dice < 0.88) {
-      // A room ends, and another one goes on where it was.
+      // A room ends, and another one continues where it left off.
       rooms[at].close();
       rooms[at] = open(clocks[at]);
       rooms[at].restore();
@@ -768,7 +775,7 @@ async function story(seed) {
       clocks[at].ahead_ms += 2 * DAY_MS;
       const key = world.pick(['a', 'b', 'c']);
       rooms[at].set(key, 'of a wrong clock');
-      // It may have taken the place of one that waited.
+      // It may have replaced one that was waiting.
       written.get(key)[at] = 0;
       await world.run(world.now_ms + 2000 * world.random());
       clocks[at].ahead_ms -= 2 * DAY_MS;

@@ -1,5 +1,5 @@
-// The client module in Node.js against the server itself: `node client_module_server.mjs BINARY`. The sockets are those of `ws`,
-// which the story can break.
+// The client module in Node.js against the real server: `node client_module_server.mjs BINARY`. It
+// uses sockets from `ws`, which the story can break.
 import assert from 'node:assert/strict';
 import fs from 'node:fs';
 import { createRequire } from 'node:module';
@@ -22,14 +22,14 @@ async function until(what, is_done) {
   }
 }
 
-// A room of this server whose connection can be broken.
+// A room on this server whose connection can be broken.
 function open(server, options = {}) {
   let socket;
   const host = Object.create(globalThis, {
     WebSocket: { value: class extends WebSocket {
       constructor(...given) {
         super(...given);
-        // A refused connection is told by `close` too.
+        // A refused connection is also reported by `close`.
         this.on('error', () => {});
         socket = this;
       }
@@ -65,7 +65,7 @@ async function kill(server, rooms) {
 async function steps(step, server) {
   let a, b, rooms;
 
-  await step('two clients: writes, deletes and what is saved', async () => {
+  await step('two clients: writes, deletes and saved()', async () => {
     await server.start();
     rooms = [a, b] = [open(server), open(server)];
     for (const room of rooms) await room.synced();
@@ -83,7 +83,7 @@ async function steps(step, server) {
 
   await step('an edit of a deleted key, whose writer has seen the delete, wins over it', async () => {
     a.delete('title');
-    // Only then the edit is the later one: each client measures the server's clock by itself.
+    // Only then is the edit the later one: each client measures the server's clock independently.
     await until('b has seen it', () => b.get('title') === undefined);
     b.set('title', 'Plans again');
     await b.saved();
@@ -91,7 +91,7 @@ async function steps(step, server) {
     assert.equal(a.get('title'), 'Plans again');
   });
 
-  await step('killed with SIGKILL: what was written and deleted meanwhile is there, and only changes are sent', async () => {
+  await step('killed with SIGKILL: writes and deletes from the meantime are there, and only changes are sent', async () => {
     for (let i = 0; i < 100; i += 1) a.set(`k${i}`, i);
     await expectSame(server, rooms);
     await kill(server, rooms);
@@ -115,7 +115,7 @@ async function steps(step, server) {
     }
   });
 
-  await step('an older copy of the data: every client has the state of the copy, and its own unsaved edit', async () => {
+  await step('an older copy of the data: every client has the state of the copy, plus its own unsaved edit', async () => {
     await kill(server, rooms);
     fs.cpSync(server.data_dir, `${server.home}/copy`, { recursive: true });
     await server.start();
@@ -144,7 +144,7 @@ async function steps(step, server) {
     assert.equal(a.get('stays'), 2);
   });
 
-  await step('refused: the op is undone, and the others stay', async () => {
+  await step('refused: the op is undone, and the others are kept', async () => {
     a.set('good', 1);
     a.set('\ud800', 'no UTF-8');
     a.set('good too', 1);
@@ -173,7 +173,7 @@ async function steps(step, server) {
       if (i % 5 === 0) await new Promise((resolve) => { setTimeout(resolve, 5); });
     }
     await expectSame(server, rooms);
-    // Nothing that was told leads elsewhere: every room says the same of every key.
+    // Reported changes lead to the same state: every room agrees on every key.
     for (const room of rooms) assert.deepEqual(room.heard.error.filter(({ code }) => code !== 400), []);
   });
 

@@ -1,6 +1,6 @@
-// The client module beside a naive server of protocol version 2, in a world without a clock: `node client_module_v2.mjs`. The last
-// step plays many random stories; `SEED=17 node client_module_v2.mjs` plays that one alone. The rules are those of
-// src/wire/protocol.md.
+// The client module with a naive version 2 server, in a simulated world without a real clock: `node
+// client_module_v2.mjs`. The last step plays many random stories; `SEED=17 node
+// client_module_v2.mjs` plays only that one. The rules are those of src/wire/protocol.md.
 import assert from 'node:assert/strict';
 
 import { Replica } from '../../src/admin/client.mjs';
@@ -26,7 +26,7 @@ async function restart(world, ...rooms) {
   await synced(world, ...rooms);
 }
 
-// A replica alone, with a connection that its test plays.
+// A replica on its own, with a connection simulated by the test.
 function replicaOf(...messages) {
   const replica = new Replica();
   replica.opened(2);
@@ -40,22 +40,22 @@ function replicaOf(...messages) {
 const welcome = (state, generation = 'a', connection = '1') => ['welcome', { state, generation, connection }];
 const changesOf = (outputs) => outputs.filter(({ change }) => change).map(({ change }) => [change.key, change.value]);
 
-// The bugs that other systems had in this very feature.
+// Bugs that other systems had in this feature.
 const known_bugs = {
   // P130.
-  async 'the position moves after the data was applied, not before'() {
+  async 'the position advances only after the data was applied'() {
     const { replica, hear } = replicaOf(welcome('full'), ['state', { entries: [['k', 1, 10]] }, { seq: 1 }]);
     assert.deepEqual(replica.position, { since: 1, generation: 'a' });
-    // The second entry is none: what the message says of its position must not count.
+    // The second entry is malformed, so the position in the message must not count.
     assert.throws(() => hear('state', { entries: [['l', 2, 11], ['m', 3]] }, { seq: 3 }));
     assert.throws(() => hear('op', { key: 'k', timestamp: 12 }, { seq: 4 }));
-    // Nor what a message says that this client does not understand.
+    // Nor must the position in a message that this client does not understand.
     hear('from the future', {}, { seq: 5 });
     assert.deepEqual(replica.position, { since: 1, generation: 'a' });
   },
 
   // P130.
-  async 'a message that cannot be applied: the state comes again from the beginning'() {
+  async 'a message that cannot be applied: the state is sent again from the beginning'() {
     const world = worldOf(1);
     const room = join(world);
     await synced(world, room);
@@ -72,7 +72,7 @@ const known_bugs = {
   },
 
   // P104.
-  async 'a resume whose token has expired asks for another one, and resumes'() {
+  async 'a resume with an expired token requests a new one, and resumes'() {
     const world = worldOf(2);
     const asked = [];
     const tokens = ['good', 'good', 'other'];
@@ -88,7 +88,7 @@ const known_bugs = {
   },
 
   // P104, P134.
-  async 'an empty workspace is resumed: 0 is a position'() {
+  async 'an empty workspace is resumed: 0 is a valid position'() {
     const world = worldOf(3);
     const room = join(world);
     await synced(world, room);
@@ -111,7 +111,7 @@ const known_bugs = {
     await settled(world, room);
     world.server.restore(copy);
     await soon(world, () => room.state === 'Disconnected');
-    // The older value replaces the newer one: that history does not exist any more.
+    // The older value replaces the newer one, whose history no longer exists.
     room.set('offline', 1);
     await settled(world, room);
     assert.deepEqual(shownBy(room), { old: 1, offline: 1 });
@@ -120,7 +120,7 @@ const known_bugs = {
   },
 
   // P136.
-  async 'a state that begins anew reports only what is different, and once'() {
+  async 'a state that starts over reports each difference exactly once'() {
     const world = worldOf(5);
     const room = join(world);
     await synced(world, room);
@@ -140,13 +140,13 @@ const known_bugs = {
   },
 
   // P127, P141.
-  async 'a client that is older than the dropped tombstones keeps no ghost, and brings none back'() {
+  async 'a client that predates the dropped tombstones keeps no ghosts, and brings none back'() {
     const world = worldOf(6);
     const [room, other] = [join(world), join(world)];
     await synced(world, room, other);
     for (const key of ['deleted', 'edited', 'kept']) other.set(key, 1);
     await settled(world, room, other);
-    // This one is away.
+    // This client is away.
     const fetch = async () => { throw new Error('offline'); };
     const away = join(world, { host: {} });
     await synced(world, away);
@@ -179,7 +179,7 @@ const known_bugs = {
   },
 
   // P139.
-  async 'a connection that breaks inside a full state goes on there, and drops what the state did not have'() {
+  async 'a connection that breaks inside a full state continues there, and drops keys that the state lacks'() {
     for (let seed = 8; seed < 40; seed += 1) {
       const world = worldOf(seed);
       const [room, writer] = [join(world), join(world)];
@@ -203,11 +203,11 @@ const known_bugs = {
   },
 
   // P180.
-  async 'a state of one large message may take a minute, though nothing can be answered before it'() {
+  async 'a state in one large message may take a minute, during which nothing can be answered'() {
     const world = worldOf(8);
     const feed_ms = 70_000;
     const say = world.server.say.bind(world.server);
-    // What is said after `welcome` waits for the large message.
+    // Messages sent after `welcome` wait for the large one.
     world.server.say = (socket, message) => (message.type === 'welcome' ? say(socket, message) : world.after(Math.max(0, feed_ms - world.now_ms), () => say(socket, message)));
     const room = join(world);
     await synced(world, room);
@@ -216,7 +216,7 @@ const known_bugs = {
   },
 
   // P136.
-  async 'a full state that breaks before its first part leaves no position'() {
+  async 'a full state that breaks off before its first part leaves no position'() {
     const { replica, hear } = replicaOf(welcome('full'), ['state', { entries: [['k', 1, 10]] }, { seq: 4 }], ['synced', {}, { seq: 4 }]);
     replica.closed();
     replica.opened(2);
@@ -240,7 +240,7 @@ const known_bugs = {
   },
 
   // P155.
-  async 'an op that hides one of an earlier connection is refused: the position is forgotten, since it may be past that one'() {
+  async 'an op that hides one from an earlier connection is refused: the position, which may be past it, is forgotten'() {
     for (const is_written_before of [true, false]) {
       const { replica, now, hear } = replicaOf(welcome('full'), ['synced', {}, { seq: 0 }]);
       replica.write('k', '"taken, but not told"', now);
@@ -258,7 +258,7 @@ const known_bugs = {
   },
 
   // P106, P166.
-  async 'a peer is shown once after it has come back'() {
+  async 'a peer that comes back is shown only once'() {
     for (const [token, replaces] of [['good', true], ['nobody', false]]) {
       const world = worldOf(9);
       const [room, other] = [join(world, { token, presence: true }), join(world, { token: 'other', presence: true })];
@@ -291,7 +291,7 @@ const known_bugs = {
     hear('presence', { left: ['5'], peers: { 5: { user: 'ben', value: 2 } } });
     hear('presence', { peers: { 5: { user: 'ben', value: 3 } } });
     assert.deepEqual(replica.peers, [{ connection: '1', user: 'ann', value: null, is_self: true }]);
-    // A list of all is not the place to come back either, on the same connection.
+    // A list of all peers must not bring it back either, on the same connection.
     hear('presence', { all: true, peers: { 1: { user: 'ann', value: null }, 5: { user: 'ben', value: 3 } } });
     assert.equal(replica.peers.length, 1);
     // After a restart of the server the id may be that of another client.
@@ -303,7 +303,7 @@ const known_bugs = {
   },
 
   // P150, P155.
-  async 'saved counts right after a reconnect: ids begin anew, and one of the old connection counts for nothing'() {
+  async 'saved is correct after a reconnect: ids start over, and those of the old connection do not count'() {
     const { replica, now, hear } = replicaOf(welcome('full'), ['synced', {}, { seq: 0 }]);
     for (const key of ['a', 'b', 'c']) replica.write(key, '1', now);
     hear('saved', { id: 2 });
@@ -321,7 +321,7 @@ const known_bugs = {
   },
 
   // P119, P124.
-  async 'an expiry is what the server says, whatever the clock of the client'() {
+  async 'only the server decides an expiry, whatever the clock of the client'() {
     for (const ahead_ms of [0, HOUR_MS, -HOUR_MS]) {
       const world = worldOf(10);
       const clock = { ahead_ms };
@@ -342,7 +342,7 @@ const known_bugs = {
 
 const cases = {
   // P103, P111.
-  async 'the token is in no URL, and messages carry ids that grow'() {
+  async 'no URL contains the token, and messages carry increasing ids'() {
     const world = worldOf(20);
     const room = join(world);
     await synced(world, room);
@@ -355,7 +355,7 @@ const cases = {
   },
 
   // P100, P102.
-  async 'a server of version 1 is spoken to in version 1, unless that is not wanted'() {
+  async 'the client speaks version 1 to a version 1 server, unless the app requires version 2'() {
     for (const [version, state] of [[undefined, 'Synced'], [1, 'Synced'], [2, 'Disconnected']]) {
       const world = new World(21);
       const room = join(world, { version });
@@ -367,7 +367,7 @@ const cases = {
   },
 
   // P102.
-  async 'a client library that keeps to the RFC accepts a 101 that names no protocol: version 1'() {
+  async 'a client library that follows the RFC accepts a 101 without a protocol: version 1'() {
     const world = new World(22);
     world.server.tokens.add(null);
     const room = join(world, { host: { WebSocket: class extends (world.host().WebSocket) {
@@ -397,7 +397,7 @@ const cases = {
   },
 
   // P121.
-  async 'on a server of version 1: no delete, no expiry; those made offline are refused, all else goes on'() {
+  async 'on a version 1 server: no delete, no expiry; those made offline are refused, and the rest works'() {
     const world = new World(24);
     world.server.kill();
     const room = join(world);
@@ -414,7 +414,7 @@ const cases = {
   },
 
   // P115, P120, P122.
-  async 'a delete reaches the others, beats what is older, and loses to what is newer'() {
+  async 'a delete reaches the others, beats older ops, and loses to newer ones'() {
     const world = worldOf(25);
     const [room, other] = [join(world), join(world)];
     await synced(world, room, other);
@@ -436,7 +436,7 @@ const cases = {
   },
 
   // P120, P123.
-  async 'edited offline and deleted meanwhile: the later one counts, and the loser is told'() {
+  async 'edited offline and deleted in the meantime: the later op wins, and the loser is notified'() {
     const world = worldOf(26);
     const [room, other] = [join(world), join(world)];
     await synced(world, room, other);
@@ -458,7 +458,7 @@ const cases = {
   },
 
   // P121.
-  async 'null is a value, and deleting is not writing null'() {
+  async 'null is a value, and a delete is not a write of null'() {
     const world = worldOf(27);
     const [room, other] = [join(world), join(world)];
     await synced(world, room, other);
@@ -473,7 +473,7 @@ const cases = {
   },
 
   // P137.
-  async 'after a drop only what has changed is sent, deletes among it'() {
+  async 'after a lost connection only changes are sent, including deletes'() {
     const world = worldOf(28);
     const [room, other] = [join(world), join(world)];
     await synced(world, room, other);
@@ -494,13 +494,13 @@ const cases = {
   },
 
   // P112, P113.
-  async 'a refused op shows what the server has again, without asking for the state'() {
+  async 'after a refused op the value of the server is shown again, without requesting the state'() {
     const world = worldOf(29);
     const room = join(world);
     await synced(world, room);
     room.set('k', 1);
     await settled(world, room);
-    // The first is on its way when the second is refused.
+    // The first op is in transit when the second is refused.
     room.set('k', 2);
     room.set('k', 'bad');
     room.set('new', 'bad');
@@ -514,7 +514,7 @@ const cases = {
   },
 
   // P155.
-  async 'a refused op that hides one of an earlier connection: the state comes again'() {
+  async 'a refused op that hides one from an earlier connection: the state is sent again'() {
     const world = worldOf(30);
     const [room, other] = [join(world), join(world)];
     await synced(world, room, other);
@@ -524,7 +524,7 @@ const cases = {
     world.server.commit();
     other.set('l', 1);
     await soon(world, () => room.get('l') === 1);
-    // Its position is past the op, whose `saved` has been lost.
+    // Its position is after the op, whose `saved` was lost.
     room.set('k', 'bad');
     world.server.drop(socket);
     await settled(world, room, other);
@@ -578,7 +578,7 @@ const cases = {
   },
 
   // P150.
-  async 'saved() waits for what was written before it, not for what comes after'() {
+  async 'saved() waits for earlier writes, not for later ones'() {
     const world = worldOf(33);
     const room = join(world);
     const done = [];
@@ -587,7 +587,7 @@ const cases = {
     room.saved().then(() => done.push('a'));
     await synced(world, room);
     assert(await soon(world, () => done.length === 2));
-    // Of a key that is written again and again, each write is waited for.
+    // If a key is written again and again, each write is waited for.
     for (let i = 0; i < 200; i += 1) {
       room.set('a', i);
       if (i === 5) room.saved().then(() => done.push(`a5 with ${world.server.live().a}`));
@@ -595,7 +595,7 @@ const cases = {
     }
     assert.match(done[2] ?? '', /^a5 with (\d+)$/);
     await settled(world, room);
-    // Also across a drop, where only the newest is sent again.
+    // The same holds across a lost connection, after which only the newest is sent again.
     room.set('b', 1);
     let is_saved = false;
     room.saved().then(() => { is_saved = world.server.live().b; });
@@ -607,7 +607,7 @@ const cases = {
     assert(is_saved, 'not saved');
   },
 
-  async 'saved() fails if an edit is refused, and so do both if the room ends'() {
+  async 'saved() fails if an edit is refused, and both calls fail if the room ends'() {
     const world = worldOf(34);
     const room = join(world);
     const ends = [];
@@ -651,13 +651,13 @@ const cases = {
     await synced(world, room);
   },
 
-  async 'the network is back, or the page is shown: a dead connection is noticed in 10 s, a live one is kept'() {
+  async 'the network is back, or the page is shown: a dead connection is detected within 10 s, a live one is kept'() {
     for (const type of ['online', 'visibilitychange', 'pageshow']) {
       const world = worldOf(36);
       const listeners = {};
       const page = { visibilityState: 'hidden' };
       const room = join(world, { host: { document: page, addEventListener: (name, run) => { listeners[name] = run; }, removeEventListener: (name) => { delete listeners[name]; } } });
-      // As every page does when it is loaded.
+      // As every page does when it loads.
       await soon(world, () => room.state === 'Connecting');
       page.visibilityState = 'visible';
       listeners.pageshow({ type: 'pageshow' });
@@ -676,7 +676,7 @@ const cases = {
       assert(await world.run(FOR_EVER_MS, () => room.state === 'Disconnected'));
       assert(world.now_ms - since_ms <= 10_001, `${world.now_ms - since_ms}`);
       await synced(world, room);
-      // While it waits for a try, it tries at once.
+      // If it is waiting to retry, it retries immediately.
       world.server.kill();
       await soon(world, () => room.state === 'Disconnected');
       await soon(world, undefined, 120_000);
@@ -695,7 +695,7 @@ const cases = {
     for (const ahead_ms of [0, HOUR_MS, -HOUR_MS, 400 * DAY_MS, -5 * 365 * DAY_MS]) {
       const world = worldOf(37);
       const room = join(world, { clock: { ahead_ms } });
-      // One that was written before anything was heard of the server is stamped again.
+      // An op that was written before the first message from the server gets a new timestamp.
       room.set('early', 1);
       const early_us = world.server.now_us;
       await synced(world, room);
@@ -710,7 +710,7 @@ const cases = {
     }
   },
 
-  async 'an edit passes one of its key that was sent before a drop, though the clock has gone back'() {
+  async 'an edit beats one of the same key sent before a lost connection, even if the clock has gone back'() {
     const { replica, now } = replicaOf(welcome('full'), ['synced', {}, { seq: 0 }]);
     const sent_us = replica.write('k', '1', { ...now, us: now.us + 9e6 });
     replica.closed();
@@ -718,7 +718,7 @@ const cases = {
   },
 
   // P180.
-  async 'the fastest round trip counts; a clock that was set is measured again'() {
+  async 'the fastest round trip counts; after the clock is set, it is measured again'() {
     const world = worldOf(38);
     const clock = { ahead_ms: 0 };
     const room = join(world, { clock });
@@ -732,7 +732,7 @@ const cases = {
     assert(off_ms() <= Math.min(...took) / 2 + 1, `${off_ms()} ms off, though one of ${took} was so fast`);
     for (const ahead_ms of [HOUR_MS, 0, -HOUR_MS]) {
       clock.ahead_ms = ahead_ms;
-      // This one finds out.
+      // This client notices.
       room.set('k', 1);
       await soon(world, undefined, 100);
       await settled(world, room);
@@ -742,7 +742,7 @@ const cases = {
     assert.deepEqual(room.heard.error, []);
   },
 
-  async 'after a reconnect the clock is that of the server it leads to'() {
+  async 'after a reconnect the clock is that of the new server'() {
     for (let seed = 46; seed < 66; seed += 1) {
       const world = worldOf(seed);
       const room = join(world);
@@ -768,7 +768,7 @@ const cases = {
   },
 
   // P161 to P163.
-  async 'presence: who is here, with the latest value of each'() {
+  async 'presence: the connected peers, with the latest value of each'() {
     const world = worldOf(39);
     const [a, b] = [join(world, { presence: true }), join(world, { token: 'other', presence: true })];
     const silent = join(world);
@@ -786,7 +786,7 @@ const cases = {
     assert.deepEqual(silent.peers, []);
     const count = world.server.heard.filter((text) => text.includes('"presence"')).length;
     assert(count < 10, `${count} messages`);
-    // It is kept across a reconnect, and leaves with the room.
+    // It is kept across a reconnect, and removed with the room.
     await restart(world, a, b);
     await soon(world);
     assert.deepEqual(seen(b), [['ann', { x: 50 }, false], ['ben', null, true]]);
@@ -810,7 +810,7 @@ const cases = {
     for (const value of [undefined, 'x'.repeat(16_384)]) assert.throws(() => a.cast(value));
   },
 
-  async 'a runtime that has no WebSocket, or forbids this one: the room ends, and says why'() {
+  async 'a runtime without WebSocket, or one that forbids this socket: the room ends and states the reason'() {
     const forbidden = class { constructor() { throw new Error('SecurityError'); } };
     for (const [WebSocket, reason] of [[undefined, /WebSocket is not a constructor/], [forbidden, /SecurityError/]]) {
       const world = worldOf(47);
@@ -822,7 +822,7 @@ const cases = {
   },
 
   // P183.
-  async 'a drained server (1012) is left for another one within a second'() {
+  async 'a client of a drained server (1012) reconnects to another one within a second'() {
     const seen = [];
     for (let seed = 0; seed < 20; seed += 1) {
       const world = worldOf(seed);
@@ -838,7 +838,7 @@ const cases = {
   },
 
   // P183.
-  async 'removed by an administrator (4003): it does not come back, and keeps what it has'() {
+  async 'removed by an administrator (4003): the client does not reconnect, and keeps its state'() {
     const world = worldOf(41);
     const room = join(world, { workspace: 'removed' });
     room.set('k', 1);
@@ -849,7 +849,7 @@ const cases = {
   },
 
   // P183.
-  async 'the workspace was deleted (4004): the copy is dropped, with what was pending'() {
+  async 'the workspace was deleted (4004): the copy is dropped, with all pending edits'() {
     const world = worldOf(42);
     const room = join(world, { workspace: 'deleted' });
     room.set('k', 1);
@@ -866,7 +866,7 @@ const cases = {
     assert.deepEqual(join(world, { workspace: 'deleted' }).unsaved, []);
   },
 
-  async 'a room without listeners that ends says once what was not saved, and nobody says a value or a token'() {
+  async 'a room without listeners that ends reports unsaved edits once, and never a value or a token'() {
     for (const [is_heeded, edits_count, lines_count] of [[false, 2, 1], [false, 0, 1], [true, 2, 0]]) {
       const world = worldOf(43);
       const said = [];
@@ -910,9 +910,9 @@ const cases = {
   },
 
   // P135.
-  async 'tombstones that are kept here are bounded'() {
+  async 'the number of tombstones that the client keeps is bounded'() {
     const { replica, hear } = replicaOf(welcome('full'), ['synced', {}, { seq: 0 }]);
-    // One that is written again is none.
+    // A key that is written again is no longer one of them.
     hear('op', { key: 'back', deleted: true, timestamp: 1 }, { seq: 1 });
     hear('op', { key: 'back', value: 1, timestamp: 2 }, { seq: 2 });
     for (let i = 0; i < 30_000; i += 1) {
@@ -921,7 +921,7 @@ const cases = {
       replica.drain();
     }
     assert.deepEqual(replica.entries(), [['back', 1]]);
-    // The oldest are forgotten, the newest are not.
+    // The oldest are forgotten, but not the newest.
     hear('op', { key: 'k0', value: 'old', timestamp: 0 });
     assert.equal(replica.get('k0'), 'old');
     replica.drain();
@@ -931,7 +931,7 @@ const cases = {
   },
 
   // P180.
-  async 'a pong that nobody asked for, or without a time, changes nothing'() {
+  async 'an unsolicited pong, or one without a time, changes nothing'() {
     const world = worldOf(48);
     const room = join(world);
     await synced(world, room);
@@ -942,7 +942,7 @@ const cases = {
   },
 
   // P131.
-  async 'an op that is larger than the messages of this server is refused here, and the connection stays'() {
+  async 'an op longer than the server accepts is refused by the client, and the connection stays open'() {
     const { replica, now, hear } = replicaOf(welcome('full'), ['synced', {}, { seq: 0 }]);
     replica.write('k', '1', now);
     replica.closed();
@@ -961,7 +961,7 @@ const cases = {
   },
 
   // P113.
-  async 'an error about no op is told, and undoes nothing'() {
+  async 'an error that concerns no op is reported, and undoes nothing'() {
     const world = worldOf(49);
     const room = join(world, { presence: true });
     await synced(world, room);
@@ -972,7 +972,7 @@ const cases = {
   },
 
   // P155.
-  async 'edits on a connection that is silent, and after it, are sent by the next one'() {
+  async 'edits made during and after a silent connection are sent on the next one'() {
     const world = worldOf(50);
     const room = join(world);
     await synced(world, room);
@@ -989,7 +989,7 @@ const cases = {
     assert.deepEqual(world.server.live(), { a: 1, b: 2, c: 2 });
   },
 
-  async 'after a refusal, edits still pass those that are pending'() {
+  async 'after a refusal, edits still supersede pending ones'() {
     const { replica, now, hear } = replicaOf(welcome('full'), ['synced', {}, { seq: 0 }]);
     const ahead = { ...now, us: now.us + 5e5 };
     const pending_us = replica.write('a', '1', ahead);
@@ -1009,7 +1009,7 @@ const cases = {
     assert.deepEqual([replica.entries(), replica.position], [[], { since: 0, generation: 'b' }]);
   },
 
-  async 'a server that speaks version 1 now: no position, no peers, and the state is that of its init'() {
+  async 'a server that now speaks version 1: no position, no peers, and the state is that of its init'() {
     const { replica, now } = replicaOf(welcome('full'), ['state', { entries: [['k', 1, 10], ['l', 1, 11]] }, { seq: 2 }], ['synced', {}, { seq: 2 }],
       ['presence', { all: true, peers: { 1: { user: 'ann', value: null } } }]);
     replica.closed();
@@ -1020,14 +1020,14 @@ const cases = {
   },
 
   // P119.
-  async 'ttl_ms and keys that cannot be are not set'() {
+  async 'an impossible ttl_ms or key is not set'() {
     const room = join(worldOf(45));
     for (const ttl_ms of [0, -1, 1.5, '1000', Infinity, 11 * 365 * DAY_MS]) assert.throws(() => room.set('k', 1, { ttl_ms }), RangeError);
     for (const key of ['', 7, 'ü'.repeat(513)]) assert.throws(() => room.delete(key), TypeError);
   },
 };
 
-// What may go wrong at any time.
+// The faults that may occur at any time.
 const troubles = [
   ({ server }) => { server.kill(); },
   ({ server }) => { server.start(); },
@@ -1045,7 +1045,7 @@ function each(world, act) {
   for (const socket of socketsOf(world)) if (world.random() < 0.5) act(socket);
 }
 
-// A room, with a copy of it that is made of its `change` events alone.
+// A room, with a copy that is built only from its `change` events.
 function joinWithMirror(world, clock, seed) {
   const user = world.pick(['good', 'other', 'nobody']);
   const room = join(world, { version: 2, clock, token: () => user, presence: world.random() < 0.7, workspace: `story v2 ${seed}` });
@@ -1067,9 +1067,10 @@ function joinWithMirror(world, clock, seed) {
 
 const KEYS = ['a', 'b', 'c', 'd', 'refused'];
 
-// Some clients with wrong clocks write and delete few keys through much trouble. In the end all hold what the server holds, and of
-// each key that is the greatest op that anybody wrote. In some stories the server has limits; in others it goes on with older copies of
-// its data, and rooms end and are opened again.
+// Clients with wrong clocks write and delete a few keys while many faults occur. In the end, all of
+// them hold the server's state, which for each key is the greatest op that any client wrote. In
+// some stories, the server has limits; in others, it continues from older copies of its data, and
+// rooms end and are reopened.
 async function story(seed) {
   const world = worldOf(seed);
   const { server } = world;
@@ -1093,7 +1094,7 @@ async function story(seed) {
       const value = key === 'refused' && world.random() < 0.3 ? 'bad' : world.pick([0, 1, null, 'x', 'longer']);
       const ttl_ms = key === 'd' && world.random() < 0.5 ? 200 : undefined;
       const timestamp = world.random() < 0.3 ? room.delete(key) : room.set(key, value, { ttl_ms });
-      // One that was written before the clock was known is stamped again.
+      // An op that was written before the clock was known gets a new timestamp.
       if (!is_safe || room.connection === undefined) continue;
       written.get(key)[at] = timestamp;
       room.saved().then(() => is_kept(key, timestamp) || early.push(`${key} of ${timestamp} at ${server.now_us} ${JSON.stringify(server.state.get(key))} floor ${server.floor}`), () => {});
@@ -1101,7 +1102,7 @@ async function story(seed) {
       if (room.peers.length > 0) room.setPresence({ i });
       room.echo();
     } else if (dice < 0.8) {
-      // After a large step, an op may be older than the one before it that it replaces unsent.
+      // After a large clock step, an op may be older than the unsent op that it replaces.
       clocks[at].ahead_ms += world.pick(may_restore ? [-60_000, 60_000] : [-400, -5, 5, 400]);
     } else if (may_restore && dice < 0.84) {
       room.close();
@@ -1118,7 +1119,7 @@ async function story(seed) {
   }
   server.start();
   for (const socket of socketsOf(world)) server.catchUp(socket);
-  // A connection that is falling down may still look well.
+  // A failing connection may still look healthy.
   await world.run(world.now_ms + 1000);
   await settled(world, ...rooms);
   await world.run(world.now_ms + 5000);
@@ -1133,7 +1134,7 @@ async function story(seed) {
   }
   assert.deepEqual(early, [], 'saved too early');
   for (const [key, timestamps] of written) {
-    // What expired or was dropped has a greater one.
+    // Expired or dropped keys have a greater one.
     assert(is_kept(key, Math.max(...timestamps)), `an edit of ${key} is lost: ${timestamps}`);
   }
 }

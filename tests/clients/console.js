@@ -1,5 +1,5 @@
-// The console that the server serves, in headless Chromium: two pages side by side, each in a context of its own, as two users
-// would have it. A third page, of another origin, uses the client module alone.
+// The server's console, in headless Chromium: two pages side by side, each in its own browser
+// context, as for two users. A third page, from another origin, uses only the client module.
 'use strict';
 
 const assert = require('node:assert/strict');
@@ -16,7 +16,7 @@ const PAGE_BYTES_MAX = 100_000;
 const DESKTOP = { width: 1280, height: 800 };
 const PHONE = { width: 390, height: 844 };
 const HOUR_MS = 3_600_000;
-// Chromium tells these by itself, whatever a page does: the server was away, or refused a token.
+// Chromium itself logs these, regardless of the page: the server was down, or refused a token.
 const NETWORK = /^Failed to load resource: (net::ERR_(CONNECTION_REFUSED|CONNECTION_RESET|EMPTY_RESPONSE|INTERNET_DISCONNECTED)|the server responded with a status of (401|503) )/;
 
 // The row of a key, as a user sees it.
@@ -49,7 +49,7 @@ async function add(page, key, value) {
   await page.press('#value', 'Enter');
 }
 
-// A page with a clock of its own; what its console says and what its policy stops is kept.
+// A page with its own clock; console messages and policy violations are recorded.
 async function open(browser, url, said, { ahead_ms = 0, ...options } = {}) {
   const context = await browser.newContext({ viewport: DESKTOP, colorScheme: 'light', reducedMotion: 'reduce', ...options });
   await context.addInitScript((ahead) => {
@@ -64,7 +64,7 @@ async function open(browser, url, said, { ahead_ms = 0, ...options } = {}) {
   return page;
 }
 
-// WCAG 2.2, 1.4.3: the contrast of each text that is shown with what is behind it.
+// WCAG 2.2, 1.4.3: the contrast of each visible text with its background.
 const readContrasts = (page) => page.evaluate(() => {
   const canvas = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
   const channels = (color) => {
@@ -126,7 +126,7 @@ async function steps(step, server, browser) {
 
   await step('with --dev it connects automatically', async () => {
     a = await open(browser, home, said);
-    // The clock of this one is an hour ahead.
+    // The clock of this page is an hour ahead.
     b = await open(browser, home, said, { ahead_ms: HOUR_MS });
     for (const page of [a, b]) {
       await untilState(page, 'Synced');
@@ -175,7 +175,7 @@ async function steps(step, server, browser) {
 
   const readPeers = (page) => page.locator('#peers li').allTextContents();
 
-  await step('each page shows who is here, and what the other one is editing', async () => {
+  await step('each page shows who else is there, and which key the other one is editing', async () => {
     for (const page of [a, b]) {
       await until('two peers', async () => (await readPeers(page)).map((text) => text.endsWith('(you)')).sort(), [false, true]);
     }
@@ -185,7 +185,7 @@ async function steps(step, server, browser) {
     await until('that A has stopped', async () => (await readPeers(b)).filter((text) => text.includes('edits')).length, 0);
   });
 
-  await step('B deletes a key with the keyboard, it is gone for A too, and both are told', async () => {
+  await step('B deletes a key with the keyboard: it disappears for A too, and both are notified', async () => {
     await add(a, 'short-lived', '1');
     await untilRow(b, 'short-lived', '1', 'other');
     await b.getByRole('button', { name: 'Delete short-lived' }).focus();
@@ -201,7 +201,7 @@ async function steps(step, server, browser) {
   await step('the round trip and the stats are shown', async () => {
     await until('the round trip', async () => /^[\d.]+ (µs|ms|s)$/.test(await a.textContent('#round-trip')), true);
     await until('lines of two shards', () => a.locator('#plots polyline').count(), 10);
-    // The request for the figures is a connection of its own.
+    // The request for the figures is itself a connection.
     await until('connections', async () => ['2', '3', '4'].includes(await a.textContent('[data-plot=connections] output')), true);
   });
 
@@ -223,7 +223,7 @@ async function steps(step, server, browser) {
     await until('the message to A', async () => /retrying in .* [2-9] edits are pending/.test(await a.textContent('#told')), true);
   });
 
-  await step('restarted on the same port and data: what B wrote in the meantime arrives', async () => {
+  await step("restarted on the same port and data: B's edits from the meantime arrive", async () => {
     await a.context().setOffline(true);
     await server.start();
     await until('the state on the server', async () => (await get('/v1/workspaces/demo', secrets[0])).data.both, 'of b');
@@ -249,7 +249,7 @@ async function steps(step, server, browser) {
     assert.match(await told(b), /you.*both = "of b"$/);
   });
 
-  await step('both pages show what the server has', async () => {
+  await step("both pages show the server's state", async () => {
     const { data } = await get('/v1/workspaces/demo', secrets[0]);
     const wanted = Object.entries(data).map(([key, value]) => [key, JSON.stringify(value)]).sort();
     for (const page of [a, b]) {
@@ -281,7 +281,7 @@ async function steps(step, server, browser) {
   await step('everything is reachable by keyboard with visible focus, and each field has a name', async () => {
     const wanted = new Set(await a.evaluate(() => [...document.querySelectorAll('a, button, input, summary')].map((element) => element.id || element.textContent)));
     await a.evaluate(() => document.activeElement.blur());
-    // Twice around, since nothing says where the first Tab begins.
+    // Twice around, since the starting point of the first Tab is unspecified.
     for (let presses = 2 * wanted.size + 10; presses > 0; presses -= 1) {
       await a.keyboard.press('Tab');
       const [name, outline] = await a.evaluate(() => {
@@ -345,7 +345,8 @@ async function steps(step, server, browser) {
   });
 }
 
-// The README's first promise, with no secret set: what is written while the server is down is there when it is up again.
+// The README's first promise, with no secret set: edits made while the server is down are there
+// when it is up again.
 async function stepsWithoutSecret(step, server, browser) {
   const said = [];
   let a, b, home;
@@ -395,8 +396,8 @@ async function stepsWithoutSecret(step, server, browser) {
     assert.deepEqual((await dataNow()).z, 2);
   });
 
-  // A token that was typed is the page's own: nobody can renew it.
-  await step('a refused typed token: the page says what was not saved', async () => {
+  // The page has no source from which to renew a token that was typed in.
+  await step('a refused typed token: the page lists the unsaved edits', async () => {
     const typed = execFileSync(server.binary, ['token', '--sub', 'typed', '--jwt-secret-file', `${server.data_dir}/dev-secret`], { encoding: 'utf8' });
     await b.click('#toggle');
     await untilState(b, 'Disconnected');
@@ -423,7 +424,7 @@ async function stepsWithoutSecret(step, server, browser) {
     assert.equal((await dataNow()).kept, undefined, 'nothing is sent without being asked to');
     await b.getByRole('button', { name: 'Send now' }).click();
     for (const [key, value] of [['kept', '"edit"'], ['x', '3']]) {
-      // This page comes back at a time of its own, and may be sent them with its init.
+      // This page reconnects at a different time, and may receive them with its init.
       await until(`the row of ${key}`, async () => (await readRow(a, key))?.value, value);
     }
     assert.equal(await b.locator('#unsaved').isVisible(), false);
@@ -434,7 +435,7 @@ async function stepsWithoutSecret(step, server, browser) {
     await untilState(b, 'Disconnected');
     await add(b, 'x', '"never"');
     await b.click('#toggle');
-    // Whether those that were sent before are saved, the page may not know yet.
+    // The page may not know yet whether the edits that were sent before are saved.
     await until('the offer', async () => /may not be saved: .*x = "never"$/.test(await b.textContent('#unsaved p')), true);
     await b.getByRole('button', { name: 'Discard' }).click();
     assert.equal(await b.locator('#unsaved').isVisible(), false);

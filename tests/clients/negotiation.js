@@ -1,5 +1,5 @@
-// The client module in headless Chromium, which fails a connection whose server accepts none of the offered protocols. The
-// servers are played by `ws`: one of version 1, and one of version 2.
+// The client module in headless Chromium, which fails a connection whose server accepts none of the
+// offered protocols. The servers, a version 1 server and a version 2 server, are played by `ws`.
 'use strict';
 
 const assert = require('node:assert/strict');
@@ -20,7 +20,7 @@ const FIRST = { 1: [{ type: 'init', data: { k: 1 } }], 2: [
   { type: 'synced', payload: {}, seq: 1 },
 ] };
 
-// A server that answers `HEAD` and speaks this version. It notes how each WebSocket asked.
+// A server that answers `HEAD` and speaks this version. It records the request of each WebSocket.
 async function listen(version, takes_protocols) {
   const asked = [];
   const server = http.createServer((request, response) => {
@@ -32,7 +32,8 @@ async function listen(version, takes_protocols) {
     const token = new URL(request.url, 'http://server').searchParams.get('token');
     const protocols = request.headers['sec-websocket-protocol'];
     asked.push([token, protocols]);
-    // Version 1 has no other place for a token; whatever protocols are offered, it names none.
+    // Version 1 has no other place for a token; whatever protocols are offered, the answer names
+    // none.
     if (!takes_protocols && token !== TOKEN) return socket.end('HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n');
     sockets.handleUpgrade(request, socket, head, (opened) => {
       for (const message of FIRST[version]) opened.send(JSON.stringify(message));
@@ -66,11 +67,11 @@ async function connects(browser, [version, takes_protocols, options], wanted) {
 
 const OFFERED = [null, `etherply.v2, bearer.${TOKEN}`];
 const CASES = {
-  'a server of version 2 is given the token as a protocol': [[2, true, {}],
+  'a version 2 server is given the token as a protocol': [[2, true, {}],
     { version: 2, states: ['Connected', 'Synced', 'Disconnected'], entries: [['k', 1]], asked: [OFFERED] }],
-  'a server of version 1 is asked again, with the token in the URL': [[1, false, {}],
+  'with a version 1 server, the client retries with the token in the URL': [[1, false, {}],
     { version: 1, states: ['Connected', 'Synced', 'Disconnected'], entries: [['k', 1]], asked: [OFFERED, [TOKEN, undefined]] }],
-  'a client that wants version 1 asks for it alone': [[1, false, { version: 1 }],
+  'a client that wants version 1 requests only that': [[1, false, { version: 1 }],
     { version: 1, states: ['Connected', 'Synced', 'Disconnected'], entries: [['k', 1]], asked: [[TOKEN, undefined]] }],
   'a client that wants version 2 never shows the token': [[1, false, { version: 2 }],
     { version: 0, states: ['Disconnected', 'Disconnected'], entries: [], asked: [OFFERED] }],

@@ -11,7 +11,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect as open_socket
 
 ANSWER_S = 10
-# No JSON library writes this text as it stands here: the server has to pass it on byte for byte.
+# No JSON library would write this text exactly like this: the server must pass it on byte for byte.
 VALUE = r'{"n":12345678901234567890 , "f":1.0, "s":"\u00e9"}'
 NOW_US = time.time_ns() // 1000
 
@@ -52,7 +52,7 @@ def step(what):
         yield
     except Exception as error:
         print(f"not ok - python websockets: {what}: {type(error).__name__}: {error}", flush=True)
-        # The steps behind it build on it and are not told.
+        # The steps after it build on it and are skipped.
         sys.exit(1)
     print(f"ok - python websockets: {what}", flush=True)
 
@@ -80,7 +80,7 @@ def steps(server, sockets):
     with step("A's op reaches B, its value byte for byte"):
         a.send(op("foo", VALUE, NOW_US))
         expect_op(b, "foo", VALUE, NOW_US)
-    # All clients see one order: what A is told next proves what A was not told before.
+    # All clients see the same order: the next message to A proves which messages A was not sent.
     with step("B's op is the first that A receives: A's own was not sent back"):
         b.send(op("bar", '"from B"', NOW_US))
         expect_op(a, "bar", '"from B"', NOW_US)
@@ -108,7 +108,7 @@ def steps(server, sockets):
 
 
 if __name__ == "__main__":
-    # A signal leaves by the `with` block too.
+    # A signal also exits through the `with` block.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with Server(sys.argv[1]) as the_server, ExitStack() as open_sockets:
         steps(the_server, open_sockets)

@@ -1,4 +1,5 @@
-// One `etherply serve` process for a story: its own temporary data directory, its own secret, a free port.
+// One `etherply serve` process for a story, with its own temporary data directory and secret, on a
+// free port.
 'use strict';
 
 const { execFileSync, spawn } = require('node:child_process');
@@ -9,14 +10,15 @@ const path = require('node:path');
 const SECRET = 'a secret of the client tests, 32+ bytes long';
 const START_MS = 10_000;
 
-// Each flag of the server is an environment variable too, so that one set outside must not reach it.
+// Each server flag is also an environment variable, so variables that are set outside must not
+// reach the server.
 function environment(secret) {
   const kept = Object.entries(process.env).filter(([name]) => name !== 'PORT' && !name.startsWith('ETHERPLY_'));
   return { ...Object.fromEntries(kept), ...(secret !== null && { ETHERPLY_JWT_SECRET: secret }) };
 }
 
 class Server {
-  // Without a secret (null) the server has to find one of its own.
+  // Without a secret (null), the server has to generate one.
   constructor(binary, flags = [], secret = SECRET) {
     this.binary = binary;
     this.flags = flags;
@@ -33,7 +35,7 @@ class Server {
     for (const signal of ['SIGINT', 'SIGTERM']) process.on(signal, () => process.exit(1));
   }
 
-  // Ends when the server listens. The first start takes a free port; every later one takes the same again.
+  // Resolves once the server listens. The first start picks a free port; later ones reuse it.
   async start() {
     const errors = this.log_path;
     const stderr = fs.openSync(errors, 'a');
@@ -52,7 +54,7 @@ class Server {
       let seen = '';
       child.once('error', (error) => fail(`did not start: ${error.message}`));
       child.once('exit', (code, signal) => fail(`ended with ${code ?? signal} before it listened`));
-      // The listener stays, so that the pipe never fills up.
+      // The listener stays attached, so that the pipe never fills up.
       child.stdout.on('data', (bytes) => {
         seen += bytes;
         if (!seen.includes('\n')) return;
@@ -65,7 +67,7 @@ class Server {
     this.port = Number(port);
   }
 
-  // What a power cut leaves of a process: SIGKILL, no goodbye to anybody.
+  // Ends the process with SIGKILL, without any close frames, as in a power cut.
   async kill() {
     this.child?.kill('SIGKILL');
     await this.exited;

@@ -1,5 +1,5 @@
-// A world without a clock for the client module: a naive server, sockets that delay and break, timers and randomness, all of
-// them run by one seed.
+// A world without a clock for the client module: a naive server, sockets that delay and break,
+// timers and randomness, all driven by one seed.
 
 const LATENCY_MS = 40;
 
@@ -37,9 +37,10 @@ export class World {
     if (at >= 0) this.events.splice(at, 1);
   }
 
-  // Runs what is due until `until_ms`, or until `done()`; false when nothing is left to run.
+  // Runs events that are due until `until_ms`, or until `done()`; returns false if nothing is left
+  // to run.
   async run(until_ms, done = () => false) {
-    // What a promise of the client carries on with has to be done before the next event.
+    // Continuations of the client's promises must run before the next event.
     await new Promise(setImmediate);
     while (!done()) {
       if (this.events.length === 0 || this.events[0].at_ms > until_ms) {
@@ -54,7 +55,8 @@ export class World {
     return true;
   }
 
-  // What `connect` takes from the world around it. `clock.ahead_ms` may be changed at any time, backwards too.
+  // The environment that `connect` uses. `clock.ahead_ms` may be changed at any time, even
+  // backwards.
   host(clock = { ahead_ms: 0 }) {
     const world = this;
     return {
@@ -76,7 +78,7 @@ export class World {
   }
 }
 
-// One way of a connection: in order, each message late by a time of its own.
+// One direction of a connection: messages arrive in order, each with its own delay.
 class Way {
   constructor(world, deliver) {
     Object.assign(this, { world, deliver, last_ms: 0, in_flight: new Set() });
@@ -111,7 +113,7 @@ class Socket {
 
   send(text) {
     if (this.readyState === 0) throw new Error('a send before the socket is open');
-    // What a browser does with a socket that is closing or closed.
+    // As a browser does with a socket that is closing or closed.
     if (this.readyState === 1) this.up.send({ text });
   }
 
@@ -141,7 +143,7 @@ class Socket {
   }
 }
 
-// The protocol in its simplest form: one map, one list of sockets.
+// The protocol in its simplest form: one map and one list of sockets.
 export class NaiveServer {
   constructor(world) {
     this.world = world;
@@ -150,7 +152,7 @@ export class NaiveServer {
     this.state = new Map();
     this.sockets = new Set();
     this.heard = [];
-    // Limits, as a server may have them.
+    // Limits such as a server may have.
     this.ops_per_second = Infinity;
     this.bytes_max = Infinity;
   }
@@ -205,7 +207,7 @@ export class NaiveServer {
     }
   }
 
-  // A bucket that leaks so much in a second, and holds so much.
+  // A leaky bucket with this rate per second and this capacity.
   takes(socket, name, per_second, most) {
     const { level, at_ms } = socket[name] ?? { level: 0, at_ms: this.world.now_ms };
     const left = Math.max(0, level - ((this.world.now_ms - at_ms) / 1000) * per_second) || 0;
@@ -223,7 +225,7 @@ export class NaiveServer {
     socket.down.send({ text: `{"type":"op","payload":{"key":${JSON.stringify(key)},"value":${text},"timestamp":${timestamp}}}` });
   }
 
-  // A slow client is told the latest op of each key that changed since.
+  // A slow client is sent the latest op of each key that has changed since.
   fallBehind(socket) {
     socket.missed ??= new Set();
   }
@@ -240,7 +242,7 @@ export class NaiveServer {
     socket.down.send({ closes: { code, reason, wasClean: true } });
   }
 
-  // The connection breaks: each side may lose what is under way.
+  // The connection breaks: each side may lose messages in transit.
   drop(socket) {
     this.sockets.delete(socket);
     socket.up.cut();

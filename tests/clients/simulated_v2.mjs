@@ -1,5 +1,6 @@
-// The server of protocol version 2 in its simplest form, for the simulated world: one workspace, a map in the order of the last
-// change, a batch of ops that is applied, synced and sent at once. It checks what the clients send it.
+// A version 2 server in its simplest form, for the simulated world: one workspace, a map in the
+// order of the last change, and a batch of ops that is applied, synced and sent in one step. It
+// checks the messages that clients send.
 import assert from 'node:assert/strict';
 
 import { NaiveServer } from './simulated.mjs';
@@ -24,7 +25,7 @@ export class NaiveServer2 extends NaiveServer {
     this.batch = [];
     this.peers = new Map();
     this.chunk_ms = 5;
-    // What each connection was opened with, for the tests.
+    // The parameters with which each connection was opened, for the tests.
     this.opened = [];
   }
 
@@ -36,9 +37,9 @@ export class NaiveServer2 extends NaiveServer {
     return (EPOCH_MS + Math.floor(this.world.now_ms)) * 1000;
   }
 
-  // ---- the life of a server ----
+  // ---- the lifecycle of a server ----
 
-  // What was not synced is lost, and so is presence.
+  // Unsynced ops are lost, and so is presence.
   kill() {
     this.batch = [];
     this.peers.clear();
@@ -50,11 +51,12 @@ export class NaiveServer2 extends NaiveServer {
     super.start();
     [this.previous, this.generation] = [this.generation, this.#newGeneration()];
     this.begun_seq = this.seq;
-    // Ids go on across restarts: a `replaces` of the server before must not remove a peer of this one.
+    // Ids continue across restarts: a `replaces` that refers to the previous server must not remove
+    // a peer of this one.
     this.expireDue();
   }
 
-  // A copy of the data directory, and a server that starts with it later.
+  // A copy of the data directory, from which a server starts later.
   copy() {
     const { seq, floor, dropped_seq, generation } = this;
     return { seq, floor, dropped_seq, generation, state: new Map(this.state) };
@@ -73,7 +75,7 @@ export class NaiveServer2 extends NaiveServer {
       this.floor = Math.max(this.floor, timestamp);
       this.dropped_seq = seq;
     }
-    // One that is behind a dropped tombstone would never hear of it.
+    // A client that fell behind before a tombstone was dropped would never receive it.
     for (const socket of this.sockets) if (!socket.is_live && socket.cursor < this.dropped_seq) this.drop(socket);
   }
 
@@ -129,7 +131,8 @@ export class NaiveServer2 extends NaiveServer {
     return [is_resumed ? 'changes' : 'full', why];
   }
 
-  // Sends a chunk of what the connection lacks, and the next one when the socket has drained.
+  // Sends a chunk of the state that the connection lacks, and the next one once the socket has
+  // drained.
   #feed(socket) {
     if (!this.sockets.has(socket) || socket.is_slow) return;
     const missing = [...this.state].filter(([, { seq }]) => seq > socket.cursor);
@@ -189,7 +192,7 @@ export class NaiveServer2 extends NaiveServer {
 
   commit() {
     for (const { socket, id, payload } of this.batch.splice(0)) {
-      // What has arrived counts, even if its sender has gone.
+      // Messages that have arrived count, even if the sender has gone.
       this.#op(socket, id, payload);
       socket.settled_id = id;
     }
@@ -232,7 +235,8 @@ export class NaiveServer2 extends NaiveServer {
     for (const socket of this.sockets) {
       if (socket === writer) continue;
       if (socket.is_live) this.#tell(socket, key, entry, this.seq);
-      // A server may send a live op in the middle of a state, which moves no resume point.
+      // A server may send a live op in the middle of a state, which does not advance the resume
+      // point.
       else if (!socket.is_slow && this.world.random() < 0.3) this.#tell(socket, key, entry);
     }
   }
@@ -269,7 +273,7 @@ export class NaiveServer2 extends NaiveServer {
 
   #setPresence(socket, value) {
     const peer = this.peers.get(socket.connection);
-    // One that was replaced may still have said something.
+    // A connection that was replaced may still have sent something.
     if (peer?.socket !== socket) return;
     peer.value = value;
     if (peer.is_due) return;

@@ -1,14 +1,15 @@
-// The story that every client lives through; python_websockets.py tells the same one.
+// The story that every client library plays; python_websockets.py plays the same one.
 //
-// A client library takes part through one function: `connect(url)` ends in `{ send(text), receive(), close() }`, where
-// `receive` gives the next message in the order of arrival, and fails with an error whose `status` is the HTTP status
-// of the refusal.
+// A client library takes part through one function: `connect(url)` resolves to `{ send(text),
+// receive(), close() }`, where `receive` returns the next message in order of arrival; it rejects
+// with an error whose `status` is the HTTP status of the refusal.
 'use strict';
 
 const { isDeepStrictEqual } = require('node:util');
 const { Server } = require('./server.js');
 
-// No JSON library writes this text as it stands here: the server has to pass it on byte for byte.
+// No JSON library would write this text exactly like this: the server must pass it on byte for
+// byte.
 const VALUE = '{"n":12345678901234567890 , "f":1.0, "s":"\\u00e9"}';
 const NOW_US = Date.now() * 1000;
 
@@ -18,7 +19,7 @@ function expectEqual(got, wanted) {
   if (!isDeepStrictEqual(got, wanted)) throw new Error(`got ${JSON.stringify(got)}, not ${JSON.stringify(wanted)}`);
 }
 
-// `values` are the texts of values that must stand in the message byte for byte.
+// `values` are the texts of values that must appear in the message byte for byte.
 async function expectMessage(client, wanted, values) {
   const text = await client.receive();
   expectEqual(JSON.parse(text), wanted);
@@ -58,7 +59,7 @@ async function steps(step, server, connect) {
     a.send(op('foo', VALUE, NOW_US));
     await expectOp(b, 'foo', VALUE, NOW_US);
   });
-  // All clients see one order: what A is told next proves what A was not told before.
+  // All clients see the same order: the next message to A proves which messages A was not sent.
   await step("B's op is the first that A receives: A's own was not sent back", async () => {
     b.send(op('bar', '"from B"', NOW_US));
     await expectOp(a, 'bar', '"from B"', NOW_US);
@@ -92,7 +93,7 @@ async function steps(step, server, connect) {
 
 const tell = (name, connect) => play(name, [], (step, server) => steps(step, server, connect));
 
-// Prints one line for each step. The exit code is 0 when the whole story came true.
+// Prints one line for each step. The exit code is 0 if the whole story succeeded.
 async function play(name, flags, story, secret) {
   const [binary] = process.argv.slice(2);
   const server = new Server(binary, flags, secret);
@@ -105,20 +106,21 @@ async function play(name, flags, story, secret) {
     }
     console.log(`ok - ${name}: ${what}`);
   };
-  // An event loop that runs dry in the middle of the story is a failure too, and so is a story that was played before.
+  // An event loop that runs out of events in the middle of the story is also a failure, as is a
+  // story that was played before.
   const before = process.exitCode ?? 0;
   process.exitCode = 1;
   try {
     await story(step, server);
     process.exitCode = before;
   } catch {
-    // It has been printed. The steps behind it build on it and are not told.
+    // It has been printed. The steps after it build on it and are skipped.
   } finally {
     await server.kill();
   }
 }
 
-// An answer that does not come is a failure, not a wait without end.
+// An answer that never comes is a failure, not an endless wait.
 function within(ms, what, promise) {
   let timer;
   const late = new Promise((_, reject) => {

@@ -230,9 +230,9 @@ impl World {
         }
     }
 
-    /// Lowers the promises of a failed shard to the ops that it knows to be durable, since it gives
-    /// up the rest. Until a rebuild has synced the ops that were shown, a power cut may lose those,
-    /// too.
+    /// Lowers the promises of a failed shard to the ops that it knows to be durable, since it
+    /// discards the rest. Until a rebuild has synced the ops that were shown, a power cut may lose
+    /// those, too.
     pub fn give_up_the_rest(&mut self, shard: usize) {
         let &mut Seat {
             is_sync_lost,
@@ -253,7 +253,7 @@ impl World {
     }
 
     /// Records an attempt at a rebuild; `before` counts the syncs of the failed segment before it.
-    /// The first attempt decides: what it has kept stays, whatever becomes of later attempts.
+    /// The first attempt decides: the ops that it has kept stay, regardless of later attempts.
     pub fn note_end(&mut self, shard: usize, before: Syncs) {
         let is_dead = self.disk.is_dead();
         let seat = self.seat(shard);
@@ -389,7 +389,7 @@ impl World {
     }
 
     /// Empties the folder of a shard on a copy of the disk and checks that this is detected. The
-    /// shard is one that is known to have begun.
+    /// shard is known to have begun.
     fn try_emptied(&mut self, clean: &SimDisk, dice: &mut Dice) {
         let Ok(directory) = DataDirectory::open_existing(clean.fork(), PathBuf::from(DATA)) else {
             return;
@@ -414,7 +414,7 @@ impl World {
     }
 
     /// Runs a compaction over altered bytes, which must not give them a valid checksum; the
-    /// recovery that follows checks that.
+    /// subsequent recovery checks that.
     fn compact_flipped(&mut self, fork: &SimDisk) {
         let Ok(directory) = DataDirectory::open_on(fork.clone(), PathBuf::from(DATA), [7; 16])
         else {
@@ -437,7 +437,7 @@ impl World {
             return;
         }
         self.set_trial(true);
-        // People delete LOCK when a server does not start.
+        // People tend to delete LOCK when a server does not start.
         let lock = self
             .dice
             .one_in(2)
@@ -583,7 +583,7 @@ impl World {
             .collect();
         assert_eq!(
             held, state,
-            "client {place} does not end with the server's state"
+            "client {place} does not end up with the server's state"
         );
         let can_fall_behind =
             self.plan.outbox_bytes_max < 1 << 20 || self.plan.value_bytes > 100_000;
@@ -602,7 +602,7 @@ impl World {
         assert_eq!(vanished, None, "a vanished client is still connected");
     }
 
-    /// Checks that no log ever exceeds its bound. A log whose data have just died may be longer for
+    /// Checks that no log ever exceeds its bound. A log whose data has just died may be longer for
     /// a while.
     pub fn check_growth(&mut self) {
         let may_compact = self.plan.may(crate::plan::faults::COMPACTION);
@@ -632,7 +632,7 @@ impl World {
         }
     }
 
-    /// Checks that the log is not longer than its live data allow.
+    /// Checks that the log is not longer than its live data allows.
     fn check_size(&self) {
         let server = self.server.as_ref().expect("the server is running");
         if server.schedule.is_over() || !self.plan.may(crate::plan::faults::COMPACTION) {

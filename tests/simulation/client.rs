@@ -21,7 +21,7 @@ pub enum Home {
     Gone,
 }
 
-/// The pace at which a client reads what the server sends.
+/// The pace at which a client reads from the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reading {
     Swift,
@@ -63,10 +63,10 @@ pub struct Client {
     pub is_v2: bool,
     /// It was being served when its shard failed.
     pub was_answered: bool,
-    /// The copy of the workspace of a client of version 2, until another connection takes it over.
+    /// The copy of the workspace of a version 2 client, until another connection takes it over.
     pub replica: Option<Box<Replica>>,
 
-    // What it knows.
+    // The client's own knowledge.
     pub status_wanted: u16,
     pub status: Option<u16>,
     pub init: Option<BTreeMap<String, String>>,
@@ -79,7 +79,7 @@ pub struct Client {
     pub has_followed: bool,
     /// Its own copy of the state.
     pub held: BTreeMap<String, (String, u64)>,
-    /// All values that it ever held: received (false), or written by the client itself (true).
+    /// All values that it has ever held: received (false), or written by the client itself (true).
     pub known: Vec<(Write, bool)>,
     /// The limits of the server to which it is connected.
     pub limits: Limits,
@@ -130,7 +130,7 @@ pub struct Client {
     /// It resent the last op of another connection.
     pub has_resent: bool,
     /// The times when the server last heard from it, and when its socket last accepted something or
-    /// was given something to accept.
+    /// was last offered something.
     pub heard_us: u64,
     pub moved_us: u64,
     pub came_us: u64,
@@ -203,7 +203,7 @@ impl Client {
         }
     }
 
-    /// Returns whether its shard has failed and closes it. A request that waited meanwhile is
+    /// Returns whether its shard has failed and closes it. A request that waited in the meantime is
     /// served afterwards.
     pub fn is_cut_off(&self) -> bool {
         let is_closed = self.told.iter().any(|told| told.1 == Told::Close(1011));
@@ -229,7 +229,7 @@ impl Client {
         is_connected && !self.is_mid_message && self.init.is_some() && self.code.is_none()
     }
 
-    /// Sends an op and applies it locally at once.
+    /// Sends an op and immediately applies it locally.
     pub fn write(&mut self, write: Write) {
         self.hold(&write, true);
         self.outgoing.extend(wire::op_frame(&write));
@@ -490,9 +490,9 @@ impl Client {
         true
     }
 
-    /// Moves the end of the ops that `init` may contain, before an op at `place` is read. Where ops
-    /// are shown before they are logged, `init` may be the state of a moment that the log had not
-    /// reached, although it equals an earlier state: both may be empty.
+    /// Advances the end of the ops that `init` may contain, before an op at `place` is read. If ops
+    /// are shown before they are logged, `init` may be from a moment that the log has not reached
+    /// yet, even though it equals an earlier state, as when both are empty.
     fn extend_init(&mut self, place: usize, model: &Model) {
         let init = self.init.as_ref().filter(|_| model.may_grow);
         if let Some((_, until)) = init.and_then(|init| model.places_of(init, place)) {

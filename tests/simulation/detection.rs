@@ -1,5 +1,5 @@
-//! The damage that the log's format promises to detect (`log::record`, "What is not found"),
-//! computed naively.
+//! The damage that the log's format promises to detect (`log::record`, "Damage that is not
+//! detected"), computed naively.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};

@@ -167,7 +167,7 @@ impl State {
         if fails {
             match kind {
                 Kind::Write => self.met.write_errors += 1,
-                // A planned failure is not counted: the world knows what it loses.
+                // A planned failure is not counted, because the world knows its effects.
                 Kind::Sync => self.met.sync_errors += u64::from(!is_planned),
                 Kind::Open => self.met.open_errors += 1,
                 Kind::Rename => self.met.rename_errors += 1,
@@ -411,7 +411,7 @@ impl Disk for SimDisk {
             let is_done = entered.is_ok() || state.dice.one_in(2);
             let folder = state.folder(folder)?;
             if is_done {
-                // Once a file's new name is durable, its first one never comes back.
+                // Once a file's new name is durable, its first name never comes back.
                 if let Change::Rename(_, _, renamed) = change {
                     let is_older = |change: &Change| match change {
                         Change::Create(_, node) => *node == renamed,

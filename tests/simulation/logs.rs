@@ -107,7 +107,7 @@ impl World {
         seat.may_fail |= is_failure;
         let log = seat.log.as_ref().expect("the log is open");
         let writes_through = log.open_segment().writes_through;
-        // A short write continues. The sync of an `always` log is still to come, unless writes
+        // A short write is continued. The sync of an `always` log is still to come, unless writes
         // bypass the cache.
         let is_end = match &input {
             Input::LogWritten(..) => {
@@ -226,12 +226,12 @@ impl World {
 
 impl World {
     /// Returns whether the next sync of a rebuild fails. In modes that show ops before they are on
-    /// disk, this sync decides what is kept, and at the rate of all operations it would hardly ever
+    /// disk, this sync decides which ops are kept; at the general failure rate it would hardly ever
     /// fail.
     fn fails_deciding_sync(&self) -> bool {
         let may_fail = !self.is_calm && self.plan.may(faults::ERRORS);
         let is_shown_early = self.plan.durability != Durability::Always;
-        // The dice are not the world's, so that other runs stay as they are.
+        // A separate stream of dice keeps all other runs unchanged.
         let mut dice = Dice::stream(self.plan.seed ^ self.clock.now_us, 14);
         may_fail && is_shown_early && dice.one_in(3)
     }
@@ -280,7 +280,7 @@ enum SyncEnd {
 }
 
 impl World {
-    /// Runs a plan until a shard waits for a rebuild that must sync what was shown of a workspace.
+    /// Runs a plan until a shard waits for a rebuild that must sync the ops shown in a workspace.
     fn until_rebuild(plan: Plan) -> Option<(Self, usize, usize)> {
         let mut world = Self::new(plan, Journal::default());
         for _ in 0..plan.steps {
@@ -305,8 +305,8 @@ impl World {
         None
     }
 
-    /// Runs the rebuild with `end` as the outcome of its first sync. Returns whether that sync put
-    /// on disk what was shown.
+    /// Runs the rebuild with `end` as the outcome of its first sync. Returns whether that sync made
+    /// the shown ops durable.
     fn rebuild_with(&mut self, shard: usize, end: SyncEnd) -> bool {
         self.is_calm = true;
         self.set_rates();
@@ -326,7 +326,7 @@ impl World {
 }
 
 #[test]
-fn a_rebuild_keeps_what_its_sync_has_written() {
+fn a_rebuild_keeps_everything_that_its_sync_has_written() {
     crate::turns::count_panics();
     let mut met = 0;
     for seed in 0..1000 {
@@ -349,7 +349,7 @@ fn a_rebuild_keeps_what_its_sync_has_written() {
             assert!(is_synced == (end == SyncEnd::Succeeds) || end == SyncEnd::Dies);
             let kept = if is_synced { confirmed } else { covered };
             assert_eq!(world.models[place].synced, kept, "seed {seed}: {end:?}");
-            // The next start, or the next attempt, compares what is there with what was promised.
+            // The next start, or the next attempt, compares the disk with the promises.
             world.bury();
             world.set_rates();
             world.settle();

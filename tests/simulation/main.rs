@@ -191,7 +191,8 @@ fn the_same_seed_gives_the_same_run() {
     }
 }
 
-/// Runs the seeds that the environment names; without any, one that the fixed tests do not run.
+/// Runs the seeds named in the environment or, if there are none, one that the fixed tests do not
+/// run.
 #[test]
 fn seeds_from_the_environment() {
     let variable = |name: &str| std::env::var(name).ok();

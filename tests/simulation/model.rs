@@ -14,7 +14,7 @@ pub struct Write {
 const DELETED: &str = "deleted ";
 
 impl Write {
-    /// Returns a delete. Its value is different from that of each other op, like that of a write.
+    /// Returns a delete. Its value is unique, like that of a write.
     pub fn delete(key: String, timestamp: u64) -> Self {
         let value = format!("{DELETED}{key} {timestamp}");
         Self {
@@ -28,7 +28,7 @@ impl Write {
         self.value.starts_with(DELETED)
     }
 
-    /// Returns the timestamp that a conditional op must name to win over this one.
+    /// Returns the timestamp that a conditional op must specify to win over this one.
     pub fn condition(&self) -> u64 {
         if self.is_delete() { 0 } else { self.timestamp }
     }
@@ -48,7 +48,7 @@ pub struct Model {
     floors: Vec<(u64, u64)>,
     /// The greatest floor that a client was shown.
     pub floor_shown: u64,
-    /// Ops are shown before they are logged, so a client may know more of them.
+    /// Ops are shown before they are logged, so a client may have seen more of them.
     pub may_grow: bool,
     /// The number of `wins` that a client may have seen.
     pub shown: usize,
@@ -142,10 +142,10 @@ impl Model {
             .collect()
     }
 
-    /// Returns the first and the last number of wins, of those up to `most`, after which the live
-    /// keys are those of `data`. `None` if there is no such number.
+    /// Returns the first and the last number of wins, up to `most`, after which the live keys match
+    /// `data`. `None` if there is no such number.
     ///
-    /// A state does not show its deletes, so it may be that of several moments.
+    /// A state does not show its deletes, so it may match several moments.
     pub fn places_of(
         &self,
         data: &BTreeMap<String, String>,
@@ -188,7 +188,7 @@ impl Model {
             .collect()
     }
 
-    /// Returns whether the answer to an op on a key without an entry is right.
+    /// Returns whether the answer to an op on a key without an entry is correct.
     pub fn is_absent(&self, answer: &Write) -> bool {
         let is_floor = self.floors.iter().any(|floor| floor.0 == answer.timestamp);
         answer.is_delete() && (answer.timestamp == 0 || is_floor)

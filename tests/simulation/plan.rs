@@ -40,7 +40,7 @@ pub mod faults {
     ];
 }
 
-/// A bug that the server could have, as it would look from outside.
+/// A bug that the server could have, as seen from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Planted {
     /// `saved` comes before the errors that it covers.
@@ -51,7 +51,7 @@ pub enum Planted {
     OneGeneration,
     /// The floor is not read back from the log.
     LostFloor,
-    /// Of a workspace whose newest tombstone was dropped, the seq is not read back.
+    /// The seq of a workspace whose newest tombstone was dropped is not read back.
     LostSeq,
     /// A deleted key is missing from a resumed state.
     LostDelete,
@@ -181,7 +181,7 @@ impl Plan {
         plan.of_kind(kind, &mut dice)
     }
 
-    /// Returns the plan of a kind of run, with what it has in common with the others.
+    /// Returns the plan for a kind of run, starting from the settings shared by all kinds.
     fn of_kind(self, kind: u64, dice: &mut Dice) -> Self {
         let (plan, seed) = (self, self.seed);
         match kind {
@@ -236,7 +236,8 @@ impl Plan {
                 keys: 12,
                 large_one_in: 1,
                 segment_bytes_min: 700,
-                // At most a tenth of the disk, just as 4 MiB is of one that compaction can work on.
+                // At most a tenth of the disk, like 4 MiB on a disk that is large enough for
+                // compaction.
                 batch_bytes_max: 2500,
                 segment_bytes_max: 2500,
                 fill_bytes: Option::None,

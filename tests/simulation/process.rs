@@ -90,7 +90,7 @@ impl World {
                 let log = match opened {
                     Ok(log) => log,
                     Err(error) => {
-                        // Giving up the reserve may leave enough space for the next start.
+                        // Releasing the reserve may leave enough space for the next start.
                         let is_full = error.kind() == std::io::ErrorKind::StorageFull;
                         if is_full {
                             server.reserve.give_up();

@@ -1,5 +1,5 @@
-//! The copy of a workspace that a client of version 2 keeps while its connections come and go,
-//! written naively after the merge rule of the protocol.
+//! The copy of a workspace that a version 2 client keeps across connections, a naive implementation
+//! of the protocol's merge rule.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,7 +24,7 @@ pub struct Edit {
 #[derive(Debug, Clone)]
 struct Held {
     write: Write,
-    /// It is from before the full state that is being received, and was not named since.
+    /// It is from before the full state that is being received, and has not been confirmed since.
     is_unconfirmed: bool,
 }
 
@@ -45,12 +45,12 @@ pub struct Replica {
     held: BTreeMap<String, Held>,
     /// The unsettled ops, in the order in which they were made.
     pub edits: Vec<Edit>,
-    /// The ids of the pings that were not answered yet.
+    /// The ids of the pings that have not been answered yet.
     pings: BTreeSet<u64>,
     pub point: Option<Point>,
     /// A full state is being received.
     pub is_full: bool,
-    /// The point that it named when it connected.
+    /// The resume point that it sent when it connected.
     pub asked: Option<Point>,
     generation: String,
     seq: u64,
@@ -60,12 +60,12 @@ pub struct Replica {
     pub welcomes: BTreeMap<String, u64>,
 }
 
-/// What a replica is compared with while it reads.
+/// The state that a replica is compared with while it reads.
 pub struct Oracle<'a> {
     pub model: &'a Model,
     /// The connection, for messages.
     pub number: usize,
-    /// Nothing is shown before it is durable, so the model knows all that is shown.
+    /// Nothing is shown before it is durable, so the model knows everything that is shown.
     pub is_always: bool,
 }
 
@@ -78,9 +78,9 @@ impl Replica {
         }
     }
 
-    // ---- what it sends ----
+    // ---- sending ----
 
-    /// Begins a connection that asks for the changes since its point, or for a full state.
+    /// Begins a connection that requests the changes since its resume point, or a full state.
     pub fn connect(&mut self, does_resume: bool) {
         self.asked = self.point.take().filter(|_| does_resume);
         (self.last_id, self.saved) = (0, 0);
@@ -89,7 +89,7 @@ impl Replica {
 
     /// Returns the id of the next message.
     fn next_id(&mut self) -> u64 {
-        // Ids grow, but need not be consecutive.
+        // Ids increase, but need not be consecutive.
         self.last_id += 1 + self.last_id % 3;
         self.last_id
     }
@@ -100,8 +100,8 @@ impl Replica {
         id
     }
 
-    /// Returns whether the client may write the key now. An answer does not say which op it is
-    /// about, so a conditional op is the only unsettled one of its key.
+    /// Returns whether the client may write the key now. An answer does not identify its op, so a
+    /// conditional op must be the only unsettled one on its key.
     pub fn may_write(&self, key: &str, is_conditional: bool) -> bool {
         let mut same = self.edits.iter().filter(|edit| edit.write.key == key);
         same.all(|edit| edit.if_timestamp.is_none() && !is_conditional)
@@ -113,7 +113,7 @@ impl Replica {
         held.map_or(0, |held| held.write.condition())
     }
 
-    /// Adds an op and returns it as it is to be sent.
+    /// Adds an op and returns it in the form to send.
     pub fn edit(&mut self, mut edit: Edit) -> Edit {
         edit.id = self.next_id();
         self.edits.push(edit.clone());
@@ -131,7 +131,7 @@ impl Replica {
         edits
     }
 
-    // ---- what it reads ----
+    // ---- reading ----
 
     /// Reads a message. Returns false if the model does not know all of it yet, because the log
     /// reports it later.
@@ -155,8 +155,8 @@ impl Replica {
                 for write in writes {
                     self.merge(write);
                 }
-                // A part may leave out an entry that an op has replaced which is not durable yet.
-                // After a crash, it is then no point to resume from.
+                // A part may omit an entry that was replaced by an op that is not durable yet.
+                // After a crash, its seq is then not a valid resume point.
                 if oracle.is_always {
                     self.advance(*seq, oracle);
                 }
@@ -181,7 +181,10 @@ impl Replica {
             Told::Refused(code, id) => self.refuse(*code, *id, oracle),
             Told::Answered(id) => {
                 let number = oracle.number;
-                assert!(self.pings.remove(id), "client {number}: a pong to no ping");
+                assert!(
+                    self.pings.remove(id),
+                    "client {number}: a pong without a ping"
+                );
             }
             Told::Saved(id, seq) => return self.settle(*id, *seq, oracle),
             other => panic!("client {}: {other:?} in version 2", oracle.number),
@@ -214,13 +217,13 @@ impl Replica {
         assert_eq!(
             found.map(Option::<&Write>::cloned),
             place.map(|_| last.clone()),
-            "client {number}: it resumes in another history"
+            "client {number}: it resumes in a different history"
         );
         self.seq = since;
         self.keep_point(oracle);
     }
 
-    /// Applies an op unless the entry that is held is newer.
+    /// Applies an op unless the client's entry is newer.
     fn merge(&mut self, write: &Write) {
         let held = self.held.get(&write.key);
         let is_newer = |held: &Held| !held.is_unconfirmed && held.write.timestamp > write.timestamp;
@@ -233,11 +236,11 @@ impl Replica {
         }
     }
 
-    /// Reads the op that one of the client's ops has lost to.
+    /// Reads the op to which one of the client's ops has lost.
     fn read_correction(&mut self, write: &Write, oracle: &Oracle<'_>) -> bool {
         let number = oracle.number;
         let is_known = oracle.model.place(&write.value).is_some();
-        // The key has no entry: the answer to an op that expects one.
+        // The key has no entry: this answers an op that expects one.
         let is_absent = write.is_delete() && !is_known;
         if !is_known && !is_absent {
             return false;
@@ -252,7 +255,7 @@ impl Replica {
             let Some(expected) = edit.if_timestamp else {
                 continue;
             };
-            // For a full workspace, the server sends the entry that stays, and then an error.
+            // If the workspace is full, the server sends the entry that stays, and then an error.
             edit.has_lost = expected != write.condition();
         }
         if !is_absent || write.timestamp > 0 {
@@ -272,7 +275,7 @@ impl Replica {
         );
     }
 
-    /// Reads that all messages up to `id` are settled.
+    /// Handles a `saved`: all messages up to `id` are settled.
     fn settle(&mut self, id: u64, seq: Option<u64>, oracle: &Oracle<'_>) -> bool {
         let number = oracle.number;
         assert!(
@@ -310,7 +313,7 @@ impl Replica {
         true
     }
 
-    /// Returns whether an op has won, or the client was told what it has lost to.
+    /// Returns whether an op has won, or the client was sent the op that it lost to.
     fn is_settled(&self, edit: &Edit, oracle: &Oracle<'_>) -> bool {
         let held = self.held.get(&edit.write.key);
         let is_newer =
@@ -321,7 +324,7 @@ impl Replica {
 
     // ---- checks ----
 
-    /// Moves the seq up to which the client knows all changes, and checks that it does.
+    /// Advances the seq up to which the client has all changes, and checks that it does.
     fn advance(&mut self, seq: u64, oracle: &Oracle<'_>) {
         let number = oracle.number;
         assert!(
@@ -357,12 +360,11 @@ impl Replica {
         let held = held.filter(|held| !held.is_unconfirmed);
         let is_own = self.edits.iter().any(|edit| edit.write == *write);
         let is_newer = held.is_some_and(|held| held.write.timestamp >= write.timestamp);
-        // A full state does not list what was deleted before it.
+        // A full state does not list keys that were deleted before it.
         is_newer || is_own || write.is_delete() && held.is_none()
     }
 
-    /// Checks that the client holds the state, once it was told so: it misses nothing, and has
-    /// nothing that was deleted.
+    /// Checks that a synced client holds the state: it misses nothing, and has no deleted keys.
     fn check_state(&self, oracle: &Oracle<'_>) {
         let model = oracle.model;
         for (key, place) in model.state(place_after(self.seq)) {
@@ -399,7 +401,11 @@ impl Replica {
             .map(|write| (write.key.as_str(), write.value.as_str()))
             .collect();
         let count = model.wins.len();
-        assert_eq!(live, model.live(count), "client {number} ends in the state");
+        assert_eq!(
+            live,
+            model.live(count),
+            "client {number} ends up in the right state"
+        );
         assert_eq!(
             self.seq, count as u64,
             "client {number} can resume at the end"

@@ -88,7 +88,7 @@ pub struct Seat {
     pub given_up: u64,
 }
 
-/// What a start has read, until the shards have it.
+/// The data that a start has read, until the shards have it.
 pub struct Recovered {
     pub report: RecoveryReport,
     pub dealt: Vec<Option<Vec<Workspace>>>,
@@ -405,7 +405,7 @@ fn note_generation(generations: &mut BTreeMap<u32, LastGeneration>, op: &LoggedO
     }
 }
 
-/// Returns what a shard is told of the generations in the log.
+/// Returns the generations in the log, as passed to a shard.
 fn logged_generations(
     generations: &BTreeMap<u32, LastGeneration>,
     shard: u32,

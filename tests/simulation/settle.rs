@@ -23,8 +23,8 @@ impl World {
     /// Settles the world, including all deadlines within `quiet_us`.
     ///
     /// The number of events grows with that time: 500 clients that are pinged each second exchange
-    /// 77,000 frames before a stall would be noticed. The bounds are therefore on the events at one
-    /// time and on the steps of the clock; an endless loop exceeds one of them.
+    /// 77,000 frames before a stall would be noticed. The bounds therefore apply to the events at
+    /// one time and to the steps of the clock; an endless loop exceeds one of them.
     pub fn settle_for(&mut self, quiet_us: u64) {
         self.calm_down();
         let mut until_us = self.clock.now_us + quiet_us;
@@ -64,7 +64,7 @@ impl World {
         }
     }
 
-    /// Takes the network down for `us`: nothing arrives at the server, and what it sends stays in
+    /// Takes the network down for `us`: nothing arrives at the server, and its own sends stay in
     /// the sockets.
     pub fn hear_nobody(&mut self, us: u64) {
         self.journal

@@ -49,7 +49,7 @@ pub fn panics() -> (u64, u64) {
     PANICS.get()
 }
 
-/// The number of sessions at which a shard has too many to visit after each event.
+/// A shard with at least this many sessions has too many to visit them all after each event.
 const CROWD: usize = 32;
 
 impl World {
@@ -161,7 +161,8 @@ impl World {
         }
     }
 
-    /// Closes a connection, as a server that has too many does; never one of a client with a token.
+    /// Closes a connection, as a server with too many connections does, but never that of a client
+    /// with a token.
     pub fn shed_connections(&mut self) {
         let Some(server) = &mut self.server else {
             return;
@@ -411,7 +412,7 @@ impl World {
         );
         let clients = &mut self.clients;
         let mut senders = self.senders.get(&value).cloned().unwrap_or_default();
-        // Clients of two workspaces may make the same delete.
+        // Clients of two workspaces may send identical deletes.
         senders.retain(|sender| !is_delete || clients[*sender].workspace == workspace);
         assert!(is_expiry || !senders.is_empty(), "nobody sent {value:.40}");
         self.coverage.expiries += u64::from(senders.is_empty());
@@ -618,7 +619,7 @@ impl World {
             if !self.read_one(place, &told) {
                 assert!(
                     !is_kept,
-                    "client {place} is told of an op that did not win: {told:?}"
+                    "client {place} is sent an op that did not win: {told:?}"
                 );
                 break;
             }
@@ -683,7 +684,7 @@ impl World {
             let lost_an_op = lost.iter().any(|write| is_lost(&write.value));
             let client = &mut self.clients[place];
             let has_edits = client.is_v2 && client.messages > 0;
-            // A client that does not read is still owed the answer to an earlier failure.
+            // A client that does not read still has to receive the answer to an earlier failure.
             client.lost_an_op |= lost_an_op && client.code.is_none() && !client.is_leaving;
             client.may_have_lost |= lost_an_op
                 || client.has_planted

@@ -1,4 +1,4 @@
-//! Clients of version 2: how they connect, resume and write, and checks of what they are sent.
+//! Version 2 clients: how they connect, resume and write, and checks of the messages sent to them.
 
 use etherply::limits::SECOND_US;
 use etherply::log::commit::Durability;
@@ -46,14 +46,14 @@ impl World {
             let replica = self.clients[place].replica.take();
             replica.expect("it was just there")
         };
-        // A client that does not know which of its keys are unconfirmed begins anew.
+        // A client that does not know which of its keys are unconfirmed starts over.
         let forgets = self.dice.one_in(if replica.is_full { 2 } else { 8 });
         replica.connect(!forgets);
         Some(replica)
     }
 
-    /// Copies the data directory, or replaces it with the copy that was made before. The history
-    /// that is replaced becomes the copy, and so it may be continued later, too.
+    /// Copies the data directory, or replaces it with the copy that was made before. The replaced
+    /// history becomes the copy, so it may be continued later, too.
     pub fn restore_copy(&mut self) {
         let copy = (self.disk.fork(), self.models.clone());
         let Some((disk, models)) = self.copy.replace(copy) else {
@@ -66,7 +66,7 @@ impl World {
         self.is_sealed = false;
     }
 
-    /// Returns the request of a client of version 2.
+    /// Returns the request of a version 2 client.
     pub fn join_path(replica: &Replica) -> String {
         let id = WORKSPACES[replica.workspace].replace(' ', "%20");
         let point = replica.asked.as_ref().map_or(String::new(), |point| {
@@ -75,7 +75,7 @@ impl World {
         format!("/v1/sync/{id}?token={}{point}", token())
     }
 
-    /// Makes a client of version 2 write or delete a key, with or without a condition.
+    /// Makes a version 2 client write or delete a key, with or without a condition.
     pub fn write_v2(&mut self, place: usize, write: Write) {
         let (is_delete, is_conditional) = (self.dice.one_in(3), self.dice.one_in(5));
         let ttl_ms = self.dice.pick(&[1, 60_000, 7_200_000, TTL_MS_MAX]);
@@ -143,7 +143,7 @@ impl World {
         client.messages += 1;
     }
 
-    /// Sends what was not settled on an earlier connection.
+    /// Sends the messages that were not settled on an earlier connection.
     fn resend(&mut self, place: usize) {
         let replica = self.clients[place].replica.as_mut();
         for edit in replica.expect("it speaks version 2").resend() {
@@ -152,8 +152,8 @@ impl World {
         }
     }
 
-    /// Makes a client of version 2 read a message. Returns false if the model does not know all of
-    /// it yet.
+    /// Makes a version 2 client read a message. Returns false if the model does not know all of it
+    /// yet.
     pub fn read_v2(&mut self, place: usize, told: &Told) -> bool {
         let client = &mut self.clients[place];
         let Some(replica) = client.replica.as_mut() else {
@@ -210,7 +210,7 @@ impl World {
         true
     }
 
-    /// Checks a message of version 2 that is about to leave the server.
+    /// Checks a version 2 message that is about to leave the server.
     pub fn check_send_v2(&mut self, place: usize, told: &Told) {
         let client = &self.clients[place];
         let model = &mut self.models[client.workspace];
@@ -247,7 +247,7 @@ impl World {
         }
     }
 
-    /// Changes what a client reads, if such a bug is planted.
+    /// Alters a message to a client, if such a bug is planted.
     pub fn plant_in_messages(&mut self, place: usize) {
         let told = &mut self.clients[place].told;
         let Some((_, last)) = told.back() else {
@@ -276,7 +276,7 @@ impl World {
         }
     }
 
-    /// Checks a client of version 2 once everything has settled.
+    /// Checks a version 2 client once everything has settled.
     pub fn check_replica(&self, place: usize) {
         let client = &self.clients[place];
         let oracle = Oracle {

@@ -61,12 +61,12 @@ pub fn op_frame(write: &Write) -> Vec<u8> {
     frame(TEXT, text.as_bytes())
 }
 
-/// Returns the request of a client of version 1.
+/// Returns the request of a version 1 client.
 pub fn head(path: &str) -> Vec<u8> {
     testing::upgrade_request(path).into_bytes()
 }
 
-/// Returns the request of a client of version 2.
+/// Returns the request of a version 2 client.
 pub fn head_v2(path: &str) -> Vec<u8> {
     let head = testing::upgrade_request(path);
     let offer = "\r\nSec-WebSocket-Protocol: etherply.v2\r\n\r\n";
@@ -74,7 +74,7 @@ pub fn head_v2(path: &str) -> Vec<u8> {
     format!("{head}{offer}").into_bytes()
 }
 
-/// Returns an op of version 2.
+/// Returns a version 2 op.
 pub fn edit_frame(edit: &Edit) -> Vec<u8> {
     let Edit {
         write: Write {
@@ -105,12 +105,12 @@ pub fn edit_frame(edit: &Edit) -> Vec<u8> {
     frame(TEXT, text.as_bytes())
 }
 
-/// Returns a `ping` of version 2.
+/// Returns a version 2 `ping`.
 pub fn ping_frame(id: u64) -> Vec<u8> {
     frame(TEXT, format!(r#"{{"type":"ping","id":{id}}}"#).as_bytes())
 }
 
-/// The first message to a client of version 2.
+/// The first message to a version 2 client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Welcome {
     pub generation: String,
@@ -125,7 +125,7 @@ pub enum Told {
     /// The state, as the answer to an HTTP read with status 200.
     State(BTreeMap<String, String>),
     Init(BTreeMap<String, String>),
-    /// An op without a seq: any of version 1, a correction of version 2.
+    /// An op without a seq: any version 1 op, or a version 2 correction.
     Op(Write),
     Welcome(Welcome),
     /// Entries and deletes of a state, with the seq up to which the client then knows all changes.
@@ -139,7 +139,7 @@ pub enum Told {
     Refused(u64, u64),
     /// The answer to the message `ping` with this id.
     Answered(u64),
-    /// A code, and the key and timestamp of the op that it is about.
+    /// A code, and the key and timestamp of the op that it concerns.
     Error(u64, Option<(String, u64)>),
     Ping,
     Pong,
@@ -155,7 +155,7 @@ impl Told {
         ) || matches!(self, Self::Synced(_) | Self::Saved(..))
     }
 
-    /// Returns whether it is about the workspace or the client's messages in version 2.
+    /// Returns whether it concerns the workspace or the client's messages in version 2.
     pub fn is_of_workspace(&self) -> bool {
         let is_answer = matches!(self, Self::Refused(..) | Self::Answered(_));
         is_answer || matches!(self, Self::Welcome(_)) || self.shows_state()

@@ -37,7 +37,7 @@ pub struct World {
     pub latest_unix_us: u64,
     pub disk: SimDisk,
     pub server: Option<Server>,
-    /// A copy of the data directory, and what it holds.
+    /// A copy of the data directory, and its contents.
     pub copy: Option<(SimDisk, Vec<Model>)>,
     pub clients: Vec<Client>,
     /// The indices of the clients that are not gone.
@@ -200,7 +200,7 @@ impl World {
             0 if self.plan.may(faults::TRIALS) => self.try_flips(),
             4 | 5 if self.plan.may(faults::COPIES) && !self.is_calm => self.restore_copy(),
             1 | 2 => self.boot(),
-            // An operator finds out why it does not start.
+            // An operator investigates why it does not start.
             _ => self.disk.set_full(false),
         }
     }

@@ -9,8 +9,8 @@ use super::{
     widths,
 };
 
-/// Runs a rule on the files in one text, each of which follows a line `== path`. The rule must find
-/// the lines that end in `// <-`.
+/// Runs a rule on the files in one text, each preceded by a line `== path`. The rule must find the
+/// lines that end in `// <-`.
 #[track_caller]
 fn check(rule: Rule, text: &str) {
     let mut files: Vec<(String, String)> = Vec::new();
@@ -153,8 +153,8 @@ fn cycles_bite() {
         cycles,
         "== core/mod.rs\n== core/a.rs\nuse {x::Y};\nmod b {}\nuse self::C;\n== core/a/b.rs\nuse super::A;",
     );
-    // Inline modules are part of their file, and test code may import backwards, even from a file
-    // of its own.
+    // Inline modules are part of their file, and test code may import backwards, even from a
+    // separate file.
     check(
         cycles,
         "== core/mod.rs\n== core/a.rs\nmod inner {\n  use super::A;\n  use super::super::Shared;\n}",
@@ -177,7 +177,7 @@ fn folder_cycles_bite() {
         "== lib.rs\npub use core::a::A;\n== core/a.rs\nuse crate::wire::c;\n== core/b.rs\n== wire/c.rs\n\
          == wire/d.rs\nuse crate::core::b; // <-",
     );
-    // Cycles further down, through a third module, and between a folder and a file beside it.
+    // Cycles further down, through a third module, and between a folder and a file next to it.
     check(
         folder_cycles,
         "== core/x/a.rs\nuse crate::core::y::b;\n== core/y/b.rs\n== core/y/c.rs\nuse crate::core::z;\n\
@@ -293,7 +293,7 @@ fn sizes_bite() {
     file("core/a.rs", FILE_LINES, " // <-");
     file("main.rs", MAIN_LINES - 1, "");
     file("main.rs", MAIN_LINES, " // <-");
-    // Comments and blank lines are free; what only looks like one inside a literal is not.
+    // Comments and blank lines are free; text inside a literal that only looks like one is not.
     let comments = "\n//! x\n\n  // x\n/// x\n/* x\n  x; */\n".repeat(FILE_LINES);
     file("core/a.rs", FILE_LINES - 1, &comments);
     file("core/a.rs", FILE_LINES - 2, "/*\n*/ use x; // x");

@@ -1,6 +1,7 @@
 //! Every numbered rule of the protocol has a test that names it in its doc comment.
 //!
-//! A test of the JavaScript client does not count; what only a client can break is excused by name.
+//! A test of the JavaScript client does not count; rules that only a client can break are excused
+//! by name.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,7 +11,7 @@ use super::files_under;
 /// Rules without a test in Rust, with the reason. A rule that has a test must not be listed.
 const WITHOUT_TEST: [(u32, &str); 1] = [(50, "a rule for clients, tested with the client module")];
 
-/// Returns the numbers that follow a `P` and are words of their own, such as `P12`.
+/// Returns the numbers that follow a `P` and form separate words, such as `P12`.
 fn numbers(text: &str) -> impl Iterator<Item = u32> {
     let words = text.split(|c: char| !c.is_alphanumeric());
     words.filter_map(|word| word.strip_prefix('P')?.parse().ok())
@@ -56,12 +57,12 @@ fn every_rule_of_the_protocol_has_a_test_that_names_it() {
     let excused: Vec<u32> = WITHOUT_TEST.iter().map(|(rule, _)| *rule).collect();
     assert_eq!(
         missing, excused,
-        "rules without a test, and those that are known to have none"
+        "rules without a test, and rules known to have none"
     );
 }
 
 #[test]
-fn a_rule_is_named_by_the_doc_comment_of_a_test_alone() {
+fn only_the_doc_comment_of_a_test_names_a_rule() {
     let page = "- **P1** text\n  P2 is named in it.\n  - **P103** more\n| P4 |\n**P5**\n";
     assert_eq!(defined(page), BTreeSet::from([1, 103]));
     for (file, expected) in [

@@ -148,8 +148,7 @@ impl Lexed<'_> {
         let mut trees = stream.into_iter().peekable();
         while let Some(tree) = trees.next() {
             if self.is_doc_comment(&tree) {
-                // It arrives as the attribute that it stands for: `#`, `!` if it is an inner one,
-                // `[…]`.
+                // It arrives as the equivalent attribute: `#`, `!` if it is an inner one, `[…]`.
                 let is_bang = |tree: &TokenTree| matches!(tree, TokenTree::Punct(_));
                 trees.next_if(is_bang);
                 trees.next();

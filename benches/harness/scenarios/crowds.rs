@@ -1,4 +1,5 @@
-//! Many joins: on a schedule into a room with a large state, and all at once after a restart.
+//! Many joins: on a schedule into a room with a large state, and all at the same time after a
+//! restart.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -58,7 +59,7 @@ impl Scenario for Join {
     }
 
     fn about(&self) -> &'static str {
-        "1,000 joins a second into a room with a state of 1 MB; floor writes the same bytes"
+        "1,000 joins per second into a room with a 1 MB state; floor writes the same bytes"
     }
 
     fn figures(&self) -> &'static [Figure] {
@@ -143,7 +144,7 @@ fn joins(server: &Server, config: &HarnessConfig, has_state: bool) -> Result<Num
     Ok(after.since(&before, count, &crowd, server))
 }
 
-/// What each client of a crowd must receive.
+/// The messages that each client in a crowd must receive.
 enum ExpectedWelcome {
     Frame(Rc<[u8]>),
     Parts(Rc<ExpectedEntries>),

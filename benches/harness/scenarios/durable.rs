@@ -67,7 +67,7 @@ impl Scenario for Durable {
 
     fn note(&self, _: &HarnessConfig) -> Option<String> {
         let note = redis::version().map_or_else(
-            || "left out: redis-server is not installed".to_owned(),
+            || "skipped: redis-server is not installed".to_owned(),
             |version| {
                 format!(
                     "{version}\nAn op of the server counts when a second client has received it, \
@@ -129,7 +129,7 @@ fn measure_redis(
         in_flight: in_flight as usize,
         keys: KEYS,
         key_bytes: 5,
-        // A value in JSON has two quotes.
+        // A JSON value has two quotes.
         value_bytes: VALUE_BYTES + 2,
         warm_up: config.warm_up,
         duration: config.measured,

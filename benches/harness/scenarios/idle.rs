@@ -35,7 +35,7 @@ const CPU_EACH: Figure = Figure {
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The number of connections that are opened at once.
 const BURST: usize = 32;
-/// The number of connections with a workspace of their own that are checked.
+/// The number of connections with their own workspaces that are checked.
 const SAMPLE: usize = 100;
 
 impl Scenario for Idle {
@@ -127,7 +127,7 @@ fn measure(
     count: usize,
 ) -> Result<Numbers, String> {
     let empty = frame_of(r#"{"type":"init","data":{}}"#);
-    // What the server sets up once, for its first clients, is not part of the cost of a connection.
+    // One-time setup for the server's first clients is not part of the cost of a connection.
     enter(crowd, case, BURST, &empty)?;
     let used = |server: &Server| server.resident_bytes().zip(server.cpu_s());
     let before = used(server);
@@ -156,8 +156,8 @@ fn enter(crowd: &mut Crowd, case: usize, count: usize, empty: &Rc<[u8]>) -> Resu
     crowd.finish(PATIENCE)
 }
 
-/// Checks that the connections still work: all in the one workspace, or a sample of the others,
-/// must receive an op.
+/// Checks that the connections still work: all of them in the single workspace, or a sample of
+/// those with their own workspaces, must receive an op.
 fn check_still_connected(
     case: usize,
     contestant: &Contestant,
@@ -190,7 +190,7 @@ fn check_still_connected(
         let (mut sender, _) = joined.map_err(|error| error.to_string())?;
         let written = sender.write_all(&frame);
         written.map_err(|error| format!("workspace {name}: {error}"))?;
-        // Closing at once could discard what the server has not read yet.
+        // Closing immediately could discard bytes that the server has not read yet.
         senders.push(sender);
     }
     crowd.finish(PATIENCE)

@@ -21,7 +21,7 @@ pub const OTHERS_PERCENT: &str = "other_work_percent";
 pub struct LoadShape {
     pub title: &'static str,
     pub rooms: u32,
-    /// The number of receivers in each room, besides its one sender.
+    /// The number of receivers in each room, in addition to its sender.
     pub receivers: u32,
     pub pace: Pace,
 }

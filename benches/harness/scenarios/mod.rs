@@ -41,7 +41,7 @@ pub trait Scenario: Sync {
     /// Returns the columns of its tables, the most important one first.
     fn figures(&self) -> &'static [Figure];
 
-    /// Returns the loads of the scenario, each with a table of its own.
+    /// Returns the loads of the scenario, each with its own table.
     fn cases(&self, config: &HarnessConfig) -> Vec<Case>;
 
     /// Returns how often each contestant is measured.
@@ -49,8 +49,8 @@ pub trait Scenario: Sync {
         config.rounds
     }
 
-    /// Measures one contestant once, with a server of its own. An error of the server ends the
-    /// whole run: the speed of a server that loses deliveries means nothing.
+    /// Measures one contestant once, with its own server. An error in the server ends the whole
+    /// run: the speed of a server that loses deliveries means nothing.
     fn measure(
         &self,
         case: &Case,
@@ -58,7 +58,7 @@ pub trait Scenario: Sync {
         config: &HarnessConfig,
     ) -> Result<Numbers, String>;
 
-    /// Returns what a reader of its tables must know about this machine.
+    /// Returns a note about this machine for readers of its tables.
     fn note(&self, _: &HarnessConfig) -> Option<String> {
         None
     }
@@ -74,19 +74,19 @@ pub trait Scenario: Sync {
     }
 }
 
-/// One load of a scenario, and the contestants that are put under it.
+/// One load of a scenario, and the contestants that run it.
 pub struct Case {
     /// Its index among the cases of the scenario.
     pub index: usize,
     pub title: String,
     pub contestants: Vec<Contestant>,
-    /// The contestants that are compared with each other, by their index.
+    /// The pairs of contestants to compare, by index.
     pub pairs: Vec<(usize, usize)>,
 }
 
 impl Case {
-    /// Creates a case in which each contestant is compared with each peer that speaks its protocol
-    /// or none but version 1, and the protocols of a server are compared with each other.
+    /// Creates a case that compares each contestant with each peer that speaks its protocol or only
+    /// version 1, and the protocols of a server with each other.
     pub fn against_peers(index: usize, title: &str, contestants: Vec<Contestant>) -> Self {
         let places = 0..contestants.len();
         let (peers, others): (Vec<usize>, Vec<usize>) =

@@ -15,7 +15,7 @@ const PEERS: usize = 1000;
 const MOVERS: usize = 100;
 const MOVES_PER_S: u32 = 20;
 
-/// The server's CPU time in the time that passed: 100 is one core that does nothing else.
+/// The server's CPU time as a share of the elapsed time: 100 is one fully used core.
 const CORE: Figure = Figure {
     id: "server_core_percent",
     name: "server CPU",
@@ -34,7 +34,7 @@ const MESSAGES: Figure = Figure {
     unit: "",
     decimals: 0,
 };
-/// The share of the values set that each peer was shown; the others were replaced before.
+/// The share of the values set that each peer was shown; the others were replaced before that.
 const SHOWN: Figure = Figure {
     id: "values_shown_percent",
     name: "values shown",
@@ -54,7 +54,7 @@ impl Scenario for Presence {
     }
 
     fn about(&self) -> &'static str {
-        "version 2: 1 room of 1,000 peers, of which 100 move 20 times a second"
+        "version 2: 1 room of 1,000 peers, 100 of which move 20 times per second"
     }
 
     fn figures(&self) -> &'static [Figure] {

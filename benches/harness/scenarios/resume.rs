@@ -1,5 +1,5 @@
-//! All clients of a large workspace at once after a restart: with their resume points, beside
-//! clients that have to be sent the whole state again.
+//! All clients of a large workspace reconnect at once after a restart: those that resume are
+//! compared with those that must be sent the whole state again.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -33,7 +33,7 @@ const RESUMES: &str = ", resume";
 const JOINS_FULLY: &str = ", full join";
 /// The number of changes that a client has missed when it resumes: 1 % of the state.
 const MISSED: u64 = 1;
-/// 5 GB have to go through the loopback device.
+/// 5 GB must go through the loopback device.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 impl Scenario for Resume {
@@ -42,7 +42,7 @@ impl Scenario for Resume {
     }
 
     fn about(&self) -> &'static str {
-        "version 2: all 5,000 clients of a state of 1 MB at once after a restart, beside full joins"
+        "version 2: 5,000 clients of a 1 MB state at once after a restart, some with full joins"
     }
 
     fn figures(&self) -> &'static [Figure] {
@@ -130,7 +130,8 @@ fn clients(config: &HarnessConfig) -> u64 {
     if config.quick { 500 } else { 5000 }
 }
 
-/// Lets all clients join at once. Each must receive the last `entries` entries of the state.
+/// Lets all clients join at the same time. Each must receive the last `entries` entries of the
+/// state.
 fn joins(
     server: &Server,
     endpoint: &Endpoint,

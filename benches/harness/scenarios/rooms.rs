@@ -157,7 +157,7 @@ impl Scenario for Shards {
     }
 
     fn about(&self) -> &'static str {
-        "1,000 rooms of 2, saturated, with 2 shards beside 1"
+        "1,000 rooms of 2, saturated: 2 shards compared with 1"
     }
 
     fn figures(&self) -> &'static [Figure] {

@@ -22,8 +22,8 @@ pub struct Slow;
 const STALLED: usize = 10;
 /// The end of the name of a contestant in whose room some readers stall.
 const WITH: &str = ", 10 stalled";
-/// Long enough to fill the sockets of a stalled reader (the kernel keeps up to 4 MB for the sender,
-/// `net.ipv4.tcp_wmem`) and the outbox that the server keeps for it.
+/// Long enough to fill a stalled reader's sockets (the kernel buffers up to 4 MB for the sender,
+/// `net.ipv4.tcp_wmem`) and its outbox in the server.
 const MEASURED_MIN: Duration = Duration::from_secs(15);
 const ROUNDS_MAX: u32 = 3;
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -153,8 +153,8 @@ fn stall(server: &Server) -> Result<Connection, String> {
     Ok(joined.map_err(|error| error.to_string())?.0)
 }
 
-/// Lets a stalled reader read until it knows the state of the room. Returns the number of ops that
-/// it received.
+/// Lets a stalled reader read until it has the state of the room. Returns the number of ops that it
+/// received.
 fn catch_up(server: &Server, mut stream: Connection) -> Result<f64, String> {
     let joined = server.endpoint.join(&server.endpoint.workspace(0));
     let (_, state) = joined.map_err(|error| error.to_string())?;

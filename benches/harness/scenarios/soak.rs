@@ -31,7 +31,7 @@ const PARTS: u32 = 10;
 const STALLED: u32 = 10;
 /// The length of a part below which memory is not compared.
 const SETTLED_S: f64 = 25.0;
-/// The pause between two clients that come and go.
+/// The pause between two short-lived clients.
 const PAUSE: Duration = Duration::from_millis(20);
 
 const RESIDENT_FIRST: Figure = megabytes("resident_mb_first", "resident after 3 of 10 parts");
@@ -76,7 +76,7 @@ impl Scenario for Soak {
     }
 
     fn about(&self) -> &'static str {
-        "mixed load for minutes (--soak-minutes): do memory and latency stay as they are?"
+        "minutes of a mixed load (--soak-minutes): do memory and latency stay constant?"
     }
 
     fn figures(&self) -> &'static [Figure] {
@@ -165,7 +165,7 @@ impl Scenario for Soak {
     }
 }
 
-/// Lets one client after another join a room, check its state, and leave. Returns how many did.
+/// Lets clients join a room one after another, check its state, and leave. Returns their number.
 fn visit_rooms(endpoint: &Endpoint, is_over: &AtomicBool) -> Result<u32, String> {
     let mut visits = 0;
     while !is_over.load(Ordering::Relaxed) {

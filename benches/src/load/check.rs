@@ -91,7 +91,7 @@ impl Window {
             .expect("the remainder is smaller than the divisor")
     }
 
-    /// Returns the stream from a position on, as far as it is contiguous.
+    /// Returns the contiguous part of the stream from a position on.
     fn rest(&self, position: u64) -> &[u8] {
         let ahead = self.end - position;
         if ahead == 0 {
@@ -152,7 +152,7 @@ impl Cursor {
             self.position += same as u64;
             (self.count, self.offset) = window.layout.locate(self.position);
             bytes = &bytes[same..];
-            // A difference at the start of a frame may be a frame of another kind.
+            // A difference at the start of a frame may mean a frame of another kind.
             if same < length && !(self.offset == 0 && bytes[0] != TEXT) {
                 return Err(self.different(window, bytes));
             }

@@ -1,5 +1,5 @@
-//! Many clients that join at once or on a schedule. What each receives is checked byte by byte, or
-//! kept for a later check.
+//! Many clients that join at once or on a schedule. The bytes that each receives are checked
+//! immediately or kept for a later check.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -100,7 +100,7 @@ impl Crowd {
         self.clients[client].joiner.take_message()
     }
 
-    /// Waits for events for at most `wait`, and checks what has arrived.
+    /// Waits for events for at most `wait`, and checks the bytes that have arrived.
     pub fn turn(&mut self, wait: Duration) -> Result<(), String> {
         let Self {
             ring,
@@ -141,7 +141,7 @@ impl Crowd {
         outcome
     }
 
-    /// Waits until all clients have what they are waiting for; fails after `patience`.
+    /// Waits until all clients have received what they are waiting for; fails after `patience`.
     pub fn finish(&mut self, patience: Duration) -> Result<(), String> {
         let limit_ns = self.clock.now_ns() + u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX);
         while self.served < self.count() {
@@ -150,8 +150,8 @@ impl Crowd {
                 let mut clients = self.clients.iter();
                 let first = clients.position(|client| !client.joiner.is_served());
                 return Err(format!(
-                    "{} of {} clients have not received what they wait for after {patience:?}, \
-                     client {} among them",
+                    "{} of {} clients are still waiting after {patience:?}, \
+                     including client {}",
                     self.count() - self.served,
                     self.count(),
                     first.unwrap_or_default(),

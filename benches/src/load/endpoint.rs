@@ -17,13 +17,13 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// The value of the `Host` header.
     host: String,
-    /// The prefix of every request's path, for a server behind a proxy that serves it under a path.
+    /// The prefix of every request's path, for a server that a proxy serves under a path.
     base_path: String,
     token: String,
     /// The prefix of every room's name, since a server elsewhere may hold the rooms of another run.
     prefix: String,
     tls: Option<Tls>,
-    /// The version that each client asks for.
+    /// The version that each client requests.
     protocol: ClientProtocol,
     /// The query of every request, if there is one.
     query: String,
@@ -64,7 +64,7 @@ impl Endpoint {
         self
     }
 
-    /// Names the server as its URL does.
+    /// Formats the server's address as in its URL.
     #[must_use]
     pub fn with_host(mut self, host: String, base_path: String) -> Self {
         self.host = host;
@@ -84,14 +84,14 @@ impl Endpoint {
         self
     }
 
-    /// Adds parameters of version 2 to each request.
+    /// Adds version 2 parameters to each request.
     #[must_use]
     pub fn with_query(mut self, query: &str) -> Self {
         self.query = format!("?{query}");
         self
     }
 
-    /// Returns the version that each client asks for.
+    /// Returns the version that each client requests.
     pub fn protocol(&self) -> ClientProtocol {
         self.protocol
     }
@@ -131,7 +131,7 @@ impl Endpoint {
         let tls = self.tls.as_ref().map(|tls| {
             let mut session = ClientConnection::new(Arc::clone(&tls.config), tls.name.clone())
                 .map_err(io::Error::other)?;
-            // The session needs no limit: the ops in flight bound what a load queues.
+            // The session needs no limit: the bound on ops in flight also bounds the queued bytes.
             session.set_buffer_limit(None);
             Ok::<_, io::Error>(Box::new(session))
         });
@@ -143,7 +143,7 @@ impl Endpoint {
 }
 
 impl Connection {
-    /// Limits how long a read may take.
+    /// Limits the time that a read may take.
     pub fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
         self.stream.set_read_timeout(timeout)
     }

@@ -1,4 +1,4 @@
-//! The failures that make a run worthless.
+//! The failures that invalidate a run.
 
 use std::io;
 
@@ -16,7 +16,7 @@ pub enum Failure {
     },
     #[error(
         "room {room}: op {number} of {sent} has not reached {missing} of {receivers} receivers \
-         after {after_ms} ms, receiver {first} among them\n  expected {expected}"
+         after {after_ms} ms, including receiver {first}\n  expected {expected}"
     )]
     Missing {
         room: u32,

@@ -10,7 +10,7 @@ pub const CPU_PER_DELIVERY: Figure = Figure {
     decimals: 3,
 };
 /// The busy time of the server's cores. It includes the kernel threads that deliver its packets
-/// (`ksoftirqd`) and write and sync its log, whose time is charged to no process.
+/// (`ksoftirqd`) and write and sync its log, whose time is not charged to any process.
 pub const CORES_PER_DELIVERY: Figure = Figure {
     id: "cores_us_per_delivery",
     name: "server's cores",
@@ -35,7 +35,7 @@ pub const OPS: Figure = Figure {
     unit: "",
     decimals: 0,
 };
-/// The number of `saved` messages of version 2 for each op: below 1 if one covers several ops.
+/// The number of version 2 `saved` messages per op: below 1 if one covers several ops.
 pub const SAVED: Figure = Figure {
     id: "saved_per_op",
     name: "saved messages/op",
@@ -96,13 +96,13 @@ pub const ALL: [Figure; 12] = [
     OWN_SHARE,
 ];
 
-/// Above this share, the load generator may be what limits the figures.
+/// Above this share, the load generator itself may limit the figures.
 pub const OWN_SHARE_LIMIT_PERCENT: f64 = 90.0;
 
 /// The id of the time that the load generator used for each delivery.
 const OWN_NS_PER_DELIVERY: &str = "load_generator_ns_per_delivery";
 
-/// Computes the figures; those of the server's CPU time only if that could be read.
+/// Computes the figures, omitting those of the server's CPU time if it could not be read.
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
 pub fn numbers_of(outcome: &Outcome) -> Numbers {
     let latencies = &outcome.latencies_ns;

@@ -1,10 +1,10 @@
-//! The state that a client receives when it joins, as the messages in which it came. Pure.
+//! The state that a client receives when it joins, as the messages that carried it. Pure.
 
 use serde_json::{Map, Value};
 
 use super::protocol::ClientProtocol;
 
-/// The start of the message that ends a state of version 2.
+/// The start of the message that ends a version 2 state.
 const SYNCED: &str = r#"{"type":"synced""#;
 
 /// The messages up to the end of the state: one in version 1; `welcome`, the parts and `synced` in
@@ -48,7 +48,7 @@ impl FirstState {
         self.data().is_some_and(|held| held == *data)
     }
 
-    /// Returns the values by key, or `None` if the messages are not those of a full state.
+    /// Returns the values by key, or `None` if the messages do not form a full state.
     pub fn data(&self) -> Option<Map<String, Value>> {
         if !self.protocol.is_v2() {
             let [init] = &self.messages[..] else {
@@ -78,7 +78,7 @@ impl FirstState {
             seq = part_seq;
             for entry in entries {
                 let (key, value) = (entry[0].as_str()?, entry[1].clone());
-                // A key has one last change.
+                // Each key has exactly one last change.
                 if data.insert(key.to_owned(), value).is_some() {
                     return None;
                 }
@@ -87,8 +87,8 @@ impl FirstState {
         (is_full && synced["seq"] == seq).then_some(data)
     }
 
-    /// Returns the parameters with which a client of version 2 resumes after this state, as if it
-    /// had missed the last `missed` changes.
+    /// Returns the parameters with which a version 2 client resumes after this state, as if it had
+    /// missed the last `missed` changes.
     pub fn resume_query(&self, missed: u64) -> Option<String> {
         let message = |text: &String| serde_json::from_str::<Value>(text).ok();
         let welcome = message(self.messages.first()?)?;
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn the_parts_of_version_2_are_one_state() {
+    fn version_2_parts_form_one_state() {
         let state = state(&[WELCOME, FIRST, SECOND, SYNCED]);
         assert!(state.is_complete());
         assert_eq!(
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_that_is_not_whole_is_none() {
+    fn an_incomplete_state_is_none() {
         let resumed = WELCOME.replace("full", "changes");
         for messages in [
             &[WELCOME, FIRST, SYNCED][..],

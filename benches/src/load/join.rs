@@ -31,7 +31,7 @@ impl Endpoint {
         joined.map_err(|error| join_failure(workspace, error))
     }
 
-    /// Joins a workspace in which ops may follow at once, and leaves; returns the state.
+    /// Joins a workspace in which ops may follow immediately, and leaves; returns the state.
     pub fn visit(&self, workspace: &str) -> Result<FirstState, Failure> {
         let joined = self.try_join(workspace);
         Ok(joined.map_err(|error| join_failure(workspace, error))?.1)
@@ -85,7 +85,7 @@ pub fn read_more(connection: &mut Connection, seen: &mut Vec<u8>) -> io::Result<
     let mut piece = [0; 16 * 1024];
     let count = loop {
         match connection.read(&mut piece) {
-            // A ring of this thread may interrupt the call to do its work.
+            // A ring on this thread may interrupt the call to do its work.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             other => break other?,
         }

@@ -13,7 +13,7 @@ const BODY_BYTES_MAX: usize = 1024;
 /// The key of every handshake; the server's answer must be derived from it.
 pub const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
-/// What a client must receive after its upgrade.
+/// The data that a client must receive after its upgrade.
 pub enum Welcome {
     /// A first message with any content.
     AnyMessage,
@@ -25,7 +25,7 @@ pub enum Welcome {
 
 /// The data that a client is waiting for.
 enum Expected {
-    /// The answer to its upgrade, followed by what this says.
+    /// The answer to its upgrade, followed by these messages.
     Upgrade(Welcome),
     /// A `welcome` that contains this text, followed by the state.
     Welcome(&'static str, PartsCursor),
@@ -46,7 +46,7 @@ pub struct Joiner {
 }
 
 impl Joiner {
-    /// Expects an upgrade, and then this.
+    /// Expects an upgrade followed by this.
     pub fn new(welcome: Welcome) -> Self {
         Self {
             wanted: Expected::Upgrade(welcome),
@@ -71,7 +71,7 @@ impl Joiner {
         String::from_utf8_lossy(&held).into_owned()
     }
 
-    /// Checks received bytes. Returns whether the client now has what it was waiting for.
+    /// Checks received bytes. Returns whether the client has now received what it was waiting for.
     pub fn take(&mut self, mut bytes: &[u8]) -> Result<bool, String> {
         if matches!(self.wanted, Expected::Upgrade(_) | Expected::Welcome(..)) {
             self.held.extend_from_slice(bytes);
@@ -189,7 +189,7 @@ impl Joiner {
 }
 
 /// Returns whether the bytes are a ping, which a server sends to idle clients. A crowd is never
-/// watched for long enough to have to answer.
+/// observed for long enough to have to answer.
 fn is_ping(bytes: &[u8]) -> bool {
     bytes[0] == 0x89
 }
@@ -240,7 +240,7 @@ pub fn upgraded(seen: &[u8], protocol: ClientProtocol) -> io::Result<Option<usiz
     Ok(Some(end))
 }
 
-/// Returns where the payload of the first frame begins and ends, once the frame is complete.
+/// Returns the start and end of the first frame's payload, once the frame is complete.
 pub fn first_message(seen: &[u8]) -> io::Result<Option<(usize, usize)>> {
     let mut reader = io::Cursor::new(seen);
     let Some((_, bytes)) = FrameHeader::parse(&mut reader).map_err(io::Error::other)? else {

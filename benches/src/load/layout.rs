@@ -1,11 +1,11 @@
-//! Where the frames of a stream of ops begin. Pure.
+//! The positions of the frames in a stream of ops. Pure.
 //!
-//! The ops of a load have one layout, but version 2 numbers them, and a number has one digit more
-//! from each power of ten on.
+//! The ops of a load share one layout, but version 2 numbers them, and the number gets a digit
+//! longer at each power of ten.
 
 use std::rc::Rc;
 
-/// The most digits of a number in a frame.
+/// The maximum number of digits of a number in a frame.
 pub const DIGITS_MAX: u32 = 12;
 
 /// A range of ops whose frames have the same length. It ends where the next one begins.
@@ -36,7 +36,7 @@ impl FrameLayout {
         }
     }
 
-    /// Returns the layout of frames that have this length and a number: op `n` has the number
+    /// Returns the layout of frames that have this length and a number: op `n` contains the number
     /// `n + 1` in decimal digits.
     pub fn numbered(bytes_without_number: usize) -> Self {
         let (mut first, mut position) = (0, 0);

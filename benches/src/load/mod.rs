@@ -1,5 +1,5 @@
-//! The load generator: one thread on a ring of its own. It keeps the pace, checks every delivery,
-//! and times a sample of them.
+//! The load generator: one thread with its own ring. It keeps the pace, checks every delivery, and
+//! times a sample of them.
 
 pub mod check;
 pub mod crowd;

@@ -1,7 +1,7 @@
 //! The ops of a load: one fixed layout in which only digits change. Pure.
 //!
 //! A server passes on exactly the text that it received, so a delivery is compared byte for byte
-//! with what was sent.
+//! with the message that was sent.
 
 use std::io::Write as _;
 
@@ -23,14 +23,14 @@ const ROOM: &str = " in room ";
 const ROOM_DIGITS: usize = 6;
 const TIMESTAMP_DIGITS: usize = 16;
 
-/// The mask of every client; a server does the same work with any mask.
+/// The mask of every client; any mask causes a server the same work.
 const MASK: [u8; 4] = [0xA5, 0x3C, 0x96, 0x0F];
 
 /// The order of an op's fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FieldOrder {
-    /// The order in which the load generator sends them, which a server that passes ops through
-    /// keeps.
+    /// The order in which the load generator sends them, and in which a server passes them on
+    /// unchanged.
     AsSent,
     /// Sorted by name, as `serde_json` writes a `Value`.
     ByName,
@@ -43,7 +43,7 @@ pub struct Text {
     number_at: usize,
     room_at: usize,
     timestamp_at: usize,
-    /// The place of the number that ends the text, if version 2 has one there.
+    /// The position of the number at the end of the text, if there is one (version 2).
     end_number_at: Option<usize>,
     /// The timestamp of op 0; timestamps increase, so a later op always wins.
     first_timestamp_us: u64,
@@ -60,7 +60,7 @@ impl Text {
         }
     }
 
-    /// Prepares the same ops as the server passes them on.
+    /// Prepares the same ops in the form in which the server passes them on.
     pub fn received(protocol: ClientProtocol, order: FieldOrder, first_timestamp_us: u64) -> Self {
         let text = Self::new(order, first_timestamp_us);
         if protocol.is_v2() {
@@ -104,7 +104,7 @@ impl Text {
         }
     }
 
-    /// Ends the text of op `n` with a member of this name and the value `n + 1`.
+    /// Appends a member with this name and the value `n + 1` to the text of op `n`.
     #[must_use]
     fn numbered(mut self, name: &str) -> Self {
         let end = self.bytes.pop();
@@ -115,7 +115,7 @@ impl Text {
         self
     }
 
-    /// Returns the text of op `number` of a room.
+    /// Returns the text of a room's op `number`.
     pub fn of(&mut self, room: u32, number: u64) -> &[u8] {
         let timestamp_us = self.first_timestamp_us + number;
         for (at, digits, value) in [
@@ -151,13 +151,13 @@ fn put_digits(into: &mut [u8], mut value: u64) {
     assert!(value == 0, "the number does not fit in the layout");
 }
 
-/// Appends the frame of a text as a server sends it.
+/// Appends text as a frame, as a server sends it.
 pub fn put_server_frame(out: &mut Vec<u8>, text: &[u8]) {
     out.extend_from_slice(&header_of(text, 0));
     out.extend_from_slice(text);
 }
 
-/// Appends the frame of a text as a client sends it: masked.
+/// Appends text as a masked frame, as a client sends it.
 pub fn put_client_frame(out: &mut Vec<u8>, text: &[u8]) {
     out.extend_from_slice(&header_of(text, 0x80));
     out.extend_from_slice(&MASK);
@@ -165,7 +165,7 @@ pub fn put_client_frame(out: &mut Vec<u8>, text: &[u8]) {
     out.extend(masked.map(|(byte, mask)| byte ^ mask));
 }
 
-/// Appends the frame of a text of at most 125 bytes as a client sends it.
+/// Appends text of at most 125 bytes as a frame, as a client sends it.
 pub fn put_short_client_frame(out: &mut Vec<u8>, text: &[u8]) {
     put_short_frame(out, TEXT, text);
 }

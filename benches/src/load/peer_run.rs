@@ -1,4 +1,4 @@
-//! A room of peers, of which some set their value on a schedule.
+//! A room of peers, some of which set their values on a schedule.
 
 use std::time::Duration;
 
@@ -21,9 +21,9 @@ use crate::process::thread_cpu_ns;
 #[derive(Debug, Clone, Copy)]
 pub struct PeerPlan {
     pub peers: usize,
-    /// The number of peers that set their value.
+    /// The number of peers that set their values.
     pub movers: usize,
-    /// How often each of them does so.
+    /// The rate at which each of them does so.
     pub moves_per_s: u32,
     pub warm_up: Duration,
     pub measured: Duration,
@@ -37,7 +37,7 @@ pub struct PeerOutcome {
     pub seconds: f64,
     /// The number of values that the movers set.
     pub set: u64,
-    /// The number of messages that the peers received, and of the values in them.
+    /// The numbers of messages that the peers received, and of values in them.
     pub messages: u64,
     pub values: u64,
     pub received_bytes: u64,
@@ -45,7 +45,7 @@ pub struct PeerOutcome {
     pub server_cpu_s: Option<f64>,
     /// The share of its core that the load generator used.
     pub own_share: f64,
-    /// The times from when a value was due to its arrival at a peer, of one value in each message.
+    /// The times from when a value was due to its arrival at a peer, for one value in each message.
     pub latencies_ns: Histogram<u64>,
 }
 
@@ -72,7 +72,7 @@ struct Checks {
     messages: u64,
     values: u64,
     received_bytes: u64,
-    /// The connection of each peer, as its `welcome` says.
+    /// The connection id of each peer, from its `welcome`.
     connections: Vec<Option<u64>>,
     answers: Vec<(u32, Vec<u8>)>,
 }
@@ -85,8 +85,8 @@ struct PeerRoom {
     set: u64,
 }
 
-/// Lets the peers join a room, moves the movers, and checks what everyone is shown. `server_cpu_s`
-/// reads the CPU time that the server has used so far.
+/// Lets the peers join a room, moves the movers, and checks the values that each peer is shown.
+/// `server_cpu_s` reads the CPU time that the server has used so far.
 pub fn run(
     endpoint: &Endpoint,
     plan: &PeerPlan,
@@ -120,7 +120,7 @@ pub fn run(
 }
 
 impl PeerRoom {
-    /// Lets all peers join, and waits until each knows all others.
+    /// Lets all peers join, and waits until each has been shown all others.
     fn join(endpoint: &Endpoint, plan: &PeerPlan) -> Result<Self, String> {
         let clock = Clock::start();
         let schedule = Schedule {
@@ -180,7 +180,7 @@ impl PeerRoom {
     fn move_until(&mut self, until_ns: u64) -> Result<(), String> {
         loop {
             let now_ns = self.checks.clock.now_ns();
-            // What is due by the end is set even if this thread was kept from running.
+            // Values that are due by the end are set even if this thread was kept from running.
             let last_ns = now_ns.min(until_ns - 1);
             while self.checks.schedule.due_ns(self.set) <= last_ns {
                 let place = self.set % self.plan.movers as u64;
@@ -318,7 +318,7 @@ impl Checks {
         let peer = &mut self.peers[number];
         self.messages += 1;
         peer.messages += 1;
-        // Another value of each message is timed at each peer.
+        // At each peer, a different value of each message is timed.
         let count = message.peers.len().max(1) as u64;
         let timed = (peer.messages + number as u64) % count;
         let (mut place, mut found) = (0, None);

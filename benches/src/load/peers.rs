@@ -1,16 +1,16 @@
-//! What a peer of version 2 must be shown of the other peers, and the check that it is. Pure.
+//! Checks which values of other peers a version 2 peer is shown. Pure.
 //!
 //! The movers of a room set their value again and again, each time with a higher number. A peer may
-//! miss values, because the server sends only the latest, and see one twice, but it must never be
-//! shown an older value after a newer one, one that was not set, or a peer that leaves, and it must
-//! be shown the last. A message that lists all peers must list them all.
+//! miss values, because the server sends only the latest, and may see one twice, but it must never
+//! be shown an older value after a newer one, a value that was not set, or a peer that leaves, and
+//! it must be shown the last value. A message that lists all peers must list them all.
 
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
 use serde_json::Value;
 
-/// The number of messages that are kept parsed: all peers are sent the same ones.
+/// The number of parsed messages that are kept, since all peers are sent the same ones.
 const PARSED_MAX: usize = 8;
 
 /// Returns the text by which a mover sets its value. `number` counts from 1.
@@ -30,7 +30,7 @@ pub struct PresenceMessage {
 }
 
 impl PresenceMessage {
-    /// Parses the text of a message; `None` if it is no presence.
+    /// Parses the text of a message; `None` if it is not a presence message.
     pub fn parse(text: &[u8]) -> Option<Self> {
         let message: Value = serde_json::from_slice(text).ok()?;
         let payload = &message["payload"];
@@ -55,12 +55,12 @@ impl PresenceMessage {
     }
 }
 
-/// The messages that were parsed lately, since each is sent to many peers.
+/// The recently parsed messages, since each is sent to many peers.
 #[derive(Default)]
 pub struct ParsedMessages(VecDeque<(Vec<u8>, Rc<PresenceMessage>)>);
 
 impl ParsedMessages {
-    /// Parses a text, unless it was parsed lately.
+    /// Parses a text, unless it was parsed recently.
     pub fn parse(&mut self, text: &[u8]) -> Option<Rc<PresenceMessage>> {
         if let Some((_, parsed)) = self.0.iter().find(|(seen, _)| seen == text) {
             return Some(Rc::clone(parsed));
@@ -72,10 +72,10 @@ impl ParsedMessages {
     }
 }
 
-/// The movers of a room, and the number that each has set last.
+/// The movers of a room, and the latest number that each has set.
 #[derive(Default)]
 pub struct Movers {
-    /// The place of each connection.
+    /// The index of each connection.
     places: HashMap<u64, usize>,
     set: Vec<u64>,
 }
@@ -97,7 +97,7 @@ impl Movers {
     }
 }
 
-/// What one peer was shown.
+/// The values that one peer was shown.
 #[derive(Default)]
 pub struct PeerView {
     /// The latest number of each peer: 0 if it has set no value.
@@ -105,7 +105,7 @@ pub struct PeerView {
 }
 
 impl PeerView {
-    /// Returns the number of peers that it knows.
+    /// Returns the number of peers that it has been shown.
     pub fn count(&self) -> usize {
         self.shown.len()
     }
@@ -116,7 +116,7 @@ impl PeerView {
         places.all(|(connection, place)| self.shown.get(connection) == Some(&movers.set[*place]))
     }
 
-    /// Checks a message and applies it. Calls `moved` with the place and number of each new value.
+    /// Checks a message and applies it. Calls `moved` with the index and number of each new value.
     pub fn take(
         &mut self,
         message: &PresenceMessage,
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_seen() {
+    fn impossible_messages_are_detected() {
         for (peers, rest) in [
             (peer(7, r#"{"n":4}"#), ""),
             (peer(7, r#"{"n":1}"#), ""),
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_move_is_a_message_of_version_2_and_comes_back_as_it_was() {
+    fn a_move_is_a_version_2_message_and_is_read_back_unchanged() {
         let sent: Value = serde_json::from_str(&move_text(12)).unwrap();
         let value = sent["payload"]["value"].to_string();
         assert_eq!(message(&peer(7, &value), "").peers, [(7, Some(12))]);

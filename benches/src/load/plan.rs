@@ -17,7 +17,7 @@ const SAMPLE: u64 = 16;
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub rooms: u32,
-    /// The number of receivers in each room, besides its one sender.
+    /// The number of receivers in each room, in addition to its sender.
     pub receivers: u32,
     pub pace: Pace,
     /// The protocol that the clients speak.
@@ -33,8 +33,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Returns how many ops of a room may be in flight: with a schedule, all that are due before
-    /// one of them is late; otherwise, as many as the pace allows.
+    /// Returns the number of ops that may be in flight in a room: with a schedule, all ops that are
+    /// due before the first one is late; otherwise, as many as the pace allows.
     pub fn ops_in_flight_max(&self) -> usize {
         match self.pace {
             Pace::Open { ops_per_s } => {

@@ -8,9 +8,9 @@ pub enum ClientProtocol {
     /// Version 1.
     #[default]
     V1,
-    /// Version 2; the messages have no ids, so the server reports nothing as saved.
+    /// Version 2; the messages have no ids, so the server sends no `saved`.
     V2WithoutIds,
-    /// Version 2; each message has an id, and the sender must be told that it is saved.
+    /// Version 2; each message has an id, and the sender must receive `saved` for it.
     V2,
 }
 
@@ -19,7 +19,7 @@ impl ClientProtocol {
         self != Self::V1
     }
 
-    /// Returns whether the server must report what is saved.
+    /// Returns whether the server must send `saved`.
     pub fn has_ids(self) -> bool {
         self == Self::V2
     }

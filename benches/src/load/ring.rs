@@ -27,7 +27,7 @@ const COMPLETIONS: u32 = 16 * 1024;
 const BUFFERS: u16 = 128;
 const BUFFER_BYTES: usize = 16 * 1024;
 const GROUP: u16 = 0;
-/// How long the operations in flight may take to end when the ring is dropped.
+/// The time that operations in flight may take to end when the ring is dropped.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// An event on a socket.
@@ -148,7 +148,7 @@ impl Ring {
     }
 
     fn enter(&mut self, wait: Duration) -> io::Result<()> {
-        // Even with no time to wait, the call lets the kernel run its part of the work.
+        // Even if there is no time to wait, the call lets the kernel do its part of the work.
         let time = Timespec::new()
             .sec(wait.as_secs())
             .nsec(wait.subsec_nanos());
@@ -197,7 +197,7 @@ impl Ring {
         }
     }
 
-    /// Reports what has arrived in a buffer, decrypted if the socket has TLS.
+    /// Reports the bytes that have arrived in a buffer, decrypted if the socket has TLS.
     fn received(
         &mut self,
         number: u32,
@@ -330,7 +330,8 @@ impl Socket {
     }
 }
 
-/// Decrypts what a peer sent and appends it to `plaintext`. Returns whether the peer has closed.
+/// Decrypts the bytes from a peer and appends them to `plaintext`. Returns whether the peer has
+/// closed.
 fn decrypt(
     tls: &mut ClientConnection,
     mut bytes: &[u8],
@@ -370,7 +371,7 @@ fn error_of(result: i32) -> Option<io::Error> {
     (result < 0).then(|| io::Error::from_raw_os_error(-result))
 }
 
-/// Makes an op go out when it is due, and not up to 50 µs later.
+/// Lets an op go out when it is due, rather than up to 50 µs later.
 fn set_timer_slack() {
     // SAFETY:
     // - PR_SET_TIMERSLACK takes a number and touches no memory

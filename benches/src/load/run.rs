@@ -50,7 +50,7 @@ pub struct Load {
     done_rooms: Vec<u32>,
 }
 
-/// The time after the last delivery in which nothing may arrive.
+/// The time after the last delivery during which nothing may arrive.
 const QUIET: Duration = Duration::from_millis(20);
 
 /// Runs a load. `server_cpu_s` reads the CPU time that the server has used so far.
@@ -138,7 +138,7 @@ impl Load {
         })
     }
 
-    /// Warms up, then measures the parts one after the other.
+    /// Warms up, then measures the parts in sequence.
     fn measure(
         &mut self,
         parts: u32,
@@ -185,14 +185,14 @@ impl Load {
         }
     }
 
-    /// Sends what is due and checks what arrives, until the given time.
+    /// Sends due ops and checks received ones until the given time.
     fn keep_pace(&mut self, schedule: Option<Schedule>, until_ns: u64) -> Result<(), Failure> {
         let mut lateness_check_ns = 0;
         loop {
             let now_ns = self.clock.now_ns();
             let mut wake_ns = until_ns;
             if let Some(schedule) = schedule {
-                // What is due by the end is sent even if this thread was kept from running.
+                // Ops that are due by the end are sent even if this thread was kept from running.
                 let last_ns = now_ns.min(until_ns - 1);
                 wake_ns = wake_ns.min(self.put_scheduled(schedule, last_ns)?);
             }

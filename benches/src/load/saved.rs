@@ -1,7 +1,8 @@
-//! The stream that a sender of version 2 must receive: which of its messages are saved. Pure.
+//! The `saved` messages that a version 2 sender must receive, and the check that it does. Pure.
 //!
-//! The sender of a room is alone in writing to it, so its message `n` gets the seq `n`. A `saved`
-//! message must name a message that was sent, move forward, and have the same number as its seq.
+//! A room's sender is its only writer, so its message `n` gets the seq `n`. The id in a `saved`
+//! message must be that of a message that was sent, must increase, and must equal the `saved`
+//! message's seq.
 
 use std::io;
 
@@ -13,7 +14,7 @@ use super::op::TEXT;
 const START: &[u8] = br#"{"type":"saved","payload":{"id":"#;
 const SEQ: &[u8] = br#"},"seq":"#;
 
-/// The position of a sender in the ids of its messages.
+/// A sender's progress through the ids of its messages.
 #[derive(Default)]
 pub struct SavedCursor {
     /// The highest id that was reported as saved.
@@ -65,7 +66,7 @@ impl SavedCursor {
             return Ok(None);
         };
         let start = usize::try_from(reader.position()).expect("a header is short");
-        // A frame that is too long is wrong, and not waited for.
+        // A frame that is too long is an error, so the rest is not awaited.
         let bytes = usize::try_from(bytes).ok().filter(|bytes| *bytes <= 125);
         let end = start + bytes.ok_or_else(wrong)?;
         let Some(payload) = frame.get(start..end) else {
@@ -110,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_saved_is_counted_in_pieces_of_any_size() {
+    fn saved_messages_may_arrive_in_pieces_of_any_size() {
         let stream = [saved(1, Some(1)), vec![0x89, 1, b'x'], saved(12, Some(12))].concat();
         for piece in 1..=stream.len() {
             let (mut cursor, mut answers) = (SavedCursor::default(), Vec::new());
@@ -123,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_seen() {
+    fn impossible_messages_are_detected() {
         let wrong = [
             saved(4, Some(4)),
             [saved(2, Some(2)), saved(2, Some(2))].concat(),

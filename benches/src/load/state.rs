@@ -13,12 +13,12 @@ use super::joiner::first_message;
 use super::op::put_client_frame;
 use super::state_parts::ExpectedEntries;
 
-/// How long an op may take.
+/// The time that an op may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// An arbitrary time in the past.
 const TIMESTAMP_US: u64 = 1_700_000_000_000_000;
 
-/// A number of keys, with values of one length.
+/// A number of keys, with values of equal length.
 #[derive(Debug, Clone, Copy)]
 pub struct State {
     pub keys: u32,

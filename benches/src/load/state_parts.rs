@@ -1,8 +1,8 @@
-//! The parts in which a client of version 2 must receive a state, and the check that it does. Pure.
+//! The parts in which a version 2 client must receive a state, and the check that it does. Pure.
 //!
-//! The entries and their order are known, and where a part ends is the server's choice. The length
-//! in a part's header leaves one end at which it can have that length, so everything after the
-//! header is compared byte by byte, and none of it is kept.
+//! The entries and their order are known, but the server chooses where a part ends. The length in a
+//! part's header determines that end, so everything after the header is compared byte by byte, and
+//! none of it is kept.
 
 use std::io;
 use std::io::Write as _;
@@ -16,13 +16,13 @@ const START: &[u8] = br#"{"type":"state","payload":{"entries":["#;
 const TAIL: &[u8] = br#"],"deleted":[]},"seq":"#;
 const END: &[u8] = b"}";
 
-/// A state as version 2 sends it: its entries in the order of their changes, of which the first has
-/// the seq 1.
+/// A state as version 2 sends it: its entries in the order of their changes, the first of which has
+/// seq 1.
 #[derive(Debug, Default)]
 pub struct ExpectedEntries {
     /// The entries, with a comma after each.
     bytes: Vec<u8>,
-    /// Where each entry begins, and where the next one would.
+    /// The start of each entry, and the end of the last.
     starts: Vec<usize>,
 }
 
@@ -51,7 +51,7 @@ impl ExpectedEntries {
 
     /// Returns the end of the part that begins with the entry `from` and has this length.
     fn part_end(&self, from: usize, bytes: usize) -> Option<usize> {
-        // A part with more entries is longer.
+        // A part with more entries would be longer.
         let (mut low, mut high) = (from + 1, self.count());
         while low < high {
             let middle = low.midpoint(high);

@@ -35,7 +35,7 @@ struct Room {
     at_count: Box<[u32]>,
     /// The number of ops that all receivers have received.
     done: u64,
-    /// What the sender was told about its ops, and when it began to wait for more.
+    /// What has been confirmed to the sender about its ops, and when it began to wait for more.
     saved: SavedCursor,
     unsaved_since_ns: u64,
 }
@@ -56,7 +56,7 @@ pub struct Tracker {
     expected_text: Text,
     /// The frame of the op that is being sent.
     frame: Vec<u8>,
-    /// Whether the senders must be told what is saved; otherwise, nothing is sent to them.
+    /// Whether the senders must receive `saved`; otherwise, nothing is sent to them.
     has_saved: bool,
     /// The stream of senders to which nothing is sent.
     nothing: Window,
@@ -149,8 +149,8 @@ impl Tracker {
         self.rooms.iter().map(|room| room.saved.messages()).sum()
     }
 
-    /// Returns whether all receivers have received all ops, and the senders know that they are
-    /// saved.
+    /// Returns whether all receivers have received all ops, and the senders have received `saved`
+    /// for them.
     pub fn is_done(&self) -> bool {
         let mut rooms = self.rooms.iter();
         rooms.all(|room| {
@@ -164,7 +164,7 @@ impl Tracker {
         into.append(&mut self.done_rooms);
     }
 
-    /// Records the next op of a room, and appends its frame to what the sender sends.
+    /// Records the next op of a room, and appends its frame to the sender's output.
     pub fn put(&mut self, room_number: u32, due_ns: u64, out: &mut Vec<u8>) -> Result<(), Failure> {
         let room = &mut self.rooms[room_number as usize];
         let number = room.window.count();
@@ -184,7 +184,7 @@ impl Tracker {
         Ok(())
     }
 
-    /// Checks and counts what a connection has received.
+    /// Checks and counts the bytes that a connection has received.
     pub fn received(&mut self, connection: u32, bytes: &[u8]) -> Result<(), Failure> {
         let room_number = connection / (self.receivers + 1);
         let place = connection % (self.receivers + 1);

@@ -1,4 +1,4 @@
-//! The self-check itself, also through TLS.
+//! The self-check itself, with and without TLS.
 
 use std::path::Path;
 use std::process::Command;
@@ -77,7 +77,7 @@ fn every_planted_fault_is_detected_over_tls() {
     })
     .unwrap();
 
-    // The same server, for a client that does not trust its certificate.
+    // The same server, but the client does not trust its certificate.
     let other = tempfile::tempdir().unwrap();
     make_certificate(other.path());
     let certificate = other.path().join("certificate.pem");

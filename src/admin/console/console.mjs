@@ -7,7 +7,7 @@ const SAMPLES_MAX = 60;
 const POLL_MS = 1000;
 const ECHO_MS = 2000;
 const PEERS_MAX = 30;
-/** What the server sent at the beginning of a connection. */
+/** The server's messages at the beginning of a connection. */
 const SENT = {
   first: "sent the state",
   resumed: "sent what changed meanwhile",
@@ -80,7 +80,7 @@ let room;
 /** For each key: its known state, and its row once it has one. */
 const entries = new Map();
 const changed = new Set();
-const countOf = (keys) => (keys === 1 ? "1 key" : `${keys} keys`);
+const keyCountOf = (keys) => (keys === 1 ? "1 key" : `${keys} keys`);
 
 /** The keys that have a row, in sorted order. */
 let shown = [];
@@ -110,7 +110,7 @@ function draw() {
     else drawRow(key, entry);
   }
   changed.clear();
-  at("keys-count").textContent = countOf(entries.size);
+  at("keys-count").textContent = keyCountOf(entries.size);
   at("empty").hidden = entries.size > 0;
   at("more").hidden = entries.size <= shown.length;
   at("more").textContent = `and ${entries.size - shown.length} more keys, not shown here`;
@@ -157,7 +157,7 @@ function makeRow(key) {
     make("td", { role: "cell" }, remove));
 }
 
-/** Deletes a key. The focus goes to the next row's button, so that the keyboard can go on. */
+/** Deletes a key. The focus moves to the next row's button, so that keyboard users can continue. */
 function deleteKey(key) {
   const { row } = entries.get(key);
   const next = row.nextElementSibling ?? row.previousElementSibling;
@@ -196,7 +196,7 @@ function edit(key, button) {
 
 const write = (key, text) => attempt(() => room.set(key, parseValue(text)));
 
-/** Makes an edit, and shows why it failed if it did. */
+/** Makes an edit, and shows the reason if it fails. */
 function attempt(makeEdit) {
   try {
     if (!room) throw new Error("connect first");
@@ -217,7 +217,7 @@ at("add").addEventListener("submit", (event) => {
   at("key").focus();
 });
 
-// ---- who is here ----
+// ---- presence ----
 
 /** Shows the other peers which key this page is editing. */
 function showEditing(key) {
@@ -225,7 +225,7 @@ function showEditing(key) {
 }
 
 function drawPeers() {
-  // Who is here is not known while there is no connection.
+  // Presence is unknown while there is no connection.
   const peers = room && room.status !== "offline" ? room.peers : [];
   at("here").hidden = peers.length === 0;
   at("peers").replaceChildren(...peers.slice(0, PEERS_MAX).map(({ connection, user, value, is_self }) => {
@@ -294,7 +294,7 @@ function showState({ state, reason, retry_ms, unsaved, why }) {
   else if (retry_ms !== undefined) say(`${reason}; retrying in ${durationOf(retry_ms * 1000)}.${waiting}`);
   else if (reason) say(reason, state === "Error");
   if (unsaved?.length > 0) tell("server", "init", make("span", { class: "bad" }, unsavedText(unsaved)));
-  if (state === "Synced") tell("server", "init", `${SENT[why] ?? SENT.first} (${countOf(room.entries().length)} now)`);
+  if (state === "Synced") tell("server", "init", `${SENT[why] ?? SENT.first} (${keyCountOf(room.entries().length)} now)`);
   if (state === "Error" || (state === "Disconnected" && told_state !== "Disconnected" && reason)) tell("server", "init", make("span", { class: "bad" }, `${state}: ${reason}`));
   if (state !== "Synced") at("round-trip").textContent = "–";
   if (state !== "Connecting") told_state = state;
@@ -345,7 +345,7 @@ function join() {
   document.title = `${workspace} · EtherPly`;
   at("twin").href = `#${encodeURIComponent(workspace)}`;
   const asked = token === session_token ? renewToken : token;
-  // The server that serves this page speaks version 2, where the token is in no URL.
+  // The server that serves this page speaks version 2, in which no URL contains the token.
   const joined = (room = connect({ workspace, presence: true, version: 2, token: asked }));
   const whileJoined = (handle) => (event) => room === joined && handle(event);
   room.on("state", whileJoined(showState));
@@ -361,7 +361,7 @@ function join() {
   }));
   room.on("change", whileJoined((change) => {
     note(change);
-    // Of a complete state, only what an edit of this page has lost to.
+    // Of a complete state, show only the entries that this page's edits lost to.
     if (change.source !== "init" || change.over) tellChange(change);
   }));
 }

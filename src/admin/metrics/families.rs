@@ -65,8 +65,8 @@ pub(super) const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_joins_total",
         kind: "counter",
-        help: "Clients of protocol version 2 that joined, by the state that they were sent: first \
-            and other_generation and too_old are full states, resumed is what had changed.",
+        help: "Version 2 clients that joined, by the state that they were sent: first, \
+            other_generation and too_old are full states; resumed is only the changes.",
         series: &[
             ("reason=\"first\"", |c| c.joins_first),
             ("reason=\"resumed\"", |c| c.joins_resumed),
@@ -77,13 +77,13 @@ pub(super) const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_state_parts_total",
         kind: "counter",
-        help: "Messages with part of a state that clients of protocol version 2 were sent.",
+        help: "Messages with part of a state that were sent to version 2 clients.",
         series: &[("", |c| c.state_chunks)],
     },
     Family {
         name: "etherply_saved_total",
         kind: "counter",
-        help: "Messages that told a client of protocol version 2 which of its ops are saved.",
+        help: "Messages that report to a version 2 client which of its ops are saved.",
         series: &[("", |c| c.saved)],
     },
     Family {
@@ -95,7 +95,7 @@ pub(super) const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_casts_total",
         kind: "counter",
-        help: "Casts received from clients of protocol version 2.",
+        help: "Casts received from version 2 clients.",
         series: &[("", |c| c.casts)],
     },
     Family {
@@ -132,7 +132,7 @@ pub(super) const FAMILIES: &[Family] = &[
     Family {
         name: "etherply_early_timestamps_total",
         kind: "counter",
-        help: "Ops of clients of protocol version 1 whose timestamps are before 2001, probably \
+        help: "Ops of version 1 clients with timestamps before 2001, probably \
             because they are in milliseconds. They are applied, but any op in microseconds wins \
             over them.",
         series: &[("", |c| c.early_timestamps)],

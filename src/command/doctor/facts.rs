@@ -40,7 +40,7 @@ pub struct Kernel {
     /// Whether this process has `CAP_IPC_LOCK`, which exempts it from the limit on locked memory.
     pub may_lock_memory: bool,
     pub clock_source: Option<String>,
-    /// The time taken by one read of the clock.
+    /// The time that reading the clock takes.
     pub clock_read_ns: u64,
 }
 

@@ -1,4 +1,4 @@
-//! Reads the facts from the host. Facts that the host does not reveal are left out, and nothing is
+//! Reads the facts from the host. Facts that the host does not reveal are omitted, and nothing is
 //! judged here.
 //!
 //! The parsers for /proc are our own. Those of the crate `procfs-core` reject an entire `status` or

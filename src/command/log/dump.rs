@@ -18,7 +18,7 @@ struct Kept {
     change: KeptChange,
     seq: Seq,
     timestamp: u64,
-    /// The generation in which it was written, if the log still says so.
+    /// The generation in which it was written, if the log still contains its record.
     generation: Option<FolderGeneration>,
 }
 

@@ -82,7 +82,7 @@ struct WorkspaceFigures {
     /// The deleted keys whose tombstones are kept.
     tombstones: u64,
     last_seq: u64,
-    /// What is known of the dropped tombstones, if there are any.
+    /// The floor left by dropped tombstones, if there are any.
     floor: Option<FloorFigures>,
     records: u64,
     bytes: u64,

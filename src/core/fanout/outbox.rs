@@ -94,7 +94,7 @@ struct AnswerCost {
     /// Memory that other sessions may hold too: corrections and lists of users, which count towards
     /// the budget in `core::shard::session_budget`.
     shared_bytes: usize,
-    /// Memory of encoded states, which have a budget of their own.
+    /// Memory of encoded states, which have a separate budget.
     state_bytes: usize,
 }
 
@@ -222,7 +222,7 @@ impl Outbox {
         self.cursor
     }
 
-    /// Returns the offset up to which the session is owed nothing from the window: the cursor, or
+    /// Returns the offset up to which the window has nothing left for the session: the cursor, or
     /// the end of the session's own frames that begin there.
     #[must_use]
     pub fn cursor_after_own(&self) -> WindowOffset {
@@ -365,8 +365,8 @@ impl Outbox {
         answers.any(|answer| answer.sendable(visible_position).is_none())
     }
 
-    /// Queues bytes for this session alone. They are sent after the window offset `at`, once the
-    /// log position `visible_from` is visible.
+    /// Queues bytes for this session only. They are sent after the window offset `at`, once the log
+    /// position `visible_from` is visible.
     pub fn push(
         &mut self,
         chunk: Chunk,
@@ -382,7 +382,7 @@ impl Outbox {
         self.push_due(chunk, due, pool);
     }
 
-    /// Queues bytes for this session alone, to be sent when `due` allows.
+    /// Queues bytes for this session only, to be sent when `due` allows.
     pub fn push_due(&mut self, chunk: Chunk, due: Due, pool: &mut OutboxPool) {
         let end = chunk.len();
         let cost = AnswerCost {
@@ -562,8 +562,8 @@ impl Outbox {
     }
 
     /// Returns whether a message may be appended to a send that is about to start. It may not if
-    /// the send is full, or if answers are queued: one of them may have been sent in part, and its
-    /// rest must follow.
+    /// the send is full, or if answers are queued: one of them may have been partly sent, and the
+    /// rest of it must come next.
     #[must_use]
     pub fn may_append(&self, spans: &Spans) -> bool {
         let is_full = spans.len() >= SEND_SPANS_MAX || spans_bytes(spans) >= SEND_BYTES_MAX;
@@ -573,7 +573,7 @@ impl Outbox {
     /// Appends a message to a send that is about to start. Several sessions may share it.
     ///
     /// # Panics
-    /// If it may not be appended ([`Outbox::may_append`]).
+    /// If [`Outbox::may_append`] returns `false`.
     pub fn append_shared(&mut self, chunk: Chunk, spans: &mut Spans, pool: &mut OutboxPool) {
         assert!(self.may_append(spans), "the rest of an answer comes first");
         let end = chunk.len();

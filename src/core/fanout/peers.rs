@@ -1,23 +1,23 @@
 //! The peers of a room: its connections with presence, the value of each, and the messages that
 //! keep every peer's copy of the table current (P161 to P166).
 //!
-//! Changes are collected for an interval and then become one *message*, encoded once and shared by
-//! all peers: the latest value of each peer that joined or changed, and the peers that left.
-//! Messages are numbered, and a peer is sent a message when its socket drains
-//! ([`Peers::take_message`]), so nothing is ever queued for it. What it is sent depends on what it
-//! has received so far:
+//! Changes are collected for an interval and then combined into one *message*, encoded once and
+//! shared by all peers: the latest value of each peer that joined or changed, and the peers that
+//! left. Messages are numbered, and a peer is sent a message when its socket drains
+//! ([`Peers::take_message`]), so nothing is ever queued for it. Which message it is sent depends on
+//! what it has received so far:
 //!
 //! | received | is sent |
 //! | --- | --- |
 //! | the previous message | the latest message |
 //! | an older one, or none | an `all` message: the table as it is now |
 //!
-//! # Why this is right
+//! # Why this is correct
 //!
 //! An `all` message replaces everything that its receiver knew, so whatever the receiver missed
 //! does not matter. The table is at least as new as the latest message, so the next message, which
 //! contains every change since the latest one, misses nothing. It may repeat a change that the
-//! `all` message contained already. That is harmless: a value replaces itself, and `left` names
+//! `all` message already contained. That is harmless: a value replaces itself, and `left` names
 //! only connections that never return.
 //!
 //! An `all` message is encoded at most once for each message number, at its first use. It is
@@ -28,10 +28,10 @@
 //!
 //! # Limit
 //!
-//! The encoded entries of all peers have a total size limit. An entry is *listed*, which means that
-//! others are sent it, if it fits when its peer joins. A value that does not fit is refused, and
-//! the peer keeps the one that it had. Peers that are not listed are counted, and are listed in the
-//! order of their connections as soon as they fit.
+//! The encoded entries of all peers have a total size limit. An entry is *listed*, that is, sent to
+//! others, if it fits when its peer joins. A value that does not fit is refused, and the peer keeps
+//! its previous value. Peers that are not listed are counted, and are listed in the order of their
+//! connections as soon as they fit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -45,7 +45,7 @@ use crate::wire::state::ListedPeer;
 #[cfg(test)]
 mod tests;
 
-/// The settings of presence in a server.
+/// A server's presence settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PresenceSettings {
     /// The time for which changes are collected.
@@ -70,9 +70,9 @@ pub struct NewPeer {
 /// A message to a peer.
 #[derive(Debug)]
 pub struct PresenceMessage {
-    /// The message as a frame, which other peers may be sent too.
+    /// The message as a frame, which may also be sent to other peers.
     pub chunk: Chunk,
-    /// Whether the chunk is handed out for the first time.
+    /// Whether this is the first time that the chunk is handed out.
     pub is_first: bool,
 }
 
@@ -84,8 +84,8 @@ pub struct PresenceFull;
 /// The peers of a room.
 ///
 /// Invariant: `listed_bytes` is the sum over all listed entries, and at most the limit; the first
-/// peer that is not listed does not fit; `owed_count` peers have not received the latest message,
-/// and while there are any, the chunks that they need are held or can be encoded.
+/// unlisted peer does not fit; `owed_count` peers have not received the latest message, and while
+/// there are any, the chunks that they need are held or can be encoded.
 #[derive(Debug)]
 pub struct Peers {
     settings: PresenceSettings,
@@ -121,7 +121,7 @@ struct Peer {
     position: PeerPosition,
 }
 
-/// The changes since the latest message. A peer may be in both lists, and is then gone.
+/// The changes since the latest message. A peer that is in both lists has left.
 #[derive(Debug, Default)]
 struct Changes {
     changed: Vec<u64>,
@@ -130,7 +130,7 @@ struct Changes {
     joined_count: usize,
 }
 
-/// What a peer has received so far.
+/// The messages that a peer has received so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum PeerPosition {
     /// Nothing. The message with this number is the first since it joined.
@@ -153,7 +153,7 @@ enum Encoded {
     Stale,
 }
 
-/// The kind of message that a peer is owed.
+/// The kind of message that a peer needs next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Owed {
     Latest,
@@ -161,7 +161,7 @@ enum Owed {
 }
 
 impl PeerPosition {
-    /// Returns what a peer is owed after `version` messages.
+    /// Returns the kind of message that a peer needs after `version` messages.
     fn owed(self, version: u64) -> Option<Owed> {
         match self {
             Self::Nothing { first } => (first <= version).then_some(Owed::All),
@@ -189,7 +189,7 @@ impl Peer {
 }
 
 impl Encoded {
-    /// Drops the bytes. Those that no receiver holds go back to the pool.
+    /// Drops the bytes. Chunks that no receiver holds go back to the pool.
     fn clear(&mut self, pool: &mut OutboxPool) {
         if let Self::Yes { chunk, .. } = std::mem::take(self) {
             pool.give(chunk);
@@ -284,10 +284,10 @@ impl Peers {
     }
 
     /// Adds a peer, whose value is `null`. The peer that it replaces is removed, if both have the
-    /// same user: the next message then removes the one and adds the other.
+    /// same user: the next message then reports both changes.
     ///
     /// # Panics
-    /// If the connection is a peer already.
+    /// If the connection is already a peer.
     pub fn join(&mut self, new: NewPeer, now_us: u64) {
         let NewPeer {
             connection,
@@ -327,7 +327,7 @@ impl Peers {
     /// a value that arrives late does not bring back a peer that was replaced.
     ///
     /// # Errors
-    /// If the value does not fit the limit, in which case the peer keeps the one that it had.
+    /// If the value does not fit within the limit, in which case the peer keeps its previous value.
     pub fn set(&mut self, connection: u64, value: &str, now_us: u64) -> Result<(), PresenceFull> {
         let Some(peer) = self.table.get_mut(&connection) else {
             return Ok(());
@@ -352,8 +352,8 @@ impl Peers {
         Ok(())
     }
 
-    /// Removes a peer. Does nothing if the connection is not a peer, so the late end of a
-    /// connection that was replaced is not reported again.
+    /// Removes a peer. Does nothing if the connection is not a peer, so a replaced connection that
+    /// ends late is not reported again.
     pub fn leave(&mut self, connection: u64, now_us: u64) {
         if self.table.contains_key(&connection) {
             self.remove(connection);
@@ -362,7 +362,7 @@ impl Peers {
             self.changed(now_us);
         }
         if self.table.is_empty() {
-            // No peer is left to be sent anything.
+            // No peer is left to send anything to.
             *self = Self {
                 version: self.version,
                 edition: self.edition,
@@ -394,11 +394,11 @@ impl Peers {
         }
     }
 
-    /// Lists the peers that fit the limit now, up to the first that does not.
+    /// Lists the peers that now fit within the limit, up to the first that does not.
     fn list_what_fits(&mut self) {
         while let Some(connection) = self.unlisted.first() {
             let peer = self.table.get_mut(connection);
-            let peer = peer.expect("what is not listed is in the table");
+            let peer = peer.expect("an unlisted connection is in the table");
             let listed_bytes = self.listed_bytes + peer.entry.len();
             if listed_bytes > self.settings.bytes_max {
                 break;
@@ -431,7 +431,7 @@ impl Peers {
     }
 
     /// Encodes the changes since the latest message as the next one. Returns its length, or `None`
-    /// if nothing has changed. Otherwise, all peers are owed a message.
+    /// if nothing has changed. Otherwise, a message is now pending for all peers.
     pub fn announce(&mut self, frame: &mut PresenceFrame, pool: &mut OutboxPool) -> Option<usize> {
         (self.due_us, self.is_queued) = (None, false);
         let Changes {
@@ -463,8 +463,8 @@ impl Peers {
         Some(bytes)
     }
 
-    /// Returns about how long the message is that the peer is owed and that can be taken now, or
-    /// `None` if there is none.
+    /// Returns the approximate length of the peer's pending message, or `None` if there is none
+    /// that can be taken now.
     #[must_use]
     pub fn owed_bytes(&self, connection: u64) -> Option<usize> {
         let peer = self.table.get(&connection)?;
@@ -479,8 +479,8 @@ impl Peers {
         }
     }
 
-    /// Returns the message that the peer is owed, which counts as received from now on. Returns
-    /// `None` if it is owed none, or must wait for the next one.
+    /// Returns the peer's pending message, which counts as received from now on. Returns `None` if
+    /// there is none, or if the peer must wait for the next one.
     pub fn take_message(
         &mut self,
         connection: u64,
@@ -538,7 +538,7 @@ impl Peers {
             let needed_bytes = bytes + self.table[first].entry.len();
             assert!(
                 needed_bytes > self.settings.bytes_max,
-                "what fits is listed"
+                "an entry that fits is listed"
             );
         }
         let owed = |owed: Option<Owed>| {
@@ -549,7 +549,11 @@ impl Peers {
         let latest_count = owed(Some(Owed::Latest));
         assert_eq!(self.owed_count, latest_count + owed(Some(Owed::All)));
         let has_latest = matches!(self.latest, Encoded::Yes { .. });
-        assert_eq!(has_latest, self.owed_count > 0, "held while it is owed");
+        assert_eq!(
+            has_latest,
+            self.owed_count > 0,
+            "the latest message is held while a peer needs it"
+        );
         let has_all = matches!(self.all, Encoded::Yes { .. });
         assert!(
             !has_all || self.owed_count > 0,
@@ -562,7 +566,7 @@ impl Peers {
         let joined_count = self.table.values().filter(is_new).count();
         assert_eq!(
             self.changes.joined_count, joined_count,
-            "peers that are new"
+            "the number of new peers"
         );
         let is_stale = matches!(self.all, Encoded::Stale);
         assert!(

@@ -1,9 +1,9 @@
-//! The users of a workspace as an answer over HTTP lists them: the clients of version 1 by
-//! self-chosen name, and the peers of version 2.
+//! The users of a workspace as an answer over HTTP lists them: the version 1 clients by self-chosen
+//! name, and the version 2 peers.
 //!
 //! The names are kept sorted, so the cost of an answer depends only on the number of names that it
 //! lists. The list is encoded once and shared by all requests until a user joins or leaves, or the
-//! next presence message is made.
+//! next presence message is built.
 
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
@@ -50,12 +50,12 @@ impl Presence {
         }
     }
 
-    /// Returns the peers, if there have been any.
+    /// Returns the peers, if there ever were any.
     pub fn peers_mut(&mut self) -> Option<&mut Peers> {
         self.peers.as_mut()
     }
 
-    /// Returns the peers, to which the first one may now be added.
+    /// Returns the peers, creating an empty table for the first one.
     pub fn peers_or_new(&mut self, settings: PresenceSettings) -> &mut Peers {
         self.peers.get_or_insert_with(|| Peers::new(settings))
     }
@@ -151,7 +151,7 @@ mod tests {
 
     /// P168.
     #[test]
-    fn peers_are_listed_after_the_users_of_version_1() {
+    fn peers_are_listed_after_version_1_users() {
         let mut presence = Presence::default();
         presence.add("ben".into());
         let users = r#"{"userId":"ben","status":"online"}"#;
@@ -184,7 +184,7 @@ mod tests {
 
     /// P168.
     #[test]
-    fn at_most_the_maximum_of_peers_is_listed_and_all_are_counted() {
+    fn at_most_the_maximum_number_of_peers_is_listed_but_all_are_counted() {
         let mut presence = Presence::default();
         for connection in 0..PRESENCE_PEERS_MAX as u64 + 5 {
             join(&mut presence, connection);

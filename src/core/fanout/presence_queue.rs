@@ -1,10 +1,10 @@
 //! The rooms of a shard whose next presence message is due, in the order of their times.
 //!
-//! A message is not encoded while sessions are still queued to be sent what they are owed: a peer
-//! whose socket accepts bytes has then always been sent the previous message, and needs only the
-//! changes. Otherwise, a shard that cannot keep up would send its peers whole tables, which are
-//! longer, and fall back further. The wait is bounded, so a shard that is always busy sends
-//! presence less often, but does send it.
+//! A message is not encoded while the send queue still holds sessions. A peer whose socket accepts
+//! bytes has therefore always been sent the previous message, and needs only the changes.
+//! Otherwise, a shard that cannot keep up would send its peers whole tables, which are longer, and
+//! fall back further. The wait is bounded, so a shard that is always busy sends presence less
+//! often, but does send it.
 
 use std::collections::VecDeque;
 
@@ -22,8 +22,8 @@ pub struct PresenceQueue {
 }
 
 impl PresenceQueue {
-    /// Adds a room if its peers have changed and it is not in the queue yet. To be called after
-    /// each change of the peers.
+    /// Adds a room if its peers have changed and it is not in the queue yet. Must be called after
+    /// each change to the peers.
     pub fn add(&mut self, room: RoomId, peers: &mut Peers) {
         if let Some(due_us) = peers.take_due_us() {
             self.rooms.push_back((due_us, room));
@@ -33,8 +33,8 @@ impl PresenceQueue {
     /// Removes and returns the next room whose message is due, with the time at which it became
     /// due. If that is not the time of the room's peers ([`Peers::due_us`]), the entry is stale.
     ///
-    /// `is_round_done` is whether no sessions are queued to be sent to. To be called after the
-    /// sends of a turn: before them, the turn's own events have queued some sessions again.
+    /// `is_round_done` is whether the send queue is empty. Must be called after the sends of a
+    /// turn: before them, the turn's own events have queued some sessions again.
     pub fn pop(&mut self, is_round_done: bool, now_us: u64) -> Option<(u64, RoomId)> {
         if self.next_due_us(is_round_done)? > now_us {
             return None;

@@ -35,7 +35,7 @@ impl RoomId {
     }
 }
 
-/// An op as clients are shown it.
+/// An op as clients see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ShownOp<'a> {
     pub key: &'a str,
@@ -45,7 +45,7 @@ pub(crate) struct ShownOp<'a> {
 }
 
 impl<'a> ShownOp<'a> {
-    /// Returns the op that made an entry what it is.
+    /// Returns the op that produced an entry.
     pub fn of(entry: &'a Entry) -> Self {
         Self {
             key: entry.key(),
@@ -55,7 +55,7 @@ impl<'a> ShownOp<'a> {
     }
 
     /// Returns the length of the op's frame in a version of the protocol. With `seq`, the frame
-    /// moves the resume point of a client of version 2.
+    /// advances the resume point of a version 2 client.
     pub fn frame_bytes(&self, version: ProtocolVersion, seq: Option<Seq>) -> usize {
         let Self {
             key,
@@ -82,7 +82,7 @@ impl<'a> ShownOp<'a> {
     }
 }
 
-/// The value by which a client of version 1, which knows no deletes, is shown one (P121).
+/// The value that represents a delete to version 1 clients, which know no deletes (P121).
 const NULL: &str = "null";
 
 /// The recent frames of a room in one version of the protocol, and the members that speak it.
@@ -92,12 +92,12 @@ pub(crate) struct Feed {
     pub members: Vec<u32>,
     /// The window offset up to which the members have been queued for sending.
     pub announced_end: WindowOffset,
-    /// The log position that must be visible before all ops up to where the window began are.
+    /// The log position that must be visible before all ops up to the start of the window are
+    /// visible.
     begun_from: LogPosition,
 }
 
-/// The place of a room in the queue of rooms that become due as time passes, and its part of the
-/// queue's totals.
+/// The position of a room in the expiry queue, and its share of the queue's totals.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct RoomDeadline {
     /// The Unix time in microseconds at which the room is due.
@@ -108,8 +108,9 @@ pub(crate) struct RoomDeadline {
 
 /// A live workspace on its shard, with its feeds.
 ///
-/// A feed is made when the first member of its version joins. It stays until the room is removed,
-/// so that its offsets never repeat, but nothing is encoded for it while it has no members.
+/// A feed is created when the first member of its version joins. It stays until the room is
+/// removed, so that its offsets never repeat, but nothing is encoded for it while it has no
+/// members.
 pub(crate) struct Room {
     pub workspace: Workspace,
     feeds: [Option<Box<Feed>>; ProtocolVersion::ALL.len()],
@@ -169,8 +170,8 @@ impl Room {
         feed.map_or(WindowOffset::START, |feed| feed.window.end())
     }
 
-    /// Returns the oldest offset of a version's feed, if it has members and so misses no op after
-    /// that offset.
+    /// Returns the oldest offset of a version's feed, if it has members, in which case it contains
+    /// every op after that offset.
     pub fn window_start(&self, version: ProtocolVersion) -> Option<WindowOffset> {
         let feed = self.feeds[version as usize].as_ref();
         let feed = feed.filter(|feed| !feed.members.is_empty())?;
@@ -199,8 +200,8 @@ impl Room {
         }
     }
 
-    /// Adds the session in a slot to a feed that was opened, and since then no op has won. Returns
-    /// the session's index among the feed's members.
+    /// Adds the session in a slot to a feed that was opened; no op may have won since. Returns the
+    /// session's index among the feed's members.
     pub fn add_member(&mut self, version: ProtocolVersion, slot: u32) -> usize {
         let members = &mut self.feed_mut(version).members;
         members.push(slot);
@@ -209,12 +210,12 @@ impl Room {
 
     // ---- users ----
 
-    /// Records that a client of this name has joined.
+    /// Records that a client with this name has joined.
     pub fn user_came(&mut self, user: Rc<str>) {
         self.presence.get_or_insert_default().add(user);
     }
 
-    /// Records that a client of this name has left.
+    /// Records that a client with this name has left.
     pub fn user_left(&mut self, user: &str) {
         let presence = self
             .presence
@@ -251,11 +252,11 @@ impl Room {
         }
     }
 
-    /// Returns the seq of the newest op before `cursor` up to which all ops are visible, if the
-    /// room can tell.
+    /// Returns the seq of the newest op before `cursor` up to which all ops are visible, if it is
+    /// known.
     ///
-    /// It cannot tell while the op at which the window began is not visible yet. Otherwise all ops
-    /// before the window are, since a window drops no hidden frames.
+    /// It is unknown until the op at which the window began is visible. From then on, all ops
+    /// before the window are visible, since a window drops no hidden frames.
     pub fn visible_seq(
         &self,
         version: ProtocolVersion,
@@ -314,7 +315,7 @@ mod tests {
         assert_eq!((seq(&room, 9), seq(&room, 10)), (None, Some(1)));
         write(&mut room, &mut pool, 2);
         assert_eq!((seq(&room, 10), seq(&room, 20)), (Some(1), Some(2)));
-        // The op is visible, all have been sent it, and a record that is no op follows.
+        // The op is visible and has been sent to everyone, and a record that is not an op follows.
         let end = room.window_end(ProtocolVersion::V2);
         let window = &mut room.feed_mut(ProtocolVersion::V2).window;
         window.drop_before(end, &mut pool);

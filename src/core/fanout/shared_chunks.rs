@@ -52,8 +52,8 @@ impl SharedChunks {
         }
     }
 
-    /// Checks `count` chunks, or twice as many as were added since the last sweep if that is more,
-    /// and removes those without holders. So the list never grows faster than it is swept.
+    /// Checks `count` chunks, or twice the number added since the last sweep if that is larger, and
+    /// removes those without holders. So the list never grows faster than it is swept.
     pub fn sweep(&mut self, count: usize) {
         let count = count.max(2 * std::mem::take(&mut self.added));
         for _ in 0..count.min(self.tracked.len()) {

@@ -88,9 +88,9 @@ pub struct Window {
     /// The seq at `start`, which is the seq of the last dropped frame.
     start_seq: Seq,
     capacity_bytes: usize,
-    /// The initial size of the next chunk. It is the size that the last one reached, which saves
-    /// copies while the chunk grows. The hint is halved with each chunk, so that the effect of a
-    /// single long frame soon wears off.
+    /// The initial size of the next chunk. It is the final size of the last one, which saves copies
+    /// while the chunk grows. The hint is halved with each chunk, so that the effect of a single
+    /// long frame soon wears off.
     chunk_bytes_hint: usize,
     /// Several pieces copied into one, shared by all sessions whose cursors are at the same offset.
     joined: Option<Piece>,
@@ -107,7 +107,8 @@ impl Window {
     }
 
     /// Empties the window, for a workspace whose last op has this seq. No cursor may be in the
-    /// window. Its offsets go on behind a gap, so that an offset from before is before the window.
+    /// window. Its offsets continue after a gap, so that every earlier offset lies before the
+    /// window.
     pub fn restart(&mut self, seq: Seq, pool: &mut WindowPool) {
         self.drop_before(self.end, pool);
         self.end = self.end.advance(1);
@@ -186,9 +187,9 @@ impl Window {
         self.append(pool, seq, position, bytes, write);
     }
 
-    /// Appends a frame that is not an op, of exactly `bytes` bytes, for the receivers that do not
-    /// fall out of the window before they have been sent it. It may be sent once the frames before
-    /// it may be.
+    /// Appends a frame that is not an op, of exactly `bytes` bytes, for receivers that have not
+    /// fallen out of the window by the time it is sent. It may be sent as soon as the frames before
+    /// it.
     ///
     /// # Panics
     /// If the frame has a different length.

@@ -51,7 +51,7 @@ impl Admission {
         self.expiring.insert(session.number, (id, handoff));
     }
 
-    /// Lets the requests that wait for expired keys be examined again.
+    /// Queues the requests that wait for expired keys to be examined again.
     pub fn examine_expiring(&mut self) {
         self.waiting.append(&mut self.expiring);
     }

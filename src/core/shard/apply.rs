@@ -1,4 +1,4 @@
-//! Ops of clients, in either version of the protocol: applied to the state, answered with the entry
+//! Client ops, in either version of the protocol: applied to the state, answered with the entry
 //! that they lost to, or refused with an error message.
 
 use std::rc::Rc;
@@ -20,16 +20,16 @@ use crate::seq::Seq;
 use crate::wire::ProtocolVersion;
 use crate::wire::message::{self, Op, v2};
 
-/// The code of an error message about a malformed message.
+/// The code of the error for a malformed message.
 pub(super) const BAD_MESSAGE: u16 = 400;
-/// The code of an error message about something that is too large.
+/// The code of the error for something that is too large.
 pub(super) const TOO_LARGE: u16 = 413;
-/// The code of an error message about an op for which there is no disk space.
+/// The code of the error for an op for which there is no disk space.
 const NO_ROOM: u16 = 500;
-/// The text of an error message about an op for which there is no disk space.
+/// The text of the error for an op for which there is no disk space.
 const DISK_FULL_TEXT: &str = "the disk of the server is nearly full, and this op was not kept: \
                               send it again when there is room";
-/// The code of an error message about a message that exceeds the client's rate.
+/// The code of the error for a message that exceeds the client's rate.
 const TOO_MANY: u16 = 429;
 
 /// The parts of a refused message that its error repeats.
@@ -83,15 +83,15 @@ pub(super) struct WonOp<'a> {
     pub seq: Seq,
     /// The mark of the entry that it replaced.
     pub replaced: Mark,
-    /// The size of the workspace before it.
+    /// The size of the workspace before the op.
     pub live_bytes_before: u64,
-    /// The session that sent it. `None` if it is an op of the server.
+    /// The session that sent it. `None` for one of the server's own ops.
     pub sender: Option<SessionId>,
 }
 
 impl Shard {
     /// Applies an op to its workspace, and answers the sender if the op does not win. `message_id`
-    /// is the id of its message, if the client gave it one.
+    /// is the id of its message, if the client assigned one.
     pub(super) fn apply(
         &mut self,
         id: SessionId,
@@ -246,8 +246,8 @@ impl Shard {
         self.enqueue(id);
     }
 
-    /// Answers an op that lost although its key has no entry: it is not above the floor, or has a
-    /// condition.
+    /// Answers an op that lost although its key has no entry: its timestamp is not above the floor,
+    /// or its condition requires an entry.
     fn correct_absent(&mut self, id: SessionId, edit: &Edit<'_>, floor: u64) {
         if edit.timestamp <= floor {
             self.counters.refused_floor += 1;

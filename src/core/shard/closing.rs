@@ -49,8 +49,8 @@ impl Shard {
         self.update_memory(id);
     }
 
-    /// Begins to close a session that has left its room. What is visible and what is queued next is
-    /// still sent; then the session is closed.
+    /// Begins to close a session that has left its room. Bytes that are visible and those queued
+    /// next are still sent; then the session is closed.
     pub(super) fn begin_closing(&mut self, id: SessionId, clock: Clock) {
         self.admission.keep(&self.sessions[id]);
         let visible_position = self.log.visible_position();

@@ -15,7 +15,7 @@ use crate::wire::ProtocolVersion;
 
 impl Shard {
     /// Queues the next part of a conflated session's backlog, like [`Shard::encode_conflated`], or
-    /// closes the session if that would not tell it of all deletes.
+    /// closes the session if it would miss deletes that way.
     pub(super) fn send_conflated(&mut self, id: SessionId, clock: Clock) -> bool {
         let session = &self.sessions[id];
         if let Some(behind) = session.outbox.behind()
@@ -73,7 +73,7 @@ impl Shard {
                     }
                     self.counters.conflated_keys += 1;
                     if bytes > bytes_max {
-                        // The frame is sent by itself, and all sessions that have reached the same
+                        // The frame is sent on its own, and all sessions that have reached the same
                         // entry share it.
                         long = Some(shared_frame(
                             room_id,

@@ -19,7 +19,7 @@ const TEXT_BYTES_MAX: usize = 128;
 pub enum Note {
     /// The client has become a member of a workspace.
     Joined(Member),
-    /// The client of version 1 has sent an op with a timestamp before 2001, for the first time.
+    /// The version 1 client has sent an op with a timestamp before 2001, for the first time.
     EarlyTimestamp(u64),
     /// The connection has ended.
     Ended(Ended),

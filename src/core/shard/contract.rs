@@ -76,7 +76,7 @@ pub struct ShardConfig {
     pub origins: Arc<[String]>,
     /// The limits that protect the server from its clients.
     pub limits: Limits,
-    /// The settings of presence.
+    /// Presence settings.
     pub presence: PresenceSettings,
     /// Whether each connection is reported in the server's log ([`Output::Note`]).
     pub has_journal: bool,
@@ -142,8 +142,8 @@ pub enum Input<'a> {
     LogSize(LogSize),
     /// The answer to an [`Output::Page`].
     Page(SessionId, Answer),
-    /// The server is stopping, so the shard refuses new requests, writes what is left and closes
-    /// all sessions. A second `Drain` closes them without waiting.
+    /// The server is stopping, so the shard refuses new requests, writes the remaining ops and
+    /// closes all sessions. A second `Drain` closes them without waiting.
     Drain,
 }
 
@@ -228,11 +228,11 @@ pub(super) struct JoinRequest {
     /// The self-chosen name of the client.
     pub user: Option<Box<str>>,
     pub version: ProtocolVersion,
-    /// The point from which a client of version 2 resumes.
+    /// The point from which a version 2 client resumes.
     pub resume: Option<ResumePoint>,
-    /// Whether a client of version 2 wants to be a peer.
+    /// Whether a version 2 client wants to be a peer.
     pub has_presence: bool,
-    /// The earlier connection of a client of version 2, whose peer it replaces.
+    /// The earlier connection of a version 2 client, whose peer it replaces.
     pub replaces: Option<u64>,
 }
 

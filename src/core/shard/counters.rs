@@ -159,7 +159,7 @@ counters! {
     refused_bad_message,
     /// Ops with timestamps too far in the future.
     refused_future_skew,
-    /// Ops of version 1 with timestamps before 2001, which are applied.
+    /// Version 1 ops with timestamps before 2001, which are applied.
     early_timestamps,
     /// Messages that are too long.
     refused_too_large,
@@ -211,21 +211,21 @@ counters! {
     conflations,
     /// Ops sent to conflated sessions, each the latest for its key.
     conflated_keys,
-    /// Clients of version 2 that were sent a full state because they did not ask to resume.
+    /// Version 2 clients that were sent a full state because they did not ask to resume.
     joins_first,
-    /// Clients of version 2 that resumed.
+    /// Version 2 clients that resumed.
     joins_resumed,
-    /// Clients of version 2 that could not resume because they were in another generation.
+    /// Version 2 clients that could not resume because they were in another generation.
     joins_other_generation,
-    /// Clients of version 2 that could not resume because tombstones were dropped.
+    /// Version 2 clients that could not resume because tombstones were dropped.
     joins_too_old,
-    /// Parts of a state sent to clients of version 2.
+    /// Parts of a state sent to version 2 clients.
     state_chunks,
-    /// Times that a client of version 2 was told which of its messages are settled.
+    /// `saved` messages sent to version 2 clients.
     saved,
     /// Presence messages built, each counted once for all peers in a room.
     presence_messages,
-    /// Casts received from clients of version 2.
+    /// Casts received from version 2 clients.
     casts,
     /// Bytes written to the log.
     log_bytes_written,

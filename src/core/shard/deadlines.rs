@@ -58,8 +58,8 @@ impl Shard {
                     self.close(id, code, "the server is stopping", clock);
                 } else if session.sending && past(session.last_progress_us + STALL_TIMEOUT_US) {
                     self.close(id, TRY_AGAIN_LATER, "the client reads too slowly", clock);
-                    // This wait is longer than for other closings, because the close frame follows
-                    // bytes that the slow client has not read yet.
+                    // This wait is longer than for other kinds of closing, because the close frame
+                    // follows bytes that the slow client has not read yet.
                     self.sessions[id].deadline_us = clock.now_us + STALL_LINGER_US;
                     self.reschedule(id, clock);
                 } else if past(session.message_deadline_us()) {

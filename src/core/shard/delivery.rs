@@ -3,7 +3,7 @@
 //! Sessions with pending bytes are in a queue. Each turn serves a slice of it, and each session
 //! receives everything that is pending for it at that moment, so the busier the shard, the larger
 //! the batches. Once the queue is empty, the round is complete, and the windows drop the frames
-//! that have been sent to all members. Sessions with a large backlog of their own, usually a large
+//! that have been sent to all members. Sessions with a large individual backlog, usually a large
 //! state, move to a separate queue.
 
 use std::io;
@@ -145,7 +145,7 @@ impl Shard {
         let session = &mut self.sessions[id];
         let outbox = &session.outbox;
         if spans.is_empty() && outbox.behind().is_some() && !outbox.has_answers() {
-            // The parts of the state that were queued list nothing. The next one follows.
+            // The parts of the state that were queued so far are empty. The next one follows.
             self.sends.queue(id, session);
         }
         if !spans.is_empty() {

@@ -79,8 +79,8 @@ impl Shard {
         if !self.budget.is_over() {
             return;
         }
-        // Presence messages that slow peers are owed count, too, but are held by their rooms. So
-        // there may be nobody left to evict.
+        // Presence messages for slow peers count as well, but are held by the rooms. So there may
+        // be no session left to evict.
         while !self.budget.is_relieved()
             && let Some(slot) = self.budget.next_to_evict()
         {

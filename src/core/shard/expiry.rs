@@ -1,14 +1,14 @@
-//! What a shard does by itself as time passes: it deletes keys that have expired, and drops
-//! tombstones whose retention has ended.
+//! Time-driven work of a shard: deleting expired keys, and dropping tombstones whose retention has
+//! ended.
 //!
-//! An expiry is an op of the server: a delete that is later than the write by a microsecond. It is
-//! logged and made visible like a client's op, but no client is told if it is lost with the log:
-//! the key is then back, with its deadline, and expires again.
+//! An expiry is one of the server's own ops: a delete one microsecond later than the write. It is
+//! logged and made visible like a client's op, but no client is notified if it is lost with the
+//! log: the key then reappears with its deadline, and expires again.
 //!
 //! Requests for a workspace wait while one of its expired keys is not deleted yet, so that keys
 //! that expired while the server was down are not served. They do not wait while the log cannot
-//! grow (a full disk, or a log that waits for compaction): that may last for long, and a state with
-//! a key too many is more useful than none.
+//! grow (a full disk, or a log that waits for compaction): that may last a long time, and a state
+//! with an expired key in it is more useful than none.
 
 use crate::core::fanout::outbox::Behind;
 use crate::core::fanout::room::RoomId;
@@ -23,8 +23,8 @@ use crate::log::record::{Change, LoggedOp};
 use crate::seq::Seq;
 
 impl Shard {
-    /// Deletes expired keys and drops tombstones, at most [`EXPIRIES_PER_TURN_MAX`] of both. The
-    /// rest follows in the next turns.
+    /// Deletes expired keys and drops tombstones, at most [`EXPIRIES_PER_TURN_MAX`] in total. The
+    /// rest follow in later turns.
     pub(super) fn expire(&mut self, clock: Clock) {
         self.expiry.begin_turn(clock);
         let mut left = EXPIRIES_PER_TURN_MAX;
@@ -33,7 +33,7 @@ impl Shard {
             && let Some(room_id) = self.expiry.next_due()
         {
             let changes_count = self.expire_in(room_id, left, clock);
-            // A room that was due too early also takes time.
+            // Finding that nothing was due in a room also takes time.
             left = left.saturating_sub(changes_count.max(1));
         }
         let is_blocked = self.can_log_expiries() && self.expiry.next_due().is_some();
@@ -42,12 +42,12 @@ impl Shard {
         }
     }
 
-    /// Returns whether a room is due that can be attended to now.
+    /// Returns whether there is a due room that can be processed now.
     pub(super) fn has_due_room(&self) -> bool {
         self.may_expire() && self.expiry.next_due().is_some()
     }
 
-    /// Returns whether changes of the server can be logged, now or after the next commit.
+    /// Returns whether the server's own changes can be logged, now or after the next commit.
     fn can_log_expiries(&self) -> bool {
         self.log.is_serving()
             && self.drain == Drain::No
@@ -78,7 +78,7 @@ impl Shard {
         count
     }
 
-    /// Deletes the key of a room that expired first, if one has expired.
+    /// Deletes a room's earliest expired key, if it has one.
     fn delete_expired(&mut self, room_id: RoomId, clock: Clock) -> bool {
         let room = &mut self.rooms[room_id];
         let Some((key, timestamp)) = room.workspace.next_expired(clock.unix_us) else {

@@ -1,9 +1,9 @@
 //! The rooms of a shard in the order of their next deadlines: the expiry of a key, or the end of
 //! the retention of a tombstone.
 //!
-//! A room without such keys is not in the queue. However many keys a room has, it is in the queue
-//! once, with the earliest of their deadlines, which the workspace keeps at hand. So a key with a
-//! deadline costs memory in its workspace, and nothing per turn.
+//! A room without such keys is not in the queue. A room appears in the queue only once, regardless
+//! of its number of keys, with their earliest deadline, which the workspace maintains. So a key
+//! with a deadline costs memory in its workspace, but nothing per turn.
 
 use std::collections::BTreeSet;
 
@@ -47,7 +47,8 @@ impl ExpiryQueue {
         self.clock = clock;
     }
 
-    /// Moves a room to its current place. Must be called after each change to its workspace.
+    /// Moves a room to its current position in the queue. Must be called after each change to its
+    /// workspace.
     pub fn update(&mut self, id: RoomId, room: &mut Room) {
         let due_us = room.workspace.next_due_us(self.retention_us);
         self.place(id, room, due_us);
@@ -92,8 +93,8 @@ impl ExpiryQueue {
     /// Returns the time on the shard's clock at which a turn must begin, unless a room is due
     /// already.
     ///
-    /// The wall clock may be set while the shard sleeps. A sleep is therefore short if it is for
-    /// the sake of the wall clock, and a turn that comes too early finds nothing due.
+    /// The wall clock may be set while the shard sleeps. Sleeps that wait for a wall clock deadline
+    /// are therefore kept short, and a turn that begins too early finds nothing due.
     pub fn next_turn_us(&self) -> Option<u64> {
         let (due_us, _) = *self.deadlines.first()?;
         let wait_us = due_us.checked_sub(self.clock.unix_us)?;

@@ -54,9 +54,10 @@ impl Generations {
     /// Begins the generation of a state that was read from the log, which may be continued later
     /// only if `is_durable`.
     ///
-    /// If ops are sent before they are durable, a crash may take some of them back. A part of a
-    /// state that was sent before leaves out an entry that such an op had replaced, and whoever
-    /// resumes from that part is not sent the entry either. So no client resumes then.
+    /// If ops are sent before they are durable, a crash may undo some of them. A part of a state
+    /// that was sent before the crash omits the entry that such an op had replaced, and a client
+    /// that resumes from that part is not sent the entry either. So no client may resume in this
+    /// case.
     pub fn begin(&mut self, state: &RestoredState, is_durable: bool) {
         let LoggedGenerations {
             last_number,
@@ -89,13 +90,13 @@ impl Generations {
         }
     }
 
-    /// Returns the state that a client of version 2 is sent when it joins a workspace, and why.
+    /// Returns the state that a version 2 client is sent when it joins a workspace, and why.
     /// `resume` is the point at which it asks to resume, if it does; `workspace` is `None` if
     /// nobody has written to it.
     ///
     /// The client may resume if its history is a prefix of the current one. That is certain in the
-    /// current generation. Of the previous one, only what was read back from the log belongs to the
-    /// current history: ops after that were lost, or were made by a server that continued a copy.
+    /// current generation. Of the previous one, only ops that were read back from the log belong to
+    /// the current history: later ops were lost, or came from a server that continued a copy.
     pub fn welcome_reason(
         &self,
         resume: Option<ResumePoint>,

@@ -28,7 +28,7 @@ use crate::wire::{ProtocolVersion, frame};
 /// The room that a client joins, and the state to send to it.
 struct RoomEntry {
     room_id: RoomId,
-    /// `None` for a client of version 2, which is sent the state part by part.
+    /// `None` for a version 2 client, which is sent the state part by part.
     snapshot: Option<Snapshot>,
 }
 
@@ -340,7 +340,7 @@ impl Shard {
         Some(Answer::unavailable(why, RETRY_AFTER_S))
     }
 
-    /// Returns the room to join, creating it if necessary, and the state that a client of version 1
+    /// Returns the room to join, creating it if necessary, and the state that a version 1 client
     /// receives.
     fn find_entry(
         &mut self,
@@ -421,7 +421,7 @@ impl Shard {
         self.reschedule(id, clock);
     }
 
-    /// Queues a 101 and the state for a client of version 1 that has just become a member.
+    /// Queues a 101 and the state for a version 1 client that has just become a member.
     fn queue_init(&mut self, id: SessionId, room_id: RoomId, answer: Chunk, snapshot: Snapshot) {
         let session = &mut self.sessions[id];
         let Snapshot { init, point, .. } = snapshot;

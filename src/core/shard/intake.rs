@@ -96,8 +96,8 @@ impl Shard {
         // The bytes are moved out of the session while they are read, because a message may close
         // the session, which drops its bytes, or cause an eviction, which must not count them.
         let mut unparsed = std::mem::take(&mut self.sessions[id].unparsed);
-        // Only an incomplete frame is copied. A long one grows in a buffer of its own; a short one
-        // is joined with the bytes that follow it in a buffer that all sessions share.
+        // Only an incomplete frame is copied. A long one grows in its own buffer; a short one is
+        // joined with the bytes that follow it in a buffer that all sessions share.
         if unparsed.is_empty() {
             let read = self.read_frames(id, bytes, clock);
             unparsed = self.pool.keep_unparsed(&bytes[read.consumed..]);
@@ -297,7 +297,7 @@ impl Shard {
         }
     }
 
-    /// Handles a message of a client of version 1.
+    /// Handles a message of a version 1 client.
     fn read_v1(
         &mut self,
         id: SessionId,
@@ -341,7 +341,7 @@ impl Shard {
         }
     }
 
-    /// Counts an op of version 1 with a timestamp before 2001, which version 2 refuses (P117), and
+    /// Counts a version 1 op with a timestamp before 2001, which version 2 refuses (P117), and
     /// reports the first one of each connection in the connection log, if there is one.
     fn note_early_timestamp(&mut self, id: SessionId, timestamp: u64) {
         self.counters.early_timestamps += 1;

@@ -16,13 +16,13 @@ use crate::wire::message::v2::{
     self, ClientChange, ClientEnvelope, ClientMessage, ClientOp, RefusedMessage,
 };
 
-/// The code of an error message about a token that is not valid.
+/// The code of the error for an invalid token.
 const UNAUTHORIZED: u16 = 401;
-/// The text of an error message about an id that is not greater than the one before it.
-const ID_TEXT: &str = "id must be greater than that of every earlier message of the connection";
+/// The text of the error for an id that is not greater than the previous one.
+const ID_TEXT: &str = "id must be greater than that of every earlier message on the connection";
 
 impl Shard {
-    /// Handles a message of a client of version 2.
+    /// Handles a message of a version 2 client.
     pub(super) fn read_v2(
         &mut self,
         id: SessionId,
@@ -78,7 +78,7 @@ impl Shard {
         match self.config.verifier.verify(Some(token), clock.unix_us) {
             Err(error) => self.refuse(id, UNAUTHORIZED, &error.to_string(), refused),
             Ok(_) if auth::subject(token).as_deref() != session.v2().user.as_deref() => {
-                let text = "the new token must have the same sub as the one before it";
+                let text = "the new token must have the same sub as the previous one";
                 self.refuse(id, UNAUTHORIZED, text, refused);
             }
             Ok(grant) => {
@@ -119,11 +119,11 @@ impl Shard {
     }
 
     /// Appends `saved` to a send that is about to start, if more of a client's messages are settled
-    /// than it was told.
+    /// than were reported to it.
     ///
-    /// The frame is not queued: it speaks of everything that the client has been sent, so it can
-    /// only be made when that is known. While answers are queued, one of them may be an error that
-    /// it would have to follow.
+    /// The frame is not queued: it covers everything that the client has been sent, so it can only
+    /// be built once that is known. Nor is it sent while answers are queued, since one of them may
+    /// be an error that has to come first.
     pub(super) fn append_saved(&mut self, id: SessionId, spans: &mut Spans) {
         let visible = self.log.visible_position();
         let session = &mut self.sessions[id];
@@ -134,8 +134,8 @@ impl Shard {
             return;
         }
         let settled = v2.settlement.take_settled(visible);
-        let settled = settled.expect("more is settled than the client was told");
-        // A client that is behind has not been sent everything up to any seq of the window.
+        let settled = settled.expect("more is settled than was reported");
+        // A client that is behind has not been sent everything up to any seq in the window.
         let cursor = session.outbox.cursor_after_own();
         let seq = match session.outbox.behind() {
             Some(_) => None,

@@ -1,7 +1,7 @@
-//! Presence and casts of version 2 (P160 to P168): when a room's peers are shown to each other.
+//! Version 2 presence and casts (P160 to P168): when peers in a room are shown to each other.
 //!
 //! Nothing here is logged, and nothing here delays an op: a presence message is appended to a send
-//! that is about to start, and made only after the sends of a turn.
+//! that is about to start, and is built only after a turn's sends.
 
 use std::rc::Rc;
 
@@ -18,7 +18,7 @@ use crate::wire::ProtocolVersion;
 use crate::wire::message::v2;
 
 impl Shard {
-    /// Adds a client that has just become a member to the peers of its room, if it asked for that.
+    /// Adds a client that has just become a member to the peers of its room, if it asked to be one.
     pub(super) fn join_peers(
         &mut self,
         id: SessionId,
@@ -63,8 +63,9 @@ impl Shard {
         self.rooms[room_id].presence.as_mut()?.peers_mut()
     }
 
-    /// Handles a new value of a peer. A connection that is not a peer has no value (P162). One that
-    /// was replaced may outlive all peers of its room, and then the room has no table of peers.
+    /// Handles a new value of a peer. A connection that is not a peer has no value (P162). A
+    /// connection that was replaced may outlive all peers of its room, which then has no table of
+    /// peers.
     pub(super) fn set_presence(
         &mut self,
         id: SessionId,
@@ -91,8 +92,8 @@ impl Shard {
     /// Sends a value to all other members that speak version 2.
     ///
     /// Casts do not fill a batch of the log. So while an op in the window waits for a slow disk,
-    /// nothing would stop clients from filling the window with casts behind it: those that are too
-    /// many are dropped.
+    /// nothing would stop clients from piling up casts behind it in the window: excess casts are
+    /// dropped.
     pub(super) fn cast(&mut self, id: SessionId, value: &str, message_id: Option<u64>) {
         let session = &mut self.sessions[id];
         let room_id = session.room().expect("only a member casts");
@@ -116,7 +117,7 @@ impl Shard {
         self.settle(id, message_id, LogPosition::NONE);
     }
 
-    /// Makes the presence messages that are due, and queues their receivers. The work of a turn is
+    /// Builds the presence messages that are due, and queues their receivers. The work of a turn is
     /// bounded in bytes.
     pub(super) fn announce_presence(&mut self, clock: Clock) {
         let is_round_done = self.sends.is_round_done();
@@ -147,7 +148,7 @@ impl Shard {
         }
     }
 
-    /// Appends the presence message that a peer is owed to a send that is about to start.
+    /// Appends a peer's pending presence message to a send that is about to start.
     pub(super) fn append_presence(&mut self, id: SessionId, spans: &mut Spans) {
         let session = &mut self.sessions[id];
         let Some(room_id) = session.peer_room() else {
@@ -176,7 +177,7 @@ impl Shard {
         self.update_memory(id);
     }
 
-    /// Returns the length of the presence message that a session is owed, if it is owed one.
+    /// Returns the length of a session's pending presence message, if it has one.
     pub(super) fn owed_presence_bytes(&mut self, id: SessionId) -> Option<usize> {
         let session = &self.sessions[id];
         let (room_id, connection) = (session.peer_room()?, session.v2().connection);

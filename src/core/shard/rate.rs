@@ -132,8 +132,8 @@ impl Meter {
         self.frames.take(Rate::of_frames(per_second), now_us)
     }
 
-    /// Allows what the client may have sent during a period of `us` in which the shard did not
-    /// read.
+    /// Allows the messages that the client may have sent during a period of `us` in which the shard
+    /// did not read.
     pub fn allow_for(&mut self, per_second: u32, us: u64) {
         self.sent.allow_for(Rate::per_second(per_second), us);
         self.frames.allow_for(Rate::of_frames(per_second), us);

@@ -80,7 +80,7 @@ impl ReadQueues {
             .expect("a round retries at most the waiting sessions")
     }
 
-    /// Keeps a session waiting that was retried in this round.
+    /// Keeps a session that was retried in this round waiting.
     pub fn hold_on(&mut self, id: SessionId) {
         self.still_held.push_back(id);
     }

@@ -165,7 +165,7 @@ pub(crate) struct Session {
     /// Bytes that were received but not decoded yet.
     pub unparsed: Vec<u8>,
     pub outbox: Outbox,
-    /// What only a member that speaks version 2 has.
+    /// The state that only a version 2 member has.
     pub v2: Option<Box<Version2>>,
     /// The state being sent to the session, until the session has received all of it.
     pub transfer: Option<Box<StateTransfer>>,
@@ -223,13 +223,13 @@ impl Session {
         }
     }
 
-    /// Returns what only a session of version 2 has.
+    /// Returns the state that only a version 2 session has.
     pub fn v2(&self) -> &Version2 {
         let v2 = self.v2.as_ref();
         v2.expect("the session speaks version 2")
     }
 
-    /// Returns what only a session of version 2 has.
+    /// Returns the state that only a version 2 session has.
     pub fn v2_mut(&mut self) -> &mut Version2 {
         let v2 = self.v2.as_mut();
         v2.expect("the session speaks version 2")
@@ -247,7 +247,7 @@ impl Session {
         v2.is_some_and(|v2| v2.settlement.is_waiting(visible_position))
     }
 
-    /// Returns whether the session is, or will be, owed a `saved`.
+    /// Returns whether the session must be sent a `saved`, now or later.
     pub fn is_owed_saved(&self) -> bool {
         let v2 = self.v2.as_ref().filter(|_| self.is_open());
         v2.is_some_and(|v2| v2.settlement.is_due(LogPosition::MAX))

@@ -276,14 +276,14 @@ impl Sessions {
             session.invariants();
             assert!(
                 session.number <= self.last_number,
-                "{id:?} has another number"
+                "{id:?} has a number that was never issued"
             );
         }
         for slot in self.users.keys() {
             let id = self.id_at(*slot);
             assert!(
                 id.is_some_and(|id| self.is_open(id)),
-                "only a member has a user id: {slot}"
+                "slot {slot} has a user id but is not a member's"
             );
         }
     }

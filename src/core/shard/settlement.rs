@@ -1,8 +1,9 @@
-//! Which messages of a version 2 client are settled, so that it can be told with `saved` (P150).
+//! Tracks which messages of a version 2 client are settled, which `saved` reports to it (P150).
 //!
-//! A message is settled at once if it shows nobody's op: an error, or a ping. It is settled with a
-//! log position if it won, or if its answer shows an op that is not visible yet. Only a prefix of
-//! the ids is ever reported, so a message that is settled at once waits for those before it.
+//! A message is settled immediately if its answer shows no op, as with an error or a ping. It is
+//! settled at a log position if its op won, or if its answer shows an op that is not visible yet.
+//! Only a prefix of the ids is ever reported, so a message that is settled immediately still waits
+//! for those before it.
 
 use smallvec::SmallVec;
 
@@ -15,7 +16,7 @@ use crate::log::position::LogPosition;
 pub(super) struct Settlement {
     /// The greatest id of a message that was handled.
     handled: u64,
-    /// The greatest id that the client was told is settled.
+    /// The greatest id that was reported to the client as settled.
     saved: u64,
     /// The messages that wait for the log: of those that wait for the same commit, the greatest id,
     /// and the position that must be visible for all of them.
@@ -23,13 +24,13 @@ pub(super) struct Settlement {
 }
 
 impl Settlement {
-    /// Returns whether a message may have this id: ids grow.
+    /// Returns whether a message may have this id: ids must increase.
     pub fn accepts(&self, id: u64) -> bool {
         id > self.handled
     }
 
-    /// Records that the next message was handled, and is settled once `position` is visible. What
-    /// was appended to the log from `batch_start` on becomes visible with one commit.
+    /// Records that the next message was handled, and is settled once `position` is visible.
+    /// Everything appended to the log from `batch_start` on becomes visible with one commit.
     ///
     /// # Panics
     /// If the id is not accepted.
@@ -45,8 +46,8 @@ impl Settlement {
         if self.waiting.is_empty() && position <= visible {
             return;
         }
-        // A client that does not read is not told for long. Of the messages that are settled
-        // meanwhile, the last says enough.
+        // A client that does not read may go without `saved` for a long time. Of the messages that
+        // are settled in the meantime, only the last matters.
         let settled = self.waiting.iter().take_while(|(_, at)| *at <= visible);
         let settled_count = settled.count();
         self.waiting.drain(..settled_count.saturating_sub(1));
@@ -58,8 +59,8 @@ impl Settlement {
         }
     }
 
-    /// Returns the greatest id up to which all messages are settled, if the client was not told
-    /// yet, and records that it is told now.
+    /// Returns the greatest id up to which all messages are settled, if it was not reported yet,
+    /// and records it as reported.
     pub fn take_settled(&mut self, visible: LogPosition) -> Option<u64> {
         let settled = self.settled(visible);
         let first_hidden = self.waiting.iter().position(|(_, at)| *at > visible);
@@ -71,7 +72,7 @@ impl Settlement {
         })
     }
 
-    /// Returns whether the client can be told more than it was.
+    /// Returns whether there is more to report to the client.
     pub fn is_due(&self, visible: LogPosition) -> bool {
         self.settled(visible) > self.saved
     }
@@ -105,12 +106,12 @@ mod tests {
         let mut settlement = Settlement::default();
         assert!(!settlement.accepts(0));
         assert_eq!(settlement.take_settled(position(0)), None);
-        // An error and a ping are settled at once.
+        // An error and a ping are settled immediately.
         settlement.handled(3, LogPosition::NONE, position(10), position(10));
         assert_eq!(settlement.take_settled(position(10)), Some(3));
         assert_eq!(settlement.take_settled(position(10)), None);
         assert!(!settlement.accepts(3) && settlement.accepts(4));
-        // Two ops in a batch that begins at 10, an error between them.
+        // Two ops in a batch that begins at 10, with an error between them.
         settlement.handled(4, position(20), position(10), position(10));
         settlement.handled(5, LogPosition::NONE, position(10), position(10));
         settlement.handled(6, position(30), position(10), position(10));
@@ -127,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_cannot_be_told_costs_no_memory_per_commit() {
+    fn a_client_that_does_not_read_costs_no_memory_per_commit() {
         let mut settlement = Settlement::default();
         for commit in 1..100 {
             let visible = position(10 * commit);

@@ -35,7 +35,7 @@ pub(super) struct Append<'a> {
     pub replaced: Mark,
     /// The size of the workspace in a log without superseded ops, before and after the op.
     pub live_bytes: (u64, u64),
-    /// The session that is sent an error if the op is lost; `None` for an op of the server.
+    /// The session that is sent an error if the op is lost; `None` for one of the server's own ops.
     pub sender: Option<SessionId>,
 }
 
@@ -230,8 +230,8 @@ impl ShardLog {
         self.commit.is_full()
     }
 
-    /// Returns the position at which the batch that is being filled begins. What is appended from
-    /// here on becomes visible with one commit.
+    /// Returns the position at which the batch that is being filled begins. Everything appended
+    /// from here on becomes visible with a single commit.
     pub fn batch_start(&self) -> LogPosition {
         self.commit.handed_position()
     }

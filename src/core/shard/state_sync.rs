@@ -1,9 +1,10 @@
-//! Sending the state to a client of version 2, part by part: when it joins, when it resumes, and
-//! when it has fallen behind (P130 to P143).
+//! Sending the state to a version 2 client, part by part: when it joins, when it resumes, and when
+//! it has fallen behind (P130 to P143).
 //!
-//! In all three cases the client is owed the entries after some seq, in the order of their last
-//! change: after 0 if it joins. Each part is encoded when its socket has taken the one before it,
-//! until the parts meet the window. So a client that joins holds no copy of the state in memory.
+//! In all three cases the client must be sent the entries after some seq (0 for a join), in the
+//! order of their last change. Each part is encoded once the socket has accepted the previous one,
+//! until the parts reach the window. So no copy of the whole state is held in memory for a joining
+//! client.
 
 use std::rc::Rc;
 
@@ -26,11 +27,11 @@ use crate::log::position::LogPosition;
 use crate::seq::Seq;
 use crate::wire::message::v2::{self, StateChunk, Welcome, WelcomeLimits, WelcomeReason};
 
-/// The reason for closing a client that cannot be told of all deletes that it missed.
+/// The reason for closing a client that can no longer be sent all the deletes that it missed.
 pub(super) const MISSED_DELETES_TEXT: &str =
     "the client fell behind deletes that are no longer kept";
 
-/// The entries that were put into a part.
+/// The entries that were added to a part.
 struct Walked {
     until: Seq,
     hint: u32,
@@ -40,8 +41,8 @@ struct Walked {
 }
 
 impl Shard {
-    /// Queues a 101, `welcome` and the first part of the state for a client of version 2 that has
-    /// just become a member.
+    /// Queues a 101, `welcome` and the first part of the state for a version 2 client that has just
+    /// become a member.
     pub(super) fn queue_welcome(
         &mut self,
         id: SessionId,
@@ -59,7 +60,7 @@ impl Shard {
         *joins_of(&mut self.counters, reason) += 1;
         let number = self.first_connection + self.sessions[id].number;
         let ShardConfig { shard, shards, .. } = self.config;
-        // The shards count from about the same number, and no two of them have the same id.
+        // The shards count from about the same number, but no two of them may issue the same id.
         let connection = number * u64::from(shards) + u64::from(shard);
         let session = &mut self.sessions[id];
         let user: Option<Rc<str>> = request.subject.as_deref().map(Rc::from);
@@ -102,11 +103,11 @@ impl Shard {
         self.send_state_part(id, clock);
     }
 
-    /// Queues the parts of the state that go out in the next send. Returns false if the client is
-    /// owed no state.
+    /// Queues the parts of the state that go out in the next send. Returns false if the client
+    /// needs no state.
     ///
-    /// That is one part, and those after it that others were sent too, as far as they fit into a
-    /// send: they cost no memory, and each send saved is one less pass through the ring and the
+    /// That is one part, plus any following parts that are shared with other clients and fit into
+    /// the send: they cost no memory, and each send saved is one less pass through the ring and the
     /// kernel.
     pub(super) fn send_state_parts(&mut self, id: SessionId, clock: Clock) -> bool {
         let is_owed = self.send_state_part(id, clock);
@@ -131,8 +132,8 @@ impl Shard {
             && part.is_some_and(|part| queued_bytes + part.chunk.len() <= SEND_BYTES_MAX)
     }
 
-    /// Queues the next part of the state that a client of version 2 is owed, and `synced` after the
-    /// last one. Returns false if the client is owed no state.
+    /// Queues the next part of the state for a version 2 client, and `synced` after the last one.
+    /// Returns false if the client needs no state.
     pub(super) fn send_state_part(&mut self, id: SessionId, clock: Clock) -> bool {
         let session = &self.sessions[id];
         let Some(Behind { since, hint }) = session.outbox.behind() else {
@@ -162,7 +163,7 @@ impl Shard {
         true
     }
 
-    /// Encodes the part of a room's state after `from`. Returns `None` if nothing is to be sent.
+    /// Encodes the part of a room's state after `from`. Returns `None` if there is nothing to send.
     fn encode_state_part(
         &mut self,
         room_id: RoomId,
@@ -217,8 +218,8 @@ impl Shard {
         }
     }
 
-    /// Records that a client has been queued everything up to `until`. If that is all, it follows
-    /// the window from here on.
+    /// Records that everything up to `until` has been queued for a client. If nothing is left, the
+    /// client follows the window from here on.
     fn advance_sync(&mut self, id: SessionId, until: Seq, hint: Option<u32>) {
         let session = &mut self.sessions[id];
         let room_id = session.room().expect("only a member is sent a state");
@@ -256,15 +257,15 @@ fn joins_of(counters: &mut Counters, reason: WelcomeReason) -> &mut u64 {
     }
 }
 
-/// Returns whether a part counts once, however many sessions are sent it. A short part counts for
-/// each of them: a session that holds only that is exempt from the budget, so if it counted, nobody
-/// might be left to evict.
+/// Returns whether a part counts only once, however many sessions it is sent to. A short part
+/// counts for each of them: a session that holds only that is exempt from the budget, so if it
+/// counted, there might be no session left to evict.
 fn is_shared(chunk: &Chunk) -> bool {
     chunk.len() >= SHARED_FRAME_BYTES_MIN
 }
 
-/// Returns whether tombstones after `known` were dropped, so that a client that holds only what was
-/// there at `known` would keep keys that are deleted.
+/// Returns whether tombstones after `known` were dropped, so that a client whose state dates from
+/// `known` would keep deleted keys.
 pub(super) fn misses_deletes(workspace: &Workspace, known: Seq) -> bool {
     let floor = workspace.floor();
     floor.is_some_and(|floor| floor.dropped_seq > known)

@@ -418,7 +418,7 @@ impl World {
                 let state = model.state(model.wins.len());
                 let state: Vec<_> = state.values().map(|w| (&w.key, &w.value)).collect();
                 let held: Vec<_> = member.held.iter().map(|held| (held.0, &held.1.0)).collect();
-                assert_eq!(held, state, "client {place} ends with another state");
+                assert_eq!(held, state, "client {place} ends up with another state");
                 assert!(member.was_behind || member.expected.is_empty());
             } else if member.close_expected == Some(1011) && member.close_code.is_none() {
                 assert!(client.closed || client.broken);

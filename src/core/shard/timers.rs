@@ -68,7 +68,7 @@ impl<T: Copy> Wheel<T> {
         None
     }
 
-    /// Gives a list obtained from [`Wheel::expire`] back to the wheel for reuse.
+    /// Returns a list obtained from [`Wheel::expire`] to the wheel for reuse.
     pub fn give_back(&mut self, mut entries: Vec<T>) {
         entries.clear();
         let bytes = entries.capacity() * size_of::<T>();

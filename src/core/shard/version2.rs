@@ -1,4 +1,4 @@
-//! What a session of version 2 has in addition to one of version 1.
+//! The state that only a version 2 session has.
 
 use std::rc::Rc;
 
@@ -12,7 +12,7 @@ pub(crate) struct Version2 {
     pub connection: u64,
     /// The `sub` of its token.
     pub user: Option<Rc<str>>,
-    /// Which of its messages are settled.
+    /// Tracks which of its messages are settled.
     pub(super) settlement: Settlement,
     /// Whether it is a peer of its room.
     pub is_peer: bool,

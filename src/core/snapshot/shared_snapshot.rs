@@ -100,8 +100,8 @@ impl SharedSnapshot {
                     timestamps: Weak::new(),
                 };
             }
-            // Timestamps are useless without the init message of the same point, since a read needs
-            // both.
+            // Timestamps are useless without the init message from the same point, since a read
+            // needs both.
             SnapshotPart::Timestamps if self.point.seq == point.seq => {
                 self.timestamps = Rc::downgrade(chunk);
             }

@@ -14,7 +14,7 @@ pub(in crate::core) struct SnapshotBudget {
     chunks: SharedChunks,
     /// The lengths of the states that are still being encoded.
     pending_bytes: usize,
-    /// The total up to which an exception was made.
+    /// The total that the latest exception allows.
     excepted_bytes: usize,
 }
 

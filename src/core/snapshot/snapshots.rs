@@ -434,7 +434,7 @@ impl RoomSnapshots {
         });
         let mut all = shared.into_iter().chain(pending);
         let (point, init) = all.find(|(point, init)| is_init_usable(room, *point, init.bytes()))?;
-        // The newest state may be older than the window, which begins anew with its first member.
+        // The newest state may be older than the window, which starts over with its first member.
         let is_newest = is_newest(room, point);
         let point = if is_newest { point_of(room) } else { point };
         Some(Snapshot {
@@ -477,8 +477,8 @@ impl RoomSnapshots {
             .find(|encoder| is_newest(room, encoder.point()) && encoder.pending(part).is_some())
     }
 
-    /// Begins to encode a part of the newest state, using the encoder of its init message if that
-    /// is still running.
+    /// Starts encoding a part of the newest state, using the encoder of its init message if that is
+    /// still running.
     fn begin_part(&mut self, room: &Room, part: SnapshotPart) -> EncodedState {
         let newest_first = self.encoders.iter_mut().rev();
         let mut of_newest_init = newest_first
@@ -516,7 +516,8 @@ fn is_newest(room: &Room, point: SnapshotPoint) -> bool {
 fn is_init_usable(room: &Room, point: SnapshotPoint, bytes: usize) -> bool {
     let version = ProtocolVersion::V1;
     let is_cheap = room.window_start(version).is_some_and(|start| {
-        // The window of a room without members misses ops, and one that begins anew begins later.
+        // The window of a room without members misses ops, and a window that starts over begins
+        // later.
         point.at >= start && room.window_end(version).bytes_since(point.at) <= bytes / 2
     });
     is_newest(room, point) || is_cheap

@@ -1,13 +1,13 @@
-//! Parts of a state for clients of version 2, each encoded once for the clients that need it at
-//! about the same time.
+//! Parts of a state for version 2 clients, each encoded once for the clients that need it at about
+//! the same time.
 //!
-//! A client of version 2 receives a state as the entries after a seq, in the order of their last
+//! A version 2 client receives a state as the entries after a seq, in the order of their last
 //! change. So clients that join together need the same parts: each part begins where the one before
 //! it ended.
 //!
-//! A part may be sent to a client although the workspace has changed since it was encoded: an entry
-//! that was overwritten comes again later, with its new value, and the client keeps the newer one.
-//! Only a delete is different, because a full state lists no tombstones from before the join
+//! A part may be sent to a client although the workspace has changed since it was encoded: an
+//! overwritten entry follows later with its new value, and the client keeps the newer one. Only a
+//! delete is different, because a full state lists no tombstones from before the join
 //! ([`StateChunkCache::find`]).
 
 use std::cmp::Ordering;
@@ -24,7 +24,7 @@ use crate::limits::{STATE_CHUNK_STALE_OPS_MAX, STATE_CHUNKS_KEPT_BYTES_MAX};
 use crate::log::position::LogPosition;
 use crate::seq::Seq;
 
-/// The place of a part: the room, and the seq after which it begins.
+/// The key of a part: the room, and the seq after which the part begins.
 type PartKey = (RoomId, Seq);
 
 /// An encoded part of a state.
@@ -40,7 +40,7 @@ pub(in crate::core) struct StatePart {
     pub cutoff: Seq,
     /// Whether it lists any tombstones.
     pub has_tombstones: bool,
-    /// Whether it lacks tombstones, because they are at or before `cutoff`.
+    /// Whether tombstones were left out of it, because they are at or before `cutoff`.
     pub lacks_tombstones: bool,
     /// The slot of its last entry.
     pub hint: u32,
@@ -50,13 +50,14 @@ pub(in crate::core) struct StatePart {
     pub keys: u64,
 }
 
-/// The parts that were encoded lately.
+/// The recently encoded parts.
 ///
-/// Invariant: the parts in `kept` together do not cost more than the limit, unless it is only one.
+/// Invariant: the parts in `kept` do not cost more than the limit in total, unless there is only
+/// one.
 #[derive(Default)]
 pub(in crate::core) struct StateChunkCache {
     parts: HashMap<PartKey, CachedPart, FixedState>,
-    /// The newest parts, which are kept although no client is being sent them.
+    /// The newest parts, which are kept even while they are not being sent to any client.
     kept: VecDeque<Chunk>,
     kept_bytes: usize,
 }
@@ -66,13 +67,13 @@ struct CachedPart {
     part: StatePart,
 }
 
-/// Returns the memory of a part that is kept. Even a part that lists nothing costs some.
+/// Returns the memory of a part that is kept. Even an empty part costs some.
 fn kept_cost(chunk: &Chunk) -> usize {
     chunk.len() + size_of::<(PartKey, CachedPart)>()
 }
 
 impl StateChunkCache {
-    /// Returns the part after `since` for a client, if one was encoded that it may be sent.
+    /// Returns an encoded part after `since` that may be sent to a client, if there is one.
     /// `cutoff` is the seq up to which the client must not be sent tombstones.
     ///
     /// A key in the part may have been deleted since it was encoded. Its tombstone must then reach
@@ -107,7 +108,8 @@ impl StateChunkCache {
     /// Adds a part that was just encoded.
     pub fn add(&mut self, room_id: RoomId, since: Seq, part: &StatePart) {
         let key = (room_id, since);
-        // Dead keys are removed when they may be half of all, which pays for the scan.
+        // Dead keys are removed once they may be half of all keys, so the cost of the scan is
+        // amortized.
         if self.parts.len() >= 2 * (self.kept.len() + 16) {
             self.parts
                 .retain(|_, cached| cached.chunk.strong_count() > 0);
@@ -135,7 +137,7 @@ impl StateChunkCache {
         }
     }
 
-    /// Stops keeping parts that no client is being sent.
+    /// Drops the parts that are not being sent to any client.
     pub fn release(&mut self) {
         self.kept.clear();
         self.kept_bytes = 0;
@@ -162,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_that_list_nothing_are_not_kept_forever() {
+    fn empty_parts_are_not_kept_forever() {
         let mut cache = StateChunkCache::default();
         for since in 0..100_000 {
             let part = StatePart {

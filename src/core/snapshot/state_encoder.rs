@@ -3,7 +3,8 @@
 //!
 //! # A large state
 //!
-//! A [`StateEncoder`] writes the state as it was when the encoding began, however long it takes:
+//! A [`StateEncoder`] writes the state as of the moment when the encoding began, no matter how long
+//! it takes:
 //!
 //! ```text
 //!   begin ─► init message ──► done
@@ -69,7 +70,7 @@ pub(in crate::core) struct EncodingStep {
 }
 
 impl StateEncoder {
-    /// Begins to encode a part of the current state, which is the state at `point`.
+    /// Starts encoding a part of the current state, which is the state at `point`.
     pub fn begin(workspace: &Workspace, point: SnapshotPoint, part: SnapshotPart) -> Self {
         Self {
             point,
@@ -209,7 +210,7 @@ impl PartWriter {
     }
 }
 
-/// The state at one moment, read entry by entry while ops overwrite it (copy-on-write).
+/// The state at one moment, read entry by entry while ops overwrite entries (copy-on-write).
 struct FrozenState {
     /// A number greater than any slot at that moment. Lower slots may also have been free, and
     /// belong to keys that were added later.
@@ -278,7 +279,7 @@ impl FrozenState {
             }
             return true;
         }
-        // An entry that is newer than the state was added since, or has replaced a tombstone.
+        // An entry that is newer than the state was added later, or has replaced a tombstone.
         let entry = workspace.entry(slot);
         let entry = entry.filter(|entry| !entry.is_deleted() && entry.seq() <= seq);
         if let Some(entry) = entry {

@@ -5,7 +5,7 @@
 //! still being filled. So a segment is *dead*, that is, all its ops are superseded, when no entry
 //! has its mark or that of the segment before it. Its file may then be deleted without being read.
 //!
-//! The ops that superseded its ops must be on disk by then. That is certain only for ops in a
+//! By then, the ops that superseded its ops must be on disk. That is certain only for ops in a
 //! closed segment, so segments that were dead when one segment was opened are reported when the
 //! next one is opened.
 //!
@@ -43,7 +43,7 @@ pub struct SegmentUsage {
     dead: Dead,
 }
 
-/// The dead segments of a range: all segments except those with a live op.
+/// The dead segments of a range: all its segments except those with a live op.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Dead {
     /// The segment index of the first counted mark.

@@ -1,8 +1,8 @@
 //! The state of a workspace: last-write-wins registers in the order of their last change.
 //!
-//! Each op that wins is given the next `seq` of its workspace. The entries are linked in the order
-//! of their last change, so that the changes since seq S are the tail of a list. That tail is
-//! exactly what a client that has fallen behind must be sent, however long ago it fell behind.
+//! Each op that wins gets the next `seq` of its workspace. The entries are linked in the order of
+//! their last change, so that the changes since seq S are the tail of a list. That tail is exactly
+//! what must be sent to a client that has fallen behind, no matter how long ago that was.
 //!
 //! Architecture invariant: this module knows nothing about clients, sockets or the log. A workspace
 //! is plain data that may be built on another thread (during recovery) and moved to its shard.
@@ -50,7 +50,7 @@ pub enum Verdict<'a> {
     /// The op lost to this entry, or its condition does not hold for it.
     Lost(&'a Entry),
     /// The op lost although the key has no entry: its timestamp is at or below the floor, or its
-    /// condition asks for an entry. Contains the floor.
+    /// condition requires an entry. Contains the floor.
     Absent(u64),
     /// The op would have won, but would have made the workspace larger than allowed. Contains the
     /// key's current entry, if there is one.
@@ -69,7 +69,7 @@ pub struct Workspace {
     init_fields_bytes: usize,
     stamp_fields_bytes: usize,
     log_bytes: u64,
-    /// `None` if no entry ever expired or was deleted.
+    /// `None` if no entry has ever expired or been deleted.
     lifetimes: Option<Box<Lifetimes>>,
     floor: Floor,
     /// The seq at which the current generation began.
@@ -138,7 +138,7 @@ impl Workspace {
         self.apply_within(u64::MAX, &edit, Source { writer, mark })
     }
 
-    /// Returns whether an op would win, however large it is.
+    /// Returns whether an op would win, regardless of its size.
     #[must_use]
     pub fn would_win(&self, edit: &Edit<'_>) -> bool {
         match self.get(edit.key) {
@@ -489,7 +489,7 @@ mod tests {
     }
 
     impl Model {
-        /// Returns the seq of an op that won, and `None` if it lost or was the same.
+        /// Returns the seq of an op that won, or `None` if it lost or was identical to the entry.
         fn apply(&mut self, key: &str, value: &str, timestamp: u64) -> Option<Seq> {
             if self.map.get(key).is_some_and(|held| held.1 >= timestamp) {
                 return None;

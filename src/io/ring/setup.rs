@@ -1,4 +1,4 @@
-//! The kernel features that a ring needs, and the flags that it is set up with.
+//! The kernel features that a ring needs, and the flags for setting it up.
 
 use std::io;
 use std::os::fd::RawFd;

@@ -93,7 +93,7 @@ impl Worker {
         true
     }
 
-    /// Logs that the shard did not run for a while, which only its clients would notice otherwise.
+    /// Logs that the shard did not run for a while, which otherwise only its clients would notice.
     pub(super) fn log_absence(&mut self) {
         let absent_us = self.shard.counters().absent_us;
         let missed_us = absent_us - std::mem::replace(&mut self.logged_absent_us, absent_us);

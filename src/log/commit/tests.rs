@@ -242,7 +242,7 @@ fn failures() {
             "-v Wv -v Sv !v -v -v",
         ),
         (None, "push start unwritten start", "-v Wv !v -v"),
-        // Outcomes that arrive after the log was given up change nothing.
+        // Outcomes that arrive after the log was abandoned change nothing.
         (Always, "push fail start", "- - -"),
         (Always, "push start fail written start", "- W - - -"),
         (Always, "push start fail short start", "- W - - -"),
@@ -350,7 +350,7 @@ fn segment_open_failures() {
 
 #[test]
 fn a_late_fdatasync_failure_is_not_retried() {
-    // The shard gives up its log for another reason while the fdatasync is in flight.
+    // The shard abandons its log for another reason while the fdatasync is in flight.
     for (ok, keeps_written) in [(true, true), (false, false)] {
         let mut commit = Commit::new(Durability::Interval, INTERVAL_US, segment(0, 0), 0);
         let written = commit.push(&op("1", 1), 0);
@@ -421,7 +421,7 @@ fn a_batch_is_full_at_the_configured_size_even_after_a_failure() {
     }
 }
 
-/// A floor and a generation are logged, but are no ops to a user who reads the metrics.
+/// A floor and a generation are logged, but the metrics do not count them as ops.
 #[test]
 fn only_writes_and_deletes_count_as_ops() {
     let with = |key, change| LoggedOp {

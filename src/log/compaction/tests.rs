@@ -169,7 +169,7 @@ fn dead_ops_are_removed_and_the_log_continues() {
 }
 
 #[test]
-fn segments_of_format_1_are_compacted_into_one_of_format_2() {
+fn format_1_segments_are_compacted_into_a_format_2_segment() {
     let mut log = Log::new();
     for format_version in [1, 1, 2] {
         log.format_version = format_version;
@@ -184,7 +184,7 @@ fn segments_of_format_1_are_compacted_into_one_of_format_2() {
 }
 
 #[test]
-fn what_is_known_to_be_dead_goes_without_being_read() {
+fn segments_known_to_be_dead_are_removed_without_being_read() {
     let mut log = Log::new();
     for shard in [0, 1] {
         for _ in 0..6 {
@@ -347,7 +347,7 @@ fn the_last_segment_of_a_running_shard_is_kept_even_if_the_open_one_is_gone() {
         3
     );
     assert_eq!(fs::read(&last).unwrap(), bytes);
-    // A shard that no longer runs has no open segment: all of it is compacted.
+    // A shard that is not running has no open segment, so its whole folder is compacted.
     assert_eq!(log.compact(&[], SMALL.thorough()).segments, 2);
 }
 
@@ -389,7 +389,7 @@ fn a_failed_write_is_reported_and_changes_nothing() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
-    /// Whatever is written and whenever it is compacted, the state is that of the log without
+    /// Whatever is written, and whenever it is compacted, the state is the same as without
     /// compaction.
     #[test]
     fn compaction_does_not_change_the_state(

@@ -1,22 +1,22 @@
 //! The index of a compaction: which records must be kept.
 //!
-//! Of each key, the winning op is kept, and of each shard, the newest generation, which is the
-//! winner of its own key. There are two additions for tombstones that the server has dropped.
+//! For each key, the winning op is kept, and for each shard, the newest generation, which is the
+//! winner of its own key. Two more rules apply to tombstones that the server has dropped.
 //!
-//! A *floor* is kept until another one *covers* it, which means that none of its fields is less.
-//! Replay takes the greatest value of each field of all floors, so a floor that has only one
-//! greater field must stay. A shard writes floors whose fields never decrease, and after a change
-//! of the number of shards the next owner continues from all of them. So a workspace nearly always
-//! has one such floor, but the index does not depend on it.
+//! A *floor* is kept until another one *covers* it, that is, none of the other's fields is smaller.
+//! Replay takes the maximum of each field over all floors, so a floor with just one greater field
+//! must be kept. A shard writes floors whose fields never decrease, and after a change of the
+//! number of shards the next owner continues from all of them. So a workspace nearly always has one
+//! such floor, but the index does not depend on it.
 //!
 //! A *tombstone* that won its key is dropped together with all other records of the key if two
 //! rules hold:
 //!
-//! 1. A floor of the workspace in a closed segment has its timestamp and its seq. This floor, or
-//!    one that covers it, is then on disk and stays, and replay forgets the tombstone because of
-//!    it, whether or not the tombstone is there.
+//! 1. A floor of the workspace in a closed segment covers its timestamp and its seq. This floor, or
+//!    one that covers it, is then on disk to stay, and makes replay drop the tombstone whether or
+//!    not its record exists.
 //! 2. All records of the key in closed segments are in the group that is rewritten. Otherwise an
-//!    older write in another segment would have no tombstone any more, and the key would come back.
+//!    older write in another segment would no longer have a tombstone, and the key would come back.
 //!    Later segments hold no older write: an op on a key that has no entry must be newer than the
 //!    floor.
 //!
@@ -32,11 +32,11 @@ use crate::log::record::{self, Change, FloorRecord, LoggedOp};
 use crate::seq::Seq;
 
 /// The records that must be kept, and the number of bytes of such records in each segment. Segments
-/// are named by their *place*, which increases in the order in which they are read.
+/// are identified by their *place*, which increases in the order in which they are read.
 pub(super) struct WinnerIndex {
     workspaces: HashMap<String, WorkspaceWinners, RandomState>,
     live_bytes: Vec<u64>,
-    /// Whether the segments are those of all folders.
+    /// Whether the segments include those of all folders.
     has_all_folders: bool,
 }
 
@@ -92,7 +92,7 @@ impl WorkspaceWinners {
 }
 
 impl WinnerIndex {
-    /// Returns the index of this number of segments.
+    /// Returns an empty index for this number of segments.
     pub fn new(segments: usize, has_all_folders: bool) -> Self {
         Self {
             workspaces: HashMap::default(),
@@ -101,7 +101,7 @@ impl WinnerIndex {
         }
     }
 
-    /// Returns whether the segments are those of all folders.
+    /// Returns whether the segments include those of all folders.
     pub fn has_all_folders(&self) -> bool {
         self.has_all_folders
     }
@@ -147,7 +147,7 @@ impl WinnerIndex {
                 has_later: false,
             };
             if let Some(held) = workspace.keys.get_mut(op.key) {
-                // The same rule as in Workspace::restore, which reads the ops that are left.
+                // This is the rule of Workspace::restore, which reads the remaining ops.
                 if !op.wins_over(held.timestamp, held.seq) {
                     held.has_later |= place_u32 > held.place;
                     return;

@@ -20,7 +20,7 @@ fn a_directory_is_created_with_its_parents_and_keeps_its_epoch() {
     assert_ne!(epoch, [0; 16]);
     assert_eq!(first.path(), path);
     drop(first);
-    // Files that a crash in the middle of an open leaves behind are no obstacle.
+    // Files that a crash leaves behind in the middle of an open do no harm.
     fs::write(path.join(META_NEW), "{").unwrap();
     fs::write(path.join(PROBE), "").unwrap();
     assert_eq!(DataDirectory::open(&path).unwrap().epoch(), epoch);
@@ -84,7 +84,7 @@ fn a_deleted_lock_file_does_not_let_another_server_in() {
         Err(DirectoryError::InUse { .. })
     ));
     assert!(!root.path().join(LOCK).exists(), "the file was changed");
-    // A server of an older version creates a new one.
+    // An older server creates a new one.
     fs::write(root.path().join(LOCK), "").unwrap();
     assert!(!first.is_lock_in_place().unwrap());
     drop(first);
@@ -271,7 +271,7 @@ const META_1: &str = concat!(
 );
 
 #[test]
-fn a_directory_of_format_1_gets_format_2_and_keeps_the_rest() {
+fn a_format_1_directory_is_upgraded_to_format_2_and_keeps_the_rest() {
     let root = tempdir().unwrap();
     let meta = root.path().join(META);
     for is_server in [true, false] {
@@ -317,7 +317,7 @@ fn a_directory_of_format_1_gets_format_2_and_keeps_the_rest() {
 fn a_directory_in_use_is_not_upgraded() {
     let root = tempdir().unwrap();
     let first = DataDirectory::open(root.path()).unwrap();
-    // As if the first server were one of format 1.
+    // As if the first server used format 1.
     fs::write(root.path().join(META), META_1).unwrap();
     let second = DataDirectory::open(root.path());
     assert!(matches!(second, Err(DirectoryError::InUse { .. })));

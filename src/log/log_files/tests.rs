@@ -137,7 +137,7 @@ impl DiskFile for ScriptedFile {
     fn drop_cache(&self) {}
 }
 
-/// Returns a log after a failure, with one batch that was durable and another one that was shown.
+/// Returns a log after a failure, with one batch that was durable and another that was only shown.
 fn failed_log(root: &Path) -> (Scripted, LogFiles<Scripted>, End) {
     let disk = Scripted::default();
     let directory = DataDirectory::open_on(disk.clone(), root.to_owned(), [7; 16]);

@@ -19,7 +19,7 @@ use super::*;
 use crate::log::record::Change;
 use crate::seq::Seq;
 
-/// Writes an op for each of three keys, with the round as timestamp, to a segment of its own, and
+/// Writes an op for each of three keys, with the round as timestamp, to a separate segment, and
 /// returns the index and the position of the next segment.
 fn write(
     directory: &DataDirectory,

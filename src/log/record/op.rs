@@ -1,4 +1,4 @@
-//! An op record: what is logged of one change.
+//! An op record, which is the log's representation of one change.
 
 use super::header::{u16_at, u32_at, u64_at};
 use crate::generation::Generation;
@@ -17,12 +17,12 @@ const KIND_EXPIRING_WRITE: u8 = 3;
 const KIND_FLOOR: u8 = 4;
 const KIND_GENERATION: u8 = 5;
 
-/// An op as it is logged. Its strings are borrowed: from a message when it is written, from a
+/// An op in its logged form. Its strings are borrowed from a message when it is written, and from a
 /// segment when it is read.
 ///
 /// A floor and a generation are logged like ops on keys that no client can write: an empty key, and
-/// a key of the workspace with the empty id. Whatever counts, keeps or drops records by key
-/// therefore treats them correctly.
+/// a key of the workspace with the empty id. Code that counts, keeps or drops records by key
+/// therefore handles them correctly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoggedOp<'a> {
     /// The workspace's id. Empty for a generation.
@@ -42,7 +42,7 @@ pub struct LoggedOp<'a> {
 /// The change that a logged op makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change<'a> {
-    /// The key has this value from now on.
+    /// The key is set to this value.
     Write {
         /// The value's JSON text, as it was sent.
         value: &'a str,
@@ -88,7 +88,7 @@ impl<'a> Change<'a> {
         }
     }
 
-    /// Returns whether this is what a user calls an op: a write or a delete.
+    /// Returns whether this is an op in the user's sense: a write or a delete.
     #[must_use]
     pub const fn is_op(&self) -> bool {
         matches!(self, Self::Write { .. } | Self::Delete { .. })
@@ -200,10 +200,10 @@ impl<'a> LoggedOp<'a> {
         }
     }
 
-    /// Checks the rules that no checksum checks.
+    /// Checks the rules that checksums do not cover.
     ///
     /// # Errors
-    /// The rule that the op breaks.
+    /// Returns the rule that the op breaks.
     fn check(&self) -> Result<(), &'static str> {
         let is_write = matches!(self.change, Change::Write { .. });
         if is_write && self.value().is_empty() {
@@ -250,14 +250,13 @@ pub struct FloorRecord {
 }
 
 impl FloorRecord {
-    /// Returns whether nothing is lost if `other` is dropped and this one is kept: none of its
-    /// fields is less.
+    /// Returns whether this floor makes `other` redundant, because none of its fields is smaller.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
         self.merged(*other) == *self
     }
 
-    /// Returns what both say together: of each field, the greater.
+    /// Returns the combination of both: the greater value of each field.
     #[must_use]
     pub fn merged(self, other: Self) -> Self {
         Self {
@@ -288,7 +287,7 @@ pub fn op_bytes(op: &LoggedOp<'_>) -> usize {
 /// # Panics
 /// If a workspace id or a key is longer than 64 KiB, or the whole op is longer than 4 GiB. The
 /// bounds in [`crate::limits`] rule this out. Also if the op breaks a rule for its kind, such as
-/// that a key is not empty: no reader would accept the record.
+/// having an empty key: no reader would accept the record.
 pub fn push_op(batch: &mut Vec<u8>, op: &LoggedOp<'_>) {
     if let Err(rule) = op.check() {
         panic!("{rule}");
@@ -317,7 +316,7 @@ pub fn push_op(batch: &mut Vec<u8>, op: &LoggedOp<'_>) {
 /// bytes after the record's header.
 ///
 /// # Errors
-/// The reason why the content is invalid.
+/// Returns the reason why the content is invalid.
 pub(super) fn decode_op<'a>(
     format_version: u16,
     header: &[u8; OP_HEADER_BYTES],

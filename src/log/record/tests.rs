@@ -91,7 +91,7 @@ struct Built {
     batch_starts: Vec<usize>,
 }
 
-/// Builds a segment. Each of `batches` has its ops, and whether a sync follows it.
+/// Builds a segment. Each of `batches` consists of its ops, and whether a sync follows it.
 fn build(batches: &[(Vec<OwnedOp>, bool)]) -> Built {
     let mut built = Built {
         bytes: HEADER.encode().to_vec(),
@@ -230,7 +230,7 @@ fn others() -> Vec<OwnedOp> {
     ]
 }
 
-/// Four synced batches and, at the end, one that is not.
+/// Four synced batches, followed by one that is not synced.
 fn sample() -> Built {
     build(&[
         (vec![op(1, "\"bar\""), op(2, "null")], true),
@@ -579,7 +579,8 @@ proptest! {
         }
     }
 
-    /// Altered synced bytes that a later batch vouches for are damage, and no altered op is read.
+    /// Altered synced bytes that a later batch proves were on disk are damage, and no altered op is
+    /// read.
     #[test]
     fn altered_synced_bytes_are_damage(
         mut batches in any_batches(),

@@ -20,8 +20,7 @@ mod generations;
 /// An op in brief: its workspace is its shard's, and the other fields follow from its number.
 type Number = u64;
 
-/// A data directory that a test fills in the way of a server that syncs each batch, and its naive
-/// model.
+/// A data directory, filled as by a server that syncs each batch, and its naive model.
 struct Log {
     _root: TempDir,
     directory: DataDirectory,
@@ -192,8 +191,8 @@ fn checked(op: &LoggedOp<'_>) -> (u32, Number) {
 fn an_empty_directory_is_an_empty_log() {
     let log = Log::new();
     assert_eq!(log.recovered(), (RecoveryReport::default(), vec![]));
-    // Killed between the creation of the folder and that of its first segment, and in the middle of
-    // the latter.
+    // Killed between creating the folder and creating its first segment, and while creating the
+    // segment.
     let folder = log.directory.shard_path(4);
     fs::create_dir(&folder).unwrap();
     fs::write(folder.join("0000000001.aof.new"), "half").unwrap();
@@ -274,11 +273,11 @@ fn a_log_continues_after_a_cut_inside_a_batch() {
     assert_eq!((ops, report.torn), (log.model(), vec![]));
     assert_eq!(log.replayed().unwrap(), log.model());
 
-    // The next segment vouches for the exact end of the truncated one.
+    // The next segment confirms the exact end of the truncated one.
     let kept = fs::read(&path).unwrap();
     fs::write(&path, &kept[..kept.len() - 1]).unwrap();
     log.assert_damaged(&path, "all of a closed segment was on disk");
-    // Bytes after that end are dead: they are from a failed write that was never shown.
+    // Bytes after that end are dead: they come from a failed write that no client was shown.
     fs::write(&path, &whole).unwrap();
     assert_eq!(log.replayed().unwrap(), log.model());
     let (report, ops) = log.recover();

@@ -126,7 +126,7 @@ impl MissingFilter {
         Self { missing }
     }
 
-    /// Returns whether no ops are missing.
+    /// Returns `true` if no ops are missing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.missing.is_empty()
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_is_what_misses_over_a_damage_and_no_more() {
+    fn a_gap_is_exactly_the_ops_missing_across_damage() {
         let (write, delete) = (Change::write("1"), Change::Delete { deleted_at_us: 1 });
         let floor = Change::Floor {
             dropped_seq: Seq::new(1),
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_generation_is_in_no_gap_and_a_floor_is_not_the_op_that_misses() {
+    fn a_generation_is_in_no_gap_and_a_floor_fills_none() {
         let generation = |seq| {
             let id = Generation::new(1);
             record(Change::Generation { id, shards: 1 }, seq)

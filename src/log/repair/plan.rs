@@ -126,8 +126,8 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
     }
 
     /// Returns the plan. `candidates` must be in order. A shard that has begun a log but has no
-    /// segment left is given one without ops. Calls `progress` with the length of each segment
-    /// after reading it.
+    /// segment left gets one without ops. Calls `progress` with the length of each segment after
+    /// reading it.
     pub fn plan(
         mut self,
         candidates: Vec<FoundSegment>,
@@ -152,9 +152,9 @@ impl<'a, D: Disk> FolderPlanner<'a, D> {
         Ok(self.plan)
     }
 
-    /// Selects the segments of the chain, leaving out duplicates and segments that another one
-    /// covers. A compacted segment covers others only if it is completely intact; otherwise, the
-    /// segments that it was made from are preferable to what is left of it.
+    /// Selects the segments of the chain, omitting duplicates and segments that another one covers.
+    /// A compacted segment covers others only if it is completely intact; otherwise, the segments
+    /// that it was made from are preferable to what remains of it.
     fn select(
         &mut self,
         candidates: Vec<FoundSegment>,

@@ -73,7 +73,7 @@ impl Log {
         log
     }
 
-    /// The same as a server of format 1 leaves it.
+    /// Creates the same log in format 1.
     fn sample_of_format_1() -> Self {
         let mut log = Self::new();
         log.format_version = 1;
@@ -270,7 +270,7 @@ fn as_op(op: &Written) -> LoggedOp<'_> {
     }
 }
 
-/// The op, or none for the generation that a repair begins.
+/// The op, or `None` for the generation that a repair begins.
 fn written(op: &LoggedOp<'_>) -> Option<Written> {
     if !op.change.is_op() {
         return None;
@@ -402,7 +402,7 @@ fn a_flipped_byte_costs_one_op_or_the_rest_of_its_batch() {
         let lost = match at.checked_sub(first.begin) {
             None | Some(0..28) => 0,
             Some(32..36) => 2,
-            // The checksum of the next record still holds, so only the op of this record is lost.
+            // The checksum of the next record is still valid, so only this record's op is lost.
             Some(_) => 1,
         };
         assert!(kept.is_subset(&log.ops()), "byte {at}");

@@ -63,7 +63,7 @@ fn ops_kept_for_other_shards_do_not_make_a_folder_due() {
     let all = [folder(0, 110, 10), folder(1, 100, 200)];
     assert_eq!(schedule.kept_bytes(&all[0], &all), 110 * MIB);
     assert_eq!(schedule.due(&all, false, NOW_US), Vec::<u32>::new());
-    // It was half of that, and not of its own shard.
+    // Half of that was live, and belonged to other shards.
     schedule.compacted(&all[0], 50 * MIB, 0, 55 * MIB);
     assert_eq!(schedule.kept_bytes(&all[0], &all), 50 * MIB);
     assert_eq!(schedule.due(&all, false, NOW_US), [0]);
@@ -83,7 +83,7 @@ fn tombstones_that_only_a_compaction_of_all_folders_drops_make_all_folders_due()
 }
 
 #[test]
-fn what_the_open_segment_has_overwritten_is_compacted_when_that_is_closed() {
+fn ops_overwritten_in_the_open_segment_are_compacted_once_it_is_closed() {
     let mut schedule = schedule();
     // All of it was live when the open segment was created.
     let large = folder(0, 100, 100);
@@ -93,7 +93,7 @@ fn what_the_open_segment_has_overwritten_is_compacted_when_that_is_closed() {
         Vec::<u32>::new()
     );
     assert_eq!(schedule.due(&[folder(0, 108, 2)], false, NOW_US), [0]);
-    // And again only when it has grown.
+    // It is due again only once it has grown.
     schedule.compacted(&folder(0, 108, 2), 90 * MIB, 0, 95 * MIB);
     let all = [folder(0, 95, 2)];
     assert_eq!(schedule.due(&all, false, NOW_US), Vec::<u32>::new());
@@ -159,7 +159,7 @@ fn with_little_space_compaction_starts_earlier_but_is_not_repeated_in_vain() {
     let all = [folder(0, 107, 100), folder(1, 106, 100)];
     assert!(schedule.due(&all, false, NOW_US).is_empty());
     assert_eq!(schedule.due(&all, true, NOW_US), [0]);
-    // Nothing of it could be freed.
+    // None of it could be freed.
     schedule.compacted(&all[0], 100 * MIB, 0, 107 * MIB);
     assert!(schedule.due(&all, true, NOW_US).is_empty());
     let all = [folder(0, 115, 100)];
@@ -238,7 +238,7 @@ fn the_reserve_grows_with_the_log_and_is_claimed_if_there_is_space() {
 fn space_released_from_the_reserve_is_for_compaction_and_not_for_ops() {
     let mut room = room(1);
     let all = [folder(0, 500, 256)];
-    // The reserve holds 16 MiB. Of the free space, 17 MiB are kept free and 8 MiB are left for ops.
+    // The reserve holds 16 MiB. Of the free space, 17 MiB are withheld and 8 MiB are left for ops.
     room.looked(Some(space(25, 10_000)), false, &all);
     assert_eq!(room.end(LogPosition::START).get(), 8 * MIB);
     // The reserve is released.
@@ -269,8 +269,8 @@ fn space_released_from_the_reserve_is_for_compaction_and_not_for_ops() {
 }
 
 proptest! {
-    /// Whatever else happens on the disk, shards that write no more than they may never use the
-    /// space that is kept free.
+    /// Whatever else happens on the disk, shards that stay within their limits never use the space
+    /// that is kept free.
     #[test]
     fn space_kept_free_is_never_used(
         shards in 1_u64..5,

@@ -69,7 +69,7 @@ fn a_failed_create_leaves_nothing_and_replaces_nothing() {
     assert!(fs::read(&segment.path).unwrap().ends_with(b"ops"));
     assert_eq!(names(&folder), ["0000000001.aof"]);
 
-    // A file that a crash left under the new name is no obstacle.
+    // A file that a crash left under the new name does no harm.
     fs::write(folder.join("0000000002.aof.new"), [1; 1000]).unwrap();
     let segment = create(&HostDisk, &folder, header(2), 0).unwrap();
     assert_eq!(fs::read(&segment.path).unwrap(), header(2).encode());

@@ -1,4 +1,4 @@
-//! A search for the field of a message that is nested too deep. The parser reports only that such a
+//! A search for a message field that is nested too deeply. The parser reports only that such a
 //! field exists.
 
 use std::fmt;
@@ -11,7 +11,7 @@ pub(super) const DEPTH_MAX: usize = VALUE_DEPTH_MAX + 2;
 /// The maximum length of a reported name. Longer names are truncated.
 const NAME_BYTES_MAX: usize = 48;
 
-/// A field that is nested too deep.
+/// A field that is nested too deeply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeepField {
     name: [u8; NAME_BYTES_MAX],

@@ -1,4 +1,4 @@
-//! The reasons why a message is refused, as far as both versions have them.
+//! The reasons for refusing a message that both versions have in common.
 
 use super::depth::DeepField;
 use crate::limits::{KEY_BYTES_MAX, TIMESTAMP_MAX_US};

@@ -1,4 +1,4 @@
-//! The messages of version 1: parsing (P30 to P36) and encoding (P46 to P48).
+//! The version 1 messages: parsing (P30 to P36) and encoding (P46 to P48).
 
 use simd_json::Node;
 
@@ -30,7 +30,7 @@ pub struct Op<'a> {
 }
 
 impl Parser {
-    /// Parses one text message of a client of version 1, ignoring unknown fields.
+    /// Parses one text message of a version 1 client, ignoring unknown fields.
     pub fn parse<'a>(&'a mut self, text: &'a str) -> Result<Message<'a>, MessageError> {
         self.read(text, |walk| message(walk?))
     }
@@ -157,7 +157,7 @@ mod tests {
             })
         });
         assert_eq!(parser.parse(text), expected, "{text}");
-        // The buffers carry nothing over from one message to the next.
+        // Nothing carries over in the buffers from one message to the next.
         let _ = parser
             .parse(r#"{"type":"op","payload":{"key":"\u0041","value":[1,[2]],"timestamp":1}}"#);
         assert_eq!(parser.parse(text), expected, "{text}, again");
@@ -212,7 +212,7 @@ mod tests {
 
     /// P31, P35, P36.
     #[test]
-    fn the_error_of_a_bad_message_names_the_field() {
+    fn the_error_for_a_bad_message_names_the_field() {
         use MessageError as E;
         let long = format!("\"{}\"", "k".repeat(KEY_BYTES_MAX + 1));
         for (text, error) in [
@@ -278,7 +278,7 @@ mod tests {
 
     /// P36.
     #[test]
-    fn the_error_names_a_field_that_is_nested_too_deep() {
+    fn the_error_names_a_field_that_is_nested_too_deeply() {
         let deep = "[".repeat(129) + &"]".repeat(129);
         for (text, expected) in [
             (

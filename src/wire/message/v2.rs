@@ -1,4 +1,4 @@
-//! The messages of version 2 (P110 to P183): what a client may send is parsed into a
+//! The version 2 messages (P110 to P183): what a client may send is parsed into a
 //! [`ClientEnvelope`]; what the server sends is encoded as text frames, with the exact length known
 //! in advance and without allocating.
 

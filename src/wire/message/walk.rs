@@ -1,8 +1,8 @@
 //! Parsing a message with simd-json, and a cursor over its fields.
 //!
 //! simd-json's first stage yields the byte offsets of all structural characters, and its second
-//! stage the tape of unescaped nodes. A [`Walk`] goes through both in lockstep, so it has a field's
-//! node and also its text as it was sent.
+//! stage the tape of unescaped nodes. A [`Walk`] goes through both in lockstep, so it provides a
+//! field's node as well as its text as sent.
 
 use simd_json::{Buffers, INPUT_PADDING, Node, StaticNode, Tape};
 
@@ -36,10 +36,10 @@ impl Parser {
         }
     }
 
-    /// Parses the text of one message and passes a cursor at its start to `read`, or the reason why
-    /// it cannot be parsed.
+    /// Parses the text of one message and calls `read` with a cursor at its start, or with the
+    /// reason why it cannot be parsed.
     ///
-    /// What `read` returns may borrow from the text and from the parser, but not from the cursor.
+    /// The result of `read` may borrow from the text and from the parser, but not from the cursor.
     pub(super) fn read<'a, T>(
         &'a mut self,
         text: &'a str,
@@ -89,7 +89,7 @@ pub(super) struct Walk<'a, 'n> {
 }
 
 impl<'a> Walk<'a, '_> {
-    /// Returns the node that is next.
+    /// Returns the next node.
     pub fn node(&self) -> Node<'a> {
         self.nodes[self.node]
     }

@@ -111,7 +111,8 @@ impl Answer {
         }
     }
 
-    /// Creates a 204 that lists what a page of another origin may do: read with a token (P86).
+    /// Creates a 204 that lists the permissions of a page from another origin: reads with a token
+    /// (P86).
     #[must_use]
     pub fn preflight() -> Self {
         let answer = Self {

@@ -1,5 +1,5 @@
-//! The version of the protocol that a client asks for, its token in the offer, and the parameters
-//! of version 2 (P100 to P107).
+//! Negotiation of the protocol version: the version that a client requests, the token in its offer,
+//! and the version 2 parameters (P100 to P107).
 
 use std::str::FromStr;
 
@@ -14,20 +14,20 @@ const FIELD: &str = "sec-websocket-protocol";
 /// The start of an offered name that carries a token.
 const BEARER: &[u8] = b"bearer.";
 
-/// The point in the history of a workspace from which a client of version 2 resumes (P130).
+/// The point in the history of a workspace from which a version 2 client resumes (P130).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResumePoint {
-    /// The last change that the client knows: it knows every change up to this one.
+    /// The last change that the client has seen; it has seen every change up to this one.
     pub since: Seq,
-    /// The history that `since` counts in.
+    /// The history to which `since` refers.
     pub generation: Generation,
 }
 
 /// Returns the version that the client prefers among those that it offers by name, or `None` if it
-/// offers none of them: it gets version 1, and no name in the answer.
+/// offers none of them. It then gets version 1, and the answer names none.
 ///
 /// A name that is unknown or malformed is skipped, as RFC 6455 section 4.2.2 requires of unknown
-/// ones: a client of version 1 may always have offered anything.
+/// ones: a version 1 client may always have offered anything.
 pub(super) fn offered_version(head: &Head<'_>) -> Option<ProtocolVersion> {
     head.elements(FIELD).find_map(|offered| {
         let is_offered = |version: &ProtocolVersion| version.subprotocol().as_bytes() == offered;
@@ -35,8 +35,8 @@ pub(super) fn offered_version(head: &Head<'_>) -> Option<ProtocolVersion> {
     })
 }
 
-/// Returns the token of a client that offers a version by name: it may be in three places, and must
-/// be the same wherever it is (P103).
+/// Returns the token of a client that offers a version by name. It may be sent in three places, and
+/// must be the same in all of them (P103).
 pub(super) fn only_token(head: &Head<'_>, query: &str) -> Result<Option<String>, Answer> {
     let in_offer = head.elements(FIELD).filter_map(|offered| {
         let token = offered.strip_prefix(BEARER)?;
@@ -64,7 +64,7 @@ pub(super) struct Parameters {
 }
 
 impl Parameters {
-    /// Parses the parameters of a request of version 2.
+    /// Parses the parameters of a version 2 request.
     pub fn parse(query: &str) -> Result<Self, Answer> {
         let since = single(query, "since", "since must be given only once")?;
         let generation = single(query, "generation", "generation must be given only once")?;

@@ -9,7 +9,7 @@ use crate::seq::Seq;
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
-/// The fields of a good upgrade request.
+/// The fields of a valid upgrade request.
 const FIELDS: [&str; 5] = [
     "Host: localhost:8080",
     "Connection: Upgrade",
@@ -28,7 +28,7 @@ fn head(line: &str, fields: &[&str]) -> Vec<u8> {
     head.into_bytes()
 }
 
-/// Returns a good upgrade request in which `fields` replace the line that starts with `name`.
+/// Returns a valid upgrade request in which `fields` replace the line that starts with `name`.
 fn upgrade_with(name: &str, fields: &[&str]) -> Vec<u8> {
     let kept = FIELDS
         .into_iter()
@@ -235,7 +235,7 @@ fn check_offer(query: &str, fields: &[&str], expected: Result<SyncRequest, u16>)
     check(&head, expected.as_ref().map_err(|status| *status));
 }
 
-/// Returns a request for the workspace `a` in a version that was asked for by name.
+/// Returns a request for the workspace `a` in a version that is requested by name.
 fn named(version: ProtocolVersion, token: Option<&str>) -> SyncRequest {
     SyncRequest {
         version,
@@ -248,7 +248,7 @@ const OTHER_TOKEN: &str = "Authorization: Bearer other";
 
 /// P100, P101, P103, P104, P105, P106, P107.
 #[test]
-fn offers_of_version_2() {
+fn version_2_offers() {
     let offer = "Sec-WebSocket-Protocol: etherply.v2, bearer.a.b.c";
     let whole = SyncRequest {
         resume: Some(ResumePoint {
@@ -272,8 +272,9 @@ fn offers_of_version_2() {
 
 /// P21, P101, P102, P103.
 #[test]
-fn offers_of_version_1() {
-    // Version 1 knows no parameters but `token` and `userId`, under its name or not.
+fn version_1_offers() {
+    // Version 1 knows no parameters other than `token` and `userId`, whether or not it is requested
+    // by name.
     let later = "since=x&presence=2&replaces=y";
     let v1 = "Sec-WebSocket-Protocol: etherply.v1";
     check_offer(later, &[v1], Ok(named(ProtocolVersion::V1, None)));
@@ -281,7 +282,7 @@ fn offers_of_version_1() {
     check_offer("token=other", &[v1, OTHER_TOKEN], {
         Ok(named(ProtocolVersion::V1, Some("other")))
     });
-    // A client that offers neither name is one of version 1, as it always was.
+    // A client that offers neither name is a version 1 client, as it always was.
     for (query, fields, token) in [
         (later, &[][..], None),
         ("token=x", &[OTHER_TOKEN], Some("x")),

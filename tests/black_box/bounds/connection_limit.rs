@@ -1,4 +1,4 @@
-//! The limit on connections: silent connections give way to new ones, members never do.
+//! The limit on connections: silent connections are closed in favor of new ones, members never are.
 
 use crate::support::client::Client;
 use crate::support::raw::Raw;
@@ -7,7 +7,7 @@ use crate::support::{eventually, eventually_in};
 use serde_json::json;
 use std::time::Duration;
 
-/// A time limit shorter than the time after which a silent connection is closed anyway (10 s).
+/// A time limit that is shorter than the 10 s after which a silent connection is closed anyway.
 const AT_ONCE: Duration = Duration::from_secs(7);
 
 #[tokio::test]
@@ -61,7 +61,7 @@ async fn the_oldest_silent_connection_is_shed_first_with_408() {
     let answer = second.handshake(&Server::sync_path("room"), "").await;
     assert_eq!(answer.status, 101);
     let _member = Client::connect(&server, "room").await;
-    // Both connections are members now, and members do not give way.
+    // Both connections are now members, and members are never closed in favor of others.
     let answer = server.handshake(&Server::sync_path("room")).await;
     assert_eq!(answer.status, 503, "{answer:?}");
     assert_eq!(server.get("/healthz").await.status, 200);

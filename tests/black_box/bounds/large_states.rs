@@ -1,5 +1,5 @@
-//! A state of many megabytes, requested by many clients that do not read: it is held in memory
-//! once, delays no other client, and reaches each of them in full in the end.
+//! A state of many megabytes, requested by many clients that do not read: it is held in memory only
+//! once, delays no other client, and eventually reaches each of them in full.
 
 use crate::support::client::Client;
 use crate::support::eventually;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 const VALUE_BYTES: usize = 300_000;
 const KEYS: usize = 30;
 const STATE_BYTES: u64 = (VALUE_BYTES * KEYS) as u64;
-/// The number of clients that join, and also the number of those that read over HTTP.
+/// The number of clients that join, and the number of those that read over HTTP.
 const CLIENTS: usize = 12;
 
 /// Writes a large state and returns the client that wrote it.

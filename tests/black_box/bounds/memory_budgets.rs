@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use tokio::net::{TcpSocket, TcpStream};
 
 const MIB: u64 = 1024 * 1024;
-/// The memory that one shard may hold for single connections. The slack below is for the allocator
-/// and the process.
+/// The memory that one shard may hold for individual connections. The slack below is for the
+/// allocator and the process.
 const BUDGET_BYTES: u64 = 64 * MIB;
 const SLACK_BYTES: u64 = 24 * MIB;
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 /// The number of connections that arrive while none can be accepted.
 const KNOCKING_COUNT: usize = 120;
-/// Approximately the number of them that get a descriptor at first.
+/// The approximate number of them that initially get a descriptor.
 const FREE_COUNT: u64 = 40;
 
 struct Scene {

@@ -118,7 +118,7 @@ async fn a_client_that_stays_over_the_rate_is_closed_with_1008_and_may_reconnect
         "{refused_count} ops were refused"
     );
     assert_eq!(refused(&server, "closed_by_policy").await, 1);
-    // No other client was disturbed, and a new connection has a rate of its own.
+    // No other client was affected, and a new connection has its own rate limit.
     other.expect_op(&op).await;
     let mut back = Client::connect(&server, "room").await;
     let op = back.write("k", json!(2)).await;

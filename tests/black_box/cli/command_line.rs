@@ -102,7 +102,7 @@ fn expect_usage_error(outcome: &Outcome, words: &[&str]) {
 }
 
 #[tokio::test]
-async fn a_wrong_value_is_one_line_that_names_the_flag_what_it_got_and_what_it_takes() {
+async fn the_error_for_a_wrong_value_is_one_line_with_the_flag_the_value_and_the_valid_values() {
     let cases: [(&str, &str, &[&str]); 15] = [
         ("--port", "http", &[]),
         ("--port", "65536", &["65535"]),
@@ -551,7 +551,7 @@ async fn the_log_tools_leave_the_dev_secret_alone() {
             "{arguments:?}"
         );
     }
-    // A directory whose log was removed by hand starts afresh, with the same secret.
+    // A directory whose log was removed manually starts afresh, with the same secret.
     for entry in std::fs::read_dir(setup.data_dir()).expect("the folder can be read") {
         let path = entry.expect("the folder can be read").path();
         if path.is_dir() {

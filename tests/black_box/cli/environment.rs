@@ -1,4 +1,5 @@
-//! The environment of the process: foreign variables, invalid values, and what an error names.
+//! The environment of the process: foreign variables, invalid values, and the names in error
+//! messages.
 
 use crate::support::disk::{Mount, may_mount};
 use crate::support::raw::Raw;
@@ -406,8 +407,8 @@ async fn a_new_log_is_not_created_among_other_files() {
         "the doctor passes a setup that the server refuses"
     );
 
-    // Files that file systems and tools leave behind are no obstacle, nor is any other file next to
-    // an existing log.
+    // Files that file systems and tools leave behind do no harm, nor does any other file next to an
+    // existing log.
     std::fs::remove_file(data.join("holiday.jpg")).expect("the file exists");
     for name in ["lost+found", ".snapshot", "damaged-1"] {
         std::fs::create_dir(data.join(name)).expect("the folder can be created");
@@ -428,7 +429,7 @@ async fn an_unwritable_disk_is_reported_with_the_cause() {
     for (options, words) in [
         // The root directory of the file system is an inode, and the only one.
         ("1m,nr_inodes=1", &["(df -h)", "(df -i)"][..]),
-        // Directories on a tmpfs take no space, but a file does.
+        // Directories on a tmpfs take up no space, but files do.
         ("4k", &["(df -h)", "(df -i)"]),
         ("1m,ro", &["remount its file system read-write"]),
     ] {

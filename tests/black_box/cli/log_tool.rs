@@ -167,7 +167,7 @@ async fn verify_finds_the_first_fault_with_its_file_and_offset() {
     let path = demo_segment(data_dir);
     let at = files::find(data_dir, "demo").1;
     files::flip(&path, at);
-    // A record has 29 bytes in front of its texts.
+    // A record has 29 bytes before its texts.
     let expected = format!("error: {} is damaged at byte {}: ", path.display(), at - 29);
     let outcome = tool(data_dir, &["verify"]).await;
     let line = outcome.expect_refusal();
@@ -209,8 +209,7 @@ async fn a_torn_tail_is_reported_but_is_not_an_error() {
     );
 }
 
-/// Alters a log in the way of a second server that truncated a segment while the first kept
-/// writing.
+/// Alters a log as if a second server had truncated a segment while the first kept writing.
 #[tokio::test]
 async fn records_beyond_the_end_of_a_segment_have_their_own_exit_code() {
     let mut server = Setup::new().shards(1).start().await;

@@ -1,5 +1,6 @@
-//! `/metrics`: the values match what happened, as parsed by another project's parser; access to
-//! them; their own port; and that the dashboard and the alerts name existing metrics.
+//! `/metrics`: the values match the server's activity, as read by another project's parser; access
+//! is restricted; an admin port serves them; and the dashboard and the alerts use only existing
+//! metrics.
 
 use crate::support::client::{Client, Op, op_text};
 use crate::support::disk::limit_file_size;
@@ -235,7 +236,7 @@ async fn histograms_agree_with_each_other_and_with_the_log() {
         (name, count)
     })
     .collect();
-    // The reader waited for each op, so each op had a commit of its own.
+    // The reader waited for each op, so each op had its own commit.
     for (name, least) in [
         ("etherply_commit_ops", 50.0),
         ("etherply_log_write_seconds", 50.0),
@@ -577,7 +578,7 @@ async fn an_unavailable_admin_port_prevents_startup() {
 
 // ---- the dashboard and the alerts ----
 
-/// Returns the metrics named in a text, with the labels required of them.
+/// Returns the metrics named in a text, with their required labels.
 fn named(text: &str) -> Vec<String> {
     let is_name = |c: char| c.is_ascii_lowercase() || c == '_' || c.is_ascii_digit();
     let mut found = Vec::new();

@@ -105,7 +105,7 @@ fn node_name(number: usize) -> String {
     format!("n{}", number + 1)
 }
 
-/// Checks that each workspace is served, with its op, by the node where it lives.
+/// Checks that each workspace is served, with its op, by the node on which it lives.
 async fn expect_all_served(site: &Site, settled: &[usize]) {
     for (number, found) in read_states(site).await.into_iter().enumerate() {
         let expected = (200, node_name(settled[number]), json!(id(number)));
@@ -219,7 +219,7 @@ async fn behind_nginx_the_workspaces_of_a_dead_node_wait_and_are_not_moved() {
 
 // ---- one more node ----
 
-/// Returns the configuration after node 1 has ceded half of its share to node 4.
+/// Returns the configuration after node 1 has handed over half of its share to node 4.
 fn with_a_fourth_node(kind: Kind, config: &str) -> String {
     match kind {
         Kind::Haproxy => {
@@ -274,7 +274,7 @@ async fn check_node_split(kind: Kind) {
         "{stayed} workspaces of node 1 stayed"
     );
 
-    // Ops that are written from now on are only on the new node.
+    // Ops that are written from now on are stored only on the new node.
     let path = Server::sync_path(&moved[0]);
     let mut writer = Client::dial(site.door, &path)
         .await

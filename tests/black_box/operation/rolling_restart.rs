@@ -1,5 +1,5 @@
-//! Restarts on a socket that the server inherits (`sd_listen_fds(3)`): no connect is refused and no
-//! op is lost.
+//! Restarts on a socket that the server inherits (`sd_listen_fds(3)`): no connection is refused and
+//! no op is lost.
 
 mod load;
 

@@ -138,7 +138,7 @@ fn systemd_accepts_the_units() {
         }
     };
     let error_output = String::from_utf8_lossy(&output.stderr);
-    // It also checks what the units refer to, and the host may have faults of its own.
+    // It also checks what the units refer to, and the host may have unrelated faults.
     let of_ours: Vec<&str> = error_output
         .lines()
         .filter(|line| line.contains("etherply"))

@@ -21,9 +21,10 @@ const SHARDS: [u32; 7] = [2, 1, 3, 5, 4, 1, 2];
 /// All ops that the clients have sent and received. Each value repeats its timestamp in the field
 /// `n`.
 struct Ledger {
-    /// For each room and key, the newest op that counts as kept.
+    /// For each room and key, the newest op that counts as durable.
     newest: HashMap<(usize, String), Value>,
-    /// Whether an op counts as kept once it was broadcast, or only once it has survived a restart.
+    /// Whether an op counts as durable once it was broadcast, or only once it has survived a
+    /// restart.
     keeps_what_is_broadcast: bool,
     sent: HashSet<(usize, String, String)>,
     /// For each room, the newest timestamp that was sent. `newest_shown` holds the newest that was
@@ -94,8 +95,8 @@ impl Ledger {
         }
     }
 
-    /// Returns the number of rooms with an op in flight: sent, but with nothing as recent shown to
-    /// any client.
+    /// Returns the number of rooms with an op in flight: sent, while no client has been shown
+    /// anything as recent.
     fn rooms_with_ops_in_flight(&self) -> usize {
         let pairs = self.newest_sent.iter().zip(&self.newest_shown);
         pairs.filter(|(sent, shown)| sent > shown).count()
@@ -159,7 +160,7 @@ async fn connect_and_leave(addr: SocketAddr, first_room: usize, ledger: SharedLe
     }
 }
 
-/// Returns a random write. In one of ten, the clock is a second behind.
+/// Returns a random write. In one out of ten, the clock is a second behind.
 fn random_op(dice: &mut Dice) -> Op {
     let late_us = if dice.one_in(10) { 1_000_000 } else { 0 };
     let timestamp = stamp() - late_us;

@@ -1,6 +1,6 @@
 //! A segment that is truncated or altered, at each field of each of its units: the server either
-//! starts with exactly what the format page in `src/log/record.rs` promises and reports what it cut
-//! off, or refuses to start and changes nothing.
+//! starts with exactly what the format page in `src/log/record.rs` promises and reports the
+//! truncation, or refuses to start and changes nothing.
 
 mod format;
 mod surgery;
@@ -27,7 +27,7 @@ struct Log {
     image: Image,
     /// The layout of segment 1, which the tests damage.
     layout: Layout,
-    /// All ops, in order, each with a key of its own.
+    /// All ops, in order, each with its own key.
     ops: Vec<Op>,
     end: End,
 }
@@ -51,7 +51,7 @@ enum Expected {
     /// The server serves the first `ops` ops. `cut` is the offset at which segment 1 was truncated.
     /// The cut is reported, except for the trailing zeros that a segment is preallocated with.
     Starts { ops: usize, cut: Option<usize> },
-    /// The server prints one line with the file, the offset, and the command that helps.
+    /// The server prints one line with the file, the offset, and the command to run.
     Refused { file: &'static str, offset: usize },
 }
 
@@ -115,7 +115,7 @@ impl Log {
     }
 
     /// Returns the expected outcome if one byte of segment 1 was altered. The damage is detected
-    /// because a later batch vouches for the byte, or because no sector is missing.
+    /// because a later batch proves that the byte was on disk, or because no sector is missing.
     fn expected_bad_at(&self, offset: usize) -> Expected {
         assert!(
             self.layout.len < SECTOR_BYTES,
@@ -268,7 +268,7 @@ async fn check_flips(end: End) {
 /// Truncates the segment before every field, and in the middle of each unit's last field.
 async fn check_cuts(end: End) {
     let log = Log::new(end).await;
-    // Before its last ops, a sealed segment is the same as any other.
+    // Up to its last ops, a sealed segment is the same as any other.
     let first_batch = if end == End::Sealed { FIRST_OPS + 2 } else { 0 };
     let units = log.layout.units.iter();
     for unit in units.filter(|unit| unit.batch >= first_batch) {
@@ -434,7 +434,7 @@ async fn a_segment_with_another_name_or_in_another_log_is_detected() {
     }
 }
 
-// ---- what neither a crash nor a bad disk writes: the checksums are correct ----
+// ---- content that neither a crash nor a bad disk produces: the checksums are correct ----
 
 #[tokio::test]
 async fn invalid_content_prevents_startup_even_with_correct_checksums() {

@@ -17,7 +17,7 @@ const MODES: [&[&str]; 3] = [ALWAYS, INTERVAL, NONE];
 /// The folder of the only shard.
 const SHARD: &str = "shard-00";
 
-/// A way to delete, named after what is left of the data directory.
+/// A way to delete files, named after what remains of the data directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Left {
     Nothing,

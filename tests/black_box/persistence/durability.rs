@@ -364,8 +364,8 @@ async fn ops_written_after_a_torn_tail_survive_the_next_restart() {
 
 // ---- damage ----
 
-/// Expects that a start on damaged files fails and names the file, an offset shortly before the
-/// damage, and the command that helps.
+/// Expects that a start on damaged files fails and that the message names the file, an offset
+/// shortly before the damage, and the command to run.
 fn expect_damage(outcome: &Outcome, path: &Path, damaged_at: usize) {
     let line = outcome.expect_refusal();
     let name = path

@@ -15,7 +15,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 // ---- a disk that fails ----
 
-/// The ops that were shown. Each op has its own key, so that every one of them must be found again.
+/// The ops that were shown. Each op has its own key, so that every op must be found again.
 type Shown = Map<String, Value>;
 
 fn filler() -> String {

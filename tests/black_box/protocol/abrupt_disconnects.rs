@@ -1,6 +1,6 @@
 //! Crowds of clients that disconnect at any moment and reconnect immediately: in the middle of a
 //! head, a frame, an init message, a broadcast. Whatever was in flight for them, the clients that
-//! stay receive every op, and nothing of the disconnected ones remains.
+//! stay receive every op, and the disconnected ones leave nothing behind.
 
 use crate::support::client::{Client, Op, op_text, state_of, unfinished_head};
 use crate::support::raw::{CLOSE, TEXT, handshake_head, masked_frame};

@@ -13,8 +13,8 @@ async fn open(server: &Server) -> Raw {
     Raw::open(server.addr(), &Server::sync_path("room")).await
 }
 
-/// Sends these bytes on a new connection, and expects that it is closed with this code and that no
-/// other client receives anything because of it.
+/// Sends these bytes on a new connection, and expects it to be closed with this code, without any
+/// effect on other clients.
 async fn check_closed(code: u16, cases: &[(&str, Vec<u8>)]) {
     let server = Server::start().await;
     let mut writer = Client::connect(&server, "room").await;

@@ -171,8 +171,8 @@ fn all_bytes(folder: &Path) -> Vec<u8> {
 
 // ---- convergence ----
 
-/// A client as the protocol recommends: it applies its own writes immediately, and every incoming
-/// op that is not older.
+/// A client that follows the protocol's recommendation: it applies its own writes immediately, and
+/// every incoming op that is not older.
 struct Replica {
     client: Client,
     held: HashMap<String, (u64, Value)>,

@@ -17,7 +17,7 @@ fn payload(payload: &str) -> String {
 }
 
 /// Checks that each message is answered with an error 400 that contains the words, that the
-/// connection stays open, and that no other client receives anything because of it.
+/// connection stays open, and that other clients are not affected.
 async fn check_refused(cases: &[(&str, String)]) {
     let server = Server::start().await;
     let mut sender = Client::connect(&server, "room").await;

@@ -1,5 +1,5 @@
-//! Version 2 of the protocol: the handshake, ops and deletes beside version 1, errors, `saved`, and
-//! resuming after a crash.
+//! Version 2 of the protocol: the handshake, ops and deletes alongside version 1, errors, `saved`,
+//! and resuming after a crash.
 
 use crate::support::client::{Client, Op};
 use crate::support::raw::Raw;
@@ -27,7 +27,7 @@ async fn join(server: &Server, workspace: &str, query: &str) -> (Client, Value) 
     (client, welcome["payload"].take())
 }
 
-/// Applies what a client receives, by the merge rule, until `synced`. Returns its seq.
+/// Applies the messages that a client receives, by the merge rule, until `synced`. Returns its seq.
 async fn sync(client: &mut Client, held: &mut BTreeMap<String, (Option<Value>, u64)>) -> u64 {
     loop {
         let message = client.next().await;
@@ -68,8 +68,8 @@ fn delete(id: u64, key: &str, timestamp: u64) -> String {
     json!({"type": "op", "id": id, "payload": payload}).to_string()
 }
 
-/// P100, P101, P102, P103, P131: the name that is offered first is chosen and named in the answer;
-/// without a known name, a client gets version 1 as it always was.
+/// P100, P101, P102, P103, P131: the first offered name is chosen and repeated in the answer;
+/// without a known name, a client gets version 1 as before.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_client_chooses_the_version() {
     let server = Server::start().await;
@@ -112,7 +112,7 @@ async fn the_client_chooses_the_version() {
     assert!(!server.log().contains(&token), "a token is never logged");
 }
 
-/// P103: a token may come in three places, but all of them must be the same.
+/// P103: a token may be sent in three places, but all of them must hold the same one.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_tokens_that_differ_are_refused_with_400() {
     let server = Server::start().await;
@@ -143,7 +143,7 @@ async fn two_tokens_that_differ_are_refused_with_400() {
     }
 }
 
-/// P104, P105, P106, P107: the parameters of version 2 are checked in version 2 alone.
+/// P104, P105, P106, P107: the version 2 parameters are checked only in version 2.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_malformed_parameter_is_refused_with_400() {
     let server = Server::start().await;
@@ -182,10 +182,10 @@ async fn a_malformed_parameter_is_refused_with_400() {
     }
 }
 
-/// P113, P114, P115, P117, P118, P119: what is wrong with a message reaches its sender, with the
-/// message's id, and nobody else.
+/// P113, P114, P115, P117, P118, P119: an error about a message goes only to its sender, with the
+/// message's id.
 #[tokio::test(flavor = "multi_thread")]
-async fn every_error_reaches_the_client_in_words() {
+async fn every_error_reaches_the_client_with_a_description() {
     let server = Server::start().await;
     let (mut client, _) = join(&server, "w", "").await;
     let mut other = join(&server, "w", "").await.0;
@@ -281,8 +281,8 @@ async fn both_versions_share_a_workspace() {
     assert_eq!(late.init.len(), 0, "the deleted key is missing");
 }
 
-/// P136, P141, P143, P150, P155: what was saved survives kill -9, a client that resumes
-/// misses nothing, and what was deleted does not come back.
+/// P136, P141, P143, P150, P155: saved ops survive kill -9, a client that resumes misses nothing,
+/// and deleted keys do not come back.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_resumes_after_a_crash() {
     let mut server = Server::start().await;
@@ -334,9 +334,10 @@ async fn a_client_resumes_after_a_crash() {
     }
 }
 
-/// P77, P183: a server that stops closes version 2 clients with 1012, version 1 clients with 1001.
+/// P77, P183: a server that stops closes version 2 clients with 1012, and version 1 clients
+/// with 1001.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_stops_closes_clients_of_version_2_with_1012() {
+async fn a_server_that_stops_closes_version_2_clients_with_1012() {
     let server = Server::start_with(&["--drain-ms", "100"]).await;
     let mut old = Client::connect(&server, "w").await;
     let (mut new, _) = join(&server, "w", "").await;

@@ -290,7 +290,7 @@ impl Client {
     }
 }
 
-/// Returns the text of an op message.
+/// Returns an op message as text.
 pub fn op_text(op: &Op) -> String {
     let payload = json!({"key": op.key, "value": op.value, "timestamp": op.timestamp});
     json!({"type": "op", "payload": payload}).to_string()

@@ -52,7 +52,7 @@ pub fn may_mount() -> bool {
 pub struct Mount {
     point: TempDir,
     /// Unmounts if the test process ends without dropping anything: it waits for end of file on its
-    /// stdin, in a session of its own so that it is not killed together with the test.
+    /// stdin, in its own session so that it is not killed together with the test.
     guard: Option<Child>,
 }
 
@@ -120,8 +120,8 @@ impl Drop for Mount {
 /// The presence of a journal in the file system, which determines how it behaves on a failing disk.
 ///
 /// Without a journal it continues, and a later fdatasync succeeds although its blocks never reached
-/// the disk: a minimal program that writes, syncs and remounts finds zeros in every second run.
-/// With a journal it turns read-only until it is remounted, and it lost nothing in 40 runs.
+/// the disk: a minimal program that writes, syncs and remounts reads back zeros in half of its
+/// runs. With a journal it turns read-only until it is remounted, and it lost nothing in 40 runs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Journal {
     No,

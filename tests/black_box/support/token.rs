@@ -10,7 +10,7 @@ use sha2::{Sha256, Sha384, Sha512};
 /// The secret of every server that a test starts.
 pub const SECRET: &str = "the secret of the black-box tests, over 32 bytes";
 /// A secret that no server uses.
-pub const OTHER_SECRET: &str = "a secret of somebody else, which is over 32 bytes";
+pub const OTHER_SECRET: &str = "somebody else's secret, which is over 32 bytes";
 
 /// Returns a token that is valid for an hour.
 pub fn valid() -> String {

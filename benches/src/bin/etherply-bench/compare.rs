@@ -1,4 +1,4 @@
-//! The comparison of two files of results.
+//! The comparison of two results files.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -39,7 +39,7 @@ fn read(file: &Path) -> Result<Results<Machine>, String> {
     let name = file.display();
     let text = fs::read_to_string(file).map_err(|error| format!("{name}: {error}"))?;
     serde_json::from_str(&text)
-        .map_err(|error| format!("{name}: it is not a file of --save: {error}"))
+        .map_err(|error| format!("{name} was not written by --save: {error}"))
 }
 
 fn loads(results: &Results<Machine>) -> String {

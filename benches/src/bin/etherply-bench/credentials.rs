@@ -12,7 +12,7 @@ const VARIABLE: &str = "ETHERPLY_TOKEN";
 /// A token signed here is valid for this long after the run should have ended.
 const SPARE: Duration = Duration::from_mins(10);
 
-/// Returns the token that the options name; `run` is the time for which it is needed.
+/// Returns the token that the options specify; `run` is the time for which it is needed.
 pub fn token(options: &Options, run: Duration) -> Result<String, String> {
     let (token, source) = if let Some(token) = &options.token {
         (token.clone(), "--token".to_owned())

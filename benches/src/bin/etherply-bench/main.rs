@@ -15,7 +15,7 @@ mod table;
 
 use options::{Options, usage_line};
 
-/// Writes to stdout. A reader that has gone away, such as `head`, is not an error.
+/// Writes to stdout. If the reader has gone away, as `head` does, that is not an error.
 fn print(text: &str) {
     let _ = std::io::stdout().lock().write_all(text.as_bytes());
 }

@@ -25,14 +25,14 @@ use crate::table;
 
 /// The name of the scenario in a run's results file.
 const SCENARIO: &str = "etherply-bench";
-/// The number of open files besides the connections.
+/// The number of open files in addition to the connections.
 const OTHER_FILES: u64 = 32;
 
 /// Measures, prints the figures, and saves them if asked to.
 pub fn run(options: &Options) -> Result<(), String> {
     let plan = options.plan()?;
     let url = url(options)?;
-    // This is better reported now than after the last round.
+    // It is better to report this now than after the last round.
     if let Some(file) = &options.save
         && let Some(folder) = file.parent()
         && !folder.as_os_str().is_empty()
@@ -81,7 +81,7 @@ fn url(options: &Options) -> Result<Url, String> {
     text.parse().map_err(|error| format!("{shown}: {error}"))
 }
 
-/// Finds the server, and checks everything that the options say about it.
+/// Finds the server, and checks all the options that concern it.
 fn endpoint(options: &Options, url: &Url) -> Result<Endpoint, String> {
     let token = credentials::token(options, duration(options))?;
     let tls = if url.has_tls {
@@ -116,8 +116,8 @@ fn duration(options: &Options) -> Duration {
     (options.warm_up + options.seconds) * options.rounds
 }
 
-/// Measures one round, in rooms of its own. Returns its figures and the number of deliveries on
-/// which they are based.
+/// Measures one round, in its own rooms. Returns its figures and the number of deliveries on which
+/// they are based.
 fn measure(
     options: &Options,
     plan: &Plan,
@@ -142,9 +142,9 @@ fn measure(
 /// Returns what to do about a certificate that is not trusted.
 fn remedy(failure: &str) -> &'static str {
     if failure.contains("UnknownIssuer") {
-        "; name the file of its CA with --ca"
+        "; pass its CA certificate with --ca"
     } else if failure.contains("CaUsedAsEndEntity") {
-        "; a self-signed certificate has to be made with `-addext basicConstraints=CA:FALSE`"
+        "; create a self-signed certificate with `-addext basicConstraints=CA:FALSE`"
     } else {
         ""
     }
@@ -170,7 +170,7 @@ fn report(options: &Options, rounds: &[Numbers], deliveries: u64) -> String {
     );
     if spread(OWN_SHARE.id).is_some_and(|share| share.median > OWN_SHARE_LIMIT_PERCENT) {
         out.push_str(
-            "\nThe load generator was busy all the time: the server may be faster than this.\n",
+            "\nThe load generator was saturated, so the server may be faster than this.\n",
         );
     }
     out

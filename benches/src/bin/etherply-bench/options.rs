@@ -19,7 +19,7 @@ const SECONDS_MAX: f64 = 86_400.0;
 
 /// Puts a load on a sync server, checks every delivery, and prints how fast it was
 ///
-/// In each room one client sends ops, and all others must receive each op once, in order and
+/// In each room, one client sends ops, and all others must receive each op once, in order and
 /// unaltered. A latency is the time from when an op was due to its arrival at a receiver. Anything
 /// wrong, missing or late ends the run with exit code 1.
 ///
@@ -43,7 +43,7 @@ pub struct Options {
     #[arg(value_parser = clap::value_parser!(u32).range(2..=100_000))]
     pub members: u32,
 
-    /// Ops a second, in all rooms together
+    /// Ops per second, in all rooms together
     #[arg(long, value_name = "OPS", default_value_t = 500)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub rate: u32,
@@ -65,7 +65,7 @@ pub struct Options {
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     pub warm_up: Duration,
 
-    /// Rounds; with more than one, the figures are medians with the least and the most
+    /// Rounds; with more than one, the figures are medians with minimum and maximum
     #[arg(long, value_name = "COUNT", default_value_t = 3)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub rounds: u32,
@@ -83,7 +83,7 @@ pub struct Options {
     #[arg(long, value_name = "FILE", conflicts_with = "token")]
     pub token_file: Option<PathBuf>,
 
-    /// The file of the server's secret, with which a token is signed for this run
+    /// The file of the server's secret, used to sign a token for this run
     #[arg(long, value_name = "FILE", conflicts_with_all = ["token", "token_file"])]
     pub secret_file: Option<PathBuf>,
 
@@ -91,7 +91,7 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,
 
-    /// The process of the server, if it runs on this machine: adds its CPU time and memory
+    /// The server's process id, if it runs on this machine: adds its CPU time and memory
     #[arg(long, value_name = "PID")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     pub pid: Option<u32>,
@@ -100,7 +100,7 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     pub save: Option<PathBuf>,
 
-    /// Compare two files of --save instead of measuring, and print the ratios of B to A
+    /// Compare two --save files instead of measuring, and print the ratios of B to A
     #[arg(long, num_args = 2, value_names = ["A", "B"], exclusive = true)]
     pub compare: Vec<PathBuf>,
 
@@ -173,7 +173,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
         return Ok(Duration::from_secs_f64(seconds));
     }
     Err(format!(
-        "it must be seconds from {SECONDS_MIN} to {SECONDS_MAX}"
+        "it must be a number of seconds from {SECONDS_MIN} to {SECONDS_MAX}"
     ))
 }
 

@@ -1,4 +1,4 @@
-//! Columns of text: the first aligned left, the others right.
+//! Columns of text: the first left-aligned, the others right-aligned.
 
 use std::fmt::Write as _;
 

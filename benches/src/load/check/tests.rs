@@ -41,7 +41,7 @@ fn a_stream_may_arrive_in_pieces_of_any_size() {
         for number in 0..10 {
             window.push(&frame_of(&mut text, number));
             stream.extend_from_slice(&window.frame(number));
-            // The window keeps four, of which a piece may hold back some.
+            // The window keeps four ops, some of which may still be held back by a piece.
             while stream.len() - taken >= piece {
                 take(&mut cursor, &window, &stream[taken..taken + piece]).unwrap();
                 taken += piece;

@@ -26,7 +26,8 @@ fn upgrade_to(key: &str, subprotocol: Option<&'static str>) -> Vec<u8> {
     head
 }
 
-/// Feeds the stream in pieces of this size. Returns how often the client had what it waited for.
+/// Feeds the stream in pieces of this size. Returns how often the client had received what it was
+/// waiting for.
 fn take(joiner: &mut Joiner, stream: &[u8], piece: usize) -> Result<u32, String> {
     let mut served = 0;
     for piece in stream.chunks(piece) {
@@ -100,7 +101,7 @@ fn an_invalid_upgrade_answer_is_detected() {
 }
 
 #[test]
-fn a_state_of_version_2_is_taken_in_pieces_of_any_size() {
+fn a_version_2_state_may_arrive_in_pieces_of_any_size() {
     let entries = Rc::new(ExpectedEntries::new([("\"k\"".into(), "1".into())], 5));
     let welcome = r#"{"type":"welcome","payload":{"state":"full"}}"#;
     let part = r#"{"type":"state","payload":{"entries":[["k",1,5]],"deleted":[]},"seq":1}"#;

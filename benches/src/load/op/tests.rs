@@ -55,7 +55,7 @@ fn frames_match_the_protocol() {
 }
 
 #[test]
-fn version_2_numbers_what_is_sent_and_what_is_received() {
+fn version_2_numbers_messages_in_both_directions() {
     for (protocol, id, seq) in [
         (ClientProtocol::V1, None, None),
         (ClientProtocol::V2WithoutIds, None, Some(1000)),

@@ -1,4 +1,4 @@
-//! The check of a state in parts: any division passes, and every fault is noticed.
+//! The check of a state in parts: any division passes, and every fault is detected.
 
 use etherply::seq::Seq;
 use etherply::wire::message::v2::{StateChunk, put_synced};
@@ -72,7 +72,7 @@ fn a_state_may_be_divided_anywhere_and_arrive_in_pieces_of_any_size() {
 }
 
 #[test]
-fn every_altered_byte_is_seen() {
+fn every_altered_byte_is_detected() {
     let stream = [
         part(&numbers(0..5)),
         part(&numbers(5..COUNT)),
@@ -88,7 +88,7 @@ fn every_altered_byte_is_seen() {
 }
 
 #[test]
-fn what_is_missing_doubled_or_unasked_is_seen() {
+fn missing_duplicated_and_unrequested_entries_are_detected() {
     let (first, second) = (part(&numbers(0..5)), part(&numbers(5..COUNT)));
     let end = synced(COUNT);
     for stream in [

@@ -98,7 +98,7 @@ struct Probe<'a, D: Disk> {
 
 impl<D: Disk> Drop for Probe<'_, D> {
     fn drop(&mut self) {
-        // If it cannot be removed, it was most likely never created.
+        // If this fails, the file was most likely never created.
         let _ = self.disk.remove(&self.path);
     }
 }

@@ -92,8 +92,8 @@ pub fn memory_max_bytes(host: &HostFiles) -> Option<u64> {
 
 /// Returns the folders of this process's control group and of the groups above it.
 ///
-/// `controller` selects a controller of version 1; `None` means version 2. A container may see its
-/// own group as the root, under the path that it has outside the container, or both.
+/// `controller` selects a version 1 controller; `None` means version 2. A container may see its own
+/// group as the root, under the path that it has outside the container, or both.
 fn groups(host: &HostFiles, controller: Option<&str>) -> impl Iterator<Item = PathBuf> {
     let table = host.text("proc/self/cgroup").unwrap_or_default();
     let own = table.lines().find_map(|line| {

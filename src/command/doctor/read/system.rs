@@ -39,7 +39,7 @@ pub fn kernel(host: &HostFiles) -> Kernel {
     }
 }
 
-/// Returns the time taken by one read of the clock. This is the fastest of several rounds, because
+/// Returns the time that reading the clock takes. This is the fastest of several rounds, because
 /// slower ones may have been interrupted.
 fn clock_read_ns() -> u64 {
     const ROUNDS: u32 = 20;

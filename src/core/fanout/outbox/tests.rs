@@ -1,4 +1,4 @@
-//! An outbox, compared with a plain list of everything that its client is owed.
+//! An outbox, compared with a plain list of everything that its client still has to receive.
 
 use proptest::prelude::*;
 
@@ -13,7 +13,7 @@ fn bytes(spans: &[Span]) -> Vec<u8> {
         .collect()
 }
 
-/// An item that the client is owed.
+/// An item that the client still has to receive.
 struct OwedBytes {
     bytes: Vec<u8>,
     is_frame: bool,
@@ -24,7 +24,8 @@ struct OwedBytes {
     due: LogPosition,
 }
 
-/// A client's outbox and window, and a list of the items that the client is owed, oldest first.
+/// A client's outbox and window, and a list of the items that the client still has to receive,
+/// oldest first.
 #[derive(Default)]
 struct OutboxRig {
     window: Window,
@@ -123,7 +124,7 @@ impl OutboxRig {
             return false;
         }
         while !taken.is_empty() {
-            let item = self.owed.first().expect("everything sent is owed");
+            let item = self.owed.first().expect("everything sent was expected");
             assert!(
                 item.visible_from <= self.visible_position,
                 "something was sent early"
@@ -194,7 +195,7 @@ fn steps() -> impl Strategy<Value = Vec<OutboxStep>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
     #[test]
-    fn a_session_receives_everything_it_is_owed_in_order(steps in steps()) {
+    fn a_session_receives_everything_in_order(steps in steps()) {
         let mut rig = OutboxRig::default();
         for step in steps {
             match step {
@@ -381,7 +382,7 @@ fn a_long_run_of_own_frames_delays_nothing() {
 }
 
 #[test]
-fn a_message_is_appended_to_a_send_unless_an_answer_is_left() {
+fn a_message_is_appended_to_a_send_unless_answers_are_queued() {
     let mut rig = OutboxRig::default();
     let message = Chunk::new(vec![9; 5]);
     let take = |rig: &mut OutboxRig| {
@@ -393,7 +394,7 @@ fn a_message_is_appended_to_a_send_unless_an_answer_is_left() {
         rig.outbox
             .take(Some(view), rig.visible_position, &mut rig.pool)
     };
-    // The answer waits for the log, and what comes after it must wait as well.
+    // The answer waits for the log, and everything after it must wait as well.
     rig.frame(10, false);
     rig.visible_position = rig.position;
     rig.frame(10, false);
@@ -411,7 +412,7 @@ fn a_message_is_appended_to_a_send_unless_an_answer_is_left() {
     assert_eq!(rig.outbox.shared_answer_bytes(), before_bytes + 5);
     rig.outbox.sent(&mut rig.pool);
     assert_eq!(rig.outbox.shared_answer_bytes(), 0);
-    // A session that is owed nothing else is sent the message alone, but not a long send as well.
+    // The message may be sent alone, but is not appended to a long send.
     let mut spans = Spans::new();
     assert!(rig.outbox.may_append(&spans));
     spans.push(Span::new(

@@ -42,7 +42,7 @@ pub(super) fn apply(replica: &mut Replica, payload: &Value) {
     }
 }
 
-/// A table with what a shard has for it.
+/// A table, with the parts of a shard that it needs.
 pub(super) struct PeersRig {
     pub peers: Peers,
     pub frame: PresenceFrame,
@@ -118,7 +118,7 @@ fn peer(user: Option<&str>, value: &Value) -> Value {
 
 /// P161, P163.
 #[test]
-fn a_peer_gets_all_and_then_what_changes() {
+fn a_peer_gets_all_and_then_changes() {
     let mut room = PeersRig::new(SETTINGS);
     room.join(5, Some("ann"), None);
     room.join(7, None, None);
@@ -137,7 +137,7 @@ fn a_peer_gets_all_and_then_what_changes() {
     assert!(room.announce());
     let changed = json!({"peers": {"5": peer(Some("ann"), &json!({"x": 1}))}});
     assert_eq!(room.take(7), Some(changed));
-    // A peer that was owed the first message gets one that replaces it.
+    // A peer that had not received the first message gets one that replaces it.
     let mut all = both;
     all["peers"]["5"]["value"] = json!({"x": 1});
     assert_eq!(room.take(5), Some(all));
@@ -188,7 +188,7 @@ fn a_message_is_encoded_once_for_all_its_receivers() {
         assert_eq!(Rc::strong_count(&first), 1, "the room holds nothing");
         room.set(0, "1").unwrap();
     }
-    // Two that have missed messages share theirs, although they have missed different ones.
+    // Two peers that have missed messages share theirs, although they have missed different ones.
     for value in ["2", "3"] {
         room.announce();
         room.take(0);
@@ -232,8 +232,8 @@ fn a_slow_peer_is_sent_the_latest_and_never_more_than_one_message() {
     }
 }
 
-/// P161: it must neither miss a change between its `all` message and the next one, nor see a peer
-/// that is gone.
+/// P161: the peer must neither miss a change between its `all` message and the next one, nor see a
+/// peer that is gone.
 #[test]
 fn changes_around_an_all_message_are_not_missed() {
     let mut room = PeersRig::new(SETTINGS);
@@ -247,11 +247,12 @@ fn changes_around_an_all_message_are_not_missed() {
     room.announce();
     room.set(2, "2").unwrap();
     room.announce();
-    // Its `all` message is made here, and contains the change that is not announced yet.
+    // Its `all` message is built here, and contains the change that is not announced yet.
     room.set(2, "3").unwrap();
     apply(&mut replica, &room.take(1).unwrap());
     assert_eq!(replica["2"]["value"], json!(3));
-    // Another one would be given the same message, which must no longer be used once a peer leaves.
+    // Another peer would be given the same message, which must not be used again once a peer
+    // leaves.
     room.set(2, "4").unwrap();
     room.leave(3);
     assert_eq!(room.take(2), None);
@@ -263,10 +264,10 @@ fn changes_around_an_all_message_are_not_missed() {
     assert_eq!(json!(replica), all["peers"]);
 }
 
-/// P165: "presence of a dead peer kept" was a bug of other systems.
+/// P165: "presence of a dead peer kept" was a bug in other systems.
 #[test]
 fn a_peer_that_has_left_is_in_no_later_message() {
-    // The message that is owed when the peer leaves: the latest, an `all` message, or none.
+    // The message that is pending when the peer leaves: the latest, an `all` message, or none.
     for missed_count in 0..3 {
         let mut room = PeersRig::new(SETTINGS);
         room.join(1, None, None);
@@ -296,7 +297,7 @@ fn a_peer_that_has_left_is_in_no_later_message() {
     }
 }
 
-/// P165: "a late presence update that revives a peer who left" was a bug of other systems.
+/// P165: "a late presence update that revives a peer who left" was a bug in other systems.
 #[test]
 fn a_late_value_does_not_revive_a_peer() {
     let mut room = PeersRig::new(SETTINGS);
@@ -325,7 +326,7 @@ fn a_late_value_does_not_revive_a_peer() {
     assert!(!room.announce());
 }
 
-/// P166: "a peer shown twice after a reconnect" was a bug of other systems.
+/// P166: "a peer shown twice after a reconnect" was a bug in other systems.
 #[test]
 fn a_peer_that_reconnects_replaces_itself_in_one_message() {
     for is_announced_before in [true, false] {
@@ -405,7 +406,7 @@ fn the_entries_of_all_peers_are_limited() {
     );
     room.announce();
     assert_eq!(room.take(3).unwrap()["peers"].as_object().unwrap().len(), 2);
-    // One that is not listed leaves unnoticed; one that is makes room for the next.
+    // An unlisted peer leaves unnoticed; a listed one makes room for the next.
     room.leave(3);
     room.announce();
     assert_eq!(room.take(1).unwrap()["left"], json!(null));

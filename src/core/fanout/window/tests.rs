@@ -1,4 +1,4 @@
-//! A window against all bytes that were ever pushed to it.
+//! A window, compared with all bytes that were ever pushed to it.
 
 use proptest::prelude::*;
 
@@ -166,7 +166,7 @@ proptest! {
 
 /// P167.
 #[test]
-fn a_cast_is_sent_after_the_op_before_it_and_is_no_op() {
+fn a_cast_is_sent_after_the_op_before_it_and_is_not_an_op() {
     let (mut window, mut pool) = (Window::new(Seq::new(4)), WindowPool::default());
     let cast = |window: &mut Window, pool: &mut WindowPool| {
         window.push_cast(pool, 10, |out| out.extend_from_slice(&[1; 10]));
@@ -195,7 +195,7 @@ fn a_cast_is_sent_after_the_op_before_it_and_is_no_op() {
 }
 
 #[test]
-fn frames_that_nobody_was_sent_yet_stay() {
+fn frames_not_yet_sent_to_anyone_stay() {
     let (mut window, mut pool) = (Window::new(Seq::NONE), WindowPool::default());
     for seq in 1..=20 {
         window.push(

@@ -48,7 +48,7 @@ fn unfinished_messages_share_a_budget_and_small_ones_are_never_dropped() {
         rig.receive(small, &fragment(SESSION_BYTES_SPARED - 100));
         let mut clients = Vec::new();
         for number in 0..100 {
-            // Heads are the shortest, so it takes the most clients to fill the budget with them.
+            // Heads are the shortest, so filling the budget with them takes the most clients.
             let client = if kind == "head" {
                 rig.accept(false)
             } else {
@@ -303,7 +303,7 @@ fn unread_corrections_have_a_budget_and_clients_that_read_are_kept() {
         rig.op(loser, &format!("k{key}"), "1", 1);
         rig.shard.invariants();
         assert!(shared(&rig) <= (BUDGET + 61_000) as u64, "{}", shared(&rig));
-        // A client that reads receives its correction, however much others leave unread.
+        // A client that reads receives its correction, no matter how much others leave unread.
         rig.op(innocent, "k0", "1", 1);
         assert_eq!(rig.seen(innocent).len(), 1);
     }
@@ -482,7 +482,7 @@ fn head_and_get_return_the_number_of_users() {
 /// Memory that no client holds, such as a message that a room keeps for its slow peers, counts
 /// towards the budget. If no client holds anything, none is evicted.
 #[test]
-fn nobody_is_evicted_for_what_no_client_holds() {
+fn no_client_is_evicted_for_memory_that_no_client_holds() {
     let mut rig = Rig::new(|config| config.session_bytes_max = 100_000);
     let client = rig.join("w", None);
     let message = Rc::new(vec![0; 200_000]);

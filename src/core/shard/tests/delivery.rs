@@ -1,4 +1,4 @@
-//! Delivery: what each session is sent, and when.
+//! Tests of what each session is sent, and when.
 
 use super::rig::{Rig, frame, head, look, op};
 use crate::core::fanout::room::RoomId;
@@ -174,7 +174,7 @@ fn an_answer_delayed_by_the_log_is_sent_with_the_commit() {
     let mut rig = Rig::new(|_| ());
     let writer = rig.join("w", None);
     rig.seen(writer);
-    // The correction is owed before the commit of the op that it shows has begun.
+    // The correction is queued before the commit of the op that it shows has begun.
     rig.receive_only(writer, &[op("k", "1", 10), op("k", "2", 9)].concat());
     rig.turn();
     assert_eq!(rig.shard.sends.waiting(), [rig.peers[writer].client.id]);

@@ -42,7 +42,7 @@ pub fn workspace(rig: &mut Rig) -> &Workspace {
     &rig.shard.rooms[id].workspace
 }
 
-/// Applies and logs an op of no client to the workspace `w`, without a turn.
+/// Applies and logs an op that no client sent to workspace `w`, without running a turn.
 pub fn apply(rig: &mut Rig, key: &str, timestamp: u64, change: Change<'_>) {
     let id = room(rig);
     let shard = &mut rig.shard;
@@ -91,7 +91,7 @@ pub fn write(rig: &mut Rig, key: &str, timestamp: u64, change: Change<'_>) {
     rig.run();
 }
 
-/// Returns the records of `w` on the disk, each as a text, in order.
+/// Returns the records of `w` on the disk as strings, in order.
 pub fn logged(rig: &mut Rig) -> Vec<String> {
     let mut records = Vec::new();
     rig.disk.replay(|op| {
@@ -117,8 +117,8 @@ pub fn logged(rig: &mut Rig) -> Vec<String> {
     records
 }
 
-/// Returns a workspace read from the log with `count` keys that expired while the server was down,
-/// and a live one.
+/// Returns a workspace read from the log, with `count` keys that expired while the server was down
+/// and one live key.
 fn with_expired(count: u64) -> Vec<Workspace> {
     let mut workspace = Workspace::new("w", 5);
     for seq in 1..=count {
@@ -156,7 +156,7 @@ fn a_key_expires_at_its_time_with_the_next_timestamp() {
         assert_eq!(rig.seen_at(reader), [(3000, "k=null@6".to_owned())]);
         rig.sleep_until(4.0);
         let records = ["k=1@5", "kept=2@6", "k deleted@6 after 3 s"];
-        // In `none` mode nothing is synced, and the rig keeps only what was.
+        // In `none` mode nothing is synced, and the rig keeps only synced ops.
         if durability != Durability::None {
             assert_eq!(logged(&mut rig), records, "{durability:?}");
         }
@@ -193,7 +193,7 @@ fn a_later_write_moves_the_expiry_or_ends_it() {
 
 /// P124.
 ///
-/// In `always` mode nobody sees that a key expired before that is on disk.
+/// In `always` mode no client sees that a key has expired before the expiry is on disk.
 #[test]
 fn an_expiry_is_not_visible_before_it_is_durable() {
     let mut rig = Rig::new(|_| ());
@@ -234,7 +234,7 @@ fn an_expiry_that_is_lost_with_the_log_happens_again() {
     let ended = rig.end_log_with(true, |left| left);
     assert!(matches!(ended, Some(LogOperation::Commit)));
     rig.run();
-    // Nobody sent the op, so nobody is told that it was lost.
+    // No client sent the op, so no client is notified that it was lost.
     assert_eq!(rig.seen(reader), ["close 1011", "gone"]);
     assert_eq!(rig.shard.counters().refused_log_failed, 0);
     assert_eq!(logged(&mut rig), ["k=1@5"]);
@@ -271,8 +271,8 @@ fn keys_that_expired_while_the_server_was_down_are_never_served() {
 
 /// P125.
 ///
-/// A restart after a long time with many due expiries: each turn deletes a part of them, and other
-/// workspaces are served in the meantime.
+/// A restart after a long time, with many expiries due: each turn deletes some of the keys, and
+/// other workspaces are served in the meantime.
 #[test]
 fn many_due_expiries_are_spread_over_turns() {
     const COUNT: usize = 50 * EXPIRIES_PER_TURN_MAX + 1;
@@ -329,7 +329,7 @@ fn a_request_waits_for_expiries_no_longer_than_a_handshake_may_take() {
     assert_eq!(rig.seen(late), ["101", "init 1"]);
 }
 
-/// A full disk may stay full, and a state with a key too many is more useful than none.
+/// A full disk may stay full, and a state with an expired key in it is more useful than none.
 #[test]
 fn on_a_full_disk_nothing_expires_and_no_request_waits() {
     let mut rig = Rig::recovering(|_| ());

@@ -152,7 +152,7 @@ fn a_flood_does_not_starve_other_clients() {
     rig.seen(flooder);
     rig.receive_only(flooder, &pong().repeat(10 * MESSAGES_PER_TURN_MAX));
     for turn in 1..10_u64 {
-        // One op is applied in each turn, however much of the flood is still unread.
+        // One op is applied in each turn, no matter how much of the flood is still unread.
         rig.receive_only(writer, &op("k", "1", turn));
         rig.step();
         assert_eq!(rig.shard.counters().ops, turn);

@@ -1,4 +1,4 @@
-//! The generations of a shard: when they are recorded, and who may resume in them.
+//! The generations of a shard: when they are recorded, and which clients may resume in them.
 
 use super::rig::{LogOperation, Rig};
 use crate::core::shard::contract::{LoggedGenerations, Output};
@@ -167,7 +167,7 @@ fn a_client_resumes_in_the_current_and_in_the_previous_generation() {
         (resume(20, 6), OtherGeneration),
         (resume(10, 0), Resumed),
         (resume(10, 3), Resumed),
-        // These ops were lost when the server stopped, or are those of a copy.
+        // These ops were lost when the server stopped, or belong to a copy.
         (resume(10, 4), OtherGeneration),
         (resume(10, 6), OtherGeneration),
         (resume(9, 0), OtherGeneration),
@@ -199,7 +199,7 @@ fn without_a_previous_generation_only_the_current_one_is_resumed() {
 /// P140. P141.
 ///
 /// In `none` mode, a rebuild loses ops that clients have seen. Even a client that has seen none of
-/// them may have been sent a part of a state that leaves out what they had replaced.
+/// them may have been sent a part of a state that omits the entries that they had replaced.
 #[test]
 fn a_rebuild_begins_a_generation_at_the_ops_that_were_kept() {
     let mut rig = Rig::new(|config| config.durability = Durability::None);

@@ -226,7 +226,7 @@ fn a_correction_is_sent_once_it_is_durable() {
         let mut rig = rig(workspace_bytes(ENTRY_BYTES + 2));
         let writer = rig.join("w", None);
         rig.seen(writer);
-        // The correction is owed before the commit of the op that it shows has begun.
+        // The correction is queued before the commit of the op that it shows has begun.
         rig.receive_only(writer, &[op("k", "1", 1), op("k", "12", 2)].concat());
         rig.turn();
         assert!(rig.peers[writer].client.sending.is_none());
@@ -261,7 +261,7 @@ fn a_full_workspace_admits_no_client_until_one_leaves() {
     let elsewhere = ["a", "b", "c", "d", "e", "f"];
     let elsewhere = elsewhere.iter().find(|name| shard_of(name, 2) == 1);
     let elsewhere = elsewhere.expect("some name maps to the other shard");
-    // The owner of the workspace decides, whichever shard accepted the connection.
+    // The shard that owns the workspace decides, no matter which shard accepted the connection.
     let mut front = Rig::new(|config| (config.shards, config.limits) = (2, limits));
     let mut owner = Rig::new(|config| {
         (config.shard, config.shards, config.limits) = (1, 2, limits);

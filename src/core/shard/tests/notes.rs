@@ -118,7 +118,7 @@ fn without_a_journal_nothing_is_logged() {
     assert_eq!(rig.notes, []);
 }
 
-/// P117: version 1 accepts such timestamps, but whoever runs the server is told.
+/// P117: version 1 accepts such timestamps, but the operator is warned.
 #[test]
 fn timestamps_before_2001_are_counted_and_reported_once_per_connection() {
     let mut rig = rig();

@@ -178,7 +178,7 @@ fn a_closed_waiting_client_receives_no_op_after_the_state() {
     let (mut rig, [joiner]) = rig(1);
     ask(&mut rig, joiner, &head("w", None));
     rig.step();
-    // This op loses, so the client is owed the op that won.
+    // This op loses, so the client must be sent the op that won.
     rig.receive_only(joiner, &op("k0", "1", 0));
     rig.step();
     let id = rig.peers[joiner].client.id;

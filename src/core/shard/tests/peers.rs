@@ -157,7 +157,7 @@ pub enum Told {
     Error(u64, Option<(String, u64)>),
     Close(u16),
     Control,
-    /// The text of a message of version 2.
+    /// The text of a version 2 message.
     Version2(String),
 }
 
@@ -182,7 +182,7 @@ pub struct Client {
     pub status: Option<u16>,
 }
 
-/// A client that acts at random, and what is expected of it.
+/// A client that acts at random, and the expectations for it.
 #[expect(
     clippy::struct_excessive_bools,
     reason = "each says what is expected, or was seen"
@@ -201,7 +201,7 @@ pub struct Member {
     pub has_init: bool,
     /// The number of ops that had won when the client joined.
     pub joined_at: usize,
-    /// The ops that the client is owed, in order, unless it falls behind.
+    /// The ops that the client must still receive, in order, unless it falls behind.
     pub expected: VecDeque<Write>,
     pub corrections: Vec<Write>,
     pub last_place: Option<usize>,

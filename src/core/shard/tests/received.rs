@@ -1,4 +1,4 @@
-//! Checks what the simulated clients receive against the model.
+//! Checks the messages that the simulated clients receive against the model.
 
 use std::collections::BTreeMap;
 

@@ -46,7 +46,7 @@ fn a_tombstone_is_dropped_after_its_retention_and_raises_the_floor() {
 
 /// P127. P128.
 ///
-/// Seq and floor survive even if every entry is gone.
+/// The seq and the floor survive even if every entry is gone.
 #[test]
 fn an_empty_workspace_keeps_its_seq_and_its_floor_across_a_rebuild() {
     let mut rig = retaining(10);
@@ -128,7 +128,8 @@ fn a_tombstone_stays_while_a_slow_client_needs_it() {
     assert_eq!(rig.shard.counters().tombstones, 0);
 }
 
-/// Many tombstones that are due at once are dropped over several turns, with a floor each.
+/// Many tombstones that are due at once are dropped over several turns, each of which raises the
+/// floor.
 #[test]
 fn due_tombstones_are_dropped_in_slices() {
     let mut rig = retaining(10);
@@ -148,7 +149,7 @@ fn due_tombstones_are_dropped_in_slices() {
 
 // ---- a naive model ----
 
-/// A key as the model knows it. Its times are in seconds after the start.
+/// A key in the model. Its times are in seconds after the start.
 #[derive(Debug, Clone, Copy)]
 struct ModelKey {
     timestamp: u64,
@@ -158,7 +159,7 @@ struct ModelKey {
 
 const RETENTION_S: u64 = 20;
 
-/// A shard and what its workspace must hold.
+/// A shard, and the expected contents of its workspace.
 struct Checked {
     rig: Rig,
     keys: BTreeMap<String, ModelKey>,

@@ -50,9 +50,9 @@ pub struct Rig {
     pub disk: Disk,
     /// The open segment that the shard receives once its log has been read. `None` from then on.
     recovers_to: Option<OpenSegment>,
-    /// The generation that began last, or that begins when the log has been read.
+    /// The latest generation, or the one that begins once the log has been read.
     pub generation: Generation,
-    /// The generations before it that the log holds.
+    /// The earlier generations in the log.
     pub logged: LoggedGenerations,
     /// The log operation in flight.
     pub log: Option<Output>,

@@ -16,7 +16,7 @@ use crate::log::position::LogPosition;
 
 const PING: u8 = 9;
 
-/// Puts a server into a state.
+/// Brings a server into a particular state.
 type Setup<'a> = &'a dyn Fn(&mut Rig);
 
 // ---- joining ----
@@ -247,14 +247,14 @@ fn a_client_that_reads_no_answers_is_no_longer_read_from() {
     while rig.session(client).intake != Intake::Paused {
         rig.receive(client, &frame(PING, &[7; 100]));
         pings += 1;
-        assert!(pings < 1000, "the client is still being read");
+        assert!(pings < 1000, "the client is still being read from");
         // One answer is in flight, and the others wait.
         let waiting_bytes = rig.session(client).outbox.answer_bytes();
         let is_over = waiting_bytes > ANSWER_BYTES_MAX;
         assert_eq!(rig.session(client).intake == Intake::Paused, is_over);
         assert_eq!(rig.peers[client].client.receiving, !is_over);
     }
-    // It is not expected to show a sign of life while the server does not read from it.
+    // No sign of life is expected from it while the server does not read from it.
     rig.sleep_until(40.0);
     assert!(matches!(rig.session(client).state(), State::Open { .. }));
     rig.peers[client].reads = true;
@@ -341,7 +341,7 @@ fn a_full_batch_is_written_before_more_is_read() {
     while rig.session(writer).intake == Intake::Receiving {
         (count, written) = (count + 1, written + 1);
         rig.op(writer, "k", &value, count);
-        assert!(count < 100, "the client is still being read");
+        assert!(count < 100, "the client is still being read from");
     }
     let count_max = BATCH_BYTES_MAX / value.len() + 2;
     assert!((count_max - 1..=count_max).contains(&written));

@@ -57,7 +57,7 @@ fn a_flood_waits_while_a_light_writer_of_the_same_shard_is_served() {
     assert_eq!(rig.session(flood).intake, Intake::Held);
     assert!(
         !rig.peers[flood].client.receiving,
-        "the flood is still being read"
+        "the flood is still being read from the socket"
     );
     let taken = rig.shard.counters().ops;
     assert!(

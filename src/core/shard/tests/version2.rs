@@ -1,5 +1,5 @@
-//! The rules of version 2 of the protocol (P100 to P183), on the rig: joining, resuming, ops and
-//! deletes, `saved`, and clients of both versions in one workspace.
+//! Tests of the version 2 rules of the protocol (P100 to P183) on the rig: joining, resuming, ops
+//! and deletes, `saved`, and clients of both versions in one workspace.
 
 use std::collections::BTreeMap;
 
@@ -21,12 +21,12 @@ mod random;
 mod resuming;
 mod saved;
 
-/// The timestamp that the tests count from, so that theirs are short: `T + 5` is shown as 5.
+/// The base of the timestamps in the tests, which keeps them short: `T + 5` is shown as 5.
 const T: u64 = START_UNIX_S * SECOND_US - SECOND_US;
 
 // ---- what clients send ----
 
-/// Returns the request of a client of version 2 to join `workspace`; `query` is appended.
+/// Returns the request of a version 2 client to join `workspace`; `query` is appended.
 fn request(workspace: &str, token: &str, query: &str) -> String {
     let request = testing::upgrade_request(&format!("/v1/sync/{workspace}?token={token}{query}"));
     let upgrade = "Upgrade: websocket\r\n";
@@ -42,7 +42,7 @@ fn join(rig: &mut Rig, workspace: &str, query: &str) -> usize {
     place
 }
 
-/// Joins `workspace` with version 2, and forgets what the client received for it.
+/// Joins `workspace` with version 2, and discards what the client receives in reply.
 fn joined(rig: &mut Rig, workspace: &str) -> usize {
     let place = join(rig, workspace, "");
     let seen = told(rig, place);
@@ -65,7 +65,7 @@ fn delete(key: &str, after: u64) -> String {
     format!(r#""key":"{key}","deleted":true,"timestamp":{}"#, T + after)
 }
 
-/// Returns an op as a frame. An `id` of 0 is none.
+/// Returns an op as a frame. An `id` of 0 means no id.
 fn op(id: u64, payload: &str) -> Vec<u8> {
     let id = if id > 0 {
         format!(r#""id":{id},"#)
@@ -90,7 +90,7 @@ fn told(rig: &mut Rig, place: usize) -> Vec<String> {
     rig.seen(place).iter().map(|text| brief(text)).collect()
 }
 
-/// Returns the messages that a client of version 2 received since the last call.
+/// Returns the messages that a version 2 client received since the last call.
 fn messages(rig: &mut Rig, place: usize) -> Vec<Value> {
     let texts = rig
         .seen(place)
@@ -103,7 +103,7 @@ fn messages(rig: &mut Rig, place: usize) -> Vec<Value> {
 
 fn brief(text: &str) -> String {
     if !text.starts_with('{') {
-        // An op that a client of version 1 received.
+        // An op that a version 1 client received.
         return match text.rsplit_once('@') {
             Some((op, timestamp)) => format!("{op}@{}", after(timestamp.parse().ok())),
             None => text.to_owned(),
@@ -149,7 +149,7 @@ fn after(timestamp: Option<u64>) -> String {
         .map_or_else(|| format!("({timestamp})"), |after| after.to_string())
 }
 
-/// An entry, a tombstone or an op that a client of version 2 received.
+/// An entry, a tombstone or an op that a version 2 client received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct ShownChange {
     key: String,
@@ -183,7 +183,7 @@ fn entries(payload: &Value) -> Vec<ShownChange> {
     let list = |name: &str| {
         payload[name]
             .as_array()
-            .expect("both lists are there")
+            .expect("both lists are present")
             .clone()
     };
     let live = list("entries")
@@ -204,7 +204,7 @@ fn entries(payload: &Value) -> Vec<ShownChange> {
 #[derive(Debug, Clone, Default)]
 struct Replica {
     held: BTreeMap<String, ShownChange>,
-    /// What is left of the state before a `full` one.
+    /// What remains of the state from before a `full` one.
     unconfirmed: BTreeMap<String, ShownChange>,
     /// The resume point.
     seq: u64,
@@ -279,7 +279,7 @@ impl Replica {
     }
 }
 
-// ---- workspaces to begin with ----
+// ---- initial workspaces ----
 
 /// Returns the workspace `w` with these changes, of which the n-th has the timestamp `T + n`. A
 /// change without a value is a delete.
@@ -302,7 +302,7 @@ fn workspace(changes: &[(&str, Option<&str>)]) -> Workspace {
     workspace
 }
 
-/// Drops all tombstones of a workspace, so that it has a floor.
+/// Drops all tombstones of a workspace, which gives it a floor.
 fn drop_tombstones(workspace: &mut Workspace) {
     let dropped = workspace.drop_tombstones((u64::MAX, 0), usize::MAX, None, UNMARKED);
     assert!(dropped.is_some(), "there are tombstones");
@@ -313,7 +313,7 @@ fn since(seq: u64, generation: &str) -> String {
     format!("&since={seq}&generation={generation}")
 }
 
-/// Returns the current generation, as a client of another workspace learns it.
+/// Returns the current generation, as a client of another workspace sees it.
 fn generation(rig: &mut Rig) -> String {
     let client = join(rig, "elsewhere", "");
     let welcome = messages(rig, client).swap_remove(0);

@@ -20,7 +20,7 @@ fn ask(rig: &mut Rig, request: &str) -> usize {
     client
 }
 
-/// Returns the bytes that a client has received and not parsed yet, such as the body of an answer.
+/// Returns the bytes that a client has received but not parsed yet, such as the body of an answer.
 fn text(rig: &Rig, client: usize) -> String {
     String::from_utf8_lossy(&rig.peers[client].client.incoming).into_owned()
 }
@@ -180,7 +180,7 @@ fn bytes_after_a_waiting_request_are_bounded() {
     while rig.peers[client].client.receiving {
         rig.receive(client, &op("k", "1", 5 + sent).repeat(10));
         sent += 1;
-        assert!(sent < 100, "the client is still being read");
+        assert!(sent < 100, "the client is still being read from");
     }
     let id = rig.peers[client].client.id;
     let request = rig

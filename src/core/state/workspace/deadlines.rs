@@ -1,4 +1,4 @@
-//! What happens in a workspace as time passes: keys expire, and tombstones are dropped after their
+//! The effects of time on a workspace: keys expire, and tombstones are dropped after their
 //! retention. A dropped tombstone raises the *floor*, which keeps refusing the writes that the
 //! tombstone refused.
 
@@ -28,7 +28,7 @@ impl Workspace {
         lifetimes.map_or(0, |lifetimes| lifetimes.tombstones_count())
     }
 
-    /// Returns the number of keys that expire.
+    /// Returns the number of keys that have an expiry.
     #[must_use]
     pub fn expiries_count(&self) -> usize {
         let lifetimes = self.lifetimes.as_ref();
@@ -53,8 +53,8 @@ impl Workspace {
     /// Returns the Unix time in microseconds at which a tombstone has been kept for `retention_us`,
     /// and is not in the future.
     ///
-    /// The second matters if the retention is shorter than the skew that clients are allowed. A
-    /// floor in the future would refuse what is written now to any key without an entry.
+    /// The second condition matters if the retention is shorter than the clock skew that clients
+    /// are allowed. A floor in the future would refuse current writes to any key without an entry.
     #[must_use]
     pub fn next_drop_us(&self, retention_us: u64) -> Option<u64> {
         let (deleted_at_us, slot) = self.oldest_tombstone()?;
@@ -62,13 +62,13 @@ impl Workspace {
         Some(deleted_at_us.saturating_add(retention_us).max(timestamp))
     }
 
-    /// Returns whether a key has expired at `unix_us` and was not deleted yet.
+    /// Returns whether a key has expired by `unix_us` and has not been deleted yet.
     #[must_use]
     pub fn has_expired(&self, unix_us: u64) -> bool {
         self.next_expired(unix_us).is_some()
     }
 
-    /// Returns the key that expired first, if it has expired at `unix_us`, with its timestamp.
+    /// Returns the key that expires first, with its timestamp, if it has expired by `unix_us`.
     #[must_use]
     pub fn next_expired(&self, unix_us: u64) -> Option<(&str, u64)> {
         let (at_us, slot) = self.lifetimes.as_ref()?.next_expiry()?;
@@ -81,8 +81,8 @@ impl Workspace {
     /// The tombstones after the seq `needed_after` are kept, since a client still needs them.
     ///
     /// Tombstones are dropped in the order of their seqs, so that none is left up to
-    /// [`Floor::dropped_seq`]. If the clock was set back meanwhile, later ones wait for earlier
-    /// ones.
+    /// [`Floor::dropped_seq`]. If the clock was set back in the meantime, later ones wait for
+    /// earlier ones.
     pub fn drop_tombstones(
         &mut self,
         (unix_us, retention_us): (u64, u64),
@@ -107,11 +107,11 @@ impl Workspace {
         })
     }
 
-    /// Begins a generation with the state as it was read back: drops the tombstones that the floor
+    /// Begins a generation with the state that was read back: drops the tombstones that the floor
     /// covers, whose records may still be in the log.
     ///
-    /// Must not be called while another part of the log remains to be merged: it may hold an older
-    /// write of a key, which its tombstone must supersede.
+    /// Must not be called until every part of the log has been merged: an unmerged part may hold an
+    /// older write of a key, which its tombstone must supersede.
     pub fn begin_generation(&mut self) {
         let dropped_seq = self.floor.dropped_seq;
         while let Some((_, slot)) = self.oldest_tombstone()
@@ -191,7 +191,7 @@ impl Workspace {
         }
     }
 
-    /// Returns the change that made an entry what it is.
+    /// Returns the change that produced an entry.
     pub(super) fn change_of(&self, slot: u32) -> Change<'_> {
         let entry = &self.entries[slot as usize];
         let lifetimes = self.lifetimes.as_ref().filter(|_| entry.is_timed);

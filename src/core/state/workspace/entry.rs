@@ -53,7 +53,7 @@ pub struct Entry {
     pub(super) key_bytes: u16,
     /// Whether the entry is a tombstone, which has no value.
     pub(super) is_deleted: bool,
-    /// Whether the workspace knows a time of the entry: its expiry, or that of its deletion.
+    /// Whether the workspace stores a time for the entry: its expiry, or the time of its deletion.
     pub(super) is_timed: bool,
 }
 
@@ -99,7 +99,7 @@ impl Entry {
         self.writer
     }
 
-    /// Returns whether an op is the one that this entry holds.
+    /// Returns whether this entry holds exactly this op.
     pub(super) fn is(&self, edit: &Edit<'_>) -> bool {
         let is_deleted = matches!(edit.change, Change::Delete { .. });
         edit.timestamp == self.timestamp

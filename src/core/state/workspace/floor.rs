@@ -9,10 +9,10 @@ pub struct Floor {
     /// The greatest timestamp of a dropped tombstone, 0 if none was dropped. An op on a key without
     /// an entry loses unless its timestamp is greater.
     pub timestamp: u64,
-    /// The greatest seq of a dropped tombstone. A client that has not seen it cannot be sent what
-    /// has changed since, because that includes tombstones that no longer exist.
+    /// The greatest seq of a dropped tombstone. A client that has not seen it cannot be sent the
+    /// changes since then, because they include tombstones that no longer exist.
     pub dropped_seq: Seq,
-    /// The mark of the segment that holds its record.
+    /// The mark of the segment that holds the floor's record.
     pub mark: Mark,
 }
 
@@ -29,6 +29,6 @@ impl Floor {
 pub struct Dropped {
     /// The number of tombstones.
     pub count: u64,
-    /// The mark of the record of the floor before, which the new record supersedes.
+    /// The mark of the previous floor's record, which the new record supersedes.
     pub replaced: Mark,
 }

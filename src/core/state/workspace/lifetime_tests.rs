@@ -95,7 +95,7 @@ impl TombstoneModel {
         expiry_us.into_iter().chain(drop_us).min()
     }
 
-    /// Returns the ops of a log that holds nothing superseded.
+    /// Returns the ops of a log without superseded ops.
     fn ops(&self) -> Vec<LoggedOp<'_>> {
         let entries = self.held.iter().map(|(key, held)| LoggedOp {
             workspace: "w",
@@ -135,7 +135,7 @@ fn change_of(held: &Held) -> Change<'_> {
     }
 }
 
-/// Compares everything that a workspace knows with the model.
+/// Compares all the state of a workspace with the model.
 fn check(workspace: &Workspace, model: &TombstoneModel) {
     let entries = workspace.changed_since(Seq::NONE, None);
     let mut held = BTreeMap::new();
@@ -164,7 +164,7 @@ fn check(workspace: &Workspace, model: &TombstoneModel) {
     assert_eq!(workspace.next_due_us(RETENTION_US), model.next_due_us());
     let bytes: usize = model.ops().iter().map(op_bytes).sum();
     assert_eq!(workspace.log_bytes(), bytes as u64);
-    // The init message holds exactly the live keys, in the length that was announced.
+    // The init message contains exactly the live keys and has the announced length.
     let mut init = Vec::new();
     workspace.put_init(&mut init);
     let text = String::from_utf8_lossy(&init[init.len() - workspace.init_fields().len() - 2..])
@@ -188,7 +188,7 @@ enum LifetimeStep {
     Edit(u8, Option<u8>, u64, Option<u64>, Option<u64>),
     /// Time passes.
     Wait(u64),
-    /// The workspace is read back from a log: whether in order, and split at this place.
+    /// The workspace is read back from a log, in order or not, split at this position.
     Restore(bool, usize),
 }
 
@@ -212,7 +212,7 @@ fn steps() -> impl Strategy<Value = Vec<LifetimeStep>> {
     prop::collection::vec(step, 1..80)
 }
 
-/// Deletes what has expired and drops old tombstones, as a shard does.
+/// Deletes expired keys and drops old tombstones, as a shard does.
 fn pass(workspace: &mut Workspace, model: &mut TombstoneModel, now_us: u64) {
     while let Some((key, timestamp)) = workspace.next_expired(now_us) {
         let key = key.to_owned();
@@ -261,7 +261,7 @@ fn restored(model: &TombstoneModel, is_reversed: bool, split: usize) -> Workspac
 }
 
 proptest! {
-    /// P120, P124, P127, P128: deletes, expiries and dropped tombstones, also across a restart.
+    /// P120, P124, P127, P128: deletes, expiries and dropped tombstones, also across restarts.
     #[test]
     fn a_workspace_agrees_with_a_model_that_has_tombstones(steps in steps()) {
         let mut workspace = Workspace::new("w", 1);

@@ -1,4 +1,4 @@
-//! The entries of a workspace that change by themselves as time passes: keys that expire, and
+//! The entries of a workspace that change merely because time passes: keys that expire, and
 //! tombstones, which are dropped after their retention.
 //!
 //! Each entry costs memory, but nothing per turn: the earliest deadline is at the front of an
@@ -17,7 +17,8 @@ use crate::seq::Seq;
 /// `times`.
 #[derive(Debug, Default)]
 pub(super) struct Lifetimes {
-    /// The expiry of a live entry, or the time at which a tombstone was made, in Unix microseconds.
+    /// The expiry of a live entry, or the time at which a tombstone was created, in Unix
+    /// microseconds.
     times: HashMap<u32, u64, FixedState>,
     /// The live entries that expire, in the order of their expiry.
     expiries: BTreeSet<(u64, u32)>,
@@ -57,7 +58,7 @@ impl Lifetimes {
         self.expiries.first().copied()
     }
 
-    /// Returns the slot of the tombstone with the lowest seq, and the time at which it was made.
+    /// Returns the slot of the tombstone with the lowest seq, and the time at which it was created.
     pub fn oldest_tombstone(&self) -> Option<(u64, u32)> {
         let (_, slot) = *self.tombstones.first()?;
         Some((self.times[&slot], slot))

@@ -1,4 +1,4 @@
-//! A run of random outcomes against a naive file.
+//! A run with random outcomes, compared with a naive file.
 
 use proptest::prelude::*;
 
@@ -21,8 +21,8 @@ enum Action {
     Settle,
     Finish(Fate),
     GiveUp,
-    /// Keeps the failed segment up to the last op that was shown if true, or else only up to the
-    /// last synced one.
+    /// If true, keeps the failed segment up to the last op that was sent to clients; otherwise,
+    /// only up to the last synced one.
     Reopen(bool),
     Wait(u64),
 }
@@ -140,7 +140,7 @@ impl Rig {
                     Fate::Fail => (left / 2, Err(failure())),
                 };
                 file.bytes.extend_from_slice(&bytes[from..from + count]);
-                // A part of a batch is on disk, too, but nothing may rely on it.
+                // Part of a batch is on disk as well, but nothing may rely on it.
                 if self.writes_through && matches!(outcome, Ok(count) if count == left) {
                     file.synced = file.bytes.len();
                 }
@@ -308,7 +308,7 @@ proptest! {
     ) {
         let mut rig = Rig::new(durability, writes_through);
         for action in actions {
-            // A log that has already failed is not given up again.
+            // A log that has already failed is not abandoned again.
             if !(matches!(action, Action::GiveUp) && rig.commit.is_failed()) {
                 rig.act(action);
                 rig.check();

@@ -9,7 +9,7 @@ use crate::log::mortal_disk::MortalDisk;
 use crate::log::record::FloorRecord;
 use crate::log::recovery::FolderGeneration;
 
-/// A workspace, in a server and as it is replayed.
+/// A workspace, both in the server and after a replay.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct ModelWorkspace {
     /// The timestamp, the seq and the value of each key; a tombstone has no value.
@@ -18,7 +18,7 @@ struct ModelWorkspace {
 }
 
 impl ModelWorkspace {
-    /// Visits an op in any order.
+    /// Adds an op; ops may come in any order.
     fn replay(&mut self, op: &LoggedOp<'_>) {
         self.floor.seq = self.floor.seq.max(op.seq);
         if let Some(floor) = op.floor() {
@@ -96,7 +96,7 @@ enum ModelStep {
     Restart {
         shards: u32,
     },
-    /// Compacts the folders of these shards, or all.
+    /// Compacts the folders of these shards, or all folders.
     Compact {
         shards: Vec<u32>,
         settings: Settings,
@@ -327,7 +327,7 @@ impl ModelServer {
         self.directory = Some(Arc::new(DataDirectory::open(self.root.path()).unwrap()));
     }
 
-    /// Checks that the log is that of this server, and returns the number of records in it.
+    /// Checks that the log matches this server's state, and returns its number of records.
     fn check(&self) -> usize {
         let (report, spaces, records) = replayed(self.directory());
         assert_eq!(spaces, self.spaces);
@@ -336,7 +336,7 @@ impl ModelServer {
         records
     }
 
-    /// Returns the number of records that a log without dead ones has.
+    /// Returns the number of records in a log without dead ones.
     fn live_records(&self) -> usize {
         let of_space = |space: &ModelWorkspace| {
             space.entries.len() + usize::from(space.floor.dropped_seq > Seq::NONE)
@@ -379,7 +379,7 @@ fn a_dropped_tombstone_stays_while_an_older_segment_has_a_write_of_its_key() {
     server.retain_one();
     server.rotate();
     // A tenth of the first segment is dead, which is not worth a rewrite. More than a quarter of
-    // the second one would be, if it could do without the tombstone.
+    // the second one would be dead, if the tombstone were not needed.
     let before = server.check();
     server.compact(&[], settings(4));
     assert_eq!(server.check(), before);
@@ -409,7 +409,7 @@ fn a_dropped_tombstone_stays_while_another_folder_has_a_write_of_its_key() {
         if is_partial {
             compaction = compaction.only(only);
         }
-        // The folder with the tombstone is first, and the server stops after it.
+        // The folder with the tombstone comes first, and the server stops after compacting it.
         while compaction.outcome().segments_written == 0
             && compaction.step(&mut |_| ControlFlow::Continue(())).unwrap()
         {}
@@ -449,11 +449,11 @@ fn the_seq_and_the_floor_survive_the_last_tombstone() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
-    /// Whatever is deleted, forgotten and compacted, and wherever a compaction is killed: replay
-    /// restores what the server had, floors and seqs included, no deleted key comes back, and in
-    /// the end nothing dead is left.
+    /// Whatever is deleted, dropped and compacted, and wherever a compaction is killed, replay
+    /// restores the server's state, including floors and seqs, no deleted key comes back, and in
+    /// the end no dead record is left.
     #[test]
-    fn replay_restores_what_the_server_had(steps in prop::collection::vec(any_step(), 1..120)) {
+    fn replay_restores_the_servers_state(steps in prop::collection::vec(any_step(), 1..120)) {
         let mut server = ModelServer::new();
         server.start(2);
         for step in &steps {
@@ -471,10 +471,10 @@ proptest! {
         prop_assert_eq!(server.check(), server.live_records());
     }
 
-    /// Records that no server writes, such as floors of which each has a greater field: they are
-    /// replayed as without a compaction.
+    /// Records that no server writes, such as floors that do not cover each other, are replayed as
+    /// they would be without a compaction.
     #[test]
-    fn any_records_are_replayed_as_without_a_compaction(
+    fn compaction_does_not_change_the_replay_of_any_records(
         segments in prop::collection::vec(
             (0..2_u32, prop::collection::vec((0..5_u8, 0..4_u64, 1..5_u64, any::<bool>()), 1..6)),
             1..8,

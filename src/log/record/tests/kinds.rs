@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn the_bytes_of_the_other_kinds_are_those_of_the_table() {
+fn the_bytes_of_the_other_kinds_match_the_table() {
     let us = 0x0807_0605_0403_0201;
     let expiring = Change::Write {
         value: "true",
@@ -48,7 +48,7 @@ fn the_bytes_of_the_other_kinds_are_those_of_the_table() {
     }
 }
 
-/// A change for which no key has a value, and which no user would call an op.
+/// A change that sets no key's value and is not an op in the user's sense.
 const FLOOR: Change<'_> = Change::Floor {
     dropped_seq: Seq::new(3),
 };
@@ -57,7 +57,7 @@ const GENERATION: Change<'_> = Change::Generation {
     shards: 2,
 };
 
-/// The record of an op, header and rest, whether or not it keeps the rules of its kind.
+/// The record of an op, header and rest, whether or not it follows the rules for its kind.
 fn record_of(op: &LoggedOp<'_>) -> ([u8; OP_HEADER_BYTES], Vec<u8>) {
     let mut header = [0; OP_HEADER_BYTES];
     header[8..16].copy_from_slice(&op.seq.get().to_le_bytes());
@@ -153,7 +153,7 @@ fn a_segment_of_format_1_is_read_and_has_only_writes() {
 }
 
 #[test]
-fn a_floor_covers_another_if_none_of_its_fields_is_less() {
+fn a_floor_covers_another_if_none_of_its_fields_is_smaller() {
     let floor = |floor, seq, dropped_seq| FloorRecord {
         floor,
         seq: Seq::new(seq),
@@ -177,8 +177,9 @@ fn a_floor_covers_another_if_none_of_its_fields_is_less() {
 }
 
 #[test]
-fn content_that_no_writer_makes_is_told_apart_from_a_torn_tail() {
-    // Each alters a record's field and then seals the batch again, so that all checksums are right.
+fn content_that_no_writer_produces_is_not_a_torn_tail() {
+    // Each alters a field of a record and then seals the batch again, so that all checksums are
+    // correct.
     let cases: [(usize, u8); 5] = [(28, 0), (28, 6), (24, 200), (27, 1), (29, 0xC0)];
     for (at, value) in cases {
         let mut batch = Vec::new();

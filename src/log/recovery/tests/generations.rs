@@ -1,4 +1,4 @@
-//! The generations that a log has, and the one from which a shard continues.
+//! The generations in a log, and the one that a shard continues.
 
 use super::*;
 
@@ -23,32 +23,33 @@ fn a_shard_continues_from_the_generation_that_was_certainly_the_last_to_write_it
     ];
     // The last generations, the shard, the number of shards now, and the expected id.
     let cases: &[(&[FolderGeneration], u32, u32, Option<u64>)] = &[
-        // A new log, or one of format 1.
+        // A new log, or one in format 1.
         (&[], 0, 1, None),
-        // All folders end with the last start, whatever the number of shards is now.
+        // All folders end with the last start, regardless of the current number of shards.
         (&[of(0, 7, 1, 2), of(1, 7, 1, 2)], 1, 2, Some(7)),
         (&[of(0, 7, 1, 2), of(1, 7, 1, 2)], 0, 1, Some(7)),
         (&[of(0, 7, 1, 2), of(1, 7, 1, 2)], 2, 3, Some(7)),
-        // Shard 1 was rebuilt: each of them continues from its own, but not with other workspaces.
+        // Shard 1 was rebuilt: each shard continues its own generation, but not with other
+        // workspaces.
         (&[of(0, 7, 1, 2), of(1, 8, 2, 2)], 0, 2, Some(7)),
         (&[of(0, 7, 1, 2), of(1, 8, 2, 2)], 1, 2, Some(8)),
         (&[of(0, 7, 1, 2), of(1, 8, 2, 2)], 0, 1, None),
         (&[of(0, 7, 1, 2), of(1, 8, 2, 2)], 2, 3, None),
-        // There were four shards once, and there have been two for a while.
+        // There used to be four shards, and there have been two for a while.
         (&four, 1, 2, Some(8)),
-        // Four again: what shards 2 and 3 had was with shards 0 and 1 in between.
+        // Four again: in between, the workspaces of shards 2 and 3 belonged to shards 0 and 1.
         (&four, 3, 4, None),
         (&four, 0, 4, None),
         // A start with two shards was killed when only shard 1 had written anything.
         (&[of(0, 7, 1, 1), of(1, 8, 2, 2)], 0, 1, None),
         (&[of(0, 7, 1, 1), of(1, 8, 2, 2)], 1, 2, Some(8)),
-        // The same number is a start and a rebuild that do not know of each other.
+        // The same number belongs to a start and to a rebuild that knew nothing of each other.
         (&[of(0, 7, 2, 1), of(1, 8, 2, 2)], 0, 1, None),
         // A repair has lost ops of one folder, or of the only one.
         (&[of(0, 7, 1, 2), repair(1, 2)], 0, 2, None),
         (&[of(0, 7, 1, 2), repair(1, 2)], 1, 2, None),
         (&[repair(0, 2)], 0, 1, None),
-        // The starts after the repair are as good as any.
+        // The starts after the repair may be continued like any others.
         (&[of(0, 9, 3, 1), repair(1, 2)], 0, 1, Some(9)),
     ];
     for (folders, shard, shards, expected) in cases {

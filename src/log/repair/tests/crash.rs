@@ -4,8 +4,8 @@ use super::kinds::formats;
 use super::*;
 use crate::log::mortal_disk::MortalDisk;
 
-/// Returns a log that requires everything a repair can do at once: segments in each other's place,
-/// a damaged one, a missing one, strays, no `meta.json`.
+/// Returns a log that requires everything a repair can do at once: segments with swapped names, a
+/// damaged one, a missing one, strays, no `meta.json`.
 fn ruined() -> Log {
     let mut log = Log::sample();
     log.segment(0, &[vec!["demo"], vec!["other"]]);

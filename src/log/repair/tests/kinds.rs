@@ -13,7 +13,7 @@ pub fn formats(data: &Path) -> (u16, Vec<u16>) {
 }
 
 #[test]
-fn a_log_of_format_1_is_read_as_it_is_and_upgraded_by_a_repair_that_writes_segments() {
+fn a_format_1_log_is_read_unchanged_and_upgraded_by_a_repair_that_writes_segments() {
     let log = Log::sample_of_format_1();
     let before = log.contents();
     assert_eq!(read(log.data()).unwrap(), log.ops());
@@ -21,7 +21,7 @@ fn a_log_of_format_1_is_read_as_it_is_and_upgraded_by_a_repair_that_writes_segme
     log.plan().run().unwrap();
     assert_eq!(formats(log.data()), (1, vec![1; 3]));
     assert_eq!(log.contents(), before);
-    // A repair that only renames and sets aside does not close the way back.
+    // A repair that only renames files and sets them aside does not prevent a downgrade.
     fs::write(log.path(0, 9), "no segment").unwrap();
     log.plan().run().unwrap();
     assert_eq!(formats(log.data()), (1, vec![1; 3]));
@@ -34,7 +34,7 @@ fn a_log_of_format_1_is_read_as_it_is_and_upgraded_by_a_repair_that_writes_segme
     assert_eq!(read(log.data()).unwrap(), expected);
 }
 
-/// A client that resumed from before the repair would keep what the log has lost.
+/// A client that resumed from before the repair would keep ops that the log has lost.
 #[test]
 fn nothing_continues_from_before_a_repair_that_lost_ops() {
     let log = Log::sample();
@@ -53,7 +53,7 @@ fn nothing_continues_from_before_a_repair_that_lost_ops() {
     assert_eq!(report.generations, [expected]);
     assert_eq!(previous_generation(&report.generations, 0, 1), None);
     drop(directory);
-    // The next repair is above this one.
+    // The next repair gets a higher number than this one.
     flip(&log.path(0, 3), 64 + 28 + 29 + 5);
     log.plan().run().unwrap();
     let directory = DataDirectory::open(log.data()).unwrap();
@@ -103,7 +103,7 @@ fn all_kinds_of_records_are_recovered() {
         }
         let first = header.first_position;
         seal_batch(&mut batch, header.salt(), first, first);
-        // The last byte of a record is in a text, so the record behind it is still found.
+        // The last byte of a record is in a text, so the record after it is still found.
         batch[ends[lost] - 1] ^= 1;
         fs::write(log.path(0, 1), [&header.encode()[..], &batch].concat()).unwrap();
         log.plan().run().unwrap();

@@ -1,4 +1,4 @@
-//! Random streams against a naive model, and against tungstenite's own reader.
+//! Random streams, compared with a naive model and with tungstenite's own reader.
 
 use std::io::{self, Cursor, Read, Write};
 
@@ -102,7 +102,7 @@ fn model_said(first: u8, payload: Vec<u8>, open: &mut Open) -> Result<Option<Sai
     let is_final = first & 0x80 != 0;
     let (kind, mut bytes) = open.take().unwrap_or((first & 15, Vec::new()));
     bytes.extend(payload);
-    // A text is invalid as soon as no further bytes could make it valid.
+    // Text is invalid as soon as no further bytes could make it valid.
     let is_bad = |error: std::str::Utf8Error| is_final || error.error_len().is_some();
     if kind == 1 && str::from_utf8(&bytes).is_err_and(is_bad) {
         return Err(1007);

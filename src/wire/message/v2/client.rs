@@ -1,4 +1,4 @@
-//! Messages from a client of version 2.
+//! Messages from a version 2 client.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,18 +10,18 @@ use crate::limits::{
 use crate::limits::{MESSAGE_ID_MAX, TIMESTAMP_MAX_US, TTL_MS_MAX};
 use crate::wire::message::error::MessageError;
 
-/// A message from a client of version 2, or the reason why it is refused.
+/// A message from a version 2 client, or the reason why it is refused.
 #[derive(Debug, PartialEq)]
 pub struct ClientEnvelope<'a> {
-    /// The number that the client gave the message, from 1 to [`MESSAGE_ID_MAX`]. It is known even
-    /// if the message is refused, unless the id itself is malformed. Whether ids increase is not
-    /// checked here.
+    /// The number that the client assigned to the message, from 1 to [`MESSAGE_ID_MAX`]. It is
+    /// known even if the message is refused, unless the id itself is malformed. Whether ids
+    /// increase is not checked here.
     pub id: Option<u64>,
     /// The message itself.
     pub content: Result<ClientMessage<'a>, RefusedMessage<'a>>,
 }
 
-/// The content of a message from a client of version 2.
+/// The content of a message from a version 2 client.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum ClientMessage<'a> {
     /// A write or a delete of one key (P115).
@@ -57,24 +57,24 @@ impl fmt::Debug for ClientMessage<'_> {
     }
 }
 
-/// The payload of an op of version 2.
+/// The payload of a version 2 op.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientOp<'a> {
     /// The key, unescaped: 1 to [`KEY_BYTES_MAX`] bytes.
     pub key: &'a str,
-    /// What the op does to the key.
+    /// The op's effect on the key.
     pub change: ClientChange<'a>,
     /// The timestamp in Unix microseconds, [`TIMESTAMP_MIN_US`] to [`TIMESTAMP_MAX_US`].
     pub timestamp: u64,
-    /// The timestamp that the key's entry must have, or else the op loses. 0: the key must have no
+    /// The timestamp that the key's entry must have for the op to win; 0 if the key must have no
     /// value.
     pub if_timestamp: Option<u64>,
 }
 
-/// What an op of a client does to its key.
+/// The effect of a client's op on its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientChange<'a> {
-    /// The key gets a value.
+    /// The key is set to a value.
     Write {
         /// The JSON text of the value, byte for byte as sent, without surrounding white space.
         value: &'a str,
@@ -94,12 +94,12 @@ pub struct RefusedMessage<'a> {
     pub error: ClientMessageError,
 }
 
-/// The reason why a text is not a valid message of version 2.
+/// The reason why a text is not a valid version 2 message.
 ///
 /// The error's text is sent to the client. It names the field and says what the field must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ClientMessageError {
-    /// A reason that version 1 has, too.
+    /// A reason that also exists in version 1.
     #[error(transparent)]
     Common(#[from] MessageError),
     /// `type` is missing or not a string that the server knows.
@@ -129,10 +129,10 @@ pub enum ClientMessageError {
     /// A delete has `payload.ttl_ms`.
     #[error("payload.ttl_ms is only for writes, not with \"deleted\":true")]
     DeletedTtl,
-    /// The value of a peer or of a cast is too long.
+    /// The value of a presence message or a cast is too long.
     #[error("payload.value must be at most {bytes_max} bytes of JSON")]
     ValueTooLong {
-        /// The most that this type of message may have.
+        /// The maximum for this type of message.
         bytes_max: usize,
     },
     /// `payload.token` is missing, empty or not a string.

@@ -1,4 +1,4 @@
-//! Parsing the messages of a client of version 2.
+//! Parsing the messages of a version 2 client.
 
 use std::borrow::Cow;
 use std::ops::RangeInclusive;
@@ -17,7 +17,7 @@ use crate::wire::message::error::MessageError;
 use crate::wire::message::walk::{Parser, Walk, timestamp_us};
 
 impl Parser {
-    /// Parses one text message of a client of version 2, ignoring unknown fields.
+    /// Parses one text message of a version 2 client, ignoring unknown fields.
     pub fn parse_v2<'a>(&'a mut self, text: &'a str) -> ClientEnvelope<'a> {
         self.read(text, |walk| match walk {
             Ok(walk) => envelope(walk),
@@ -36,7 +36,7 @@ struct Field<'a, 'n> {
 
 /// The known fields of an object.
 struct Fields<'a, 'n, const N: usize> {
-    /// The fields in the order in which they were asked for, without those that appear twice.
+    /// The fields in the order of the requested names, without those that appear twice.
     found: [Option<Field<'a, 'n>>; N],
     /// The path of the first field that appears twice.
     twice: Option<&'static str>,
@@ -201,7 +201,7 @@ fn change<'a>(
     }
 }
 
-/// Returns the value of a peer or of a cast.
+/// Returns the value of a presence message or a cast.
 fn short_value<'a>(
     payload: Option<Field<'a, '_>>,
     bytes_max: usize,

@@ -1,4 +1,4 @@
-//! The peers of a workspace, as a client of version 2 receives them (P161).
+//! The peers of a workspace, as a version 2 client receives them (P161).
 
 use super::server::write_nullable;
 use crate::limits::CONFLATED_BYTES_MAX;
@@ -12,11 +12,11 @@ const LEFT: &str = r#"},"left":["#;
 const END_OF_PEERS: &str = "}}}";
 const END_OF_LEFT: &str = "]}}";
 
-/// The memory that an empty frame keeps for the next one, in each of its lists.
+/// The memory that each list of an empty frame keeps for the next one.
 const BYTES_KEPT_MAX: usize = 2 * CONFLATED_BYTES_MAX;
 
 /// Appends a peer as a field of `peers`: `"7":{"user":"ann","value":null}`. `value` is JSON text;
-/// a peer that has set none has the value `null`.
+/// for a peer that has not set one, it is `null`.
 ///
 /// A peer is encoded when it changes, and appears in frames with
 /// [`PresenceFrame::push_peer`].
@@ -30,12 +30,12 @@ pub fn put_peer(out: &mut Vec<u8>, connection: u64, user: Option<&str>, value: O
     out.text("}");
 }
 
-/// A `presence` message that is being put together.
+/// A `presence` message under construction.
 ///
 /// It is reused: [`finish`](Self::finish) leaves it empty.
 #[derive(Debug, Default)]
 pub struct PresenceFrame {
-    /// The peers that came or changed, each followed by a comma.
+    /// The peers that joined or changed, each followed by a comma.
     peers: Vec<u8>,
     /// The connections that are no longer peers, each followed by a comma.
     left: Vec<u8>,
@@ -48,13 +48,13 @@ impl PresenceFrame {
         Self::default()
     }
 
-    /// Returns whether nothing was added since the frame was created or finished.
+    /// Returns whether nothing has been added since the frame was created or finished.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.peers.is_empty() && self.left.is_empty()
     }
 
-    /// Adds a peer as [`put_peer`] encoded it.
+    /// Adds a peer that [`put_peer`] has encoded.
     pub fn push_peer(&mut self, peer: &[u8]) {
         self.peers.extend_from_slice(peer);
         self.peers.push(b',');

@@ -1,10 +1,10 @@
 //! The id and the key of a message whose text the parser refuses.
 //!
-//! A text may be JSON and yet be refused: for a number out of range, for half of a surrogate pair
-//! (which JavaScript writes for a string that was cut inside a character), or for its nesting. The
-//! error for such a message should name it all the same (P112). Only `serde_json`, which skips
-//! values without looking into them, can find its id then. This second pass runs only for refused
-//! messages, so that it costs other messages nothing.
+//! Text may be valid JSON and yet be refused: because of a number out of range, half of a surrogate
+//! pair (which JavaScript writes for a string that was cut inside a character), or its nesting. The
+//! error for such a message should nevertheless carry its id (P112). Only `serde_json`, which skips
+//! values without examining them, can still find the id. This second pass runs only for refused
+//! messages, so it costs other messages nothing.
 
 use std::borrow::Cow;
 
@@ -33,11 +33,11 @@ struct RefusedPayload<'a> {
     key: Cow<'a, str>,
 }
 
-/// Returns the envelope of a text that the parser refuses. It has an id and a key if the text is
-/// one JSON object that has them.
+/// Returns the envelope of a text that the parser refuses. The envelope has an id and a key if the
+/// text is a single JSON object with those fields.
 pub(super) fn envelope(text: &str, error: MessageError) -> ClientEnvelope<'_> {
     let (mut id, mut key) = (None, None);
-    // serde reads a struct from an array, too.
+    // serde would also accept an array as a struct.
     if text.trim_ascii_start().starts_with('{') {
         if let Ok(refused) = serde_json::from_str::<RefusedId>(text) {
             id = Some(refused.id).filter(|id| (1..=MESSAGE_ID_MAX).contains(id));

@@ -1,7 +1,7 @@
-//! Messages to a client of version 2, except for states and presence.
+//! Messages to a version 2 client, except for states and presence.
 //!
-//! Each is described once, as a function that writes to a [`JsonSink`], and thereby both measured
-//! and encoded.
+//! Each message is described once, by a function that writes to a [`JsonSink`] and therefore both
+//! measures and encodes it.
 
 use crate::generation::Generation;
 use crate::limits::KEY_BYTES_MAX;
@@ -76,7 +76,7 @@ pub fn op_frame_bytes(key: &str, value: Option<&str>, timestamp: u64, seq: Optio
 
 /// Appends an op as a text frame (P122): a write, or a delete if there is no value.
 ///
-/// A broadcast has a `seq`; a correction has none, because it moves no resume point.
+/// A broadcast has a `seq`; a correction has none, because it does not advance the resume point.
 pub fn put_op(out: &mut Vec<u8>, key: &str, value: Option<&str>, timestamp: u64, seq: Option<Seq>) {
     put_frame(out, |sink| write_op(sink, key, value, timestamp, seq));
 }
@@ -86,11 +86,11 @@ pub fn put_op(out: &mut Vec<u8>, key: &str, value: Option<&str>, timestamp: u64,
 /// The first message of a connection (P131).
 #[derive(Debug, Clone, Copy)]
 pub struct Welcome<'a> {
-    /// The id of the connection, never used again while the server runs.
+    /// The id of the connection, never reused while the server runs.
     pub connection: u64,
     /// The `sub` of the client's token.
     pub user: Option<&'a str>,
-    /// The history that the client's resume point counts in.
+    /// The history to which the client's resume point refers.
     pub generation: Generation,
     /// The server's time, in Unix microseconds.
     pub time_us: u64,
@@ -100,7 +100,7 @@ pub struct Welcome<'a> {
     pub durability: &'static str,
     /// The interval of the server's pings, in milliseconds.
     pub ping_interval_ms: u64,
-    /// The limits that the client has to keep.
+    /// The limits that apply to the client.
     pub limits: WelcomeLimits,
 }
 
@@ -135,7 +135,7 @@ impl WelcomeReason {
     }
 }
 
-/// The limits of the server that matter to a client. `None` is no limit.
+/// The limits of the server that matter to a client. `None` means no limit.
 #[derive(Debug, Clone, Copy)]
 pub struct WelcomeLimits {
     /// `--max-message-bytes`.
@@ -256,7 +256,7 @@ fn write_error(
     sink.text("}}");
 }
 
-/// Writes the `id` of the message that is answered, if it had one.
+/// Writes the `id` of the message being answered, if it had one.
 fn write_id(sink: &mut dyn JsonSink, id: Option<u64>) {
     if let Some(id) = id {
         sink.text(r#","id":"#);
@@ -286,8 +286,7 @@ pub fn put_pong(out: &mut Vec<u8>, time_us: u64, id: Option<u64>) {
     });
 }
 
-/// Appends the answer to a new token that was accepted (P182): its `exp` in Unix seconds, if it has
-/// one.
+/// Appends the answer to an accepted new token (P182): its `exp` in Unix seconds, if it has one.
 pub fn put_token(out: &mut Vec<u8>, expires_s: Option<u64>) {
     put_frame(out, |sink| {
         sink.text(r#"{"type":"token","payload":{"expires":"#);
@@ -314,7 +313,7 @@ pub fn cast_frame_bytes(from: u64, user: Option<&str>, value: &str) -> usize {
     frame_bytes(|sink| write_cast(sink, from, user, value))
 }
 
-/// Appends a cast (P167) of the connection `from`, whose token has `user` as its `sub`.
+/// Appends a cast (P167) from the connection `from`, whose token has `user` as its `sub`.
 pub fn put_cast(out: &mut Vec<u8>, from: u64, user: Option<&str>, value: &str) {
     put_frame(out, |sink| write_cast(sink, from, user, value));
 }

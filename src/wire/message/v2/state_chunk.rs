@@ -1,4 +1,4 @@
-//! The parts of a state as a client of version 2 receives it (P132).
+//! The parts of a state as a version 2 client receives it (P132).
 
 use crate::limits::CONFLATED_BYTES_MAX;
 use crate::seq::Seq;
@@ -10,10 +10,10 @@ const DELETED: &str = r#"],"deleted":["#;
 const SEQ: &str = r#"]},"seq":"#;
 const END: &str = "}";
 
-/// The memory that an empty chunk keeps for the next one, in each of its lists.
+/// The memory that each list of an empty chunk keeps for the next one.
 const BYTES_KEPT_MAX: usize = 2 * CONFLATED_BYTES_MAX;
 
-/// A `state` message that is being put together: entries and tombstones, in any order.
+/// A `state` message under construction: entries and tombstones, in any order.
 ///
 /// It is reused: [`finish`](Self::finish) leaves it empty.
 #[derive(Debug, Default)]
@@ -31,7 +31,7 @@ impl StateChunk {
         Self::default()
     }
 
-    /// Returns whether nothing was added since the chunk was created or finished.
+    /// Returns whether nothing has been added since the chunk was created or finished.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty() && self.deleted.is_empty()
@@ -81,8 +81,8 @@ impl StateChunk {
         fixed + items(&self.entries).len() + items(&self.deleted).len() + digits(seq.get())
     }
 
-    /// Appends the chunk as a text frame, and empties it. `seq` is that of its last change: with
-    /// it, the client holds everything up to there.
+    /// Appends the chunk as a text frame, and empties it. `seq` is that of its last change: once
+    /// applied, the client holds everything up to it.
     pub fn finish(&mut self, out: &mut Vec<u8>, seq: Seq) {
         frame::put_text_header(out, self.payload_bytes(seq));
         out.text(START);

@@ -3,7 +3,7 @@
 use tungstenite::protocol::frame::FrameHeader;
 use tungstenite::protocol::frame::coding::{Data, OpCode};
 
-/// Returns the payload of the one text frame in `out`, whose header must fit it.
+/// Returns the payload of the only text frame in `out`, whose header must match it.
 pub(super) fn payload(out: &[u8]) -> &str {
     let mut cursor = std::io::Cursor::new(out);
     let (header, payload_bytes) = FrameHeader::parse(&mut cursor).unwrap().expect("a header");

@@ -1,4 +1,4 @@
-//! The offer of a client (P100 to P107): tables, and a naive model of the token's rule.
+//! The offer of a client (P100 to P107): tables, and a naive model of the token rule.
 
 use proptest::prelude::*;
 
@@ -172,7 +172,7 @@ fn parameters() {
 proptest! {
     /// P103.
     #[test]
-    fn a_token_is_accepted_if_all_that_are_given_agree(
+    fn a_token_is_accepted_if_all_copies_agree(
         in_query in "[ab]{0,1}",
         in_header in "[ab]{0,1}",
         in_offer in "[ab]{0,1}",

@@ -1,5 +1,4 @@
-//! Servers on a network of their own, behind a proxy that runs a file from `tuning/` and terminates
-//! TLS.
+//! Servers on their own network, behind a proxy that runs a file from `tuning/` and terminates TLS.
 
 use crate::support::raw::{Answer, Raw};
 use crate::support::server::{Server, Setup};

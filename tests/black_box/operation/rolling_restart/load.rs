@@ -22,7 +22,7 @@ const READERS_PER_ROOM: usize = 1;
 /// The outcomes of the connections.
 #[derive(Debug, Default)]
 pub struct Tally {
-    /// Connects that the kernel refused.
+    /// Connection attempts that the kernel refused.
     pub refused: AtomicU64,
     /// Handshakes that were answered with 101.
     pub let_in: AtomicU64,
@@ -45,9 +45,9 @@ impl Tally {
 struct Shared {
     addr: SocketAddr,
     tally: Arc<Tally>,
-    /// By room and key.
+    /// The newest ops, by room and key.
     shown: Mutex<HashMap<(usize, String), Value>>,
-    /// For each writer, the number of the newest of its ops that a reader was shown.
+    /// For each writer, the number of its newest op that a reader was shown.
     newest: Vec<watch::Sender<u64>>,
     is_ending: AtomicBool,
 }
@@ -63,7 +63,7 @@ pub struct Load {
 /// The ops that the clients received, available once they have ended.
 pub struct Ledger {
     pub shown: HashMap<(usize, String), Value>,
-    /// For each writer, the number of ops that it has sent until they were shown.
+    /// For each writer, the number of ops that it kept sending until they were shown.
     written: Vec<u64>,
     pub tally: Arc<Tally>,
 }
@@ -260,7 +260,7 @@ async fn read(shared: Arc<Shared>, room: usize) {
     }
 }
 
-/// Writes one op after another, each once the previous one was received. Returns their number.
+/// Writes ops in sequence, each once the previous one was received. Returns their number.
 async fn write(shared: Arc<Shared>, writer: usize) -> u64 {
     let room = writer % ROOMS;
     let mut newest = shared.newest[writer].subscribe();

@@ -52,7 +52,7 @@ pub enum Kind {
     Record,
 }
 
-/// A stretch of a segment that is valid or invalid as a whole.
+/// A section of a segment that is valid or invalid as a whole.
 #[derive(Debug, Clone)]
 pub struct Unit {
     pub kind: Kind,
@@ -62,7 +62,7 @@ pub struct Unit {
     pub fields: Vec<(&'static str, usize)>,
     /// Whether it is the record of an op.
     is_op: bool,
-    /// The ops in front of it.
+    /// The number of ops before it.
     pub ops_before: usize,
     /// The batch that contains it, counted from zero.
     pub batch: usize,

@@ -12,9 +12,9 @@ pub struct Surgery {
     pub is_found_in_the_last: bool,
 }
 
-/// Batches that moved are detected by the position in their headers. After records that moved, no
-/// header is where it should be, yet no part of their batch is missing. Zeros up to the end of the
-/// segment are what an interrupted write leaves.
+/// Batches that moved are detected by the position in their headers. If records moved, no later
+/// header is in the right place, yet no part of their batch is missing. An interrupted write leaves
+/// zeros up to the end of the segment.
 pub const SURGERIES: &[Surgery] = &[
     Surgery {
         what: "a batch in the middle is missing",

@@ -226,7 +226,7 @@ fn locked_memory_matters_on_kernels_where_rings_count() {
             ),
         ],
     );
-    // Another process of the same user uses up the memory that the rings would need.
+    // Another process owned by the same user uses up the memory that the rings would need.
     facts.limits.locked_memory_bytes = locked_bytes((6, 18), 4);
     facts.ring.fault = Some(RingFault::NoMemory);
     facts.ring.set_up = 1;

@@ -48,7 +48,7 @@ struct PeersModel {
     bytes_max: usize,
     /// The connections that joined or whose values changed since the last message.
     changed: BTreeSet<String>,
-    /// What the latest message contains.
+    /// The contents of the latest message.
     announced: BTreeSet<String>,
     /// The connections that were listed at the latest message.
     listed_then: BTreeSet<String>,
@@ -147,7 +147,7 @@ impl PeersModel {
         }
     }
 
-    /// Delivers what a connection is owed, and checks it.
+    /// Delivers the pending message of a connection, and checks it.
     fn take(&mut self, id: usize, room: &mut PeersRig) {
         let Some(message) = room.take(id as u64) else {
             return;
@@ -159,7 +159,7 @@ impl PeersModel {
         if message["all"] == json!(true) {
             let is_listed = |name: &String| listed.contains_key(name);
             assert!(names.keys().all(is_listed), "no peer that has left");
-            // One that is listed only later is in the next message.
+            // A peer that is listed only later is in the next message.
             let id = id.to_string();
             let is_itself_among_them = names.contains_key(&id);
             assert!(is_itself_among_them || !self.listed_then.contains(&id));
@@ -225,13 +225,13 @@ fn run(steps: Vec<PeersStep>, bytes_max: usize) {
 proptest! {
     /// P161 to P166.
     #[test]
-    fn each_copy_ends_equal_to_the_table(steps in prop::collection::vec(step(), 1..120)) {
+    fn each_copy_ends_up_equal_to_the_table(steps in prop::collection::vec(step(), 1..120)) {
         run(steps, 1 << 20);
     }
 
     /// P162.
     #[test]
-    fn each_copy_ends_equal_to_a_table_at_its_limit(
+    fn each_copy_ends_up_equal_to_a_table_at_its_limit(
         steps in prop::collection::vec(step(), 1..120),
         bytes_max in 0..400_usize,
     ) {

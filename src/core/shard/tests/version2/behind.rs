@@ -1,11 +1,11 @@
-//! Clients of version 2 that read too slowly.
+//! Version 2 clients that read too slowly.
 
 use super::{Replica, delete, joined, messages, put, send, told};
 use crate::core::fanout::room::RoomId;
 use crate::core::shard::tests::rig::Rig;
 use crate::core::state::segment_usage::UNMARKED;
 
-/// Makes a client fall behind: it reads nothing while others write much. Returns the value that
+/// Makes a client fall behind: it reads nothing while others write a lot. Returns the value that
 /// they wrote.
 fn let_fall_behind(rig: &mut Rig, slow: usize, writer: usize) -> String {
     let value = format!("\"{}\"", "x".repeat(30_000));
@@ -17,8 +17,8 @@ fn let_fall_behind(rig: &mut Rig, slow: usize, writer: usize) -> String {
     value
 }
 
-/// P138: the latest entry of each key that changed, `synced`, and then broadcasts again. There is
-/// no new `welcome`.
+/// P138: a client that is behind is sent the latest entry of each changed key, `synced`, and then
+/// broadcasts again. There is no new `welcome`.
 #[test]
 fn a_client_that_fell_behind_receives_state_messages() {
     let mut rig = Rig::new(|_| ());
@@ -27,7 +27,7 @@ fn a_client_that_fell_behind_receives_state_messages() {
     told(&mut rig, slow);
     let value = let_fall_behind(&mut rig, slow, writer);
     send(&mut rig, writer, 0, &delete("before", 20));
-    // Its own ops are among them, since it has not been told yet that they are saved.
+    // Its own ops are among them, since they have not been reported as saved yet.
     send(&mut rig, slow, 7, &put("own", "1", 21));
     send(&mut rig, writer, 0, &put("last", "1", 22));
     rig.peers[slow].reads = true;
@@ -37,14 +37,14 @@ fn a_client_that_fell_behind_receives_state_messages() {
         *text = text.replace(&value, "_");
     }
     let first = seen.remove(0);
-    assert_eq!(first, "busy=_@10 #2", "what was in flight");
+    assert_eq!(first, "busy=_@10 #2", "the op that was in flight");
     let state = "state busy=_@15 own=1@21 last=1@22 -before@20 #10";
     assert_eq!(seen, [state, "synced #10", "saved 7 #10"]);
     send(&mut rig, writer, 0, &put("live", "1", 23));
     assert_eq!(told(&mut rig, slow), ["live=1@23 #11"]);
 }
 
-/// P138, P142: a client behind is sent tombstones even if it joined with a full state.
+/// P138, P142: a client that is behind is sent tombstones even if it joined with a full state.
 #[test]
 fn a_client_that_falls_behind_misses_no_delete() {
     let mut rig = Rig::new(|_| ());
@@ -62,8 +62,8 @@ fn a_client_that_falls_behind_misses_no_delete() {
     assert!(replica.is_synced && replica.unconfirmed.is_empty());
 }
 
-/// P127, P141: a client that is behind tombstones that were dropped cannot be told of them, so it
-/// must begin anew. In either version.
+/// P127, P141: a client that fell behind before tombstones were dropped can no longer be sent them,
+/// so it must start over, in either version.
 #[test]
 fn a_client_behind_dropped_tombstones_is_closed() {
     let mut rig = Rig::new(|_| ());
@@ -98,7 +98,7 @@ fn a_client_behind_dropped_tombstones_is_closed() {
     }
 }
 
-/// P138: a client that falls behind again while it is sent what it missed loses nothing.
+/// P138: a client that falls behind again while it is catching up loses nothing.
 #[test]
 fn a_client_may_fall_behind_again_and_again() {
     let mut rig = Rig::new(|_| ());

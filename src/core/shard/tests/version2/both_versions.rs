@@ -30,10 +30,10 @@ fn clients_of_both_versions_share_a_workspace() {
     assert_eq!(told(&mut rig, new_reader), expected);
 }
 
-/// P57, P121: a client of version 1 that loses to a delete receives it as a `null`; it cannot
-/// resend it, because its `null` is a write.
+/// P57, P121: a version 1 client that loses to a delete receives it as a `null`; it cannot resend
+/// the delete, because its own `null` is a write.
 #[test]
-fn a_client_of_version_1_loses_to_a_delete() {
+fn a_version_1_client_loses_to_a_delete() {
     let mut rig = Rig::new(|_| ());
     let (old, new) = (rig.join("w", None), joined(&mut rig, "w"));
     send(&mut rig, new, 0, &delete("k", 5));
@@ -47,9 +47,10 @@ fn a_client_of_version_1_loses_to_a_delete() {
     assert_eq!(told(&mut rig, new).len(), 0);
 }
 
-/// P121, P80: a deleted key is missing from `init` and from the state over HTTP; its seq counts.
+/// P121, P80: a deleted key is missing from `init` and from the state over HTTP, but its seq
+/// counts.
 #[test]
-fn a_deleted_key_is_missing_from_what_version_1_reads() {
+fn a_deleted_key_is_missing_from_version_1_states() {
     let changes = [("k", Some("1")), ("dead", Some("2")), ("dead", None)];
     let mut rig = Rig::with(vec![workspace(&changes)], |_| ());
     let old = rig.join("w", None);
@@ -64,8 +65,8 @@ fn a_deleted_key_is_missing_from_what_version_1_reads() {
     assert_eq!(body, expected);
 }
 
-/// P46: an op is encoded once for each version in use, and a workspace with clients of one version
-/// pays for one.
+/// P46: an op is encoded once for each version in use, and a workspace with clients of only one
+/// version pays for only one.
 #[test]
 fn an_op_is_encoded_for_the_versions_in_use() {
     let mut rig = Rig::new(|_| ());
@@ -89,8 +90,8 @@ fn an_op_is_encoded_for_the_versions_in_use() {
     assert!(kept > both[1]);
 }
 
-/// P45, P134: a version whose last member left, and whose window therefore has a gap, begins again
-/// with the state.
+/// P45, P134: a version whose last member left, so that its window has a gap, starts over from the
+/// state.
 #[test]
 fn a_window_restarts_when_its_version_is_used_again() {
     let mut rig = Rig::new(|_| ());
@@ -101,7 +102,7 @@ fn a_window_restarts_when_its_version_is_used_again() {
         rig.peers[client].client.broken = true;
         rig.run();
     }
-    // No client of version 2 is left.
+    // No version 2 client is left.
     rig.op(old, "k", "2", T + 2);
     let new = super::join(&mut rig, "w", "");
     rig.op(old, "k", "3", T + 3);
@@ -117,7 +118,7 @@ fn a_window_restarts_when_its_version_is_used_again() {
         rig.peers[client].client.broken = true;
         rig.run();
     }
-    // No client of version 1 is left.
+    // No version 1 client is left.
     send(&mut rig, new, 0, &put("k", "4", 4));
     let old = rig.join("w", None);
     send(&mut rig, new, 0, &put("k", "5", 5));
@@ -148,9 +149,9 @@ fn a_window_restarts_while_an_op_waits_for_the_log() {
     assert_eq!(told(&mut rig, new), expected);
 }
 
-/// P72, P121: a client of version 1 that falls behind is sent a delete as a `null`.
+/// P72, P121: a version 1 client that falls behind is sent a delete as a `null`.
 #[test]
-fn a_conflated_client_of_version_1_is_sent_deletes() {
+fn a_conflated_version_1_client_is_sent_deletes() {
     let mut rig = Rig::new(|_| ());
     let (slow, new) = (rig.join("w", None), joined(&mut rig, "w"));
     told(&mut rig, slow);
@@ -169,10 +170,10 @@ fn a_conflated_client_of_version_1_is_sent_deletes() {
     );
 }
 
-/// P108: in version 2, `userId` is no user, and the members of version 2 are not among those of
-/// version 1.
+/// P108: in version 2, `userId` does not name a user, and version 2 members are not listed among
+/// version 1 members.
 #[test]
-fn a_user_id_is_a_parameter_of_version_1() {
+fn a_user_id_is_a_version_1_parameter() {
     let mut rig = Rig::new(|_| ());
     let new = super::join(&mut rig, "w", "&userId=eve");
     assert_eq!(messages(&mut rig, new)[0]["payload"]["user"], "client");

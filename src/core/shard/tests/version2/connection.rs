@@ -1,4 +1,4 @@
-//! Pings, token renewal and close codes of version 2.
+//! Version 2 pings, token renewal and close codes.
 
 use super::{join, joined, messages, put, request, send, told};
 use crate::core::shard::contract::Input;
@@ -44,7 +44,8 @@ fn a_silent_client_is_closed_with_1001() {
     );
 }
 
-/// P77, P183: a server that stops closes clients of version 1 with 1001, of version 2 with 1012.
+/// P77, P183: a server that stops closes version 1 clients with 1001, and version 2 clients
+/// with 1012.
 #[test]
 fn a_drain_closes_each_version_with_its_code() {
     let mut rig = Rig::new(|_| ());
@@ -69,7 +70,7 @@ fn renewal(token: &str) -> Vec<u8> {
 /// P182, P25: the connection then ends when the new token expires.
 #[test]
 fn a_new_token_replaces_the_old_one() {
-    // The tokens' times, and the time at which the connection ends: 30 s of leeway later.
+    // The lifetimes of the tokens, and the time at which the connection ends, 30 s of leeway later.
     for (old_s, new_s, end_s) in [
         (Some(10), Some(100), Some(130)),
         (Some(100), Some(10), Some(40)),
@@ -96,7 +97,7 @@ fn a_new_token_replaces_the_old_one() {
     }
 }
 
-/// P182, P113: a token that is refused changes nothing: the old one's `exp` still holds.
+/// P182, P113: a refused token changes nothing: the `exp` of the old one still applies.
 #[test]
 fn a_refused_token_changes_nothing() {
     let other_user = mint(&testing::secret(), "eve", START_UNIX_S, None);
@@ -137,7 +138,7 @@ fn a_refused_token_changes_nothing() {
     }
 }
 
-/// P25, P182: a token that expires while the client is away ends the next connection's request.
+/// P25, P182: if a token expires while the client is away, its next request is refused.
 #[test]
 fn the_expiry_of_a_token_that_was_replaced_does_not_matter() {
     let mut rig = Rig::new(|_| ());
@@ -158,9 +159,9 @@ fn the_expiry_of_a_token_that_was_replaced_does_not_matter() {
     );
 }
 
-/// P131: the ids of connections are never used again, not even after a failure of the log.
+/// P131: connection ids are never reused, not even after a failure of the log.
 #[test]
-fn the_id_of_a_connection_is_not_reused() {
+fn connection_ids_are_not_reused() {
     let mut rig = Rig::new(|_| ());
     let mut ids = std::collections::BTreeSet::new();
     for round in 0..6 {
@@ -183,7 +184,7 @@ fn the_id_of_a_connection_is_not_reused() {
     }
 }
 
-/// P160: presence and casts are neither logged nor do they wait for the log.
+/// P160: presence and casts are not logged and do not wait for the log.
 #[test]
 fn presence_and_casts_are_not_logged() {
     let mut rig = Rig::new(|_| ());
@@ -205,7 +206,7 @@ fn presence_and_casts_are_not_logged() {
 
 /// P131: no two shards use the same id.
 #[test]
-fn the_id_of_a_connection_is_that_of_no_other_shard() {
+fn connection_ids_are_unique_across_shards() {
     let mut ids = std::collections::BTreeSet::new();
     for shard in 0..2 {
         let mut rig = Rig::new(|config| (config.shard, config.shards) = (shard, 2));

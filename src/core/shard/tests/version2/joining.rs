@@ -38,7 +38,7 @@ fn welcome_has_what_a_client_needs_to_know() {
             .expect("a generation");
         assert_eq!(generation.len(), 16);
         let expected = json!({"type": "welcome", "payload": {
-            // Counted from the time of the start, so that no later start repeats it.
+            // Ids count from the time of the start, so that no later start repeats one.
             "connection": (START_UNIX_S * SECOND_US + 2).to_string(),
             "user": "client",
             "generation": generation,
@@ -67,7 +67,7 @@ fn a_state_without_entries_is_synced_alone() {
         told(&mut rig, client),
         ["101", "welcome full first", "synced #0"]
     );
-    // Nor has a workspace of which everything was deleted any entries.
+    // A workspace in which everything was deleted has no entries either.
     send(&mut rig, client, 0, &put("k", "1", 1));
     send(&mut rig, client, 0, &delete("k", 2));
     let client = join(&mut rig, "w", "");
@@ -97,7 +97,7 @@ fn a_state_comes_in_the_order_of_each_keys_last_change_and_without_old_tombstone
     );
 }
 
-/// P133: also the list that is empty is there, and a value is passed on byte for byte (P47).
+/// P133: an empty list is present too, and values are passed on byte for byte (P47).
 #[test]
 fn a_state_message_has_both_lists() {
     let mut rig = Rig::with(vec![workspace(&[("k", Some("[1.0,  2]"))])], |_| ());
@@ -144,7 +144,7 @@ fn a_large_state_comes_in_parts_as_the_client_reads() {
 
 /// P133: a part is longer only if it holds a single entry.
 #[test]
-fn a_long_entry_is_a_part_of_its_own() {
+fn a_long_entry_is_a_separate_part() {
     let (long, short) = (long(300_000), long(10));
     let changes = [
         ("a", Some(short.as_str())),
@@ -166,9 +166,10 @@ fn a_long_entry_is_a_part_of_its_own() {
     assert_eq!(keys, [["a"], ["b"], ["c"]]);
 }
 
-/// P133, P135, P142: what changes while the state is sent comes again, a delete as a tombstone.
+/// P133, P135, P142: a key that changes while the state is being sent is sent again, as a tombstone
+/// if it was deleted.
 #[test]
-fn what_changes_during_the_state_comes_again() {
+fn a_key_that_changes_during_the_state_is_sent_again() {
     let value = long(30_000);
     let changes = ["a", "b", "c", "d", "e"].map(|key| (key, Some(value.as_str())));
     let mut rig = Rig::with(vec![workspace(&changes)], |_| ());
@@ -229,7 +230,7 @@ fn a_state_waits_for_the_log() {
     assert_eq!(told(&mut rig, client), expected);
 }
 
-/// P143: nor is the resume point of a client that has nothing to be sent.
+/// P143: the same holds for the resume point of a client that needs no entries.
 #[test]
 fn a_client_that_resumes_waits_for_the_log() {
     let mut rig = Rig::new(|_| ());
@@ -245,13 +246,13 @@ fn a_client_that_resumes_waits_for_the_log() {
     assert_eq!(
         told(&mut rig, client),
         expected,
-        "the seq 1 was never confirmed"
+        "seq 1 was never confirmed"
     );
 }
 
-/// P133: the budget of encoded states refuses clients of version 1 alone.
+/// P133: the budget for encoded states refuses only version 1 clients.
 #[test]
-fn no_client_of_version_2_is_refused_for_the_budget_of_states() {
+fn the_state_budget_never_refuses_a_version_2_client() {
     let value = long(100_000);
     let changes = [("a", Some(value.as_str())), ("b", Some(&value))];
     let mut rig = Rig::with(vec![workspace(&changes)], |config| {
@@ -290,14 +291,14 @@ fn a_part_is_encoded_once_for_clients_that_join_together() {
         rig.receive(client, request("w", &testing::token(None), "").as_bytes());
     }
     assert_eq!(longest(&rig, clients[0]), longest(&rig, clients[1]));
-    // An op does not change that: a part may be a little old.
+    // An op does not change that: a part may be slightly old.
     let writer = rig.join("w", None);
     rig.op(writer, "a", "1", T + 10);
     let late = rig.accept(false);
     rig.peers[late].reads = false;
     rig.receive(late, request("w", &testing::token(None), "").as_bytes());
     assert_eq!(longest(&rig, clients[0]), longest(&rig, late));
-    // But a delete does: the full state would show a deleted key, and never its tombstone.
+    // But a delete does: the full state would show a deleted key, but never its tombstone.
     let deleter = joined(&mut rig, "w");
     send(&mut rig, deleter, 0, &delete("b", 11));
     let later = rig.accept(false);
@@ -311,7 +312,7 @@ fn a_part_is_encoded_once_for_clients_that_join_together() {
 fn a_client_of_another_shards_workspace_keeps_its_version() {
     let names = ["a", "b", "c", "d", "e", "f"];
     let elsewhere = names.iter().find(|name| shard_of(name, 2) == 1);
-    let elsewhere = elsewhere.expect("half of all are");
+    let elsewhere = elsewhere.expect("half of the names are");
     let mut rig = Rig::new(|config| config.shards = 2);
     let mut other = Rig::new(|config| (config.shard, config.shards) = (1, 2));
     let client = rig.accept(false);
@@ -328,10 +329,10 @@ fn a_client_of_another_shards_workspace_keeps_its_version() {
     assert_eq!(told(&mut other, client), expected);
 }
 
-/// P133, P142: parts of a state that list nothing, because everything in them was deleted before
-/// the join, are passed over, also by the clients that share the parts after them.
+/// P133, P142: empty parts of a state, in which everything was deleted before the join, are
+/// skipped, even by clients that share the parts after them.
 #[test]
-fn parts_that_list_nothing_are_passed_over() {
+fn empty_parts_are_skipped() {
     let deleted: Vec<String> = (0..=2 * CONFLATED_STEPS_MAX)
         .map(|number| format!("k{number}"))
         .collect();

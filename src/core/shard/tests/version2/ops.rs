@@ -1,11 +1,11 @@
-//! Writes, deletes, conditions, expiry times, the floor, and what their senders are told.
+//! Writes, deletes, conditions, expiry times, the floor, and the replies to the senders.
 
 use super::{T, delete, drop_tombstones, join, joined, messages, op, put, send, told, workspace};
 use crate::core::fanout::room::RoomId;
 use crate::core::shard::tests::rig::{Rig, frame};
 use crate::limits::{SECOND_US, TIMESTAMP_MIN_US};
 
-/// P115, P120, P122: everybody but the sender receives an op, with its seq.
+/// P115, P120, P122: everyone except the sender receives an op, with its seq.
 #[test]
 fn writes_and_deletes_are_broadcast_to_the_others() {
     let mut rig = Rig::new(|_| ());
@@ -35,7 +35,7 @@ fn the_later_timestamp_wins() {
         // P129: a resend.
         (delete("k", 5), delete("k", 5), &[]),
         (put("k", "1", 5), put("k", "1", 5), &[]),
-        // A null is a value, and not a delete.
+        // A null is a value, not a delete.
         (delete("k", 5), put("k", "null", 5), &["-k@5"]),
         (put("k", "null", 5), delete("k", 5), &["k=null@5"]),
     ] {
@@ -52,7 +52,7 @@ fn the_later_timestamp_wins() {
     }
 }
 
-/// P117: the error names the op, and says what is wrong.
+/// P117: the error identifies the op and states the problem.
 #[test]
 fn a_timestamp_in_milliseconds_is_refused() {
     let mut rig = Rig::new(|_| ());
@@ -126,7 +126,7 @@ fn a_condition_must_hold() {
     }
 }
 
-/// P129: whatever its condition, a resend is accepted.
+/// P129: a resend is accepted regardless of its condition.
 #[test]
 fn a_resend_needs_no_condition() {
     let mut rig = Rig::new(|_| ());
@@ -170,7 +170,7 @@ fn a_deadline_is_stored_with_its_entry() {
     assert_eq!(count(&rig), 0);
 }
 
-/// P127: a deleted key does not come back from a client that was away, although its tombstone was
+/// P127: a client that was away does not bring a deleted key back, even though its tombstone was
 /// dropped.
 #[test]
 fn an_op_at_or_below_the_floor_loses() {
@@ -181,7 +181,7 @@ fn an_op_at_or_below_the_floor_loses() {
     for (payload, answer) in [
         (put("k", "9", 2), Some("-k@3")),
         (put("k", "9", 3), Some("-k@3")),
-        // Also a key that never existed, and a delete.
+        // The same holds for a key that never existed, and for a delete.
         (put("other", "9", 1), Some("-other@3")),
         (delete("k", 3), Some("-k@3")),
         // A key with an entry competes with that entry.
@@ -200,7 +200,7 @@ fn an_op_at_or_below_the_floor_loses() {
     }
 }
 
-/// P126, P49: an error about the size follows the entry that the key has.
+/// P126, P49: an error about the size comes after the key's current entry.
 #[test]
 fn a_delete_is_never_refused_for_the_size() {
     let mut rig = Rig::new(|config| config.limits.workspace_bytes = Some(150));
@@ -252,7 +252,7 @@ fn a_delete_is_durable_before_it_is_shown() {
     assert_eq!(told(&mut rig, writer), ["saved 1 #2"]);
 }
 
-/// P111, P114, P115: what is not a message of version 2 changes nothing.
+/// P111, P114, P115: anything that is not a version 2 message changes nothing.
 #[test]
 fn a_malformed_message_is_refused_with_its_id_and_key() {
     let at = T + 1;
@@ -324,7 +324,7 @@ fn a_timestamp_far_in_the_future_is_refused() {
     assert_eq!(told(&mut rig, writer), expected);
 }
 
-/// P62, P120: a delete is in the log, so it survives a failure.
+/// P62, P120: a delete is logged, so it survives a failure.
 #[test]
 fn a_delete_survives_a_rebuild() {
     let mut rig = Rig::new(|_| ());

@@ -1,5 +1,5 @@
-//! Every interleaving of writes, deletes, joins, resumes and slow reading: a client that applies
-//! the merge rule ends in the state of the workspace.
+//! Random interleavings of writes, deletes, joins, resumes and slow reads: a client that applies
+//! the merge rule ends up with the state of the workspace.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ const VALUE_BYTES: usize = 12_000;
 
 #[derive(Debug, Clone, Copy)]
 enum Step {
-    /// A client joins without a resume point, or resumes where it was.
+    /// A client joins without a resume point, or resumes where it left off.
     Join { client: usize, resumes: bool },
     /// A client writes a key, or deletes it.
     Change {
@@ -27,14 +27,14 @@ enum Step {
         is_long: bool,
         stamp: u64,
     },
-    /// A client's socket takes one send.
+    /// A client's socket accepts one send.
     Read { client: usize },
-    /// The log's operation in flight ends.
+    /// The log operation in flight ends.
     Commit,
 }
 
 const CLIENTS: usize = 3;
-/// The id of an op that the current connection was not sent yet.
+/// The id of an op that has not been sent on the current connection yet.
 const UNSENT: u64 = u64::MAX;
 
 fn step() -> impl Strategy<Value = Step> {
@@ -61,7 +61,7 @@ struct Member {
     /// resumed.
     joined_at: usize,
     last_id: u64,
-    /// The ops that no `saved` has covered, with their ids.
+    /// The ops that no `saved` has covered yet, with their ids.
     unsettled: Vec<(u64, ShownChange)>,
 }
 
@@ -137,7 +137,7 @@ impl World {
         if let Some(place) = member.place {
             self.rig.peers[place].client.broken = true;
             self.rig.run();
-            // Bytes that were on their way are lost.
+            // Bytes in transit are lost.
             let _ = told(&mut self.rig, place);
         }
         let resumes = resumes && !member.replica.generation.is_empty();
@@ -159,15 +159,15 @@ impl World {
         );
         member.place = Some(place);
         member.last_id = 0;
-        // P155: what was not settled is sent again.
+        // P155: unsettled ops are sent again.
         for (id, _) in &mut member.unsettled {
             *id = UNSENT;
         }
         self.send_unsent(client);
     }
 
-    /// Sends the ops that this connection was not sent yet, as long as it is read from. A client
-    /// that has not read its state yet is not.
+    /// Sends the ops that have not been sent on this connection yet, while the server reads from
+    /// it. It does not read from a client that has not read its state yet.
     fn send_unsent(&mut self, client: usize) {
         let Some(place) = self.members[client].place else {
             return;
@@ -187,7 +187,7 @@ impl World {
             .place
             .is_some_and(|place| self.rig.peers[place].client.receiving)
         {
-            // The client shows its own op at once.
+            // The client applies its own op immediately.
             member.replica.merge(change.clone());
             self.send(client, change);
         }
@@ -213,7 +213,7 @@ impl World {
         }
     }
 
-    /// Applies what a client received, and checks it against the model.
+    /// Applies the messages that a client received, and checks them against the model.
     fn read(&mut self, client: usize) {
         let Some(place) = self.members[client].place else {
             return;
@@ -222,7 +222,7 @@ impl World {
             let member = &mut self.members[client];
             member.replica.read(&message);
             if message["type"] == "welcome" {
-                // The client's own edits stay (P136).
+                // The client's own edits are kept (P136).
                 for (_, change) in &member.unsettled {
                     member.replica.merge(change.clone());
                 }
@@ -255,8 +255,8 @@ impl World {
         );
     }
 
-    /// P130: the client knows every change up to its resume point, except one that was replaced
-    /// since: its key comes later (P133).
+    /// P130: the client knows every change up to its resume point, except those that have been
+    /// replaced since: their keys follow later (P133).
     fn check_known(&self, replica: &Replica) {
         let seq = usize::try_from(replica.seq).expect("it is small");
         let mut latest: BTreeMap<&str, &ShownChange> = BTreeMap::new();
@@ -276,7 +276,7 @@ impl World {
         }
     }
 
-    /// Lets everything end, and checks that all clients hold the state.
+    /// Lets everything finish, and checks that all clients hold the same state.
     fn settle(&mut self) {
         self.rig.log_hangs = false;
         for client in 0..CLIENTS {
@@ -315,10 +315,10 @@ impl World {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// P130, P133, P135, P137, P138, P139, P142, P150: whatever the clients do, and however slowly
-    /// they read.
+    /// P130, P133, P135, P137, P138, P139, P142, P150: this holds whatever the clients do, and no
+    /// matter how slowly they read.
     #[test]
-    fn a_client_that_merges_ends_in_the_state(steps in prop::collection::vec(step(), 1..70)) {
+    fn a_client_that_merges_ends_up_with_the_state(steps in prop::collection::vec(step(), 1..70)) {
         let mut world = World::new();
         for step in steps {
             world.take(step);

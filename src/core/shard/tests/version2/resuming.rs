@@ -1,4 +1,4 @@
-//! Resuming: which resume points are honoured, and what a client that was away is sent.
+//! Resuming: which resume points are honoured, and what is sent to a client that was away.
 
 use super::{
     Replica, delete, drop_tombstones, generation, join, joined, messages, op, put, request, send,
@@ -7,9 +7,10 @@ use super::{
 use crate::core::shard::tests::rig::{Rig, head};
 use crate::core::testing;
 
-/// P137: each key that changed once, with its latest entry, tombstones and own ops included.
+/// P137: each changed key is sent once, with its latest entry, including tombstones and the
+/// client's own ops.
 #[test]
-fn changes_are_what_changed_after_the_resume_point() {
+fn changes_are_those_after_the_resume_point() {
     let mut rig = Rig::new(|_| ());
     let (away, writer) = (joined(&mut rig, "w"), joined(&mut rig, "w"));
     send(&mut rig, writer, 0, &put("a", "1", 1));
@@ -57,7 +58,7 @@ fn a_resume_point_is_honoured_only_if_nothing_can_be_missed() {
     let current = generation(&mut rig);
     for (seq, generation, expected) in [
         (4, current.as_str(), "changes resumed"),
-        // The dropped tombstone has the seq 3: a client that saw it misses nothing.
+        // The dropped tombstone has the seq 3: a client that has seen it misses nothing.
         (3, &current, "changes resumed"),
         (2, &current, "full too_old"),
         (0, &current, "full too_old"),
@@ -65,7 +66,7 @@ fn a_resume_point_is_honoured_only_if_nothing_can_be_missed() {
         (5, &current, "full other_generation"),
         (u64::MAX, &current, "full other_generation"),
         (4, "0123456789abcdef", "full other_generation"),
-        // If both apply, the history comes first.
+        // If both apply, the history takes precedence.
         (2, "0123456789abcdef", "full other_generation"),
     ] {
         let client = join(&mut rig, "w", &since(seq, generation));
@@ -85,8 +86,8 @@ fn a_resume_point_is_honoured_only_if_nothing_can_be_missed() {
     }
 }
 
-/// P136: what a client holds from another history is replaced, even by older timestamps, or
-/// dropped; after a full state nothing is left of it.
+/// P136: entries that a client holds from another history are replaced, even by older timestamps,
+/// or dropped; none of them survives a full state.
 #[test]
 fn a_full_state_leaves_no_ghost_of_another_history() {
     let mut rig = Rig::with(vec![workspace(&[("k", Some("1"))])], |_| ());
@@ -106,7 +107,7 @@ fn a_full_state_leaves_no_ghost_of_another_history() {
     assert_eq!(replica.seq, 1);
 }
 
-/// P139: a client that was cut off inside a full state goes on where it was.
+/// P139: a client that was cut off in the middle of a full state continues where it left off.
 #[test]
 fn a_full_state_that_broke_off_is_resumed() {
     let value = format!("\"{}\"", "x".repeat(30_000));
@@ -120,7 +121,7 @@ fn a_full_state_that_broke_off_is_resumed() {
         client,
         request("w", &testing::token(None), &other).as_bytes(),
     );
-    // What the client held before.
+    // The entries that the client held before.
     let mut replica = Replica::default();
     for key in ["a", "e", "f", "ghost"] {
         replica.merge(super::ShownChange {
@@ -149,7 +150,7 @@ fn a_full_state_that_broke_off_is_resumed() {
     assert_eq!((live["b"], live["e"].len()), ("2", value.len()));
 }
 
-// ---- bugs of other systems ----
+// ---- bugs in other systems ----
 
 /// P134, P141: the seq of a workspace that nobody has written to is 0, and a client may resume
 /// there.
@@ -167,9 +168,9 @@ fn an_empty_workspace_is_resumed() {
     assert_eq!(told(&mut rig, client), ["k=1@1 #1"]);
 }
 
-/// P141: a position ahead of the server does not silently count as the current one.
+/// P141: a position ahead of the server is not silently taken for the current one.
 #[test]
-fn a_client_ahead_of_the_server_begins_anew() {
+fn a_client_ahead_of_the_server_starts_over() {
     let mut rig = Rig::with(vec![workspace(&[("k", Some("1"))])], |_| ());
     let generation = generation(&mut rig);
     let client = join(&mut rig, "w", &since(2, &generation));
@@ -182,7 +183,7 @@ fn a_client_ahead_of_the_server_begins_anew() {
     assert_eq!(told(&mut rig, client), expected);
 }
 
-/// P20, P141: a token that has expired ends the attempt to resume, and nothing is sent.
+/// P20, P141: an attempt to resume with an expired token is refused, and nothing is sent.
 #[test]
 fn an_expired_token_cannot_resume() {
     let mut rig = Rig::with(vec![workspace(&[("k", Some("1"))])], |_| ());
@@ -197,8 +198,8 @@ fn an_expired_token_cannot_resume() {
     assert_eq!(told(&mut rig, client), ["401", "gone"]);
 }
 
-/// P130: the position moves with what was applied, and not before: the seq of each message is that
-/// of its own content.
+/// P130: the position advances only as changes are applied: the seq of each message is that of its
+/// own content.
 #[test]
 fn a_resume_point_does_not_run_ahead_of_the_data() {
     let value = format!("\"{}\"", "x".repeat(40_000));
@@ -219,8 +220,8 @@ fn a_resume_point_does_not_run_ahead_of_the_data() {
     assert_eq!(keys, 4);
 }
 
-/// P70, P133: a state that takes longer than the silence that is allowed does not end the
-/// connection: bytes that the client takes are a sign of life.
+/// P70, P133: a state that takes longer to send than the allowed silence does not end the
+/// connection: bytes that the client accepts are a sign of life.
 #[test]
 fn a_state_that_takes_long_outlasts_the_liveness_timeout() {
     let value = format!("\"{}\"", "x".repeat(60_000));
@@ -230,11 +231,11 @@ fn a_state_that_takes_long_outlasts_the_liveness_timeout() {
     let client = rig.accept(false);
     rig.peers[client].reads = false;
     rig.receive(client, request("w", &testing::token(None), "").as_bytes());
-    // Silence ends a connection after 25 s. This client takes 8 parts in 80 s.
+    // Silence ends a connection after 25 s. This client accepts 8 parts in 80 s.
     let mut seen = Vec::new();
     for tens in 1..12_u32 {
         rig.sleep_until(f64::from(tens) * 10.0);
-        // One send is a ping, the other a part.
+        // One send is a ping, and the other is a part.
         rig.read_once(client);
         rig.read_once(client);
         seen.extend(told(&mut rig, client));
@@ -247,9 +248,9 @@ fn a_state_that_takes_long_outlasts_the_liveness_timeout() {
     assert!(!seen.iter().any(|text| text.starts_with("close")));
 }
 
-/// P127, P141: a client older than the dropped tombstones does not keep what they deleted.
+/// P127, P141: a client whose state predates the dropped tombstones does not keep the deleted keys.
 #[test]
-fn a_client_older_than_the_dropped_tombstones_begins_anew() {
+fn a_client_older_than_the_dropped_tombstones_starts_over() {
     let changes = [("dead", Some("1")), ("k", Some("2")), ("dead", None)];
     let mut held = workspace(&changes);
     drop_tombstones(&mut held);
@@ -286,15 +287,15 @@ fn a_full_state_after_a_failed_resume_repeats_nothing() {
     assert_eq!(told(&mut rig, client).len(), 0);
 }
 
-/// P150, P155: a `saved` of a new connection counts that connection's ids, not those of the one
-/// before it, however its messages were cut off.
+/// P150, P155: a `saved` on a new connection refers to that connection's ids, not to the previous
+/// one's, wherever its messages were cut off.
 #[test]
-fn saved_counts_right_after_a_reconnect() {
+fn saved_is_correct_after_a_reconnect() {
     let mut rig = Rig::new(|_| ());
     let first = joined(&mut rig, "w");
     let generation = generation(&mut rig);
     send(&mut rig, first, 90, &put("a", "1", 1));
-    // The next message breaks off in its middle.
+    // The next message breaks off halfway.
     let half = op(91, &put("b", "1", 2));
     rig.receive(first, &half[..half.len() / 2]);
     rig.peers[first].client.broken = true;
@@ -306,10 +307,10 @@ fn saved_counts_right_after_a_reconnect() {
     assert_eq!(told(&mut rig, second), ["saved 1 #1", "saved 2 #2"]);
 }
 
-/// P124: a key is deleted by an op of the server, and never by a clock that a client sees: an entry
-/// that has a deadline is listed until then like any other.
+/// P124: only an op from the server deletes an expired key. Until then, an entry with a deadline is
+/// listed like any other.
 #[test]
-fn an_expiry_is_no_business_of_the_client() {
+fn clients_do_not_decide_expiries() {
     let mut rig = Rig::new(|_| ());
     let writer = joined(&mut rig, "w");
     send(

@@ -1,4 +1,4 @@
-//! `saved`: which messages of a client are settled, and when it is told.
+//! `saved`: which of a client's messages are settled, and when this is reported.
 
 use super::{delete, entries, joined, messages, op, put, send, told};
 use crate::core::shard::tests::rig::{Rig, frame};
@@ -22,9 +22,10 @@ fn saved_is_sent_once_per_commit() {
     assert_eq!(rig.shard.counters().saved, 2);
 }
 
-/// P153: an own op is not sent back, so it is passed even if its frame would not fit the send.
+/// P153: a client's own op is not sent back, so it is skipped even if its frame would not fit into
+/// the send.
 #[test]
-fn saved_passes_an_own_op_that_is_longer_than_a_send() {
+fn saved_skips_an_own_op_that_is_longer_than_a_send() {
     let mut rig = Rig::new(|config| config.outbox_bytes_max = 4 * SEND_BYTES_MAX);
     let (writer, other) = (joined(&mut rig, "w"), joined(&mut rig, "w"));
     rig.log_hangs = true;
@@ -41,7 +42,7 @@ fn saved_passes_an_own_op_that_is_longer_than_a_send() {
     );
 }
 
-/// P150, P61: in the other modes an op is saved when it is visible, which is at once.
+/// P150, P61: in the other modes an op is saved once it is visible, which is immediately.
 #[test]
 fn saved_does_not_wait_for_the_disk_in_the_other_modes() {
     for durability in [Durability::Interval, Durability::None] {
@@ -53,9 +54,10 @@ fn saved_does_not_wait_for_the_disk_in_the_other_modes() {
     }
 }
 
-/// P152: for every order of messages, answers come first, then the `saved` that covers them.
+/// P152: regardless of the order of the messages, answers come first, then the `saved` that covers
+/// them.
 #[test]
-fn saved_follows_what_it_speaks_of() {
+fn saved_follows_everything_that_it_covers() {
     let kinds = ["won", "lost", "same", "refused", "ping"];
     for first in kinds {
         for second in kinds {
@@ -67,7 +69,7 @@ fn saved_follows_what_it_speaks_of() {
 }
 
 /// Sends three messages while the log hangs, and again when it does not, and checks the order of
-/// what the client receives.
+/// the messages that the client receives.
 fn check_order(kinds: [&str; 3]) {
     for log_hangs in [false, true] {
         let mut rig = Rig::new(|_| ());
@@ -123,9 +125,9 @@ fn check_answers(seen: &[String], kinds: &[&str], settled: usize) {
     }
 }
 
-/// P151: a refused op and a resend are settled at once, without a commit.
+/// P151: a refused op and a resend are settled immediately, without a commit.
 #[test]
-fn saved_comes_at_once_where_nothing_waits() {
+fn saved_is_immediate_if_nothing_waits() {
     let mut rig = Rig::new(|_| ());
     let writer = joined(&mut rig, "w");
     send(&mut rig, writer, 1, &put("k", "1", 1));
@@ -150,9 +152,9 @@ fn a_message_without_an_id_is_not_covered() {
     assert_eq!(told(&mut rig, writer), ["saved 7 #2"]);
 }
 
-/// P111, P112: an id may begin anywhere and leave numbers out, but it grows.
+/// P111, P112: ids may start anywhere and skip numbers, but must increase.
 #[test]
-fn an_id_that_does_not_grow_is_refused_and_changes_nothing() {
+fn an_id_that_does_not_increase_is_refused_and_changes_nothing() {
     let mut rig = Rig::new(|_| ());
     let (writer, reader) = (joined(&mut rig, "w"), joined(&mut rig, "w"));
     send(&mut rig, writer, 40, &put("k", "1", 1));
@@ -171,7 +173,7 @@ fn an_id_that_does_not_grow_is_refused_and_changes_nothing() {
     assert_eq!(told(&mut rig, reader), ["k=1@1 #1", "k=4@4 #2"]);
 }
 
-/// P129, P155: on the next connection ids begin anew, and a resend is settled.
+/// P129, P155: on the next connection ids start over, and a resend is settled.
 #[test]
 fn a_resend_after_a_reconnect_is_settled() {
     let mut rig = Rig::new(|_| ());
@@ -196,9 +198,9 @@ fn a_resend_after_a_reconnect_is_settled() {
     assert_eq!(told(&mut rig, reader).len(), 0);
 }
 
-/// P62, P155: `saved` never speaks of what a failure takes back.
+/// P62, P155: `saved` never covers ops that a failure undoes.
 #[test]
-fn what_the_log_loses_is_not_saved() {
+fn ops_that_the_log_loses_are_not_saved() {
     let mut rig = Rig::new(|_| ());
     let writer = joined(&mut rig, "w");
     send(&mut rig, writer, 1, &put("k", "1", 1));
@@ -212,7 +214,7 @@ fn what_the_log_loses_is_not_saved() {
 
 /// P113, P39: an op over the rate is refused with its id and key, and then settled.
 ///
-/// P169, P181: presence, casts and tokens are refused as well, a ping is not.
+/// P169, P181: presence, casts and tokens are refused as well, but a ping is not.
 #[test]
 fn an_op_over_the_rate_is_settled() {
     let mut rig = Rig::new(|config| config.limits.ops_per_second = Some(2));
@@ -282,7 +284,7 @@ fn saved_has_no_seq_while_the_state_is_sent() {
     assert_eq!(told(&mut rig, writer), ["saved 2 #5"]);
 }
 
-/// P153: a `saved` that waits behind more than one send of frames must not promise them, because
+/// P153: a `saved` queued behind more frames than one send carries must not promise them, because
 /// they may never be sent: the client may fall behind first.
 #[test]
 fn saved_promises_no_frames_that_are_dropped() {
@@ -297,7 +299,8 @@ fn saved_promises_no_frames_that_are_dropped() {
             send(rig, writer, 0, &put(&format!("k{after}"), &value, after));
         }
     };
-    // A send is in flight, and more than another one is pending, with the client's own op in it.
+    // A send is in flight, and more frames than fit into one more send are pending, with the
+    // client's own op among them.
     write(&mut rig, 1);
     send(&mut rig, reader, 1, &put("own", "1", 1));
     write(&mut rig, 10);
@@ -336,7 +339,7 @@ fn saved_promises_no_frames_that_are_dropped() {
 
 /// P25, P150: a client that is closed receives no `saved` for ops that are not durable.
 #[test]
-fn a_client_that_is_closed_is_told_nothing_more() {
+fn a_closed_client_receives_no_saved() {
     let mut rig = Rig::new(|_| ());
     let place = rig.accept(false);
     let token = crate::core::testing::token(Some(5));

@@ -1,4 +1,5 @@
-//! Messages of clients of version 2: tables, and any op against what it was made of.
+//! Messages of version 2 clients: tables, and random ops compared with the values that they were
+//! built from.
 
 use proptest::prelude::*;
 
@@ -26,7 +27,7 @@ fn check(
             (id, expected),
             "{text}, round {round}"
         );
-        // The buffers carry nothing over from one message to the next.
+        // Nothing carries over in the buffers from one message to the next.
         let other = r#"{"id":9,"type":"op","payload":{"key":"\u0041","value":[1,[2]]}}"#;
         let _ = parser.parse_v2(other);
     }
@@ -270,7 +271,7 @@ fn ids() {
 
 /// P110, P112, P114.
 #[test]
-fn the_error_of_a_bad_envelope_has_the_id() {
+fn the_error_for_a_bad_envelope_has_the_id() {
     let common = |error| Err((None, E::Common(error)));
     for (text, id, expected) in [
         ("", None, common(MessageError::Json)),
@@ -326,7 +327,7 @@ fn the_error_of_a_bad_envelope_has_the_id() {
 
 /// P112.
 #[test]
-fn a_text_that_simd_json_refuses_has_its_id_in_the_error() {
+fn text_that_simd_json_refuses_has_its_id_in_the_error() {
     let deep = "[".repeat(129) + &"]".repeat(129);
     let nest = |value: &str| {
         format!(r#" {{"id":4,"type":"op","payload":{{"key":"\u006b\"","value":{value}}}}}"#)
@@ -454,7 +455,7 @@ fn no_token_is_shown() {
 proptest! {
     /// P112, P115: with its members in any order, and with spaces.
     #[test]
-    fn any_op_is_parsed_into_what_it_was_made_of(
+    fn parsing_recovers_the_parts_of_any_op(
         key in ".{1,20}",
         string in ".{0,20}",
         is_write: bool,
@@ -496,9 +497,9 @@ proptest! {
         prop_assert_eq!(parser.parse_v2(&text), expected);
     }
 
-    /// P116: what a client of version 1 may send means the same, except for old timestamps.
+    /// P116: anything that a version 1 client may send means the same, except for old timestamps.
     #[test]
-    fn an_op_of_version_1_is_one_of_version_2(
+    fn a_version_1_op_is_a_version_2_op(
         text in "\\{\"type\":\"(op|ping)\",\"payload\":\\{\"key\":\"[ab]{0,2}\",\
                  \"value\":[12]{0,2},\"timestamp\":(T|T|5|-1|x)\\}\\}",
     ) {

@@ -1,4 +1,4 @@
-//! Presence messages: golden frames, and any frame against `serde_json`.
+//! Presence messages: golden frames, and random frames compared with `serde_json`.
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -76,7 +76,7 @@ fn a_crowd_leaves_no_memory_behind() {
 proptest! {
     /// P161, P163.
     #[test]
-    fn any_frame_is_what_was_pushed_and_as_long_as_it_said(
+    fn any_frame_has_the_pushed_content_and_the_announced_length(
         peers in prop::collection::btree_map(
             any::<u64>(),
             (any::<Option<String>>(), any::<Option<i32>>()),

@@ -225,15 +225,15 @@ fn casts() {
 proptest! {
     /// P131.
     #[test]
-    fn a_generation_is_written_as_it_is_shown(id: u64) {
+    fn a_generation_is_written_as_displayed(id: u64) {
         let mut out = Vec::new();
         write_generation(&mut out, Generation::new(id));
         prop_assert_eq!(String::from_utf8(out).unwrap(), Generation::new(id).to_string());
     }
 
-    /// P122: of any length, so that all three kinds of frame header occur.
+    /// P122: ops of all lengths, so that all three kinds of frame header occur.
     #[test]
-    fn an_op_has_the_length_that_was_announced(
+    fn an_op_has_the_announced_length(
         key in ".{1,40}",
         length in prop_oneof![0..200_usize, 65_400..65_600_usize],
         is_write: bool,

@@ -1,4 +1,4 @@
-//! State chunks: golden frames, and any chunk against `serde_json`.
+//! State chunks: golden frames, and random chunks compared with `serde_json`.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -62,7 +62,7 @@ fn a_long_entry_leaves_no_memory_behind() {
     chunk.finish(&mut out, Seq::new(1));
     assert!(chunk.entries.capacity() <= BYTES_KEPT_MAX);
 
-    // Chunks of the usual size reuse theirs.
+    // Chunks of the usual size reuse their memory.
     chunk.push_entry("k", &"1".repeat(CHUNK_BYTES_MIN), 1);
     let capacity = chunk.entries.capacity();
     chunk.finish(&mut out, Seq::new(1));
@@ -72,7 +72,7 @@ fn a_long_entry_leaves_no_memory_behind() {
 proptest! {
     /// P132, P133.
     #[test]
-    fn any_chunk_is_what_was_pushed_and_as_long_as_it_said(
+    fn any_chunk_has_the_pushed_content_and_the_announced_length(
         pushed in prop::collection::vec((".{1,8}", any::<Option<i32>>(), any::<u64>()), 0..400),
         seq: u64,
     ) {
