@@ -457,6 +457,7 @@ coverage! {
     floors_shown: 1,
     copies_restored: 5,
     copies_of_running: 20,
+    rejoins: 1,
     prompt: 20,
     presence_messages: 500,
     tables_compared: 50,

@@ -622,8 +622,10 @@ impl World {
             self.journal
                 .note(|| format!("client {place} reads {}", brief(&told)));
             let is_kept = self.plan.durability == Durability::Always;
-            // An op that was shown before it was written may be lost before it reaches the log.
-            if !is_kept && self.clients[place].is_cut_off() && told.shows_state() {
+            // An op that was shown before it was written may be lost before it reaches the log, and
+            // so may the history that a welcome continues.
+            let is_of_history = told.shows_state() || matches!(told, Told::Welcome(_));
+            if !is_kept && self.clients[place].is_cut_off() && is_of_history {
                 self.clients[place].told.pop_front();
                 continue;
             }

@@ -201,6 +201,11 @@ impl World {
                     "resumed" => self.coverage.resumes += 1,
                     _ => self.coverage.resumes_elsewhere += 1,
                 }
+                if std::mem::take(&mut replica.must_rejoin) {
+                    client.is_broken = true;
+                    client.told.clear();
+                    self.coverage.rejoins += 1;
+                }
                 if !client.is_leaving && !client.is_broken {
                     self.resend(place);
                 }
