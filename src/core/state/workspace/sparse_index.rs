@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::hash::BuildHasher;
+use std::ops::Bound;
 
 use foldhash::fast::FixedState;
 
@@ -23,32 +24,26 @@ pub(super) const ENTRIES_PER_MARK: usize = 128;
 
 /// The marks of a workspace's list of changes.
 ///
-/// Invariant: each mark is in the list. The entries that are not indexed although their seqs say
-/// so were linked while the workspace was small.
+/// Invariant: each mark is in the list. A workspace of up to [`ENTRIES_PER_MARK`] entries needs no
+/// marks, so the entries that were linked while it was small are missing; they are few.
 #[derive(Debug, Default)]
 pub(super) struct SparseIndex {
     slots: BTreeMap<Seq, u32>,
 }
 
 impl SparseIndex {
-    /// Adds an entry that was linked as the newest of `entries_count`, if it is a mark.
-    pub fn add(&mut self, seq: Seq, slot: u32, entries_count: usize, hasher: &FixedState) {
-        // A small workspace needs no marks, and the entries that have none because of this are few.
-        if entries_count > ENTRIES_PER_MARK && is_mark(seq, hasher) {
+    /// Adds an entry that was linked, if it is a mark.
+    pub fn add(&mut self, seq: Seq, slot: u32, hasher: &FixedState) {
+        if is_mark(seq, hasher) {
             self.slots.insert(seq, slot);
         }
     }
 
     /// Removes an entry that leaves the list, if it is a mark.
     pub fn remove(&mut self, seq: Seq, hasher: &FixedState) {
-        if !self.slots.is_empty() && is_mark(seq, hasher) {
+        if is_mark(seq, hasher) {
             self.slots.remove(&seq);
         }
-    }
-
-    /// Removes all marks.
-    pub fn clear(&mut self) {
-        self.slots.clear();
     }
 
     fn last_until(&self, seq: Seq) -> Option<u32> {
@@ -56,7 +51,10 @@ impl SparseIndex {
     }
 
     fn first_after(&self, seq: Seq) -> Option<u32> {
-        let after = self.slots.range(seq.next()..).next();
+        let after = self
+            .slots
+            .range((Bound::Excluded(seq), Bound::Unbounded))
+            .next();
         after.map(|(_, slot)| *slot)
     }
 }
@@ -87,9 +85,10 @@ impl Workspace {
     /// Returns the slots of the ends of a short part of the list that contains the first entry
     /// after `since`, if there is one, and the entry in front of it, if there is one.
     fn ends_around(&self, since: Seq) -> (u32, u32) {
-        let older = self.marks.last_until(since).unwrap_or(self.oldest);
-        let newer = self.marks.first_after(since).unwrap_or(self.newest);
-        (older, newer)
+        let marks = self.marks.as_ref();
+        let older = marks.and_then(|marks| marks.last_until(since));
+        let newer = marks.and_then(|marks| marks.first_after(since));
+        (older.unwrap_or(self.oldest), newer.unwrap_or(self.newest))
     }
 }
 
@@ -116,6 +115,12 @@ mod tests {
                 workspace: Workspace::new("w", 5),
                 keys: BTreeMap::new(),
             }
+        }
+
+        /// Returns the slots of the marks.
+        fn marks(&self) -> Vec<&u32> {
+            let marks = self.workspace.marks.iter();
+            marks.flat_map(|marks| marks.slots.values()).collect()
         }
 
         fn write(&mut self, key: u64) {
@@ -180,7 +185,7 @@ mod tests {
         for key in marks {
             rig.write(key);
         }
-        assert!(rig.workspace.marks.slots.len() < 20);
+        assert!(rig.marks().len() < 20);
     }
 
     #[test]
@@ -200,7 +205,7 @@ mod tests {
         restored.finish_restore();
         rig.workspace = restored;
         rig.check("a restart");
-        let marks_count = rig.workspace.marks.slots.len();
+        let marks_count = rig.marks().len();
         let unmarked = crate::core::state::segment_usage::UNMARKED;
         let dropped = rig
             .workspace
@@ -208,15 +213,10 @@ mod tests {
         assert_eq!(dropped.map(|dropped| dropped.count), Some(1000));
         rig.keys.retain(|_, seq| *seq % 3 > 0);
         rig.check("dropped tombstones");
-        assert!(rig.workspace.marks.slots.len() < marks_count);
-        let is_held = |slot| rig.workspace.entries.contains(slot);
-        assert!(
-            rig.workspace
-                .marks
-                .slots
-                .values()
-                .all(|slot| is_held(*slot as usize))
-        );
+        assert!(rig.marks().len() < marks_count);
+        for slot in rig.marks() {
+            assert!(rig.workspace.entries.contains(*slot as usize));
+        }
     }
 
     #[test]
@@ -225,7 +225,7 @@ mod tests {
         for number in 0..10_000 {
             rig.write(number % ENTRIES_PER_MARK as u64);
         }
-        assert!(rig.workspace.marks.slots.is_empty());
+        assert!(rig.workspace.marks.is_none());
         rig.check("a small workspace");
     }
 }
