@@ -56,6 +56,8 @@ pub(in crate::core) struct StatePart {
 #[derive(Default)]
 pub(in crate::core) struct StateChunkCache {
     parts: HashMap<PartKey, CachedPart, FixedState>,
+    /// The number of parts at which those that nobody holds are removed.
+    sweep_at: usize,
     /// The newest parts, which are kept although no client is being sent them.
     kept: VecDeque<Chunk>,
     kept_bytes: usize,
@@ -107,10 +109,11 @@ impl StateChunkCache {
     /// Adds a part that was just encoded.
     pub fn add(&mut self, room_id: RoomId, since: Seq, part: &StatePart) {
         let key = (room_id, since);
-        // Dead keys are removed when they may be half of all, which pays for the scan.
-        if self.parts.len() >= 2 * (self.kept.len() + 16) {
+        // The parts are scanned again only when they may have doubled, which pays for the scan.
+        if self.parts.len() >= self.sweep_at {
             self.parts
                 .retain(|_, cached| cached.chunk.strong_count() > 0);
+            self.sweep_at = 2 * (self.parts.len() + 16);
         }
         let cached = CachedPart {
             chunk: Rc::downgrade(&part.chunk),
