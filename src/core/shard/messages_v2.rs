@@ -87,7 +87,7 @@ impl Shard {
                 self.reply(id, v2::SHORT_FRAME_BYTES_MAX, |out| {
                     v2::put_token(out, expires_s);
                 });
-                self.reschedule(id, clock);
+                self.reschedule_earlier(id, clock);
             }
         }
         self.settle(id, message_id, LogPosition::NONE);

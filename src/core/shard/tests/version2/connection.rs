@@ -96,6 +96,21 @@ fn a_new_token_replaces_the_old_one() {
     }
 }
 
+/// P182: each new token sets a deadline, and a client may send many.
+#[test]
+fn new_tokens_do_not_fill_the_timer_wheel() {
+    let mut rig = Rig::new(|_| ());
+    let client = joined(&mut rig, "w");
+    for number in 0..200 {
+        let token = testing::token(Some(100 + number % 2));
+        let payload = format!(r#"{{"token":"{token}"}}"#);
+        let text = format!(r#"{{"type":"token","payload":{payload}}}"#);
+        rig.receive(client, &frame(1, text.as_bytes()));
+    }
+    let timers_count = rig.shard.sessions.timers_count();
+    assert!(timers_count < 10, "{timers_count}");
+}
+
 /// P182, P113: a token that is refused changes nothing: the old one's `exp` still holds.
 #[test]
 fn a_refused_token_changes_nothing() {
