@@ -14,7 +14,7 @@ use crate::core::fanout::outbox::Behind;
 use crate::core::fanout::room::RoomId;
 use crate::core::shard::apply::WonOp;
 use crate::core::shard::contract::{Clock, Handoff};
-use crate::core::shard::session::{SessionId, State};
+use crate::core::shard::session::SessionId;
 use crate::core::shard::shard_log::Append;
 use crate::core::shard::{Drain, Shard};
 use crate::core::state::workspace::{Edit, Source, Verdict};
@@ -198,8 +198,8 @@ impl Shard {
     }
 
     /// Makes a request wait until the expired keys of its workspace are deleted.
-    pub(super) fn let_wait_for_expiry(&mut self, id: SessionId, handoff: Handoff) {
-        self.sessions.enter(id, State::Waiting);
+    pub(super) fn let_wait_for_expiry(&mut self, id: SessionId, mut handoff: Handoff) {
+        self.begin_waiting(id, &mut handoff);
         self.admission
             .wait_for_expiry(id, &self.sessions[id], handoff);
         self.reads.receive(id);
