@@ -30,7 +30,8 @@ pub const WALL_CLOCK_CHECK_US: u64 = 5 * SECOND_US;
 pub const HEAD_TIMEOUT_US: u64 = 10 * SECOND_US;
 /// The longest workspace id, after percent-decoding.
 pub const WORKSPACE_ID_BYTES_MAX: usize = 256;
-/// The longest `userId` that is listed in a workspace's presence.
+/// The longest `userId` that is listed in a workspace's presence, and the longest `sub` that is the
+/// user of a client of version 2. OpenID Connect limits a `sub` to 255 characters.
 pub const USER_ID_BYTES_MAX: usize = 256;
 /// The tolerance for `exp` and `nbf` (RFC 7519 section 4.1.4: "some small leeway").
 pub const TOKEN_LEEWAY_S: u64 = 30;
@@ -287,6 +288,9 @@ pub const PRESENCE_BYTES_DEFAULT: usize = 1024 * 1024;
 pub const PRESENCE_BYTES_MIN: usize = 1024;
 /// The largest `--max-presence-bytes`. A peer that has missed a message is sent all entries.
 pub const PRESENCE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// The maximum total length of the values of all peers of a shard. The users need no limit of their
+/// own: each is short, and its connection costs more.
+pub const PRESENCE_SHARD_BYTES_MAX: usize = SESSION_BUDGET_BYTES;
 /// The capacity that a peer's entry keeps, however short the entry becomes.
 pub const PEER_BYTES_KEPT: usize = 512;
 /// The smallest capacity of a new chunk of outgoing bytes.
@@ -496,6 +500,7 @@ const _: () = assert!(
     PRESENCE_BYTES_MAX + PRESENCE_PEERS_MAX * 64 < SESSION_BUDGET_BYTES / 2
         && 64 * PRESENCE_VALUE_BYTES_MAX <= PRESENCE_BYTES_DEFAULT
         && PRESENCE_BYTES_DEFAULT + 64 < ANSWER_SEND_BYTES_MAX
+        && 4 * PRESENCE_BYTES_MAX <= PRESENCE_SHARD_BYTES_MAX
         && PEER_BYTES_KEPT <= PRESENCE_VALUE_BYTES_MAX,
     "all peers fit the budget, and by default a message fits one send and has room for many values"
 );

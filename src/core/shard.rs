@@ -148,6 +148,8 @@ pub struct Shard {
     outputs: VecDeque<Output>,
     /// The rooms whose peers have changed.
     presence_queue: PresenceQueue,
+    /// The total length of the values of all peers.
+    presence_bytes: usize,
     /// The presence message that is being encoded, whose memory is reused.
     presence_frame: PresenceFrame,
     /// The number from which the ids of connections are counted: the Unix time of this start, in
@@ -213,6 +215,7 @@ impl Shard {
             pool: OutboxPool::default(),
             outputs: VecDeque::new(),
             presence_queue: PresenceQueue::default(),
+            presence_bytes: 0,
             presence_frame: PresenceFrame::new(),
             first_connection: clock.unix_us,
             turn_us: clock.now_us,

@@ -11,6 +11,7 @@ use std::rc::Rc;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
+use crate::core::fanout::peers::Peers;
 use crate::core::fanout::room::RoomId;
 use crate::core::fanout::window::Chunk;
 use crate::core::shard::Shard;
@@ -201,6 +202,13 @@ impl Shard {
         );
         assert_eq!(self.pool.answer_bytes(), answer_bytes, "answers");
         assert_eq!(self.budget.charged_bytes(), charged_bytes, "charged bytes");
+        let rooms = self
+            .rooms
+            .iter()
+            .filter_map(|(_, room)| room.presence.as_ref());
+        let peers = rooms.filter_map(|presence| presence.peers());
+        let value_bytes: usize = peers.map(Peers::value_bytes).sum();
+        assert_eq!(self.presence_bytes, value_bytes, "the values of all peers");
         assert!(
             !self.budget.is_over() || self.budget.next_to_evict().is_none(),
             "{} bytes are held",

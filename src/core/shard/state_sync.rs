@@ -15,7 +15,7 @@ use crate::core::shard::closing::TRY_AGAIN_LATER;
 use crate::core::shard::contract::{Clock, JoinRequest, ShardConfig};
 use crate::core::shard::counters::Counters;
 use crate::core::shard::session::SessionId;
-use crate::core::shard::version2::Version2;
+use crate::core::shard::version2::{Version2, user_of};
 use crate::core::snapshot::state_chunks::StatePart;
 use crate::core::state::workspace::Workspace;
 use crate::limits::{
@@ -62,7 +62,7 @@ impl Shard {
         // The shards count from about the same number, and no two of them have the same id.
         let connection = number * u64::from(shards) + u64::from(shard);
         let session = &mut self.sessions[id];
-        let user: Option<Rc<str>> = request.subject.as_deref().map(Rc::from);
+        let user: Option<Rc<str>> = user_of(request.subject.as_deref()).map(Rc::from);
         let welcome = Welcome {
             connection,
             user: user.as_deref(),
