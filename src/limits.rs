@@ -253,6 +253,13 @@ pub const STATE_CHUNK_STALE_OPS_MAX: u64 = 1024;
 /// The maximum number of keys examined for a conflated session per turn. Keys that the session
 /// wrote itself are skipped, but they count.
 pub const CONFLATED_STEPS_MAX: usize = 4096;
+/// The number of bytes that are encoded per turn for clients that are sent a state in parts or have
+/// fallen behind, and for peers that are sent all others. The last part may exceed it. What is
+/// encoded already does not count. The other clients follow in the next turns.
+pub const ENCODED_BYTES_PER_TURN: usize = 1024 * 1024;
+/// The bytes for which an entry counts that is examined for such a part, whether or not it is in
+/// it: those of a cache line, as each of them is a cache miss.
+pub const EXAMINED_ENTRY_BYTES: usize = 64;
 /// The memory of a session's queued answers (errors, corrections, pongs) at which the shard stops
 /// reading its messages.
 pub const ANSWER_BYTES_MAX: usize = 64 * 1024;
@@ -526,6 +533,10 @@ const _: () = assert!(
 const _: () = assert!(
     CONFLATED_BYTES_MAX <= SEND_BYTES_MAX,
     "one conflation step must fit in one send"
+);
+const _: () = assert!(
+    2 * (CONFLATED_BYTES_MAX + CONFLATED_STEPS_MAX * EXAMINED_ENTRY_BYTES) < ENCODED_BYTES_PER_TURN,
+    "a turn must encode parts for several clients"
 );
 const _: () =
     assert!(CHUNK_BYTES_MIN <= CHUNK_BYTES_MAX && OUTBOX_BYTES_MIN <= OUTBOX_BYTES_DEFAULT);

@@ -98,6 +98,7 @@ use crate::core::shard::admission::Admission;
 use crate::core::shard::connection_log::{ConnectionLog, Party};
 use crate::core::shard::contract::{Clock, Input, Output, PeerStatus, RestoredState, ShardConfig};
 use crate::core::shard::counters::Counters;
+use crate::core::shard::encoding::TurnEncodings;
 use crate::core::shard::expiry_queue::ExpiryQueue;
 use crate::core::shard::generations::Generations;
 use crate::core::shard::read_queues::ReadQueues;
@@ -140,6 +141,8 @@ pub struct Shard {
     state_chunks: StateChunkCache,
     /// The part that is being encoded, whose memory is reused.
     state_chunk: StateChunk,
+    /// What this turn has encoded for clients one by one.
+    encodings: TurnEncodings,
     log: ShardLog,
     generations: Generations,
     reads: ReadQueues,
@@ -205,6 +208,7 @@ impl Shard {
             snapshots: Snapshots::new(config.snapshot_bytes_max, config.snapshot_part_bytes),
             state_chunks: StateChunkCache::default(),
             state_chunk: StateChunk::new(),
+            encodings: TurnEncodings::default(),
             log: ShardLog::recovering(&config, clock.now_us),
             generations: Generations::default(),
             reads: ReadQueues::default(),
@@ -276,7 +280,7 @@ impl Shard {
     ///    reopened.
     /// 6. The large states being encoded advance by one step, so that finished ones are sent in
     ///    this turn.
-    /// 7. Sends start, but only while no commit is in flight (`Commit::holds_sends`) and the shard
+    /// 7. Sends start, within a limit on what is encoded for them, but only while no commit is in flight (`Commit::holds_sends`) and the shard
     ///    is not pausing. Each send carries only ops at or before the visible position, which does
     ///    not move again within a turn once the inputs have been handled.
     /// 8. Windows drop the frames that have been sent to all members.
@@ -308,6 +312,7 @@ impl Shard {
             shard.arm_receives();
             shard.go_on_draining(clock);
         });
+        self.encodings = TurnEncodings::default();
         self.gauge();
         let due_us = if self.has_work() {
             Some(clock.now_us)

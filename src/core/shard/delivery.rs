@@ -145,7 +145,8 @@ impl Shard {
         let session = &mut self.sessions[id];
         let outbox = &session.outbox;
         if spans.is_empty() && outbox.behind().is_some() && !outbox.has_answers() {
-            // The parts of the state that were queued list nothing. The next one follows.
+            // The parts of the state that were queued list nothing, or none was queued because this
+            // turn has encoded enough. The next one follows.
             self.sends.queue(id, session);
         }
         if !spans.is_empty() {
@@ -165,6 +166,9 @@ impl Shard {
     /// Queues the next part of the state for a session that is behind. Returns whether anything may
     /// have been queued.
     fn queue_next_part(&mut self, id: SessionId, clock: Clock) -> bool {
+        if !self.encodings.has_room() && !self.has_shared_part(id) {
+            return false;
+        }
         match self.sessions[id].version {
             ProtocolVersion::V1 => self.send_conflated(id, clock),
             ProtocolVersion::V2 => {

@@ -168,10 +168,20 @@ impl Shard {
         let Some(peers) = peers else {
             return;
         };
+        if !self.encodings.has_room() && peers.must_encode(connection) {
+            // It follows this send, or in the next turn.
+            if spans.is_empty() {
+                self.sends.queue(id, session);
+            }
+            return;
+        }
         let frame = &mut self.presence_frame;
         let Some(message) = peers.take_message(connection, frame, &mut self.pool) else {
             return;
         };
+        if message.is_first {
+            self.encodings.spend(message.chunk.len(), 0);
+        }
         if message.is_first && message.chunk.len() > SESSION_BYTES_SPARED {
             self.budget.add_shared(&message.chunk);
         }

@@ -37,6 +37,10 @@ struct Walked {
     has_tombstones: bool,
     lacks_tombstones: bool,
     keys: u64,
+    /// The length of the entries and tombstones that were encoded.
+    bytes: usize,
+    /// The number of entries that were examined.
+    steps: usize,
 }
 
 impl Shard {
@@ -99,7 +103,9 @@ impl Shard {
         let behind = Behind { since, hint: None };
         session.outbox.fall_behind(behind, &mut self.pool);
         // A small state goes out with the welcome, in one send.
-        self.send_state_part(id, clock);
+        if self.encodings.has_room_for_join() || self.has_shared_part(id) {
+            self.send_state_part(id, clock);
+        }
     }
 
     /// Queues the parts of the state that go out in the next send. Returns false if the client is
@@ -116,16 +122,17 @@ impl Shard {
 
     /// Returns whether the next part of a session's state is encoded already and fits into the send
     /// to which the parts before it were queued.
-    fn has_shared_part(&self, id: SessionId) -> bool {
+    pub(super) fn has_shared_part(&self, id: SessionId) -> bool {
         let session = &self.sessions[id];
-        let (Some(room_id), Some(behind)) = (session.room(), session.outbox.behind()) else {
+        let (Some(room_id), Some(behind), Some(v2)) =
+            (session.room(), session.outbox.behind(), &session.v2)
+        else {
             return false;
         };
         let workspace = &self.rooms[room_id].workspace;
-        let cutoff = session.v2().cutoff;
         let part = self
             .state_chunks
-            .find(room_id, workspace, behind.since, cutoff);
+            .find(room_id, workspace, behind.since, v2.cutoff);
         let queued_bytes = session.outbox.waiting_bytes();
         session.is_open()
             && part.is_some_and(|part| queued_bytes + part.chunk.len() <= SEND_BYTES_MAX)
@@ -177,6 +184,7 @@ impl Shard {
         let room = &self.rooms[room_id];
         let workspace = &room.workspace;
         let walked = walk(workspace, &from, cutoff, bytes_max, &mut self.state_chunk)?;
+        self.encodings.spend(walked.bytes, walked.steps);
         let mut frame = Vec::new();
         if walked.keys > 0 {
             frame.reserve_exact(self.state_chunk.frame_bytes(walked.until));
@@ -304,6 +312,8 @@ fn walk(
             has_tombstones: false,
             lacks_tombstones: false,
             keys: 0,
+            bytes: 0,
+            steps: 0,
         });
         if is_skipped {
             walked.lacks_tombstones = true;
@@ -314,6 +324,7 @@ fn walk(
             chunk.push_entry(key, entry.value(), timestamp);
         }
         walked.keys += u64::from(!is_skipped);
+        (walked.bytes, walked.steps) = (bytes, walked.steps + 1);
         (walked.until, walked.hint) = (entry.seq(), slot);
     }
     walked

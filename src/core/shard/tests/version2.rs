@@ -20,6 +20,7 @@ mod ops;
 mod random;
 mod resuming;
 mod saved;
+mod turn_work;
 
 /// The timestamp that the tests count from, so that theirs are short: `T + 5` is shown as 5.
 const T: u64 = START_UNIX_S * SECOND_US - SECOND_US;
