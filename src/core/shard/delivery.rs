@@ -293,7 +293,10 @@ impl Shard {
         self.rooms.retain_touched(|room| {
             let mut has_hidden_frames = false;
             for Feed {
-                window, members, ..
+                window,
+                members,
+                behind,
+                ..
             } in room.feeds_mut()
             {
                 let visible_end = window.visible_end(visible_position);
@@ -311,7 +314,7 @@ impl Shard {
                         continue;
                     }
                     if session.outbox.cursor() < overflow_end {
-                        fall_behind(session, window, &mut self.pool);
+                        fall_behind(id.slot, session, window, behind, &mut self.pool);
                         self.counters.conflations += 1;
                         self.sends.queue(id, session);
                     } else {

@@ -93,10 +93,11 @@ impl Shard {
 
     fn evict(&mut self, id: SessionId, clock: Clock) {
         self.counters.given_up_sessions += 1;
-        let session = &mut self.sessions[id];
-        if session.is_open() {
-            let is_mid_frame = session.outbox.drop_all(&mut self.pool);
-            let in_flight_bytes = session.outbox.in_flight_bytes();
+        let session = &self.sessions[id];
+        if let Some(room_id) = session.room() {
+            let is_mid_frame =
+                self.change_progress(id, room_id, |session, pool| session.outbox.drop_all(pool));
+            let in_flight_bytes = self.sessions[id].outbox.in_flight_bytes();
             if is_mid_frame || in_flight_bytes > SESSION_BYTES_SPARED {
                 self.abort(id);
             } else {

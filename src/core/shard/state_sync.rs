@@ -101,7 +101,9 @@ impl Shard {
                 .push(chunk, at, LogPosition::NONE, &mut self.pool);
         }
         let behind = Behind { since, hint: None };
-        session.outbox.fall_behind(behind, &mut self.pool);
+        self.change_progress(id, room_id, |session, pool| {
+            session.outbox.fall_behind(behind, pool);
+        });
         // A small state goes out with the welcome, in one send.
         if self.encodings.has_room_for_join() || self.has_shared_part(id) {
             self.send_state_part(id, clock);
@@ -228,17 +230,22 @@ impl Shard {
     /// Records that a client has been queued everything up to `until`. If that is all, it follows
     /// the window from here on.
     fn advance_sync(&mut self, id: SessionId, until: Seq, hint: Option<u32>) {
-        let session = &mut self.sessions[id];
+        let session = &self.sessions[id];
         let room_id = session.room().expect("only a member is sent a state");
         let room = &self.rooms[room_id];
         let has_more = room.workspace.changed_since(until, hint).next().is_some();
-        if has_more {
-            let behind = Behind { since: until, hint };
-            session.outbox.fall_behind(behind, &mut self.pool);
-        } else {
-            let at = room.window_end(session.version);
-            session.outbox.follow(at);
-            session.v2_mut().cutoff = Seq::NONE;
+        let at = room.window_end(session.version);
+        self.change_progress(id, room_id, |session, pool| {
+            if has_more {
+                let behind = Behind { since: until, hint };
+                session.outbox.fall_behind(behind, pool);
+            } else {
+                session.outbox.follow(at);
+                session.v2_mut().cutoff = Seq::NONE;
+            }
+        });
+        if !has_more {
+            let room = &self.rooms[room_id];
             let due = Due {
                 at,
                 visible_from: room.visible_from(),
@@ -248,7 +255,8 @@ impl Shard {
             let synced = self
                 .pool
                 .fill(v2::SHORT_FRAME_BYTES_MAX, |out| v2::put_synced(out, seq));
-            session.outbox.push_due(synced, due, &mut self.pool);
+            let outbox = &mut self.sessions[id].outbox;
+            outbox.push_due(synced, due, &mut self.pool);
         }
         self.update_memory(id);
     }
