@@ -31,7 +31,7 @@ pub const HEAD_TIMEOUT_US: u64 = 10 * SECOND_US;
 /// The longest workspace id, after percent-decoding.
 pub const WORKSPACE_ID_BYTES_MAX: usize = 256;
 /// The longest `userId` that is listed in a workspace's presence, and the longest `sub` that is the
-/// user of a client of version 2. OpenID Connect limits a `sub` to 255 characters.
+/// user of a client of version 2. `OpenID` Connect limits a `sub` to 255 characters.
 pub const USER_ID_BYTES_MAX: usize = 256;
 /// The tolerance for `exp` and `nbf` (RFC 7519 section 4.1.4: "some small leeway").
 pub const TOKEN_LEEWAY_S: u64 = 30;

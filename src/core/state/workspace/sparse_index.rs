@@ -60,7 +60,8 @@ impl SparseIndex {
 }
 
 fn is_mark(seq: Seq, hasher: &FixedState) -> bool {
-    hasher.hash_one(seq.get()) % ENTRIES_PER_MARK as u64 == 0
+    let hash = hasher.hash_one(seq.get());
+    hash.is_multiple_of(ENTRIES_PER_MARK as u64)
 }
 
 impl Workspace {
