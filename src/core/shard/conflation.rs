@@ -11,7 +11,7 @@ use crate::core::shard::closing::TRY_AGAIN_LATER;
 use crate::core::shard::contract::Clock;
 use crate::core::shard::session::{Session, SessionId};
 use crate::core::shard::state_sync::{MISSED_DELETES_TEXT, misses_deletes};
-use crate::limits::{CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, SESSION_BYTES_SPARED};
+use crate::limits::CONFLATED_STEPS_MAX;
 use crate::wire::ProtocolVersion;
 
 impl Shard {
@@ -52,11 +52,7 @@ impl Shard {
         }
         let room_id = session.room().expect("only a member can be behind");
         let room = &self.rooms[room_id];
-        let bytes_max = if self.budget.is_tight() {
-            SESSION_BYTES_SPARED
-        } else {
-            CONFLATED_BYTES_MAX
-        };
+        let bytes_max = self.budget.part_bytes_max();
         let (mut more, mut steps, mut long) = (false, 0, None);
         let chunk = self.pool.fill(bytes_max, |out| {
             for (slot, entry) in room.workspace.changed_since(since, hint) {

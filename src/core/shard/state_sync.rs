@@ -18,10 +18,7 @@ use crate::core::shard::session::SessionId;
 use crate::core::shard::version2::{Version2, user_of};
 use crate::core::snapshot::state_chunks::StatePart;
 use crate::core::state::workspace::Workspace;
-use crate::limits::{
-    CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, SEND_BYTES_MAX, SESSION_BYTES_SPARED,
-    SHARED_FRAME_BYTES_MIN,
-};
+use crate::limits::{CONFLATED_STEPS_MAX, SEND_BYTES_MAX, SHARED_FRAME_BYTES_MIN};
 use crate::log::position::LogPosition;
 use crate::seq::Seq;
 use crate::wire::message::v2::{self, StateChunk, Welcome, WelcomeLimits, WelcomeReason};
@@ -178,11 +175,7 @@ impl Shard {
         from: Behind,
         cutoff: Seq,
     ) -> Option<StatePart> {
-        let bytes_max = if self.budget.is_tight() {
-            SESSION_BYTES_SPARED
-        } else {
-            CONFLATED_BYTES_MAX
-        };
+        let bytes_max = self.budget.part_bytes_max();
         let room = &self.rooms[room_id];
         let workspace = &room.workspace;
         let walked = walk(workspace, &from, cutoff, bytes_max, &mut self.state_chunk)?;
