@@ -77,6 +77,7 @@ impl<T: Copy> Wheel<T> {
 
     /// Returns the number of entries.
     #[cfg(test)]
+    #[must_use]
     pub fn entries_count(&self) -> usize {
         self.occupied
     }
