@@ -82,6 +82,7 @@ mod sessions;
 mod settlement;
 mod shard_log;
 mod state_sync;
+mod turn_encodings;
 mod version2;
 mod waiting;
 
@@ -98,7 +99,6 @@ use crate::core::shard::admission::Admission;
 use crate::core::shard::connection_log::{ConnectionLog, Party};
 use crate::core::shard::contract::{Clock, Input, Output, PeerStatus, RestoredState, ShardConfig};
 use crate::core::shard::counters::Counters;
-use crate::core::shard::encoding::TurnEncodings;
 use crate::core::shard::expiry_queue::ExpiryQueue;
 use crate::core::shard::generations::Generations;
 use crate::core::shard::read_queues::ReadQueues;
@@ -109,6 +109,7 @@ use crate::core::shard::session_budget::SessionBudget;
 use crate::core::shard::sessions::Sessions;
 use crate::core::shard::shard_clock::Absence;
 use crate::core::shard::shard_log::ShardLog;
+use crate::core::shard::turn_encodings::TurnEncodings;
 use crate::core::snapshot::snapshots::Snapshots;
 use crate::core::snapshot::state_chunks::StateChunkCache;
 use crate::core::state::segment_usage::Dead;
@@ -280,9 +281,10 @@ impl Shard {
     ///    reopened.
     /// 6. The large states being encoded advance by one step, so that finished ones are sent in
     ///    this turn.
-    /// 7. Sends start, within a limit on what is encoded for them, but only while no commit is in flight (`Commit::holds_sends`) and the shard
-    ///    is not pausing. Each send carries only ops at or before the visible position, which does
-    ///    not move again within a turn once the inputs have been handled.
+    /// 7. Sends start, within a limit on what is encoded for them, but only while no commit is in
+    ///    flight (`Commit::holds_sends`) and the shard is not pausing. Each send carries only ops
+    ///    at or before the visible position, which does not move again within a turn once the
+    ///    inputs have been handled.
     /// 8. Windows drop the frames that have been sent to all members.
     /// 9. Receives are armed after the sends, so a client that responds immediately is read in the
     ///    next turn together with all others that respond, and batches grow with the load.

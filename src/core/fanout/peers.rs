@@ -28,11 +28,11 @@
 //!
 //! # Limit
 //!
-//! The encoded entries of all peers have a total size limit, and so do the values of all peers of a
-//! shard. An entry is *listed*, which means that others are sent it, if it fits when its peer joins.
-//! A value that does not fit is refused, and the peer keeps the one that it had. Peers that are not
-//! listed are counted, and are listed as soon as they fit: the shortest entry first, so that a long
-//! one keeps nobody else from being listed.
+//! The encoded entries of all peers have a total size limit, and so do the values of all peers of
+//! a shard. An entry is *listed*, which means that others are sent it, if it fits when its peer
+//! joins. A value that does not fit is refused, and the peer keeps the one that it had. Peers that
+//! are not listed are counted, and are listed as soon as they fit: the shortest entry first, so
+//! that a long one keeps nobody else from being listed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -343,8 +343,8 @@ impl Peers {
         self.changed(now_us);
     }
 
-    /// Sets the value of a peer, which is JSON text. Does nothing if the connection is not a peer: a
-    /// value that arrives late does not bring back a peer that was replaced. `shard_bytes` is the
+    /// Sets the value of a peer, which is JSON text. Does nothing if the connection is not a peer:
+    /// a value that arrives late does not bring back a peer that was replaced. `shard_bytes` is the
     /// total length of the values of all peers of the shard.
     ///
     /// # Errors

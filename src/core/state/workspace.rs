@@ -333,6 +333,33 @@ impl Workspace {
         self.entries_from(first)
     }
 
+    /// Returns the slot of the first entry that changed after `since`, searching from both ends of
+    /// the part of the list between two marks.
+    fn first_after(&self, since: Seq) -> u32 {
+        let ((mut older, mut newer), mut first) = (self.ends_around(since), NONE);
+        while let Some(entry) = self.entries.get(older as usize) {
+            if entry.seq > since {
+                return older;
+            }
+            older = entry.newer;
+            let entry = &self.entries[newer as usize];
+            if entry.seq <= since {
+                return first;
+            }
+            (first, newer) = (newer, entry.older);
+        }
+        NONE
+    }
+
+    /// Returns the slots of the ends of a short part of the list that contains the first entry
+    /// after `since`, if there is one, and the entry in front of it, if there is one.
+    fn ends_around(&self, since: Seq) -> (u32, u32) {
+        let marks = self.marks.as_ref();
+        let older = marks.and_then(|marks| marks.last_until(since));
+        let newer = marks.and_then(|marks| marks.first_after(since));
+        (older.unwrap_or(self.oldest), newer.unwrap_or(self.newest))
+    }
+
     fn entries_from(&self, first: u32) -> impl Iterator<Item = (u32, &Entry)> + Clone {
         let mut slot = first;
         std::iter::from_fn(move || {
@@ -486,6 +513,8 @@ fn slot_index(slot: usize) -> u32 {
 mod lifetime_tests;
 #[cfg(test)]
 mod size_tests;
+#[cfg(test)]
+mod sparse_index_tests;
 
 #[cfg(test)]
 mod tests {
