@@ -13,8 +13,8 @@ use crate::core::shard::contract::{Limits, ShardConfig};
 use crate::limits::{
     BATCH_BYTES_MAX, DRAIN_MS_DEFAULT, FUTURE_SKEW_S_DEFAULT, LOG_SPARE_BYTES,
     MESSAGE_BYTES_DEFAULT, OUTBOX_BYTES_DEFAULT, PING_INTERVAL_MS_DEFAULT, PRESENCE_BYTES_DEFAULT,
-    PRESENCE_INTERVAL_MS_DEFAULT, SECOND_US, SESSION_BUDGET_BYTES, SNAPSHOT_BYTES_MAX,
-    SNAPSHOT_PART_BYTES, TOMBSTONE_RETENTION_S_DEFAULT,
+    PRESENCE_INTERVAL_MS_DEFAULT, PRESENCE_SHARD_BYTES_MAX, SECOND_US, SESSION_BUDGET_BYTES,
+    SNAPSHOT_BYTES_MAX, SNAPSHOT_PART_BYTES, TOMBSTONE_RETENTION_S_DEFAULT,
 };
 use crate::log::commit::Durability;
 use crate::wire::auth::{Secret, Verifier, mint};
@@ -55,6 +55,7 @@ pub fn shard_config() -> ShardConfig {
         presence: PresenceSettings {
             interval_us: PRESENCE_INTERVAL_MS_DEFAULT * 1000,
             bytes_max: PRESENCE_BYTES_DEFAULT,
+            shard_bytes_max: PRESENCE_SHARD_BYTES_MAX,
         },
         has_journal: false,
         fault_panic_key: None,

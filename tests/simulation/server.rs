@@ -339,6 +339,7 @@ fn config(plan: &Plan, limits: Limits, shard: u32, shards: u32) -> ShardConfig {
         presence: PresenceSettings {
             interval_us: plan.presence_interval_us,
             bytes_max: plan.presence_bytes,
+            shard_bytes_max: etherply::limits::PRESENCE_SHARD_BYTES_MAX,
         },
         fault_panic_key: Some(PANIC_KEY.to_owned()),
         ..testing::shard_config()

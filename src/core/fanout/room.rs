@@ -3,6 +3,7 @@
 
 use std::rc::Rc;
 
+use crate::core::fanout::behind_members::BehindMembers;
 use crate::core::fanout::outbox::View;
 use crate::core::fanout::presence::Presence;
 use crate::core::fanout::window::{Window, WindowPool};
@@ -91,6 +92,8 @@ pub(crate) struct Feed {
     pub window: Window,
     /// The slots of the sessions.
     pub members: Vec<u32>,
+    /// The members that are behind.
+    pub behind: BehindMembers,
     /// The window offset up to which the members have been queued for sending.
     pub announced_end: WindowOffset,
     /// The log position that must be visible before all ops up to the start of the window are
@@ -98,7 +101,22 @@ pub(crate) struct Feed {
     begun_from: LogPosition,
 }
 
-/// The position of a room in the expiry queue, and its share of the queue's totals.
+impl Feed {
+    /// Returns the seq after which a member still has to be sent the tombstones. If one of them
+    /// were dropped before that, the member would keep a deleted key.
+    ///
+    /// A member that follows the window may still fall behind, so it needs the tombstones of all
+    /// frames that it was not sent. Those of all members begin where the window does.
+    pub fn tombstones_needed_after(&self) -> Option<Seq> {
+        let start = self.window.start();
+        let has_unsent = !self.members.is_empty() && start < self.window.end();
+        let unsent = has_unsent.then(|| self.window.seq_at(start));
+        unsent.into_iter().chain(self.behind.first()).min()
+    }
+}
+
+/// The place of a room in the queue of rooms that become due as time passes, and its part of the
+/// queue's totals.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct RoomDeadline {
     /// The Unix time in microseconds at which the room is due.
@@ -190,6 +208,7 @@ impl Room {
             Box::new(Feed {
                 window: Window::default(),
                 members: Vec::new(),
+                behind: BehindMembers::default(),
                 announced_end: WindowOffset::START,
                 begun_from: LogPosition::NONE,
             })

@@ -8,6 +8,7 @@ use crate::core::shard::apply::{BAD_MESSAGE, Refused};
 use crate::core::shard::contract::Clock;
 use crate::core::shard::rate::Pace;
 use crate::core::shard::session::SessionId;
+use crate::core::shard::version2::user_of;
 use crate::core::state::workspace::Edit;
 use crate::log::position::LogPosition;
 use crate::log::record::Change;
@@ -77,7 +78,7 @@ impl Shard {
         let session = &mut self.sessions[id];
         match self.config.verifier.verify(Some(token), clock.unix_us) {
             Err(error) => self.refuse(id, UNAUTHORIZED, &error.to_string(), refused),
-            Ok(_) if auth::subject(token).as_deref() != session.v2().user.as_deref() => {
+            Ok(_) if user_of(auth::subject(token).as_deref()) != session.v2().user.as_deref() => {
                 let text = "the new token must have the same sub as the previous one";
                 self.refuse(id, UNAUTHORIZED, text, refused);
             }
@@ -87,7 +88,7 @@ impl Shard {
                 self.reply(id, v2::SHORT_FRAME_BYTES_MAX, |out| {
                     v2::put_token(out, expires_s);
                 });
-                self.reschedule(id, clock);
+                self.reschedule_earlier(id, clock);
             }
         }
         self.settle(id, message_id, LogPosition::NONE);

@@ -2,7 +2,8 @@
 //!
 //! Each op that wins gets the next `seq` of its workspace. The entries are linked in the order of
 //! their last change, so that the changes since seq S are the tail of a list. That tail is exactly
-//! what must be sent to a client that has fallen behind, no matter how long ago that was.
+//! what must be sent to a client that has fallen behind, no matter how long ago that was. A sparse
+//! index finds where the tail begins.
 //!
 //! Architecture invariant: this module knows nothing about clients, sockets or the log. A workspace
 //! is plain data that may be built on another thread (during recovery) and moved to its shard.
@@ -33,7 +34,7 @@ pub use entry::{Edit, Entry, Source, Writer};
 pub use floor::{Dropped, Floor};
 
 use lifetimes::Lifetimes;
-use sparse_index::SparseIndex;
+use sparse_index::{ENTRIES_PER_MARK, SparseIndex};
 
 /// The value for "no slot", at either end of the list of changes.
 const NONE: u32 = u32::MAX;
@@ -69,8 +70,8 @@ pub struct Workspace {
     hasher: FixedState,
     oldest: u32,
     newest: u32,
-    /// Some of the entries, by the seq of their last change.
-    marks: SparseIndex,
+    /// Some of the entries, by the seq of their last change. `None` in a small workspace.
+    marks: Option<Box<SparseIndex>>,
     init_fields_bytes: usize,
     stamp_fields_bytes: usize,
     log_bytes: u64,
@@ -96,7 +97,7 @@ impl Workspace {
             hasher: FixedState::with_seed(hash_seed),
             oldest: NONE,
             newest: NONE,
-            marks: SparseIndex::default(),
+            marks: None,
             init_fields_bytes: 0,
             stamp_fields_bytes: 0,
             log_bytes: 0,
@@ -296,7 +297,7 @@ impl Workspace {
             .collect();
         slots.sort_unstable();
         (self.oldest, self.newest) = (NONE, NONE);
-        self.marks.clear();
+        self.marks = None;
         for (_, slot) in slots {
             self.link_newest(slot);
         }
@@ -330,6 +331,33 @@ impl Workspace {
             .map(|entry| entry.newer);
         let first = after_hint.unwrap_or_else(|| self.first_after(since));
         self.entries_from(first)
+    }
+
+    /// Returns the slot of the first entry that changed after `since`, searching from both ends of
+    /// the part of the list between two marks.
+    fn first_after(&self, since: Seq) -> u32 {
+        let ((mut older, mut newer), mut first) = (self.ends_around(since), NONE);
+        while let Some(entry) = self.entries.get(older as usize) {
+            if entry.seq > since {
+                return older;
+            }
+            older = entry.newer;
+            let entry = &self.entries[newer as usize];
+            if entry.seq <= since {
+                return first;
+            }
+            (first, newer) = (newer, entry.older);
+        }
+        NONE
+    }
+
+    /// Returns the slots of the ends of a short part of the list that contains the first entry
+    /// after `since`, if there is one, and the entry in front of it, if there is one.
+    fn ends_around(&self, since: Seq) -> (u32, u32) {
+        let marks = self.marks.as_ref();
+        let older = marks.and_then(|marks| marks.last_until(since));
+        let newer = marks.and_then(|marks| marks.first_after(since));
+        (older.unwrap_or(self.oldest), newer.unwrap_or(self.newest))
     }
 
     fn entries_from(&self, first: u32) -> impl Iterator<Item = (u32, &Entry)> + Clone {
@@ -434,7 +462,9 @@ impl Workspace {
         let Entry {
             older, newer, seq, ..
         } = self.entries[slot as usize];
-        self.marks.remove(seq, &self.hasher);
+        if let Some(marks) = &mut self.marks {
+            marks.remove(seq, &self.hasher);
+        }
         match older {
             NONE => self.oldest = newer,
             older => self.entries[older as usize].newer = newer,
@@ -454,9 +484,11 @@ impl Workspace {
         let entry = &mut self.entries[slot as usize];
         (entry.older, entry.newer) = (older, NONE);
         self.newest = slot;
-        let count = self.entries.len();
-        self.marks
-            .add(self.entries[slot as usize].seq, slot, count, &self.hasher);
+        if self.entries.len() > ENTRIES_PER_MARK {
+            let seq = self.entries[slot as usize].seq;
+            let marks = self.marks.get_or_insert_default();
+            marks.add(seq, slot, &self.hasher);
+        }
     }
 }
 
@@ -481,6 +513,8 @@ fn slot_index(slot: usize) -> u32 {
 mod lifetime_tests;
 #[cfg(test)]
 mod size_tests;
+#[cfg(test)]
+mod sparse_index_tests;
 
 #[cfg(test)]
 mod tests {

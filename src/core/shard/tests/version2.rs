@@ -20,6 +20,7 @@ mod ops;
 mod random;
 mod resuming;
 mod saved;
+mod turn_work;
 
 /// The base of the timestamps in the tests, which keeps them short: `T + 5` is shown as 5.
 const T: u64 = START_UNIX_S * SECOND_US - SECOND_US;
