@@ -331,6 +331,7 @@ impl Client {
             | Told::Part(..)
             | Told::Synced(_)
             | Told::Change(..)
+            | Told::Correction(..)
             | Told::Saved(..)
             | Told::Refused(..)
             | Told::Answered(_) => panic!("client {}: {told:?}", self.number),

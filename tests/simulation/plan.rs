@@ -3,8 +3,8 @@
 use etherply::core::shard::contract::Limits;
 use etherply::core::testing::Dice;
 use etherply::limits::{
-    BATCH_BYTES_MAX, DISK_ENOUGH_FACTOR, SECOND_US, SESSION_BUDGET_BYTES, SNAPSHOT_BYTES_MAX,
-    SNAPSHOT_PART_BYTES,
+    BATCH_BYTES_MAX, CONFLATED_BYTES_MAX, DISK_ENOUGH_FACTOR, SECOND_US, SESSION_BUDGET_BYTES,
+    SNAPSHOT_BYTES_MAX, SNAPSHOT_PART_BYTES,
 };
 use etherply::log::blocks::BLOCK_BYTES;
 use etherply::log::commit::Durability;
@@ -88,6 +88,8 @@ pub struct Plan {
     pub session_bytes_max: usize,
     pub snapshot_bytes_max: usize,
     pub snapshot_part_bytes: usize,
+    /// The length of a part of a state in version 2.
+    pub state_part_bytes: usize,
     /// The maximum length of a value.
     pub value_bytes: usize,
     /// One value in this many may be that long.
@@ -157,6 +159,12 @@ impl Plan {
                 SNAPSHOT_PART_BYTES,
                 SNAPSHOT_PART_BYTES,
                 SNAPSHOT_PART_BYTES,
+            ]),
+            state_part_bytes: Dice::stream(seed, 18).pick(&[
+                1,
+                200,
+                CONFLATED_BYTES_MAX,
+                CONFLATED_BYTES_MAX,
             ]),
             value_bytes: 1500,
             large_one_in: 12,
@@ -410,6 +418,7 @@ coverage! {
     resumes: 5,
     resumes_elsewhere: 5,
     resumes_too_old: 1,
+    points_dropped: 1,
     resends: 20,
     parts: 100,
     saved: 200,

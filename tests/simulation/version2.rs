@@ -4,9 +4,9 @@ use etherply::limits::SECOND_US;
 use etherply::log::commit::Durability;
 
 use crate::model::{Write, place_after};
-use crate::plan::Planted;
+use crate::plan::{Planted, faults};
 use crate::replica::{Edit, Oracle, Replica};
-use crate::server::{BEGIN_UNIX_US, token};
+use crate::server::{BEGIN_UNIX_US, Server, token};
 use crate::wire::{self, Told};
 use crate::world::{WORKSPACES, World};
 
@@ -52,6 +52,16 @@ impl World {
         Some(replica)
     }
 
+    /// Copies the data directory of the running server, once in a while.
+    pub fn copy_at_times(&mut self) {
+        let is_running = self.server.as_ref().is_some_and(Server::is_serving);
+        if is_running && self.copies.one_in(30) && self.plan.may(faults::COPIES) {
+            self.journal
+                .note(|| "the data directory is copied".to_owned());
+            self.copy = Some((self.disk.fork(), self.models.clone()));
+        }
+    }
+
     /// Copies the data directory, or replaces it with the copy that was made before. The history
     /// that is replaced becomes the copy, and so it may be continued later, too.
     pub fn restore_copy(&mut self) {
@@ -86,9 +96,6 @@ impl World {
         } = self;
         let client = &mut clients[place];
         let replica = client.replica.as_mut().expect("it speaks version 2");
-        if !replica.may_write(&write.key, is_conditional) {
-            return;
-        }
         let mut write = write;
         if is_delete {
             let Write {
@@ -198,13 +205,21 @@ impl World {
                     "resumed" => self.coverage.resumes += 1,
                     _ => self.coverage.resumes_elsewhere += 1,
                 }
-                if !client.is_leaving && !client.is_broken {
+                if client
+                    .replica
+                    .as_ref()
+                    .is_some_and(|replica| replica.is_obsolete)
+                {
+                    self.coverage.points_dropped += 1;
+                    self.clients[place].is_broken = true;
+                    self.connect_one(Some(place));
+                } else if !client.is_leaving && !client.is_broken {
                     self.resend(place);
                 }
             }
             Told::Part(..) => self.coverage.parts += 1,
             Told::Saved(..) => self.coverage.saved += 1,
-            Told::Op(_) => self.coverage.corrections += 1,
+            Told::Correction(..) => self.coverage.corrections += 1,
             _ => {}
         }
         true

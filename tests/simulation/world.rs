@@ -39,6 +39,8 @@ pub struct World {
     pub server: Option<Server>,
     /// A copy of the data directory, and what it holds.
     pub copy: Option<(SimDisk, Vec<Model>)>,
+    /// Decides when the data directory is copied while the server runs.
+    pub copies: Dice,
     pub clients: Vec<Client>,
     /// The indices of the clients that are not gone.
     pub live: Vec<usize>,
@@ -80,6 +82,7 @@ impl World {
             disk,
             server: None,
             copy: None,
+            copies: Dice::stream(plan.seed, 19),
             clients: Vec::new(),
             live: Vec::new(),
             models: (0..plan.workspaces).map(|_| Model::new(may_grow)).collect(),
@@ -111,6 +114,7 @@ impl World {
 
     /// Runs one step: a few events, then the turns of the shards that have a reason to take one.
     pub fn step(&mut self) {
+        self.copy_at_times();
         for _ in 0..=self.dice.below(4) {
             self.try_inside(Self::happen);
             self.bury();

@@ -19,8 +19,7 @@ use crate::core::shard::version2::Version2;
 use crate::core::snapshot::state_chunks::StatePart;
 use crate::core::state::workspace::Workspace;
 use crate::limits::{
-    CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, SEND_BYTES_MAX, SESSION_BYTES_SPARED,
-    SHARED_FRAME_BYTES_MIN,
+    CONFLATED_STEPS_MAX, SEND_BYTES_MAX, SESSION_BYTES_SPARED, SHARED_FRAME_BYTES_MIN,
 };
 use crate::log::position::LogPosition;
 use crate::seq::Seq;
@@ -172,7 +171,7 @@ impl Shard {
         let bytes_max = if self.budget.is_tight() {
             SESSION_BYTES_SPARED
         } else {
-            CONFLATED_BYTES_MAX
+            self.config.state_part_bytes
         };
         let room = &self.rooms[room_id];
         let workspace = &room.workspace;
