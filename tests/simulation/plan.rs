@@ -88,8 +88,6 @@ pub struct Plan {
     pub session_bytes_max: usize,
     pub snapshot_bytes_max: usize,
     pub snapshot_part_bytes: usize,
-    /// The length of a part of a state in version 2.
-    pub state_part_bytes: usize,
     /// The maximum length of a value.
     pub value_bytes: usize,
     /// One value in this many may be that long.
@@ -159,12 +157,6 @@ impl Plan {
                 SNAPSHOT_PART_BYTES,
                 SNAPSHOT_PART_BYTES,
                 SNAPSHOT_PART_BYTES,
-            ]),
-            state_part_bytes: Dice::stream(seed, 18).pick(&[
-                1,
-                200,
-                CONFLATED_BYTES_MAX,
-                CONFLATED_BYTES_MAX,
             ]),
             value_bytes: 1500,
             large_one_in: 12,
@@ -257,6 +249,12 @@ impl Plan {
             },
             _ => plan,
         }
+    }
+
+    /// Returns the length of a part of a state in version 2.
+    pub fn state_part_bytes(&self) -> usize {
+        let lengths = [1, 200, CONFLATED_BYTES_MAX, CONFLATED_BYTES_MAX];
+        Dice::stream(self.seed, 18).pick(&lengths)
     }
 
     /// Returns the number of dead bytes in a shard that are not worth a compaction.

@@ -265,7 +265,7 @@ impl Replica {
         let is_known = oracle.model.place(&write.value).is_some();
         // The key has no entry: the answer to an op that expects one.
         let is_absent = write.is_delete() && !is_known;
-        if !is_known && !(is_absent && oracle.model.is_absent(write)) {
+        if !(is_known || is_absent && oracle.model.is_absent(write)) {
             return false;
         }
         let edit = self.edits.iter_mut().find(|edit| edit.id == id);
