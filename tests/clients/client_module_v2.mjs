@@ -1111,6 +1111,23 @@ const cases = {
     assert.deepEqual(changesOf(replica.drain()), [['l', undefined], ['k', 2]]);
   },
 
+  // P50, P114.
+  async 'types and members that are not known are ignored, and members come in any order'() {
+    const { replica, now, hear } = replicaOf(welcome('full'), ['synced', {}, { seq: 0 }]);
+    for (const type of ['from the future', 'init', 'constructor', '__proto__', undefined]) {
+      hear(type, { key: 'k', value: 'wrong', timestamp: 99, data: {} }, { seq: 9 });
+    }
+    replica.receive({ seq: 1, payload: { more: 1, timestamp: 10, value: 1, key: 'k' }, more: {}, type: 'op' }, now);
+    replica.receive({ payload: { deleted: [['k', 11, 'more']], entries: [['l', 2, 12, 'more']], more: [] }, seq: 3, type: 'state' }, now);
+    assert.deepEqual([replica.entries(), replica.position], [[['l', 2]], { since: 3, generation: 'a' }]);
+    const old = new Replica();
+    old.opened(1);
+    old.receive({ more: 1, data: { k: 1 }, type: 'init' }, now);
+    for (const type of ['from the future', 'welcome', undefined]) old.receive({ type, payload: {} }, now);
+    old.receive({ payload: { more: 1, timestamp: 10, value: 2, key: 'k' }, type: 'op', seq: 1 }, now);
+    assert.deepEqual(old.entries(), [['k', 2]]);
+  },
+
   // P119.
   async 'an impossible ttl_ms or key is not set'() {
     const room = join(worldOf(45));

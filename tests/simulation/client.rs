@@ -346,6 +346,7 @@ impl Client {
             | Told::Part(..)
             | Told::Synced(_)
             | Told::Change(..)
+            | Told::Correction(..)
             | Told::Saved(..)
             | Told::Refused(..)
             | Told::Presence(_)

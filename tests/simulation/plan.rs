@@ -3,8 +3,8 @@
 use etherply::core::shard::contract::Limits;
 use etherply::core::testing::Dice;
 use etherply::limits::{
-    BATCH_BYTES_MAX, DISK_ENOUGH_FACTOR, SECOND_US, SESSION_BUDGET_BYTES, SNAPSHOT_BYTES_MAX,
-    SNAPSHOT_PART_BYTES,
+    BATCH_BYTES_MAX, CONFLATED_BYTES_MAX, DISK_ENOUGH_FACTOR, SECOND_US, SESSION_BUDGET_BYTES,
+    SNAPSHOT_BYTES_MAX, SNAPSHOT_PART_BYTES,
 };
 use etherply::log::blocks::BLOCK_BYTES;
 use etherply::log::commit::Durability;
@@ -289,6 +289,12 @@ impl Plan {
         }
     }
 
+    /// Returns the length of a part of a state in version 2.
+    pub fn state_part_bytes(&self) -> usize {
+        let lengths = [1, 200, CONFLATED_BYTES_MAX, CONFLATED_BYTES_MAX];
+        Dice::stream(self.seed, 18).pick(&lengths)
+    }
+
     /// Returns the number of dead bytes in a shard that are not worth a compaction.
     pub fn floor_bytes(&self) -> u64 {
         self.segments_spared * self.segment_bytes_min
@@ -448,6 +454,7 @@ coverage! {
     resumes: 5,
     resumes_elsewhere: 5,
     resumes_too_old: 1,
+    points_dropped: 1,
     resends: 20,
     parts: 100,
     saved: 200,
@@ -457,7 +464,6 @@ coverage! {
     floors_shown: 1,
     copies_restored: 5,
     copies_of_running: 20,
-    rejoins: 1,
     prompt: 20,
     presence_messages: 500,
     tables_compared: 50,

@@ -495,7 +495,7 @@ impl World {
         let now_us = self.clock.now_us;
         let model = &mut self.models[client.workspace];
         let may_be_lost = self.plan.durability != Durability::Always;
-        if let Told::Op(write) = told
+        if let Told::Op(write) | Told::Correction(write, _) = told
             && write.is_delete()
             && model.place(&write.value).is_none()
         {
@@ -515,7 +515,7 @@ impl World {
             );
         };
         match told {
-            Told::Op(write) => show(&write.value),
+            Told::Op(write) | Told::Correction(write, _) => show(&write.value),
             Told::Part(..) | Told::Change(..) | Told::Synced(_) | Told::Saved(..) => {
                 self.check_send_v2(place, told);
             }
@@ -725,7 +725,7 @@ impl World {
 
 fn brief(told: &Told) -> String {
     match told {
-        Told::Op(write) | Told::Change(write, _) => {
+        Told::Op(write) | Told::Correction(write, _) | Told::Change(write, _) => {
             format!("{} = {:.20} at {}", write.key, write.value, write.timestamp)
         }
         Told::Init(data) | Told::State(data) => format!("a state of {} keys", data.len()),

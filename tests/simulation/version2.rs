@@ -89,9 +89,6 @@ impl World {
         } = self;
         let client = &mut clients[place];
         let replica = client.replica.as_mut().expect("it speaks version 2");
-        if !replica.may_write(&write.key, is_conditional) {
-            return;
-        }
         let mut write = write;
         if is_delete {
             let Write {
@@ -201,18 +198,21 @@ impl World {
                     "resumed" => self.coverage.resumes += 1,
                     _ => self.coverage.resumes_elsewhere += 1,
                 }
-                if std::mem::take(&mut replica.must_rejoin) {
-                    client.is_broken = true;
-                    client.told.clear();
-                    self.coverage.rejoins += 1;
-                }
-                if !client.is_leaving && !client.is_broken {
+                if client
+                    .replica
+                    .as_ref()
+                    .is_some_and(|replica| replica.is_obsolete)
+                {
+                    self.coverage.points_dropped += 1;
+                    self.clients[place].is_broken = true;
+                    self.connect_one(Some(place));
+                } else if !client.is_leaving && !client.is_broken {
                     self.resend(place);
                 }
             }
             Told::Part(..) => self.coverage.parts += 1,
             Told::Saved(..) => self.coverage.saved += 1,
-            Told::Op(_) => self.coverage.corrections += 1,
+            Told::Correction(..) => self.coverage.corrections += 1,
             _ => {}
         }
         true

@@ -129,8 +129,10 @@ pub enum Told {
     /// The state, as the answer to an HTTP read with status 200.
     State(BTreeMap<String, String>),
     Init(BTreeMap<String, String>),
-    /// An op without a seq: any version 1 op, or a version 2 correction.
+    /// An op without a seq and an id: any version 1 op, or in version 2 what precedes an error.
     Op(Write),
+    /// The op that the client's op with this id has lost to.
+    Correction(Write, u64),
     Welcome(Welcome),
     /// Entries and deletes of a state, with the seq up to which the client then knows all changes.
     Part(Vec<Write>, u64),
@@ -160,7 +162,7 @@ impl Told {
     pub fn shows_state(&self) -> bool {
         matches!(
             self,
-            Self::Op(_) | Self::Init(_) | Self::Part(..) | Self::Change(..)
+            Self::Op(_) | Self::Correction(..) | Self::Init(_) | Self::Part(..) | Self::Change(..)
         ) || matches!(self, Self::Synced(_) | Self::Saved(..))
     }
 
@@ -274,9 +276,11 @@ fn message(text: &[u8]) -> Told {
     let id = message["id"].as_u64();
     let saved_seq = || seq.expect("it has a seq");
     match message["type"].as_str() {
-        Some("op") => match seq {
-            Some(seq) => Told::Change(op(payload), seq),
-            None => Told::Op(op(payload)),
+        Some("op") => match (seq, id) {
+            (Some(seq), None) => Told::Change(op(payload), seq),
+            (None, Some(id)) => Told::Correction(op(payload), id),
+            (None, None) => Told::Op(op(payload)),
+            (Some(_), Some(_)) => panic!("a correction has no seq: {message}"),
         },
         Some("error") => {
             let code = payload["code"].as_u64().expect("a code");

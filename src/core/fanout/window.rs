@@ -291,7 +291,8 @@ impl Window {
             .map_or(self.start_seq, |last| self.frames[last].seq)
     }
 
-    /// Returns the log position of the first frame after `offset`, which must be the end of a frame.
+    /// Returns the log position of the first frame after `offset`, which must be the end of a
+    /// frame.
     #[must_use]
     pub fn position_after(&self, offset: WindowOffset) -> Option<LogPosition> {
         let before = self.frames.partition_point(|frame| frame.end <= offset);

@@ -182,6 +182,7 @@ impl Shard {
         cutoff: Seq,
     ) -> Option<StatePart> {
         let bytes_max = self.budget.part_bytes_max();
+        let bytes_max = bytes_max.min(self.config.state_part_bytes);
         let room = &self.rooms[room_id];
         let workspace = &room.workspace;
         let walked = walk(workspace, &from, cutoff, bytes_max, &mut self.state_chunk)?;
