@@ -50,7 +50,7 @@ impl World {
     }
 
     fn check_peers_message(&mut self, place: usize, message: &PeersMessage) {
-        let (now_us, interval_us) = (self.clock.now_us, self.plan.presence_interval_us);
+        let (now_us, interval_us) = (self.clock.now_us, self.plan.presence().interval_us);
         let side = &mut self.clients[place].peer;
         assert!(
             side.is_peer && !side.is_replaced,
@@ -93,7 +93,7 @@ impl World {
             }
             Told::Refused(code, id) => {
                 let limits = client.limits;
-                let is_small = self.plan.presence_bytes < 1 << 20;
+                let is_small = self.plan.presence().bytes_max < 1 << 20;
                 if !client.peer.take_refused(*id) {
                     return false;
                 }
@@ -138,7 +138,7 @@ impl World {
         for (connection, listed) in &message.peers {
             self.check_listed(place, *connection, listed);
         }
-        let bytes_max = self.plan.presence_bytes;
+        let bytes_max = self.plan.presence().bytes_max;
         let side = &mut self.clients[place].peer;
         assert!(
             message.is_all || side.shown.is_some(),
@@ -331,7 +331,7 @@ impl World {
         let expected: PeersTable = peers.iter().map(entry).collect();
         let shown = table.iter().filter(|entry| !vanished.contains(entry.0));
         let shown: PeersTable = shown.map(|(id, peer)| (*id, peer.clone())).collect();
-        let bytes_max = self.plan.presence_bytes;
+        let bytes_max = self.plan.presence().bytes_max;
         if bytes_max >= 1 << 20 {
             return assert_eq!(shown, expected, "the peers");
         }

@@ -1,5 +1,6 @@
 //! The kind of run that a seed selects, the faults that may occur in it, and its coverage.
 
+use etherply::core::fanout::peers::PresenceSettings;
 use etherply::core::shard::contract::Limits;
 use etherply::core::testing::Dice;
 use etherply::limits::{
@@ -110,10 +111,6 @@ pub struct Plan {
     /// if the disk supports that.
     pub fill_bytes: Option<u64>,
     pub ping_interval_us: u64,
-    /// The time for which changes of presence are collected.
-    pub presence_interval_us: u64,
-    /// The maximum length of the entries of all peers of a workspace.
-    pub presence_bytes: usize,
     /// The time for which tombstones are kept.
     pub retention_us: u64,
     /// The size of the disk as a percentage of the space that all keys may take.
@@ -140,8 +137,8 @@ impl Plan {
         use Durability::{Always, Interval, None};
         let mut dice = Dice::stream(seed, 1);
         let durability = dice.pick(&[Always, Always, Always, Always, Interval, None]);
-        // Two seeds in twelve have long messages, so that each share of a hundred seeds covers the
-        // cases that only they cause.
+        // Two seeds in twelve have long messages, so that each share of the seeds covers the cases
+        // that only they cause.
         let kind =
             [0, 1, 2, 3, 4, 5, 6, 0, 8, 9, 10, 11][usize::try_from(seed % 12).expect("below 12")];
         let plan = Self {
@@ -179,8 +176,6 @@ impl Plan {
             segments_spared: 1,
             fill_bytes: fill_bytes(seed, durability),
             ping_interval_us: dice.pick(&[SECOND_US, 25 * SECOND_US]),
-            presence_interval_us: Dice::stream(seed, 32).pick(&[500, 5000, 50_000]),
-            presence_bytes: Dice::stream(seed, 33).pick(&[1024, 1 << 20, 1 << 20]),
             retention_us: Dice::stream(seed, 17).pick(&[
                 SECOND_US / 20,
                 SECOND_US,
@@ -317,6 +312,16 @@ impl Plan {
         let more_bytes = low_bytes * DISK_ENOUGH_FACTOR + open_bytes;
         self.disk_percent
             .map(|percent| live_bytes * percent / 100 + more_bytes)
+    }
+
+    /// Returns the settings of presence. A message is sent at most once per interval, and the
+    /// entries of all peers of a workspace have a maximum length.
+    pub fn presence(&self) -> PresenceSettings {
+        PresenceSettings {
+            interval_us: Dice::stream(self.seed, 32).pick(&[500, 5000, 50_000]),
+            bytes_max: Dice::stream(self.seed, 33).pick(&[1024, 1 << 20, 1 << 20]),
+            shard_bytes_max: etherply::limits::PRESENCE_SHARD_BYTES_MAX,
+        }
     }
 
     pub fn may(&self, fault: u32) -> bool {

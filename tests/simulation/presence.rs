@@ -41,7 +41,8 @@ pub struct PeersMessage {
 /// The user of a client, and its last connection.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PeerIdentity {
-    pub user: Option<Option<&'static str>>,
+    /// The index of the user in [`USERS`], once it was chosen.
+    pub user: Option<usize>,
     pub connection: Option<u64>,
 }
 
@@ -301,7 +302,7 @@ impl World {
     pub fn ask_for_presence(&mut self, replica: &mut Replica) -> PeerSide {
         let dice = &mut self.presence.dice;
         let is_crowd = self.plan.clients > 100;
-        let (is_peer, other) = (dice.below(4) > 0, dice.pick(&USERS));
+        let (is_peer, other) = (dice.below(4) > 0, dice.below(USERS.len()));
         let is_peer = is_peer && (!is_crowd || dice.one_in(8));
         let identity = &mut replica.identity;
         let user = identity.user.filter(|_| !dice.one_in(6)).unwrap_or(other);
@@ -316,7 +317,7 @@ impl World {
         identity.user = Some(user);
         PeerSide {
             is_peer,
-            user,
+            user: USERS[user],
             replaces,
             came_us: self.clock.now_us,
             ..PeerSide::default()
@@ -336,13 +337,12 @@ impl World {
     fn send_value(&mut self, place: usize) {
         let presence = &mut self.presence;
         let last = self.clients[place].peer.values.last();
-        let value = match last.filter(|_| presence.dice.one_in(8)) {
-            Some((_, value)) => value.clone(),
-            None => {
-                let text = "v".repeat(presence.dice.below(TEXT_BYTES_MAX));
-                presence.values.push(place);
-                format!(r#"{{"at":{},"text":"{text}"}}"#, presence.values.len() - 1)
-            }
+        let value = if let Some((_, value)) = last.filter(|_| presence.dice.one_in(8)) {
+            value.clone()
+        } else {
+            let text = "v".repeat(presence.dice.below(TEXT_BYTES_MAX));
+            presence.values.push(place);
+            format!(r#"{{"at":{},"text":"{text}"}}"#, presence.values.len() - 1)
         };
         let id = self.send_message(place, "presence", &value);
         self.clients[place].peer.values.push((id, value));
