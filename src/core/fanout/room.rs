@@ -46,7 +46,7 @@ pub(crate) struct ShownOp<'a> {
 
 impl<'a> ShownOp<'a> {
     /// Returns the op that produced an entry.
-    pub fn of(entry: &'a Entry) -> Self {
+    pub fn of(entry: Entry<'a>) -> Self {
         Self {
             key: entry.key(),
             value: (!entry.is_deleted()).then(|| entry.value()),

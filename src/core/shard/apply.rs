@@ -382,7 +382,7 @@ impl Shard {
 /// all clients whose ops lose to the same op.
 fn correction(
     room_id: RoomId,
-    entry: &Entry,
+    entry: Entry<'_>,
     version: ProtocolVersion,
     budget: &mut SessionBudget,
     pool: &mut OutboxPool,
@@ -399,7 +399,7 @@ fn correction(
 /// some session.
 pub(super) fn shared_frame(
     room_id: RoomId,
-    entry: &Entry,
+    entry: Entry<'_>,
     version: ProtocolVersion,
     budget: &mut SessionBudget,
 ) -> Chunk {

@@ -18,8 +18,9 @@ impl Workspace {
     }
 
     /// Returns the entry in a slot, if there is one.
-    pub(crate) fn entry(&self, slot: u32) -> Option<&Entry> {
-        self.entries.get(slot as usize)
+    pub(crate) fn entry(&self, slot: u32) -> Option<Entry<'_>> {
+        let stored = self.entries.get(slot as usize)?;
+        Some(Entry::new(stored, &self.texts))
     }
 
     /// Returns the slot of a key's entry.
