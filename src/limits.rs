@@ -90,6 +90,10 @@ pub const EMPTY_FRAMES_MAX: u32 = 1 << 16;
 /// The default of `--max-workspace-bytes`: far more than a web page can hold, and far less than a
 /// server can.
 pub const WORKSPACE_BYTES_DEFAULT: u64 = 64 * 1024 * 1024;
+/// The size of a workspace, in multiples of `--max-workspace-bytes`, up to which a key without an
+/// entry may be deleted. The delete leaves a tombstone, which a client that deletes what it wrote
+/// itself a moment ago needs even in a full workspace.
+pub const ABSENT_DELETES_FACTOR: u64 = 2;
 /// The largest `--max-workspace-bytes`.
 pub const WORKSPACE_BYTES_MAX: u64 = 1 << 40;
 
@@ -218,8 +222,11 @@ pub const SEND_BYTES_MAX: usize = 256 * 1024;
 /// the moment they are queued, so one large send pins no more memory than several small ones, and
 /// each send saved is one less pass through the ring and the kernel.
 pub const ANSWER_SEND_BYTES_MAX: usize = 2 * 1024 * 1024;
-/// The largest number of pieces in a send. A send with more pieces is copied into a single piece.
-pub const SEND_SPANS_MAX: usize = 16;
+/// The largest number of pieces in a send: a full send of state parts, and what surrounds them.
+pub const SEND_SPANS_MAX: usize = 40;
+/// The largest number of pieces in a send of at most [`SEND_BYTES_MAX`]. Such a send with more
+/// pieces is copied into a single piece, which costs less than having the kernel send them all.
+pub const SHORT_SEND_SPANS_MAX: usize = 16;
 /// The maximum number of sessions served per turn, so that receives and log completions never wait
 /// long.
 pub const SENDS_PER_TURN_MAX: usize = 256;
@@ -513,6 +520,11 @@ const _: () = assert!(
         && SNAPSHOT_PART_BYTES <= INIT_BYTES_KEPT_MAX
         && 16 * INIT_BYTES_KEPT_MAX <= SNAPSHOT_BYTES_MAX,
     "several large states must fit in the budget, and the kept one must be a small part of it"
+);
+const _: () = assert!(
+    SHORT_SEND_SPANS_MAX < SEND_SPANS_MAX
+        && ANSWER_SEND_BYTES_MAX / CONFLATED_BYTES_MAX + 4 < SEND_SPANS_MAX,
+    "a 101, a welcome, a full send of state parts and what follows them must fit in one send"
 );
 const _: () = assert!(
     CONFLATED_BYTES_MAX <= SEND_BYTES_MAX,

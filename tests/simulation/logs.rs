@@ -25,6 +25,9 @@ use crate::world::{Doing, World};
 impl World {
     /// Advances one operation of a log: the disk performs it, or the shard learns its outcome.
     pub fn go_on_with_log(&mut self) {
+        if self.presence.has_hanging_disk() {
+            return;
+        }
         let shards = self.shards as usize;
         let first = self.dice.below(shards);
         for shard in (first..shards).chain(0..first) {

@@ -13,6 +13,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+mod casts;
 mod checks;
 mod client;
 mod crash;
@@ -22,7 +23,9 @@ mod inodes;
 mod journal;
 mod logs;
 mod model;
+mod peers;
 mod plan;
+mod presence;
 mod process;
 mod replica;
 mod server;

@@ -57,10 +57,16 @@ pub enum Planted {
     LostDelete,
     /// A broadcast is lost.
     LostChange,
+    /// A peer stays in the table after its connection has ended.
+    KeptPeer,
+    /// A change of presence is lost.
+    LostValue,
+    /// A cast is sent twice.
+    RepeatedCast,
 }
 
 impl Planted {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
         Self::EarlySaved,
         Self::IgnoredCondition,
         Self::OneGeneration,
@@ -68,6 +74,9 @@ impl Planted {
         Self::LostSeq,
         Self::LostDelete,
         Self::LostChange,
+        Self::KeptPeer,
+        Self::LostValue,
+        Self::RepeatedCast,
     ];
 }
 
@@ -101,6 +110,10 @@ pub struct Plan {
     /// if the disk supports that.
     pub fill_bytes: Option<u64>,
     pub ping_interval_us: u64,
+    /// The time for which changes of presence are collected.
+    pub presence_interval_us: u64,
+    /// The maximum length of the entries of all peers of a workspace.
+    pub presence_bytes: usize,
     /// The time for which tombstones are kept.
     pub retention_us: u64,
     /// The size of the disk as a percentage of the space that all keys may take.
@@ -166,6 +179,8 @@ impl Plan {
             segments_spared: 1,
             fill_bytes: fill_bytes(seed, durability),
             ping_interval_us: dice.pick(&[SECOND_US, 25 * SECOND_US]),
+            presence_interval_us: Dice::stream(seed, 32).pick(&[500, 5000, 50_000]),
+            presence_bytes: Dice::stream(seed, 33).pick(&[1024, 1 << 20, 1 << 20]),
             retention_us: Dice::stream(seed, 17).pick(&[
                 SECOND_US / 20,
                 SECOND_US,
@@ -244,6 +259,28 @@ impl Plan {
                 // A deleted key frees space.
                 version2_percent: Dice::stream(seed, 16).pick(&[0, 0, 30]),
                 disk_percent: Some(Dice::stream(seed, 12).pick(&[150, 200, 300])),
+                error_one_in: 0,
+                crash_one_in: 400,
+                ..plan
+            },
+            // Deletes that are soon forgotten, and short segments of which few are rewritten at once.
+            5 => Self {
+                steps: 1000,
+                faults: faults::COMPACTION
+                    | faults::POWER
+                    | faults::KILL
+                    | faults::TRIALS
+                    | faults::COPIES,
+                limits: Limits::default(),
+                clients: 4,
+                workspaces: 1,
+                keys: 12,
+                version2_percent: 100,
+                value_bytes: 150,
+                segment_bytes_min: 200,
+                segment_bytes_max: 5000,
+                fill_bytes: Option::None,
+                retention_us: SECOND_US / 20,
                 error_one_in: 0,
                 crash_one_in: 400,
                 ..plan
@@ -419,4 +456,17 @@ coverage! {
     floors: 5,
     floors_shown: 1,
     copies_restored: 5,
+    copies_of_running: 20,
+    rejoins: 1,
+    prompt: 20,
+    presence_messages: 500,
+    tables_compared: 50,
+    users_compared: 20,
+    presence_refused: 20,
+    connections_beside: 50,
+    peers_replaced: 20,
+    peers_not_replaced: 20,
+    casts_heard: 200,
+    casts_compared: 50,
+    casts_while_hanging: 1,
 }

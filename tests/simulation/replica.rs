@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::{Model, Write, place_after};
+use crate::presence::PeerIdentity;
 use crate::wire::{Told, Welcome};
 
 /// An op of the client that is not settled yet.
@@ -53,9 +54,16 @@ pub struct Replica {
     /// The resume point that it sent when it connected.
     pub asked: Option<Point>,
     generation: String,
-    seq: u64,
+    /// The seq up to which it knows all changes.
+    pub seq: u64,
     last_id: u64,
     saved: u64,
+    pub identity: PeerIdentity,
+    /// The greatest seq of what it was told without a seq: corrections, and its own ops.
+    beyond: u64,
+    /// It was resumed in another generation, of which what is beyond its point need not be part.
+    /// So it has to begin anew.
+    pub must_rejoin: bool,
     /// The number of each kind of welcome, by its reason.
     pub welcomes: BTreeMap<String, u64>,
 }
@@ -88,7 +96,7 @@ impl Replica {
     }
 
     /// Returns the id of the next message.
-    fn next_id(&mut self) -> u64 {
+    pub fn next_id(&mut self) -> u64 {
         // Ids increase, but need not be consecutive.
         self.last_id += 1 + self.last_id % 3;
         self.last_id
@@ -208,10 +216,12 @@ impl Replica {
                 held.is_unconfirmed = true;
             }
             self.is_full = true;
-            self.seq = 0;
+            (self.seq, self.beyond) = (0, 0);
             return;
         }
-        let Point { since, last, .. } = asked.expect("it resumes");
+        let asked = asked.expect("it resumes");
+        self.must_rejoin = asked.generation != welcome.generation && self.beyond > asked.since;
+        let Point { since, last, .. } = asked;
         let place = place_after(since).checked_sub(1);
         let found = place.map(|place| oracle.model.wins.get(place));
         assert_eq!(
@@ -221,6 +231,17 @@ impl Replica {
         );
         self.seq = since;
         self.keep_point(oracle);
+        if self.must_rejoin {
+            self.point = None;
+        }
+    }
+
+    /// Records that it is told of an op, or of a floor, without a seq.
+    fn note_beyond(&mut self, write: &Write, oracle: &Oracle<'_>) {
+        let known = oracle.model.wins.len();
+        let place = oracle.model.place(&write.value);
+        let seq = place.map_or(known, |place| place + 1) as u64;
+        self.beyond = self.beyond.max(seq);
     }
 
     /// Applies an op unless the client's entry is newer.
@@ -259,6 +280,7 @@ impl Replica {
             edit.has_lost = expected != write.condition();
         }
         if !is_absent || write.timestamp > 0 {
+            self.note_beyond(write, oracle);
             self.merge(write);
         }
         !is_absent || oracle.model.is_absent(write)
@@ -304,6 +326,7 @@ impl Replica {
             if edit.id > id {
                 self.edits.push(edit);
             } else if oracle.model.place(&edit.write.value).is_some() {
+                self.note_beyond(&edit.write, oracle);
                 self.merge(&edit.write);
             }
         }

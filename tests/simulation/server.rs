@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
+use etherply::core::fanout::peers::PresenceSettings;
 use etherply::core::shard::Shard;
 use etherply::core::shard::contract::{
     Clock, Handoff, Input, Limits, LoggedGenerations, Output, ShardConfig,
@@ -335,6 +336,10 @@ fn config(plan: &Plan, limits: Limits, shard: u32, shards: u32) -> ShardConfig {
         segment_bytes_max: plan.segment_bytes_max,
         log_spare_bytes: plan.log_spare_bytes(),
         limits,
+        presence: PresenceSettings {
+            interval_us: plan.presence_interval_us,
+            bytes_max: plan.presence_bytes,
+        },
         fault_panic_key: Some(PANIC_KEY.to_owned()),
         ..testing::shard_config()
     }

@@ -5,8 +5,9 @@ use etherply::log::commit::Durability;
 
 use crate::model::{Write, place_after};
 use crate::plan::Planted;
+use crate::presence::PeerSide;
 use crate::replica::{Edit, Oracle, Replica};
-use crate::server::{BEGIN_UNIX_US, token};
+use crate::server::BEGIN_UNIX_US;
 use crate::wire::{self, Told};
 use crate::world::{WORKSPACES, World};
 
@@ -36,7 +37,8 @@ impl World {
         };
         away.retain(|place| {
             let client = &self.clients[*place];
-            client.replica.is_some() && (client.is_gone() || client.is_broken)
+            let is_away = client.is_gone() || client.is_broken || again == Some(*place);
+            client.replica.is_some() && is_away
         });
         let mut replica = if away.is_empty() {
             Box::new(Replica::new(workspace, skew_us))
@@ -67,12 +69,13 @@ impl World {
     }
 
     /// Returns the request of a version 2 client.
-    pub fn join_path(replica: &Replica) -> String {
+    pub fn join_path(replica: &Replica, side: &PeerSide) -> String {
         let id = WORKSPACES[replica.workspace].replace(' ', "%20");
         let point = replica.asked.as_ref().map_or(String::new(), |point| {
             format!("&since={}&generation={}", point.since, point.generation)
         });
-        format!("/v1/sync/{id}?token={}{point}", token())
+        let (token, presence) = (side.token(), side.query());
+        format!("/v1/sync/{id}?token={token}{point}{presence}")
     }
 
     /// Makes a version 2 client write or delete a key, with or without a condition.
@@ -197,6 +200,11 @@ impl World {
                     "too_old" => self.coverage.resumes_too_old += 1,
                     "resumed" => self.coverage.resumes += 1,
                     _ => self.coverage.resumes_elsewhere += 1,
+                }
+                if std::mem::take(&mut replica.must_rejoin) {
+                    client.is_broken = true;
+                    client.told.clear();
+                    self.coverage.rejoins += 1;
                 }
                 if !client.is_leaving && !client.is_broken {
                     self.resend(place);

@@ -12,31 +12,31 @@ use crate::core::shard::session::{Session, SessionId};
 use crate::core::shard::state_sync::{MISSED_DELETES_TEXT, misses_deletes};
 use crate::limits::{CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, SESSION_BYTES_SPARED};
 use crate::wire::ProtocolVersion;
+use crate::wire::message::v2::OpEnvelope;
 
 impl Shard {
     /// Queues the next part of a conflated session's backlog, like [`Shard::encode_conflated`], or
     /// closes the session if it would miss deletes that way.
-    pub(super) fn send_conflated(&mut self, id: SessionId, clock: Clock) -> bool {
+    pub(super) fn send_conflated(&mut self, id: SessionId, clock: Clock) {
         let session = &self.sessions[id];
         if let Some(behind) = session.outbox.behind()
             && let Some(room_id) = session.room()
             && misses_deletes(&self.rooms[room_id].workspace, behind.since)
         {
-            self.close(id, TRY_AGAIN_LATER, MISSED_DELETES_TEXT, clock);
-            return true;
+            return self.close(id, TRY_AGAIN_LATER, MISSED_DELETES_TEXT, clock);
         }
-        self.encode_conflated(id)
+        self.encode_conflated(id);
     }
 
     /// Encodes the next part of a conflated session's backlog: the latest op for each key that has
-    /// changed in the meantime, except the session's own ops. Returns `false` if the session is not
+    /// changed in the meantime, except the session's own ops. Does nothing if the session is not
     /// conflated, or if the previous part is still queued.
     ///
     /// The walk is bounded in bytes and in steps, because entries that the session itself wrote
     /// cost steps but no bytes. If the walk stops before the newest entry, the session stays
     /// behind, at the last entry examined. Otherwise, the session follows the window again from its
     /// end: the entries cover everything in the window, so no frame is missed or sent twice.
-    fn encode_conflated(&mut self, id: SessionId) -> bool {
+    fn encode_conflated(&mut self, id: SessionId) {
         let session = &mut self.sessions[id];
         let number = session.number;
         let Some(Behind {
@@ -44,10 +44,10 @@ impl Shard {
             mut hint,
         }) = session.outbox.behind()
         else {
-            return false;
+            return;
         };
         if session.outbox.has_answers() {
-            return false;
+            return;
         }
         let room_id = session.room().expect("only a member can be behind");
         let room = &self.rooms[room_id];
@@ -66,7 +66,7 @@ impl Shard {
                 }
                 if !entry.is_by(number) {
                     let shown = ShownOp::of(entry);
-                    let bytes = shown.frame_bytes(ProtocolVersion::V1, None);
+                    let bytes = shown.frame_bytes(ProtocolVersion::V1, OpEnvelope::default());
                     more = !out.is_empty() && out.len() + bytes > bytes_max;
                     if more {
                         break;
@@ -83,7 +83,7 @@ impl Shard {
                         ));
                         more = true;
                     } else {
-                        shown.put(out, ProtocolVersion::V1, None);
+                        shown.put(out, ProtocolVersion::V1, OpEnvelope::default());
                     }
                 }
                 (since, hint) = (entry.seq(), Some(slot));
@@ -103,7 +103,6 @@ impl Shard {
             self.enqueue(id);
         }
         self.push_conflated(id, room_id, chunk, long);
-        true
     }
 
     /// Queues a part of a conflated session's backlog: several short ops, or a single long one.

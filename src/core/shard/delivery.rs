@@ -32,11 +32,12 @@ impl Shard {
     /// the log.
     pub(super) fn show_committed(&mut self) {
         if self.log.show() {
-            self.sends.wake(&mut self.sessions);
+            self.sends.wake_after_ops();
         }
     }
 
-    /// Queues the members of all rooms in which ops became visible since the last turn.
+    /// Queues the members of all rooms in which ops became visible since the last turn, and then
+    /// the sessions that wait for the log or are owed `saved`.
     pub(super) fn announce(&mut self) {
         self.rooms
             .announce(self.log.visible_position(), |slot, visible_end| {
@@ -48,6 +49,7 @@ impl Shard {
                     self.sends.queue(id, session);
                 }
             });
+        self.sends.queue_answered(&mut self.sessions);
     }
 
     /// Serves a slice of the queue, unless a commit is in flight or the shard pauses.
@@ -63,12 +65,15 @@ impl Shard {
             let Some(id) = self.sends.pop() else {
                 break;
             };
+            if self.is_owed_state(id) {
+                self.queue_next_part(id, clock);
+            }
             if self.is_owed_bulk(id) {
                 self.sends.defer(id);
             } else {
                 self.serve(id, clock);
-                self.evict_over_budget(clock);
             }
+            self.evict_over_budget(clock);
         }
         self.sends.end_slice(clock.now_us);
         self.send_bulk(clock);
@@ -76,6 +81,14 @@ impl Shard {
         if self.counters.sends == self.counters.sends_ended {
             self.sends.take_watched_since_us();
         }
+    }
+
+    /// Returns whether a session is behind, and none of the state that it is owed is queued.
+    fn is_owed_state(&self, id: SessionId) -> bool {
+        self.sessions.get(id).is_some_and(|session| {
+            let outbox = &session.outbox;
+            session.is_open() && outbox.behind().is_some() && !outbox.has_answers()
+        })
     }
 
     /// Returns whether a session has more pending bytes than one send of frames may carry.
@@ -135,9 +148,6 @@ impl Shard {
             return 0;
         }
         let mut spans = self.take(id);
-        if spans.is_empty() && self.queue_next_part(id, clock) {
-            spans = self.take(id);
-        }
         self.append_saved(id, &mut spans);
         self.append_presence(id, &mut spans);
         let bytes = spans_bytes(&spans);
@@ -162,14 +172,11 @@ impl Shard {
         bytes
     }
 
-    /// Queues the next part of the state for a session that is behind. Returns whether anything may
-    /// have been queued.
-    fn queue_next_part(&mut self, id: SessionId, clock: Clock) -> bool {
+    /// Queues the next part of the state for a session that is behind.
+    fn queue_next_part(&mut self, id: SessionId, clock: Clock) {
         match self.sessions[id].version {
             ProtocolVersion::V1 => self.send_conflated(id, clock),
-            ProtocolVersion::V2 => {
-                !self.sessions[id].outbox.has_answers() && self.send_state_parts(id, clock)
-            }
+            ProtocolVersion::V2 => self.send_state_parts(id, clock),
         }
     }
 

@@ -110,11 +110,12 @@ impl Shard {
             return;
         };
         let settlement = &mut session.v2_mut().settlement;
+        let was_due = settlement.is_due(visible);
         settlement.handled(message_id, position, visible, batch_start);
-        if settlement.is_due(visible) {
-            self.sends.queue(id, session);
-        } else {
+        if !settlement.is_due(visible) {
             self.sends.wait_for_log(id, session);
+        } else if !was_due {
+            self.sends.queue_after_ops(id);
         }
     }
 
@@ -133,13 +134,21 @@ impl Shard {
         if !v2.settlement.is_due(visible) || !session.outbox.may_append(spans) {
             return;
         }
-        let settled = v2.settlement.take_settled(visible);
-        let settled = settled.expect("more is settled than was reported");
-        // A client that is behind has not been sent everything up to any seq in the window.
+        let room = &self.rooms[room_id];
         let cursor = session.outbox.cursor_after_own();
-        let seq = match session.outbox.behind() {
-            Some(_) => None,
-            None => self.rooms[room_id].visible_seq(session.version, cursor, visible),
+        // A client that is behind has not been sent everything up to any seq of the window. Any
+        // other must not be told that an own op is settled before it has been sent the ops in front
+        // of that one: its resume point would be before something that it holds, which another
+        // history may lack (P144).
+        let (sent_position, seq) = match session.outbox.behind() {
+            Some(_) => (visible, None),
+            None => (
+                room.sent_position(session.version, cursor, visible),
+                room.visible_seq(session.version, cursor, visible),
+            ),
+        };
+        let Some(settled) = v2.settlement.take_settled(sent_position) else {
+            return;
         };
         let frame = self.pool.fill(v2::SHORT_FRAME_BYTES_MAX, |out| {
             v2::put_saved(out, settled, seq);

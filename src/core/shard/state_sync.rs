@@ -20,8 +20,8 @@ use crate::core::shard::version2::Version2;
 use crate::core::snapshot::state_chunks::StatePart;
 use crate::core::state::workspace::Workspace;
 use crate::limits::{
-    CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, SEND_BYTES_MAX, SESSION_BYTES_SPARED,
-    SHARED_FRAME_BYTES_MIN,
+    ANSWER_SEND_BYTES_MAX, CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, SEND_BYTES_MAX,
+    SESSION_BYTES_SPARED, SHARED_FRAME_BYTES_MIN,
 };
 use crate::log::position::LogPosition;
 use crate::seq::Seq;
@@ -100,19 +100,20 @@ impl Shard {
         let behind = Behind { since, hint: None };
         session.outbox.fall_behind(behind, &mut self.pool);
         // A small state goes out with the welcome, in one send.
-        self.send_state_part(id, clock);
+        self.send_state_parts(id, clock);
     }
 
-    /// Queues the parts of the state that go out in the next send. Returns false if the client
-    /// needs no state.
+    /// Queues the parts of the state that go out in the next send. Does nothing if the client needs
+    /// no state.
     ///
     /// That is one part, plus any following parts that are shared with other clients and fit into
-    /// the send: they cost no memory, and each send saved is one less pass through the ring and the
-    /// kernel.
-    pub(super) fn send_state_parts(&mut self, id: SessionId, clock: Clock) -> bool {
-        let is_owed = self.send_state_part(id, clock);
-        while self.has_shared_part(id) && self.send_state_part(id, clock) {}
-        is_owed
+    /// the send: shared bytes count once, and each send saved is one less pass through the ring and
+    /// the kernel.
+    pub(super) fn send_state_parts(&mut self, id: SessionId, clock: Clock) {
+        self.send_state_part(id, clock);
+        while self.has_shared_part(id) {
+            self.send_state_part(id, clock);
+        }
     }
 
     /// Returns whether the next part of a session's state is encoded already and fits into the send
@@ -127,24 +128,27 @@ impl Shard {
         let part = self
             .state_chunks
             .find(room_id, workspace, behind.since, cutoff);
+        let bytes_max = if self.budget.is_tight() {
+            SEND_BYTES_MAX
+        } else {
+            ANSWER_SEND_BYTES_MAX
+        };
         let queued_bytes = session.outbox.waiting_bytes();
-        session.is_open()
-            && part.is_some_and(|part| queued_bytes + part.chunk.len() <= SEND_BYTES_MAX)
+        session.is_open() && part.is_some_and(|part| queued_bytes + part.chunk.len() <= bytes_max)
     }
 
     /// Queues the next part of the state for a version 2 client, and `synced` after the last one.
-    /// Returns false if the client needs no state.
-    pub(super) fn send_state_part(&mut self, id: SessionId, clock: Clock) -> bool {
+    /// Does nothing if the client needs no state.
+    fn send_state_part(&mut self, id: SessionId, clock: Clock) {
         let session = &self.sessions[id];
         let Some(Behind { since, hint }) = session.outbox.behind() else {
-            return false;
+            return;
         };
         let room_id = session.room().expect("only a member is behind");
         let cutoff = session.v2().cutoff;
         let workspace = &self.rooms[room_id].workspace;
         if misses_deletes(workspace, since.max(cutoff)) {
-            self.close(id, TRY_AGAIN_LATER, MISSED_DELETES_TEXT, clock);
-            return true;
+            return self.close(id, TRY_AGAIN_LATER, MISSED_DELETES_TEXT, clock);
         }
         let cached = self.state_chunks.find(room_id, workspace, since, cutoff);
         let part = match cached {
@@ -160,7 +164,6 @@ impl Shard {
             None => (since, hint),
         };
         self.advance_sync(id, end.0, end.1);
-        true
     }
 
     /// Encodes the part of a room's state after `from`. Returns `None` if there is nothing to send.
@@ -211,11 +214,10 @@ impl Shard {
             visible_from: part.visible_from,
             awaits: None,
         };
-        if is_shared(&part.chunk) {
-            session.outbox.push_shared(part.chunk, due, &mut self.pool);
-        } else if !part.chunk.is_empty() {
-            session.outbox.push_due(part.chunk, due, &mut self.pool);
-        }
+        let is_shared = is_shared(&part.chunk);
+        session
+            .outbox
+            .push_part(part.chunk, is_shared, due, &mut self.pool);
     }
 
     /// Records that everything up to `until` has been queued for a client. If nothing is left, the
@@ -286,14 +288,14 @@ fn walk(
     let mut bytes = 0;
     let entries = workspace.changed_since(from.since, from.hint);
     for (slot, entry) in entries.take(CONFLATED_STEPS_MAX) {
-        let (key, timestamp) = (entry.key(), entry.timestamp());
+        let ((key, value), timestamp) = (entry.key_and_value(), entry.timestamp());
         let is_skipped = entry.is_deleted() && entry.seq() <= cutoff;
         let entry_bytes = if is_skipped {
             0
         } else if entry.is_deleted() {
             StateChunk::deleted_bytes(key, timestamp)
         } else {
-            StateChunk::entry_bytes(key, entry.value(), timestamp)
+            StateChunk::entry_bytes(key, value, timestamp)
         };
         if bytes > 0 && bytes + entry_bytes > bytes_max {
             break;
@@ -312,7 +314,7 @@ fn walk(
             chunk.push_deleted(key, timestamp);
             walked.has_tombstones = true;
         } else {
-            chunk.push_entry(key, entry.value(), timestamp);
+            chunk.push_entry(key, value, timestamp);
         }
         walked.keys += u64::from(!is_skipped);
         (walked.until, walked.hint) = (entry.seq(), slot);

@@ -283,7 +283,8 @@ impl FrozenState {
         let entry = workspace.entry(slot);
         let entry = entry.filter(|entry| !entry.is_deleted() && entry.seq() <= seq);
         if let Some(entry) = entry {
-            read(entry.key(), entry.value(), entry.timestamp());
+            let (key, value) = entry.key_and_value();
+            read(key, value, entry.timestamp());
         }
         entry.is_some()
     }

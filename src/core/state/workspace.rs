@@ -17,6 +17,7 @@ use slab::Slab;
 
 use crate::core::state::index::{Index, Tag};
 use crate::core::state::segment_usage::{Mark, UNMARKED};
+use crate::limits::ABSENT_DELETES_FACTOR;
 use crate::log::record::{Change, EXTRA_BYTES, OP_HEADER_BYTES};
 use crate::seq::Seq;
 use crate::wire::state;
@@ -25,6 +26,7 @@ mod deadlines;
 mod entry;
 mod floor;
 mod lifetimes;
+mod sparse_index;
 mod text_slabs;
 mod texts;
 
@@ -33,6 +35,7 @@ pub use floor::{Dropped, Floor};
 
 use entry::{Lifetime, StoredEntry};
 use lifetimes::Lifetimes;
+use sparse_index::SparseIndex;
 use text_slabs::TextSlabs;
 
 /// The value for "no slot", at either end of the list of changes.
@@ -70,6 +73,8 @@ pub struct Workspace {
     hasher: FixedState,
     oldest: u32,
     newest: u32,
+    /// Some of the entries, by the seq of their last change.
+    marks: SparseIndex,
     init_fields_bytes: usize,
     stamp_fields_bytes: usize,
     log_bytes: u64,
@@ -96,6 +101,7 @@ impl Workspace {
             hasher: FixedState::with_seed(hash_seed),
             oldest: NONE,
             newest: NONE,
+            marks: SparseIndex::default(),
             init_fields_bytes: 0,
             stamp_fields_bytes: 0,
             log_bytes: 0,
@@ -158,8 +164,12 @@ impl Workspace {
         !self.floor.covers(edit.timestamp) && !expects_entry
     }
 
-    /// Applies an op that may not make the workspace larger than `log_bytes_max`, unless it is a
-    /// delete. A workspace that is already larger may still shrink.
+    /// Applies an op that may not make the workspace larger than `log_bytes_max`. A workspace that
+    /// is already larger may still shrink.
+    ///
+    /// The limit does not hold for the delete of a key that has an entry, and is twice as high for
+    /// that of a key without one. Each such delete adds a tombstone, which is kept for days, so
+    /// without a limit deletes alone could fill the memory.
     pub fn apply_within(
         &mut self,
         log_bytes_max: u64,
@@ -173,7 +183,7 @@ impl Workspace {
                 return Verdict::Absent(self.floor.timestamp);
             }
             let grown_bytes = self.log_bytes + self.record_bytes(edit.key.len(), &edit.change);
-            if grown_bytes > log_bytes_max && !is_delete(&edit.change) {
+            if grown_bytes > insert_bytes_max(log_bytes_max, &edit.change) {
                 return Verdict::TooLarge(None);
             }
             self.seq = self.seq.next();
@@ -207,8 +217,8 @@ impl Workspace {
         }
         let replaced = stored.mark;
         self.seq = self.seq.next();
-        self.overwrite(slot, &edit.change, edit.timestamp, self.seq, source);
         self.unlink(slot);
+        self.overwrite(slot, &edit.change, edit.timestamp, self.seq, source);
         self.link_newest(slot);
         self.note_delete(&edit.change);
         Verdict::Won {
@@ -292,6 +302,7 @@ impl Workspace {
             .collect();
         slots.sort_unstable();
         (self.oldest, self.newest) = (NONE, NONE);
+        self.marks.clear();
         for (_, slot) in slots {
             self.link_newest(slot);
         }
@@ -316,8 +327,8 @@ impl Workspace {
 
     /// Iterates over the entries whose last change came after `since`, tombstones included, in the
     /// order of that change.
-    /// `hint`, if known, is the slot of the entry with seq `since`; it avoids walking back from the
-    /// newest entry.
+    /// `hint`, if known, is the slot of the entry with seq `since`; it avoids the search for the
+    /// first of them.
     pub fn changed_since(
         &self,
         since: Seq,
@@ -329,23 +340,6 @@ impl Workspace {
             .map(|entry| entry.newer);
         let first = after_hint.unwrap_or_else(|| self.first_after(since));
         self.entries_from(first)
-    }
-
-    /// Returns the slot of the first entry that changed after `since`, searching from both ends.
-    fn first_after(&self, since: Seq) -> u32 {
-        let (mut older, mut newer, mut first) = (self.oldest, self.newest, NONE);
-        while let Some(entry) = self.entries.get(older as usize) {
-            if entry.seq > since {
-                return older;
-            }
-            older = entry.newer;
-            let entry = &self.entries[newer as usize];
-            if entry.seq <= since {
-                return first;
-            }
-            (first, newer) = (newer, entry.older);
-        }
-        NONE
     }
 
     fn entries_from(&self, first: u32) -> impl Iterator<Item = (u32, Entry<'_>)> + Clone {
@@ -433,8 +427,9 @@ impl Workspace {
         self.log_bytes += self.entry_bytes(&self.entries[slot as usize]);
         let entry = Entry::new(&self.entries[slot as usize], &self.texts);
         if !entry.is_deleted() {
-            self.init_fields_bytes += state::init_field_bytes(entry.key(), entry.value());
-            self.stamp_fields_bytes += state::stamp_field_bytes(entry.key(), entry.timestamp());
+            let (key, value) = entry.key_and_value();
+            self.init_fields_bytes += state::init_field_bytes(key, value);
+            self.stamp_fields_bytes += state::stamp_field_bytes(key, entry.timestamp());
         }
     }
 
@@ -443,13 +438,17 @@ impl Workspace {
         self.log_bytes -= self.entry_bytes(&self.entries[slot as usize]);
         let entry = Entry::new(&self.entries[slot as usize], &self.texts);
         if !entry.is_deleted() {
-            self.init_fields_bytes -= state::init_field_bytes(entry.key(), entry.value());
-            self.stamp_fields_bytes -= state::stamp_field_bytes(entry.key(), entry.timestamp());
+            let (key, value) = entry.key_and_value();
+            self.init_fields_bytes -= state::init_field_bytes(key, value);
+            self.stamp_fields_bytes -= state::stamp_field_bytes(key, entry.timestamp());
         }
     }
 
     fn unlink(&mut self, slot: u32) {
-        let StoredEntry { older, newer, .. } = self.entries[slot as usize];
+        let StoredEntry {
+            older, newer, seq, ..
+        } = self.entries[slot as usize];
+        self.marks.remove(seq, &self.hasher);
         match older {
             NONE => self.oldest = newer,
             older => self.entries[older as usize].newer = newer,
@@ -469,6 +468,18 @@ impl Workspace {
         let entry = &mut self.entries[slot as usize];
         (entry.older, entry.newer) = (older, NONE);
         self.newest = slot;
+        let count = self.entries.len();
+        self.marks
+            .add(self.entries[slot as usize].seq, slot, count, &self.hasher);
+    }
+}
+
+/// Returns the size up to which a change may add an entry to a workspace with this limit.
+fn insert_bytes_max(log_bytes_max: u64, change: &Change<'_>) -> u64 {
+    if is_delete(change) {
+        log_bytes_max.saturating_mul(ABSENT_DELETES_FACTOR)
+    } else {
+        log_bytes_max
     }
 }
 

@@ -181,6 +181,20 @@ impl<'a> Entry<'a> {
             .get(self.stored.text, begin, self.stored.text_bytes())
     }
 
+    /// Returns the key and the value, for less than both cost separately.
+    #[must_use]
+    pub fn key_and_value(self) -> (&'a str, &'a str) {
+        let both = self
+            .texts
+            .get(self.stored.text, 0, self.stored.text_bytes());
+        both.split_at(usize::from(self.stored.key_bytes))
+    }
+
+    fn value_bytes(self) -> &'a [u8] {
+        let begin = usize::from(self.stored.key_bytes);
+        &self.texts.bytes(self.stored.text)[begin..self.stored.text_bytes()]
+    }
+
     /// Returns the timestamp that the writer chose, in Unix microseconds.
     #[must_use]
     pub fn timestamp(self) -> u64 {
@@ -205,6 +219,6 @@ impl<'a> Entry<'a> {
         let is_deleted = matches!(edit.change, Change::Delete { .. });
         edit.timestamp == self.timestamp()
             && is_deleted == self.is_deleted()
-            && edit.change.value() == self.value()
+            && edit.change.value().as_bytes() == self.value_bytes()
     }
 }

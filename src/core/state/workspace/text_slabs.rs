@@ -6,18 +6,21 @@
 //! header and a coarser rounding, and its owner a pointer, a length and a capacity.
 //!
 //! A slab has at most [`SLOTS_MAX`] slots. It is freed with its last text, so that a value that was
-//! once large does not hold its memory. The first slab of a size has one slot, and each further
-//! one doubles their number, so that a small workspace has no large slabs.
+//! once large does not hold its memory. The slabs of a size become larger as their number grows, so
+//! that a small workspace has no large ones, and few slots are free.
 //!
 //! Bonwick, "The Slab Allocator: An Object-Caching Kernel Memory Allocator" (USENIX 1994).
 
 use std::str;
 
 /// The maximum number of slots of a slab.
-const SLOTS_MAX: usize = 256;
+const SLOTS_MAX: usize = 255;
 
 /// The size up to which a slab grows, in bytes. A larger text has a slab of its own.
 const SLAB_BYTES_MAX: usize = 16 * 1024;
+
+/// A new slab has as many slots as all slabs of its size together, divided by this.
+const GROWTH: usize = 8;
 
 /// The size, in bytes, up to which an empty slab is kept if its size has no other one with room: a
 /// value that becomes longer and shorter all the time then allocates nothing.
@@ -33,18 +36,15 @@ const STEP_BYTES: usize = 8;
 
 /// The value for "no slab" and "no slot", at the end of a list.
 const NO_SLAB: u32 = u32::MAX;
-const NO_SLOT: u16 = u16::MAX;
+const NO_SLOT: u8 = u8::MAX;
 
 /// The place of a text: the number of its slab, and that of its slot in the lowest byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TextPlace(u32);
 
 impl TextPlace {
-    fn new(slab: u32, slot: u16) -> Self {
-        assert!(
-            slab >> 24 == 0 && usize::from(slot) < SLOTS_MAX,
-            "a workspace has at most 2^24 slabs"
-        );
+    fn new(slab: u32, slot: u8) -> Self {
+        assert!(slab >> 24 == 0, "a workspace has at most 2^24 slabs");
         Self(slab << 8 | u32::from(slot))
     }
 
@@ -52,8 +52,8 @@ impl TextPlace {
         (self.0 >> 8) as usize
     }
 
-    fn slot(self) -> u16 {
-        (self.0 & 0xFF) as u16
+    fn slot(self) -> u8 {
+        self.0.to_le_bytes()[0]
     }
 }
 
@@ -87,20 +87,25 @@ struct SlotSize {
 /// A number of slots of the same size.
 #[derive(Debug)]
 struct TextSlab {
-    /// The slots. Empty if the slab's number is vacant. The first two bytes of a free slot contain
-    /// the number of the next free one.
+    /// The slots. Empty if the slab's number is vacant. The first byte of a free slot is the number
+    /// of the next free one.
     memory: Box<[u8]>,
     slot_bytes: u32,
     /// The number of slots that contain a text.
-    used: u16,
+    used: u8,
     /// The number of slots that were ever used. Those after them are free, and not in the list.
-    touched: u16,
+    touched: u8,
     /// The first free slot in the list.
-    free: u16,
+    free: u8,
     /// The neighbours in the list that the slab is in.
     previous: u32,
     next: u32,
 }
+
+const _: () = assert!(
+    size_of::<TextSlab>() == 32,
+    "two of them should fit a cache line, and none should be in two"
+);
 
 /// Returns the size of the slot for a text.
 fn slot_bytes_for(text_bytes: usize) -> usize {
@@ -231,7 +236,7 @@ impl Slabs {
     fn add_slab(&mut self, size: usize) {
         let SlotSize { bytes, slots, .. } = self.by_size[size];
         let slots_max = (SLAB_BYTES_MAX / bytes as usize).clamp(1, SLOTS_MAX);
-        let count = (slots as usize).clamp(1, slots_max);
+        let count = (slots as usize / GROWTH).clamp(1, slots_max);
         let slab = TextSlab {
             memory: vec![0; count * bytes as usize].into_boxed_slice(),
             slot_bytes: bytes,
@@ -301,32 +306,30 @@ impl TextSlab {
         u32::from(self.used) == self.slots()
     }
 
-    fn slot(&self, slot: u16) -> &[u8] {
+    fn slot(&self, slot: u8) -> &[u8] {
         let bytes = self.slot_bytes as usize;
         &self.memory[usize::from(slot) * bytes..][..bytes]
     }
 
-    fn slot_mut(&mut self, slot: u16) -> &mut [u8] {
+    fn slot_mut(&mut self, slot: u8) -> &mut [u8] {
         let bytes = self.slot_bytes as usize;
         &mut self.memory[usize::from(slot) * bytes..][..bytes]
     }
 
-    fn take_slot(&mut self) -> u16 {
+    fn take_slot(&mut self) -> u8 {
         self.used += 1;
         if self.free == NO_SLOT {
             self.touched += 1;
             return self.touched - 1;
         }
         let slot = self.free;
-        let bytes = self.slot(slot);
-        self.free = u16::from_le_bytes([bytes[0], bytes[1]]);
+        self.free = self.slot(slot)[0];
         slot
     }
 
-    fn give_slot(&mut self, slot: u16) {
-        let next = self.free.to_le_bytes();
-        self.slot_mut(slot)[..next.len()].copy_from_slice(&next);
-        self.free = slot;
+    fn give_slot(&mut self, slot: u8) {
+        let next = std::mem::replace(&mut self.free, slot);
+        self.slot_mut(slot)[0] = next;
         self.used -= 1;
     }
 }

@@ -42,7 +42,7 @@ impl Workspace {
 
     /// Appends the init message, which contains the whole state.
     pub fn put_init(&self, out: &mut Vec<u8>) {
-        let fields = self.entries().map(|entry| (entry.key(), entry.value()));
+        let fields = self.entries().map(Entry::key_and_value);
         state::put_init(out, self.init_fields_bytes, fields);
     }
 

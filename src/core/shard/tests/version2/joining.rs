@@ -10,6 +10,7 @@ use crate::core::shard::contract::ShardConfig;
 use crate::core::shard::tests::rig::Rig;
 use crate::core::state::placement::shard_of;
 use crate::core::testing::{self, START_UNIX_S};
+use crate::limits::ANSWER_BYTES_MAX;
 use crate::limits::{CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, SECOND_US};
 
 /// Returns a value of about this length.
@@ -173,10 +174,10 @@ fn a_key_that_changes_during_the_state_is_sent_again() {
     let value = long(30_000);
     let changes = ["a", "b", "c", "d", "e"].map(|key| (key, Some(value.as_str())));
     let mut rig = Rig::with(vec![workspace(&changes)], |_| ());
-    let writer = joined(&mut rig, "w");
     let client = rig.accept(false);
     rig.peers[client].reads = false;
     rig.receive(client, request("w", &testing::token(None), "").as_bytes());
+    let writer = joined(&mut rig, "w");
     send(&mut rig, writer, 0, &put("a", "1", 11));
     send(&mut rig, writer, 0, &delete("b", 12));
     send(&mut rig, writer, 0, &delete("never", 13));
@@ -307,6 +308,39 @@ fn a_part_is_encoded_once_for_clients_that_join_together() {
     assert_ne!(longest(&rig, clients[0]), longest(&rig, later));
 }
 
+/// P133: parts that were encoded for others go out in one send, and no turn sends more than its
+/// share of them.
+#[test]
+fn parts_of_others_go_out_in_one_send() {
+    let value = long(60_000);
+    let keys: Vec<String> = (0..20).map(|number| format!("k{number}")).collect();
+    let changes: Vec<_> = keys
+        .iter()
+        .map(|key| (key.as_str(), Some(value.as_str())))
+        .collect();
+    let mut rig = Rig::with(vec![workspace(&changes)], |_| ());
+    let first = join(&mut rig, "w", "");
+    assert_eq!(told(&mut rig, first).len(), 23);
+    let sends_before = rig.shard.counters().sends;
+    let second = join(&mut rig, "w", "");
+    assert_eq!(rig.shard.counters().sends, sends_before + 1);
+    assert_eq!(told(&mut rig, second).len(), 23);
+    // Each of these sends is 1.2 MB long.
+    let others = [(); 9].map(|()| rig.accept(false));
+    for other in others {
+        rig.receive_only(other, request("w", &testing::token(None), "").as_bytes());
+    }
+    for sends in [4, 8, 9] {
+        rig.turn();
+        let is_sent = |other: &&usize| rig.peers[**other].client.sending.is_some();
+        assert_eq!(others.iter().filter(is_sent).count(), sends);
+    }
+    rig.run();
+    for other in others {
+        assert_eq!(told(&mut rig, other).len(), 23);
+    }
+}
+
 /// P100, P104.
 #[test]
 fn a_client_of_another_shards_workspace_keeps_its_version() {
@@ -348,4 +382,41 @@ fn empty_parts_are_skipped() {
         let expected = ["welcome", "state", "synced"].map(Some);
         assert!(kinds.eq(expected), "{received:?}");
     }
+}
+
+/// P133: a client that is being sent a long state may write meanwhile, and what it is owed for that
+/// is bounded as ever.
+#[test]
+fn a_client_writes_while_it_is_sent_a_state() {
+    let value = format!("\"{}\"", "x".repeat(300_000));
+    let changes = ["a", "b", "c"].map(|key| (key, Some(value.as_str())));
+    let mut rig = Rig::with(vec![workspace(&changes)], |_| ());
+    let other = joined(&mut rig, "w");
+    let client = rig.accept(false);
+    rig.peers[client].reads = false;
+    rig.receive(client, request("w", &testing::token(None), "").as_bytes());
+    assert!(rig.is_behind(client), "the parts are longer than a send");
+    send(&mut rig, client, 1, &put("k", "1", 9));
+    assert_eq!(told(&mut rig, other), ["k=1@9 #4"]);
+    // Each of these is answered.
+    let mut id = 1;
+    while rig.peers[client].client.receiving {
+        id += 1;
+        send(&mut rig, client, id, &put("k", "2", 1));
+        let outbox = &rig.session(client).outbox;
+        let answers = outbox.answer_bytes();
+        let all = outbox.own_answer_bytes() + outbox.shared_answer_bytes();
+        assert!(
+            answers <= ANSWER_BYTES_MAX + 1000 && all <= answers + 400_000,
+            "{all}"
+        );
+        assert!(id < 10_000, "it is never paused");
+    }
+    rig.peers[client].reads = true;
+    rig.run();
+    assert!(rig.peers[client].client.receiving);
+    let mut replica = Replica::default();
+    replica.read_all(&messages(&mut rig, client));
+    assert!(replica.is_synced && replica.is_exact);
+    assert_eq!((replica.live().len(), replica.saved), (4, id));
 }
