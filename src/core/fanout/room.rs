@@ -48,10 +48,11 @@ pub(crate) struct ShownOp<'a> {
 
 impl<'a> ShownOp<'a> {
     /// Returns the op that produced an entry.
-    pub fn of(entry: &'a Entry) -> Self {
+    pub fn of(entry: Entry<'a>) -> Self {
+        let (key, value) = entry.key_and_value();
         Self {
-            key: entry.key(),
-            value: (!entry.is_deleted()).then(|| entry.value()),
+            key,
+            value: (!entry.is_deleted()).then_some(value),
             timestamp: entry.timestamp(),
         }
     }

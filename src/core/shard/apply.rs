@@ -412,7 +412,7 @@ fn answer_to(message_id: Option<u64>) -> OpEnvelope {
 /// all clients whose ops lose to the same op, except for its start, which has the id.
 fn correction(
     room_id: RoomId,
-    entry: &Entry,
+    entry: Entry<'_>,
     version: ProtocolVersion,
     message_id: Option<u64>,
     budget: &mut SessionBudget,
@@ -440,7 +440,7 @@ fn correction(
 /// some session.
 pub(super) fn shared_frame(
     room_id: RoomId,
-    entry: &Entry,
+    entry: Entry<'_>,
     version: ProtocolVersion,
     budget: &mut SessionBudget,
 ) -> Chunk {

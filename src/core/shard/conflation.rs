@@ -61,7 +61,7 @@ impl Shard {
                 if more {
                     break;
                 }
-                if entry.writer() != number {
+                if !entry.is_by(number) {
                     let shown = ShownOp::of(entry);
                     let bytes = shown.frame_bytes(ProtocolVersion::V1, OpEnvelope::default());
                     more = !out.is_empty() && out.len() + bytes > bytes_max;

@@ -300,14 +300,14 @@ fn walk(
     let mut bytes = 0;
     let entries = workspace.changed_since(from.since, from.hint);
     for (slot, entry) in entries.take(CONFLATED_STEPS_MAX) {
-        let (key, timestamp) = (entry.key(), entry.timestamp());
+        let ((key, value), timestamp) = (entry.key_and_value(), entry.timestamp());
         let is_skipped = entry.is_deleted() && entry.seq() <= cutoff;
         let entry_bytes = if is_skipped {
             0
         } else if entry.is_deleted() {
             StateChunk::deleted_bytes(key, timestamp)
         } else {
-            StateChunk::entry_bytes(key, entry.value(), timestamp)
+            StateChunk::entry_bytes(key, value, timestamp)
         };
         if bytes > 0 && bytes + entry_bytes > bytes_max {
             break;
@@ -328,7 +328,7 @@ fn walk(
             chunk.push_deleted(key, timestamp);
             walked.has_tombstones = true;
         } else {
-            chunk.push_entry(key, entry.value(), timestamp);
+            chunk.push_entry(key, value, timestamp);
         }
         walked.keys += u64::from(!is_skipped);
         (walked.bytes, walked.steps) = (bytes, walked.steps + 1);
