@@ -82,8 +82,8 @@ fn saved_is_queued_after_the_op() {
     let mut rig = Rig::new(|config| config.durability = Durability::None);
     let (writer, other) = (joined(&mut rig, "w"), joined(&mut rig, "w"));
     let ids = [writer, other].map(|client| rig.peers[client].client.id);
-    rig.receive_only(writer, &op(1, &put("a", "1", 1)));
-    rig.receive_only(writer, &op(2, &put("a", "2", 2)));
+    let ops = [op(1, &put("a", "1", 1)), op(2, &put("a", "2", 2))];
+    rig.receive_only(writer, &ops.concat());
     assert!(rig.shard.sends.queued().is_empty());
     rig.shard.announce();
     assert_eq!(*rig.shard.sends.queued(), [ids[1], ids[0]]);
