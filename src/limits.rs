@@ -30,7 +30,8 @@ pub const WALL_CLOCK_CHECK_US: u64 = 5 * SECOND_US;
 pub const HEAD_TIMEOUT_US: u64 = 10 * SECOND_US;
 /// The longest workspace id, after percent-decoding.
 pub const WORKSPACE_ID_BYTES_MAX: usize = 256;
-/// The longest `userId` that is listed in a workspace's presence.
+/// The longest `userId` that is listed in a workspace's presence, and the longest `sub` that is the
+/// user of a client of version 2. `OpenID` Connect limits a `sub` to 255 characters.
 pub const USER_ID_BYTES_MAX: usize = 256;
 /// The tolerance for `exp` and `nbf` (RFC 7519 section 4.1.4: "some small leeway").
 pub const TOKEN_LEEWAY_S: u64 = 30;
@@ -90,6 +91,10 @@ pub const EMPTY_FRAMES_MAX: u32 = 1 << 16;
 /// The default of `--max-workspace-bytes`: far more than a web page can hold, and far less than a
 /// server can.
 pub const WORKSPACE_BYTES_DEFAULT: u64 = 64 * 1024 * 1024;
+/// The size of a workspace, in multiples of `--max-workspace-bytes`, up to which a key without an
+/// entry may be deleted. The delete leaves a tombstone, which a client that deletes what it wrote
+/// itself a moment ago needs even in a full workspace.
+pub const ABSENT_DELETES_FACTOR: u64 = 2;
 /// The largest `--max-workspace-bytes`.
 pub const WORKSPACE_BYTES_MAX: u64 = 1 << 40;
 
@@ -251,6 +256,13 @@ pub const STATE_CHUNK_STALE_OPS_MAX: u64 = 1024;
 /// The maximum number of keys examined for a conflated session per turn. Keys that the session
 /// wrote itself are skipped, but they count.
 pub const CONFLATED_STEPS_MAX: usize = 4096;
+/// The number of bytes that are encoded per turn for clients that are sent a state in parts or have
+/// fallen behind, and for peers that are sent all others. The last part may exceed it. What is
+/// encoded already does not count. The other clients follow in the next turns.
+pub const ENCODED_BYTES_PER_TURN: usize = 1024 * 1024;
+/// The bytes for which an entry counts that is examined for such a part, whether or not it is in
+/// it: those of a cache line, as each of them is a cache miss.
+pub const EXAMINED_ENTRY_BYTES: usize = 64;
 /// The memory of a session's queued answers (errors, corrections, pongs) at which the shard stops
 /// reading its messages.
 pub const ANSWER_BYTES_MAX: usize = 64 * 1024;
@@ -286,7 +298,10 @@ pub const PRESENCE_BYTES_DEFAULT: usize = 1024 * 1024;
 pub const PRESENCE_BYTES_MIN: usize = 1024;
 /// The largest `--max-presence-bytes`. A peer that has missed a message is sent every entry.
 pub const PRESENCE_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// The capacity that a peer's entry keeps, no matter how short the entry becomes.
+/// The maximum total length of the values of all peers of a shard. The users need no limit of their
+/// own: each is short, and its connection costs more.
+pub const PRESENCE_SHARD_BYTES_MAX: usize = SESSION_BUDGET_BYTES;
+/// The capacity that a peer's entry keeps, however short the entry becomes.
 pub const PEER_BYTES_KEPT: usize = 512;
 /// The smallest capacity of a new chunk of outgoing bytes.
 pub const CHUNK_BYTES_MIN: usize = 256;
@@ -495,6 +510,7 @@ const _: () = assert!(
     PRESENCE_BYTES_MAX + PRESENCE_PEERS_MAX * 64 < SESSION_BUDGET_BYTES / 2
         && 64 * PRESENCE_VALUE_BYTES_MAX <= PRESENCE_BYTES_DEFAULT
         && PRESENCE_BYTES_DEFAULT + 64 < ANSWER_SEND_BYTES_MAX
+        && 4 * PRESENCE_BYTES_MAX <= PRESENCE_SHARD_BYTES_MAX
         && PEER_BYTES_KEPT <= PRESENCE_VALUE_BYTES_MAX,
     "all peers fit the budget, and by default a message fits one send and has room for many values"
 );
@@ -525,6 +541,10 @@ const _: () = assert!(
 const _: () = assert!(
     CONFLATED_BYTES_MAX <= SEND_BYTES_MAX,
     "one conflation step must fit in one send"
+);
+const _: () = assert!(
+    2 * (CONFLATED_BYTES_MAX + CONFLATED_STEPS_MAX * EXAMINED_ENTRY_BYTES) < ENCODED_BYTES_PER_TURN,
+    "a turn must encode parts for several clients"
 );
 const _: () =
     assert!(CHUNK_BYTES_MIN <= CHUNK_BYTES_MAX && OUTBOX_BYTES_MIN <= OUTBOX_BYTES_DEFAULT);

@@ -12,6 +12,7 @@ use etherply_bench::load::endpoint::Endpoint;
 use etherply_bench::load::op::FieldOrder;
 use etherply_bench::load::protocol::ClientProtocol;
 use etherply_bench::process::server_program;
+use etherply_bench::process::usage::Reading;
 use tempfile::TempDir;
 
 use crate::config::HarnessConfig;
@@ -53,7 +54,12 @@ pub struct Server {
 impl Server {
     /// Returns the CPU time that it has used, unless it runs elsewhere.
     pub fn cpu_s(&self) -> Option<f64> {
-        Some(self.process.as_ref()?.cpu_s())
+        Some(self.usage()?.cpu_s())
+    }
+
+    /// Returns what it has used so far, unless it runs elsewhere.
+    pub fn usage(&self) -> Option<Reading> {
+        Some(self.process.as_ref()?.usage())
     }
 
     /// Returns its resident memory, unless it runs elsewhere.
@@ -139,6 +145,27 @@ impl Contestant {
     pub fn is_peer(&self) -> bool {
         let is_rival = matches!(&self.kind, Kind::Etherply { program, .. } if program.is_some());
         is_rival || matches!(self.kind, Kind::Peer(_))
+    }
+
+    /// Returns its durability mode, if it is a build of the server.
+    pub fn durability(&self) -> Option<&str> {
+        match &self.kind {
+            Kind::Etherply { durability, .. } => Some(durability),
+            Kind::Peer(_) | Kind::Elsewhere(_) => None,
+        }
+    }
+
+    /// Returns whether both are the same build and speak the same protocol, and of the two only
+    /// the other has the mode `none`.
+    pub fn is_safer_than(&self, other: &Self) -> bool {
+        let without_mode = |contestant: &Self| match &contestant.kind {
+            Kind::Etherply {
+                shards, program, ..
+            } => Some((*shards, program.clone(), contestant.protocol)),
+            Kind::Peer(_) | Kind::Elsewhere(_) => None,
+        };
+        let is_same = without_mode(self).is_some() && without_mode(self) == without_mode(other);
+        is_same && self.durability() != Some("none") && other.durability() == Some("none")
     }
 
     /// Returns the order in which it writes the fields of an op.

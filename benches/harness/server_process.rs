@@ -5,8 +5,11 @@ use std::io::{self, BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
-use etherply_bench::process::{cpu_s, memory};
+use etherply_bench::process::memory;
+use etherply_bench::process::system_calls::SystemCalls;
+use etherply_bench::process::usage::Reading;
 use tempfile::TempDir;
 
 use crate::cores::Halves;
@@ -69,9 +72,14 @@ impl ServerProcess {
         last_lines(&self.stderr)
     }
 
-    /// Returns the CPU time of all its threads, including the kernel's workers for its rings.
-    pub fn cpu_s(&self) -> f64 {
-        cpu_s(self.child.id()).expect("the server is running")
+    /// Returns what it has used so far.
+    pub fn usage(&self) -> Reading {
+        Reading::of(self.child.id()).expect("the server is running")
+    }
+
+    /// Starts to count its system calls.
+    pub fn count_system_calls(&self, period: Duration) -> io::Result<SystemCalls> {
+        SystemCalls::count(self.child.id(), period)
     }
 
     /// Returns its resident memory.

@@ -11,6 +11,11 @@ use std::time::Instant;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::Value;
 
+pub mod system_calls;
+pub mod usage;
+
+use usage::{Reading, schedstat_cpu_ns};
+
 /// The memory of a process.
 pub struct Memory {
     /// The bytes that are resident now.
@@ -72,20 +77,13 @@ impl Drop for Process {
 
 /// Reads the CPU time of all threads of a process, including those that have ended.
 pub fn cpu_s(pid: u32) -> io::Result<f64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name in the second field may contain spaces and brackets (proc_pid_stat(5)).
-    let (_, fields) = stat.rsplit_once(')').ok_or(io::ErrorKind::InvalidData)?;
-    let ticks = fields.split_whitespace().skip(11).take(2);
-    let ticks = ticks.map(|ticks| ticks.parse::<f64>().map_err(io::Error::other));
-    // The unit is USER_HZ, a hundredth of a second on every architecture that this runs on.
-    Ok(ticks.sum::<io::Result<f64>>()? / 100.0)
+    Ok(Reading::of(pid)?.cpu_s())
 }
 
 /// Reads the CPU time of this thread; 0 if the kernel does not report it.
 pub fn thread_cpu_ns() -> u64 {
     let schedstat = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    let first = schedstat.split(' ').next();
-    first.and_then(|number| number.parse().ok()).unwrap_or(0)
+    schedstat_cpu_ns(&schedstat).unwrap_or(0)
 }
 
 /// Raises the limit on open files as far as this process may, and returns it, or `None` if

@@ -75,6 +75,7 @@ const FATAL_CODES = [1002, 1003, 1007, 1008, 1009], TOO_MANY = "too many message
 const REFUSALS = { 400: "invalid workspace", 401: "Unauthorized", 403: "origin not allowed" };
 const UNSUPPORTED = "this server does not support deletes or expiry"; // It speaks version 1.
 const V2 = "etherply.v2";
+const SHOWS = ["state", "synced", "op", "saved"]; // The messages that may change what is held.
 const TOKEN = /^[\x21-\x7e]+$/;
 const PROTOCOL_NAME = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/; // What a browser accepts as a subprotocol.
 const WAKE_EVENTS = ["online", "visibilitychange", "pageshow"];
@@ -125,6 +126,8 @@ export class Replica {
   #doubtful = []; // Version 1: ops at least one of which the server has refused.
   #version = 0; #is_open = false; #is_full = false; // Whether ops may be sent; a state is arriving.
   #generation; #seq; #why; #connection;
+  #is_exact = true; // Whether what is held is the state at `#seq`, not a mix with later ones.
+  #is_done = false; // Whether this connection was told to close: what it still receives is ignored.
   #former = new Set(); // The ids of earlier connections.
   #peers = new Map(); #left = new Set();
   #pace = Infinity; #is_pacing = false; // How many waiting ops are sent at a time; if some wait.
@@ -246,6 +249,7 @@ export class Replica {
   /** Begins a connection that speaks this version. */
   opened(version) {
     this.#version = version;
+    this.#is_done = false;
     this.#last_id = 0;
     this.#message_bytes_max = Infinity; // As long as the server does not say.
   }
@@ -270,6 +274,13 @@ export class Replica {
   /** Makes the next connection start with the complete state. */
   forgetPosition() { this.#seq = undefined; }
 
+  /** Ends this connection, so that the next one begins with the complete state. */
+  #beginAnew(message) {
+    this.forgetPosition();
+    [this.#is_open, this.#is_done] = [false, true];
+    this.#outputs.push({ close: RESYNC, message });
+  }
+
   /** Drops everything, because the workspace was deleted. */
   drop() {
     for (const [key] of this.entries()) {
@@ -292,23 +303,32 @@ export class Replica {
       welcome: () => this.#welcome(payload, now),
       state: () => this.#receiveState(payload, now),
       synced: () => this.#synced(),
-      op: () => this.#receiveOp2(payload, now),
+      op: () => this.#receiveOp2(payload, id, now),
       saved: () => this.#saved(payload.id),
       error: () => this.#refuse2(id, payload),
       presence: () => this.#receivePresence(payload),
     };
-    if (!Object.hasOwn(handlers, type)) return;
+    if (this.#is_done || !Object.hasOwn(handlers, type)) return;
     handlers[type]();
-    if (Number.isSafeInteger(seq)) this.#seq = seq;
+    const has_seq = Number.isSafeInteger(seq);
+    if (has_seq) this.#seq = seq;
+    // A part of a state leaves out what changes later, and what has no seq may be of any later
+    // moment. All other messages with a seq come when everything before them was sent.
+    if (SHOWS.includes(type)) this.#is_exact = has_seq && type !== "state";
   }
 
   // ---- version 2 ----
 
   #welcome({ state, why, generation, connection, limits }, { us, local_us = us }) {
+    const is_other = this.#generation !== generation;
     // A restarted server may reuse the ids.
-    if (this.#generation !== generation) this.#former.clear();
+    if (is_other) this.#former.clear();
     this.#left.clear();
     [this.#connection, this.#generation, this.#why] = [connection, generation, why];
+    // If the new history lacks what the old one had after the position, then it has something else
+    // in its place, which may be from before the position and is not among the changes.
+    const is_useless = state === "changes" && is_other && !this.#is_exact;
+    if (is_useless) return this.#beginAnew("the server goes on with another history");
     this.#message_bytes_max = limits?.message_bytes ?? Infinity;
     // If the last connection broke inside a full state, `changes` continue where that stopped.
     if (state === "full") {
@@ -337,9 +357,12 @@ export class Replica {
     for (const [key, timestamp] of deleted) this.#merge(key, undefined, timestamp, source, now);
   }
 
-  #receiveOp2({ key, value, deleted = false, timestamp }, now) {
+  #receiveOp2({ key, value, deleted = false, timestamp }, id, now) {
     if (value === undefined && !deleted) throw new TypeError("an op has no value");
-    this.#merge(key, deleted ? undefined : value, timestamp, "other", now);
+    // If it answers an own op, that one has lost, whatever the timestamps are.
+    const lost = this.#sent.get(id);
+    this.#merge(key, deleted ? undefined : value, timestamp, "other", now, lost);
+    this.#sent.delete(id);
   }
 
   /** Drops the entries that the full state did not confirm. */
@@ -496,7 +519,7 @@ export class Replica {
 
   /** The merge rule: applies an entry unless the client's is newer. Unconfirmed entries are
    * replaced regardless of their timestamps, since the server may not have their history. */
-  #merge(key, value, timestamp, source, now) {
+  #merge(key, value, timestamp, source, now, lost) {
     const is_entry = typeof key === "string" && Number.isSafeInteger(timestamp);
     if (!is_entry) throw new TypeError("an entry is malformed");
     const text = JSON.stringify(value);
@@ -504,7 +527,7 @@ export class Replica {
     const known = this.#entries.get(key);
     if (!this.#unconfirmed.delete(key) && known?.timestamp > timestamp) return;
     this.#setEntry(key, value, text, timestamp);
-    if (own?.timestamp > timestamp) return;
+    if (own !== lost && own?.timestamp > timestamp) return;
     if (own?.base !== undefined && own.base === text) {
       return void this.#stamp({ ...own, base: undefined, passed_us: timestamp }, now);
     }
@@ -566,11 +589,7 @@ export class Replica {
       } });
     }
     // The server's entry for this key may be an op that this client has forgotten.
-    if (this.#version === 2 && own.is_hiding) {
-      this.forgetPosition();
-      this.#is_open = false;
-      this.#outputs.push({ close: RESYNC, message });
-    }
+    if (this.#version === 2 && own.is_hiding) this.#beginAnew(message);
     this.#outputs.push({ error: { code, message, key }, ...(is_newest && { refused: number }) });
   }
 

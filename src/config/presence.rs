@@ -4,7 +4,9 @@ use clap::Args;
 
 use super::value;
 use crate::core::fanout::peers::PresenceSettings;
-use crate::limits::{PRESENCE_BYTES_DEFAULT, PRESENCE_INTERVAL_MS_DEFAULT};
+use crate::limits::{
+    PRESENCE_BYTES_DEFAULT, PRESENCE_INTERVAL_MS_DEFAULT, PRESENCE_SHARD_BYTES_MAX,
+};
 
 /// The presence settings, which apply only to version 2 clients.
 #[derive(Debug, Args)]
@@ -38,6 +40,7 @@ impl From<&PresenceArgs> for PresenceSettings {
         Self {
             interval_us: presence.presence_interval_ms * 1000,
             bytes_max: presence.max_presence_bytes,
+            shard_bytes_max: PRESENCE_SHARD_BYTES_MAX,
         }
     }
 }
@@ -71,6 +74,7 @@ mod tests {
             let expected = PresenceSettings {
                 interval_us,
                 bytes_max,
+                shard_bytes_max: PRESENCE_SHARD_BYTES_MAX,
             };
             assert_eq!(settings(arguments), Ok(expected), "{arguments:?}");
         }

@@ -82,6 +82,7 @@ mod sessions;
 mod settlement;
 mod shard_log;
 mod state_sync;
+mod turn_encodings;
 mod version2;
 mod waiting;
 
@@ -108,6 +109,7 @@ use crate::core::shard::session_budget::SessionBudget;
 use crate::core::shard::sessions::Sessions;
 use crate::core::shard::shard_clock::Absence;
 use crate::core::shard::shard_log::ShardLog;
+use crate::core::shard::turn_encodings::TurnEncodings;
 use crate::core::snapshot::snapshots::Snapshots;
 use crate::core::snapshot::state_chunks::StateChunkCache;
 use crate::core::state::segment_usage::Dead;
@@ -140,6 +142,8 @@ pub struct Shard {
     state_chunks: StateChunkCache,
     /// The part that is being encoded, whose memory is reused.
     state_chunk: StateChunk,
+    /// What this turn has encoded for clients one by one.
+    encodings: TurnEncodings,
     log: ShardLog,
     generations: Generations,
     reads: ReadQueues,
@@ -148,6 +152,8 @@ pub struct Shard {
     outputs: VecDeque<Output>,
     /// The rooms whose peers have changed.
     presence_queue: PresenceQueue,
+    /// The total length of the values of all peers.
+    presence_bytes: usize,
     /// The presence message that is being encoded, whose memory is reused.
     presence_frame: PresenceFrame,
     /// The number from which connection ids are counted: the Unix time of this start, in
@@ -203,6 +209,7 @@ impl Shard {
             snapshots: Snapshots::new(config.snapshot_bytes_max, config.snapshot_part_bytes),
             state_chunks: StateChunkCache::default(),
             state_chunk: StateChunk::new(),
+            encodings: TurnEncodings::default(),
             log: ShardLog::recovering(&config, clock.now_us),
             generations: Generations::default(),
             reads: ReadQueues::default(),
@@ -213,6 +220,7 @@ impl Shard {
             pool: OutboxPool::default(),
             outputs: VecDeque::new(),
             presence_queue: PresenceQueue::default(),
+            presence_bytes: 0,
             presence_frame: PresenceFrame::new(),
             first_connection: clock.unix_us,
             turn_us: clock.now_us,
@@ -273,9 +281,10 @@ impl Shard {
     ///    reopened.
     /// 6. The large states being encoded advance by one step, so that finished ones are sent in
     ///    this turn.
-    /// 7. Sends start, but only while no commit is in flight (`Commit::holds_sends`) and the shard
-    ///    is not pausing. Each send carries only ops at or before the visible position, which does
-    ///    not move again within a turn once the inputs have been handled.
+    /// 7. Sends start, within a limit on what is encoded for them, but only while no commit is in
+    ///    flight (`Commit::holds_sends`) and the shard is not pausing. Each send carries only ops
+    ///    at or before the visible position, which does not move again within a turn once the
+    ///    inputs have been handled.
     /// 8. Windows drop the frames that have been sent to all members.
     /// 9. Receives are armed after the sends, so a client that responds immediately is read in the
     ///    next turn together with all others that respond, and batches grow with the load.
@@ -305,6 +314,7 @@ impl Shard {
             shard.arm_receives();
             shard.go_on_draining(clock);
         });
+        self.encodings = TurnEncodings::default();
         self.gauge();
         let due_us = if self.has_work() {
             Some(clock.now_us)

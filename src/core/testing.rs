@@ -11,10 +11,10 @@ use std::sync::Arc;
 use crate::core::fanout::peers::PresenceSettings;
 use crate::core::shard::contract::{Limits, ShardConfig};
 use crate::limits::{
-    BATCH_BYTES_MAX, DRAIN_MS_DEFAULT, FUTURE_SKEW_S_DEFAULT, LOG_SPARE_BYTES,
+    BATCH_BYTES_MAX, CONFLATED_BYTES_MAX, DRAIN_MS_DEFAULT, FUTURE_SKEW_S_DEFAULT, LOG_SPARE_BYTES,
     MESSAGE_BYTES_DEFAULT, OUTBOX_BYTES_DEFAULT, PING_INTERVAL_MS_DEFAULT, PRESENCE_BYTES_DEFAULT,
-    PRESENCE_INTERVAL_MS_DEFAULT, SECOND_US, SESSION_BUDGET_BYTES, SNAPSHOT_BYTES_MAX,
-    SNAPSHOT_PART_BYTES, TOMBSTONE_RETENTION_S_DEFAULT,
+    PRESENCE_INTERVAL_MS_DEFAULT, PRESENCE_SHARD_BYTES_MAX, SECOND_US, SESSION_BUDGET_BYTES,
+    SNAPSHOT_BYTES_MAX, SNAPSHOT_PART_BYTES, TOMBSTONE_RETENTION_S_DEFAULT,
 };
 use crate::log::commit::Durability;
 use crate::wire::auth::{Secret, Verifier, mint};
@@ -41,6 +41,7 @@ pub fn shard_config() -> ShardConfig {
         session_bytes_max: SESSION_BUDGET_BYTES,
         snapshot_bytes_max: SNAPSHOT_BYTES_MAX,
         snapshot_part_bytes: SNAPSHOT_PART_BYTES,
+        state_part_bytes: CONFLATED_BYTES_MAX,
         batch_bytes_max: BATCH_BYTES_MAX,
         segment_bytes_min: u64::MAX,
         segment_bytes_max: u64::MAX,
@@ -55,6 +56,7 @@ pub fn shard_config() -> ShardConfig {
         presence: PresenceSettings {
             interval_us: PRESENCE_INTERVAL_MS_DEFAULT * 1000,
             bytes_max: PRESENCE_BYTES_DEFAULT,
+            shard_bytes_max: PRESENCE_SHARD_BYTES_MAX,
         },
         has_journal: false,
         fault_panic_key: None,

@@ -31,9 +31,9 @@ use crate::io::shard_thread::{self, RingReport, Start};
 use crate::io::threads::{self, ThreadError};
 use crate::io::worker::WorkerContext;
 use crate::limits::{
-    BATCH_BYTES_MAX, DESCRIPTORS_PER_SHARD, DESCRIPTORS_RESERVED, LOG_SPARE_BYTES,
-    SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENT_FILL_BYTES, SHARD_BYTES, SHARDS_PER_CORE_MAX,
-    SNAPSHOT_BYTES_MAX, SNAPSHOT_PART_BYTES, session_budget_bytes,
+    BATCH_BYTES_MAX, CONFLATED_BYTES_MAX, DESCRIPTORS_PER_SHARD, DESCRIPTORS_RESERVED,
+    LOG_SPARE_BYTES, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENT_FILL_BYTES, SHARD_BYTES,
+    SHARDS_PER_CORE_MAX, SNAPSHOT_BYTES_MAX, SNAPSHOT_PART_BYTES, session_budget_bytes,
 };
 use crate::log::commit::Durability;
 use crate::log::directory::{DataDirectory, DirectoryError};
@@ -480,6 +480,7 @@ fn shard_config(common: &Common<'_>, shard: u32) -> ShardConfig {
         session_bytes_max: session_budget_bytes(settings.max_message_bytes),
         snapshot_bytes_max: SNAPSHOT_BYTES_MAX,
         snapshot_part_bytes: SNAPSHOT_PART_BYTES,
+        state_part_bytes: CONFLATED_BYTES_MAX,
         future_skew_us: micros(settings.max_future_skew),
         tombstone_retention_us: micros(settings.tombstone_retention),
         drain_us: settings.drain_ms * 1000,

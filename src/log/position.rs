@@ -40,6 +40,12 @@ impl LogPosition {
         Self(self.0.saturating_add(bytes))
     }
 
+    /// Returns the position one byte earlier, or the beginning of the log.
+    #[must_use]
+    pub const fn before(self) -> Self {
+        Self(self.0.saturating_sub(1))
+    }
+
     /// Returns the number of bytes from `earlier` to this position, or `None` if `earlier` is after
     /// it.
     #[must_use]

@@ -425,6 +425,15 @@ pub fn header_bytes(payload_bytes: usize) -> usize {
     FrameHeader::default().len(payload_bytes as u64)
 }
 
+/// Returns the length of the header of an unmasked frame that has `frame_bytes` bytes in total.
+#[must_use]
+pub fn header_bytes_of(frame_bytes: usize) -> usize {
+    let mut headers = [2, 4, 10].into_iter();
+    let header = headers
+        .find(|header| frame_bytes >= *header && header_bytes(frame_bytes - *header) == *header);
+    header.expect("each frame has a header")
+}
+
 /// Appends the header of an unfragmented, unmasked frame. The caller appends the payload.
 pub fn put_header(out: &mut Vec<u8>, opcode: Opcode, payload_bytes: usize) {
     let header = FrameHeader {

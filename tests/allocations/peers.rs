@@ -19,6 +19,7 @@ fn presence_allocates_nothing_in_the_steady_state() {
     let mut peers = Peers::new(PresenceSettings {
         interval_us: 50_000,
         bytes_max: 1 << 20,
+        shard_bytes_max: 1 << 20,
     });
     let (mut frame, mut pool) = (PresenceFrame::new(), OutboxPool::default());
     for connection in 0..PEERS {
@@ -45,7 +46,10 @@ fn presence_allocates_nothing_in_the_steady_state() {
         for _ in 0..UPDATES {
             for connection in 0..MOVING {
                 let value = values.next().expect("a cycle has no end");
-                peers.set(connection, value, 0).expect("it fits");
+                let shard_bytes = peers.value_bytes();
+                peers
+                    .set(connection, value, shard_bytes, 0)
+                    .expect("it fits");
             }
         }
         peers

@@ -202,6 +202,76 @@ const known_bugs = {
     }
   },
 
+  // P144.
+  async 'a state that breaks off is not resumed in another history: it may lack what that one has instead'() {
+    for (const joins_late of [true, false]) {
+      for (let seed = 70; seed < 90; seed += 1) {
+        const world = worldOf(seed);
+        const { server } = world;
+        const [writer, other] = [join(world), join(world)];
+        await synced(world, writer, other);
+        for (let i = 0; i < 9; i += 1) writer.set(`k${i}`, 'old');
+        await settled(world, writer, other);
+        await soon(world);
+        const copy = server.copy();
+        server.chunk_ms = 100;
+        let room = other;
+        // It is sent the state, or what it missed, without k0, which is written again and comes last.
+        if (joins_late) room = join(world);
+        else server.fallBehind(socketOf(world, other));
+        writer.set('k0', 'lost');
+        for (let i = 1; i < 9; i += 1) if (!joins_late) writer.set(`k${i}`, 'lost');
+        await settled(world, writer);
+        server.catchUp(socketOf(world, other));
+        const { length } = server.opened;
+        await soon(world, undefined, 250 * world.random());
+        server.restore(copy);
+        await soon(world, () => room.state === 'Disconnected');
+        await synced(world, room, writer);
+        assert.deepEqual(shownBy(room), server.live());
+        assert(server.opened.length > length);
+      }
+    }
+  },
+
+  // P144.
+  async 'only a position that is exact is resumed in another history'() {
+    const part = ['state', { entries: [['l', 2, 20]] }, { seq: 5 }];
+    const correction = ['op', { key: 'k', value: 2, timestamp: 20 }];
+    for (const [messages, is_exact] of [
+      [[], true],
+      [[part], false],
+      [[part, ['synced', {}, { seq: 5 }]], true],
+      [[part, ['op', { key: 'k', value: 2, timestamp: 20 }, { seq: 6 }]], true],
+      [[correction], false],
+      [[correction, ['saved', { id: 1 }, { seq: 4 }]], true],
+      [[['saved', { id: 1 }]], false],
+      [[['saved', { id: 1 }], part], false],
+      // These do not show the workspace.
+      [[['presence', {}], ['error', { code: 413, message: 'too many peers' }]], true],
+      [[part, ['presence', {}]], false],
+    ]) {
+      for (const generation of ['a', 'b']) {
+        const { replica, now, hear } = replicaOf(welcome('full'), ['state', { entries: [['k', 1, 10]] }, { seq: 4 }], ['synced', {}, { seq: 4 }]);
+        for (const message of messages) hear(...message);
+        const { since } = replica.position;
+        replica.closed();
+        replica.write('m', '1', now);
+        replica.opened(2);
+        replica.drain();
+        hear(...welcome('changes', generation, '2'));
+        const outputs = replica.drain();
+        const is_useless = generation === 'b' && !is_exact;
+        const text = JSON.stringify([messages, generation]);
+        assert.deepEqual(outputs.map((output) => output.close ?? 'send' in output), [is_useless ? 4000 : true], text);
+        // What arrives before the connection has closed does not count.
+        if (is_useless) hear(...part);
+        assert.deepEqual(replica.position, is_useless ? undefined : { since, generation }, text);
+        assert.equal(replica.pending_count, 1);
+      }
+    }
+  },
+
   // P180.
   async 'a state in one large message may take a minute, during which nothing can be answered'() {
     const world = worldOf(8);
@@ -909,6 +979,28 @@ const cases = {
     assert.deepEqual(world.server.live(), {});
   },
 
+  // P156.
+  async 'an op that has lost does not come back, though the client has forgotten the winner when it is saved'() {
+    const { replica, now, hear } = replicaOf(welcome('full'), ['synced', {}, { seq: 0 }]);
+    replica.write('k', '1', now);
+    hear('op', { key: 'k', deleted: true, timestamp: START_US + 1 }, { id: 1 });
+    for (let i = 0; i < 10_000; i += 1) hear('op', { key: `k${i}`, deleted: true, timestamp: START_US }, { seq: i + 1 });
+    hear('saved', { id: 1 }, { seq: 10_000 });
+    assert.deepEqual([replica.entries(), replica.pending_count], [[], 0]);
+  },
+
+  // P156.
+  async 'an op that has lost is taken back even if its timestamp is the greater one'() {
+    const { replica, now, hear } = replicaOf(welcome('full'), ['synced', {}, { seq: 0 }]);
+    replica.write('k', '1', now);
+    replica.write('k', '2', now);
+    // The first one, on which nothing hangs any more.
+    hear('op', { key: 'k', value: 'winner', timestamp: 10 }, { id: 1 });
+    assert.equal(replica.get('k'), 2);
+    hear('op', { key: 'k', value: 'winner', timestamp: 10 }, { id: 2 });
+    assert.deepEqual([replica.get('k'), replica.pending_count, replica.oldest_unsettled], ['winner', 0, Infinity]);
+  },
+
   // P135.
   async 'the number of tombstones that the client keeps is bounded'() {
     const { replica, hear } = replicaOf(welcome('full'), ['synced', {}, { seq: 0 }]);
@@ -1017,6 +1109,23 @@ const cases = {
     replica.receive({ type: 'init', data: { k: 2 } }, now);
     assert.deepEqual([replica.entries(), replica.position, replica.peers], [[['k', 2]], undefined, []]);
     assert.deepEqual(changesOf(replica.drain()), [['l', undefined], ['k', 2]]);
+  },
+
+  // P50, P114.
+  async 'types and members that are not known are ignored, and members come in any order'() {
+    const { replica, now, hear } = replicaOf(welcome('full'), ['synced', {}, { seq: 0 }]);
+    for (const type of ['from the future', 'init', 'constructor', '__proto__', undefined]) {
+      hear(type, { key: 'k', value: 'wrong', timestamp: 99, data: {} }, { seq: 9 });
+    }
+    replica.receive({ seq: 1, payload: { more: 1, timestamp: 10, value: 1, key: 'k' }, more: {}, type: 'op' }, now);
+    replica.receive({ payload: { deleted: [['k', 11, 'more']], entries: [['l', 2, 12, 'more']], more: [] }, seq: 3, type: 'state' }, now);
+    assert.deepEqual([replica.entries(), replica.position], [[['l', 2]], { since: 3, generation: 'a' }]);
+    const old = new Replica();
+    old.opened(1);
+    old.receive({ more: 1, data: { k: 1 }, type: 'init' }, now);
+    for (const type of ['from the future', 'welcome', undefined]) old.receive({ type, payload: {} }, now);
+    old.receive({ payload: { more: 1, timestamp: 10, value: 2, key: 'k' }, type: 'op', seq: 1 }, now);
+    assert.deepEqual(old.entries(), [['k', 2]]);
   },
 
   // P119.

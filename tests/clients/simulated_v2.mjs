@@ -213,10 +213,10 @@ export class NaiveServer2 extends NaiveServer {
     if (timestamp < YEAR_2001_US) return refuse(400, 'looks like milliseconds');
     assert.equal(value === undefined, deleted, 'exactly one of value and deleted');
     const [held, text] = [this.state.get(key), deleted ? undefined : textOf(value)];
-    if (!held && timestamp <= this.floor) return this.#tell(socket, key, { timestamp: this.floor });
+    if (!held && timestamp <= this.floor) return this.#tell(socket, key, { timestamp: this.floor }, { id });
     if (held && held.timestamp >= timestamp) {
       const is_same = held.timestamp === timestamp && held.text === text;
-      return is_same ? undefined : this.#tell(socket, key, held);
+      return is_same ? undefined : this.#tell(socket, key, held, { id });
     }
     const grown = (text?.length ?? 0) - (held?.text?.length ?? -key.length);
     if (!deleted && grown > 0 && this.bytes() + grown > this.bytes_max) {
@@ -234,16 +234,16 @@ export class NaiveServer2 extends NaiveServer {
     this.state.set(key, { ...entry, seq: this.seq });
     for (const socket of this.sockets) {
       if (socket === writer) continue;
-      if (socket.is_live) this.#tell(socket, key, entry, this.seq);
+      if (socket.is_live) this.#tell(socket, key, entry, { seq: this.seq });
       // A server may send a live op in the middle of a state, which does not advance the resume
       // point.
       else if (!socket.is_slow && this.world.random() < 0.3) this.#tell(socket, key, entry);
     }
   }
 
-  #tell(socket, key, { text, timestamp }, seq) {
+  #tell(socket, key, { text, timestamp }, more) {
     const what = text === undefined ? { deleted: true } : { value: JSON.parse(text) };
-    this.say(socket, { type: 'op', payload: { key, ...what, timestamp }, ...(seq && { seq }) });
+    this.say(socket, { type: 'op', payload: { key, ...what, timestamp }, ...more });
   }
 
   bytes() {

@@ -508,6 +508,7 @@ impl World {
         }
         self.check_size();
         self.check_room();
+        self.check_peers();
     }
 
     /// Checks that compaction has freed space on a small disk and that ops are accepted again.

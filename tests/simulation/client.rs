@@ -7,6 +7,7 @@ use etherply::core::shard::contract::Limits;
 use etherply::core::shard::session::SessionId;
 
 use crate::model::{Model, Write};
+use crate::presence::PeerSide;
 use crate::replica::Replica;
 use crate::server::PANIC_KEY;
 use crate::wire::{self, Stream, Told};
@@ -65,6 +66,8 @@ pub struct Client {
     pub was_answered: bool,
     /// The copy of the workspace of a version 2 client, until another connection takes it over.
     pub replica: Option<Box<Replica>>,
+    /// What the client knows and says as a peer.
+    pub peer: PeerSide,
 
     // The client's own knowledge.
     pub status_wanted: u16,
@@ -159,6 +162,7 @@ impl Client {
             is_v2: false,
             was_answered: false,
             replica: None,
+            peer: PeerSide::default(),
             status_wanted: 101,
             status: None,
             init: None,
@@ -229,6 +233,13 @@ impl Client {
         is_connected && !self.is_mid_message && self.init.is_some() && self.code.is_none()
     }
 
+    /// Returns whether the server's messages reach it as a member of its workspace.
+    pub fn is_reached(&self) -> bool {
+        let is_connected = !self.is_gone() && !self.is_broken && !self.is_leaving;
+        let is_member = self.init.is_some() && self.code.is_none();
+        is_connected && is_member && self.reading != Reading::HalfOpen
+    }
+
     /// Sends an op and immediately applies it locally.
     pub fn write(&mut self, write: Write) {
         self.hold(&write, true);
@@ -293,6 +304,10 @@ impl Client {
                 self.read_status(200);
                 return true;
             }
+            Told::Users(..) => {
+                self.read_status(200);
+                return true;
+            }
             Told::Init(data) => return self.read_init(data, model),
             Told::Op(write) => return self.read_op(write, model, is_sender),
             Told::Error(429, Some(about)) => {
@@ -331,8 +346,11 @@ impl Client {
             | Told::Part(..)
             | Told::Synced(_)
             | Told::Change(..)
+            | Told::Correction(..)
             | Told::Saved(..)
             | Told::Refused(..)
+            | Told::Presence(_)
+            | Told::Cast(..)
             | Told::Answered(_) => panic!("client {}: {told:?}", self.number),
             Told::Ping => {
                 if self.reading != Reading::HalfOpen {

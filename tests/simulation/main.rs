@@ -13,6 +13,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+mod casts;
 mod checks;
 mod client;
 mod crash;
@@ -22,7 +23,9 @@ mod inodes;
 mod journal;
 mod logs;
 mod model;
+mod peers;
 mod plan;
+mod presence;
 mod process;
 mod replica;
 mod server;
@@ -37,7 +40,7 @@ use plan::{Coverage, Plan, Planted, faults};
 use world::World;
 
 /// The number of seeds that each of the fixed tests runs.
-const SEEDS_PER_TEST: u64 = 100;
+const SEEDS_PER_TEST: u64 = 130;
 
 /// Runs a world to its end; panics if an invariant does not hold.
 fn live(plan: Plan, journal: Journal) -> Coverage {

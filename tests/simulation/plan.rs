@@ -1,10 +1,11 @@
 //! The kind of run that a seed selects, the faults that may occur in it, and its coverage.
 
+use etherply::core::fanout::peers::PresenceSettings;
 use etherply::core::shard::contract::Limits;
 use etherply::core::testing::Dice;
 use etherply::limits::{
-    BATCH_BYTES_MAX, DISK_ENOUGH_FACTOR, SECOND_US, SESSION_BUDGET_BYTES, SNAPSHOT_BYTES_MAX,
-    SNAPSHOT_PART_BYTES,
+    BATCH_BYTES_MAX, CONFLATED_BYTES_MAX, DISK_ENOUGH_FACTOR, SECOND_US, SESSION_BUDGET_BYTES,
+    SNAPSHOT_BYTES_MAX, SNAPSHOT_PART_BYTES,
 };
 use etherply::log::blocks::BLOCK_BYTES;
 use etherply::log::commit::Durability;
@@ -57,10 +58,16 @@ pub enum Planted {
     LostDelete,
     /// A broadcast is lost.
     LostChange,
+    /// A peer stays in the table after its connection has ended.
+    KeptPeer,
+    /// A change of presence is lost.
+    LostValue,
+    /// A cast is sent twice.
+    RepeatedCast,
 }
 
 impl Planted {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
         Self::EarlySaved,
         Self::IgnoredCondition,
         Self::OneGeneration,
@@ -68,6 +75,9 @@ impl Planted {
         Self::LostSeq,
         Self::LostDelete,
         Self::LostChange,
+        Self::KeptPeer,
+        Self::LostValue,
+        Self::RepeatedCast,
     ];
 }
 
@@ -127,8 +137,8 @@ impl Plan {
         use Durability::{Always, Interval, None};
         let mut dice = Dice::stream(seed, 1);
         let durability = dice.pick(&[Always, Always, Always, Always, Interval, None]);
-        // Two seeds in twelve have long messages, so that each share of a hundred seeds covers the
-        // cases that only they cause.
+        // Two seeds in twelve have long messages, so that each share of the seeds covers the cases
+        // that only they cause.
         let kind =
             [0, 1, 2, 3, 4, 5, 6, 0, 8, 9, 10, 11][usize::try_from(seed % 12).expect("below 12")];
         let plan = Self {
@@ -248,8 +258,36 @@ impl Plan {
                 crash_one_in: 400,
                 ..plan
             },
+            // Deletes that are soon forgotten, and short segments of which few are rewritten at once.
+            5 => Self {
+                steps: 1000,
+                faults: faults::COMPACTION
+                    | faults::POWER
+                    | faults::KILL
+                    | faults::TRIALS
+                    | faults::COPIES,
+                limits: Limits::default(),
+                clients: 4,
+                workspaces: 1,
+                keys: 12,
+                version2_percent: 100,
+                value_bytes: 150,
+                segment_bytes_min: 200,
+                segment_bytes_max: 5000,
+                fill_bytes: Option::None,
+                retention_us: SECOND_US / 20,
+                error_one_in: 0,
+                crash_one_in: 400,
+                ..plan
+            },
             _ => plan,
         }
+    }
+
+    /// Returns the length of a part of a state in version 2.
+    pub fn state_part_bytes(&self) -> usize {
+        let lengths = [1, 200, CONFLATED_BYTES_MAX, CONFLATED_BYTES_MAX];
+        Dice::stream(self.seed, 18).pick(&lengths)
     }
 
     /// Returns the number of dead bytes in a shard that are not worth a compaction.
@@ -274,6 +312,16 @@ impl Plan {
         let more_bytes = low_bytes * DISK_ENOUGH_FACTOR + open_bytes;
         self.disk_percent
             .map(|percent| live_bytes * percent / 100 + more_bytes)
+    }
+
+    /// Returns the settings of presence. A message is sent at most once per interval, and the
+    /// entries of all peers of a workspace have a maximum length.
+    pub fn presence(&self) -> PresenceSettings {
+        PresenceSettings {
+            interval_us: Dice::stream(self.seed, 32).pick(&[500, 5000, 50_000]),
+            bytes_max: Dice::stream(self.seed, 33).pick(&[1024, 1 << 20, 1 << 20]),
+            shard_bytes_max: etherply::limits::PRESENCE_SHARD_BYTES_MAX,
+        }
     }
 
     pub fn may(&self, fault: u32) -> bool {
@@ -411,6 +459,7 @@ coverage! {
     resumes: 5,
     resumes_elsewhere: 5,
     resumes_too_old: 1,
+    points_dropped: 1,
     resends: 20,
     parts: 100,
     saved: 200,
@@ -419,4 +468,16 @@ coverage! {
     floors: 5,
     floors_shown: 1,
     copies_restored: 5,
+    copies_of_running: 20,
+    prompt: 20,
+    presence_messages: 500,
+    tables_compared: 50,
+    users_compared: 20,
+    presence_refused: 20,
+    connections_beside: 50,
+    peers_replaced: 20,
+    peers_not_replaced: 20,
+    casts_heard: 200,
+    casts_compared: 50,
+    casts_while_hanging: 1,
 }

@@ -37,6 +37,7 @@ impl World {
             self.disk.die_within(if is_first { 12 } else { 40 });
         }
         self.doing = Doing::Creation;
+        self.presence.begin();
         self.journal
             .note(|| format!("a process starts with {shards} shards"));
         let epoch = self.dice.below_u64(u64::MAX);
@@ -405,6 +406,18 @@ impl World {
         ControlFlow::Continue(())
     }
 
+    /// Copies the data directory while the server runs, as a snapshot of the file system does.
+    /// Clients may be shown more in the same generation before the copy is restored.
+    pub fn copy_directory(&mut self) {
+        let may_copy = self.plan.may(faults::COPIES) && !self.is_calm;
+        if may_copy && self.dice.one_in(3) {
+            self.journal
+                .note(|| "the data directory is copied".to_owned());
+            self.copy = Some((self.disk.fork(), self.models.clone()));
+            self.coverage.copies_of_running += 1;
+        }
+    }
+
     // ---- the end ----
 
     /// Sometimes kills the process, now or at one of its next disk operations.
@@ -549,8 +562,12 @@ impl World {
         }
         self.settle();
         self.write();
+        for _ in 0..20 {
+            self.presence_step();
+        }
         self.settle();
         self.check_quiet();
+        self.check_users();
         self.try_crash();
         if self.plan.seed.is_multiple_of(5) {
             self.check_vanished();

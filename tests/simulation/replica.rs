@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::{Model, Write, place_after};
+use crate::presence::PeerIdentity;
 use crate::wire::{Told, Welcome};
 
 /// An op of the client that is not settled yet.
@@ -33,6 +34,9 @@ struct Held {
 pub struct Point {
     pub since: u64,
     pub generation: String,
+    /// What the client holds is the state at that point. Otherwise it holds a mix of that state and
+    /// later ones, and may resume in the same history only.
+    is_exact: bool,
     /// The op with that seq, which identifies the history.
     last: Option<Write>,
 }
@@ -53,9 +57,13 @@ pub struct Replica {
     /// The resume point that it sent when it connected.
     pub asked: Option<Point>,
     generation: String,
-    seq: u64,
+    /// The seq up to which it knows all changes.
+    pub seq: u64,
     last_id: u64,
     saved: u64,
+    pub identity: PeerIdentity,
+    /// It must begin anew, on another connection.
+    pub is_obsolete: bool,
     /// The number of each kind of welcome, by its reason.
     pub welcomes: BTreeMap<String, u64>,
 }
@@ -84,11 +92,12 @@ impl Replica {
     pub fn connect(&mut self, does_resume: bool) {
         self.asked = self.point.take().filter(|_| does_resume);
         (self.last_id, self.saved) = (0, 0);
+        self.is_obsolete = false;
         self.pings.clear();
     }
 
     /// Returns the id of the next message.
-    fn next_id(&mut self) -> u64 {
+    pub fn next_id(&mut self) -> u64 {
         // Ids increase, but need not be consecutive.
         self.last_id += 1 + self.last_id % 3;
         self.last_id
@@ -98,13 +107,6 @@ impl Replica {
         let id = self.next_id();
         self.pings.insert(id);
         id
-    }
-
-    /// Returns whether the client may write the key now. An answer does not identify its op, so a
-    /// conditional op must be the only unsettled one on its key.
-    pub fn may_write(&self, key: &str, is_conditional: bool) -> bool {
-        let mut same = self.edits.iter().filter(|edit| edit.write.key == key);
-        same.all(|edit| edit.if_timestamp.is_none() && !is_conditional)
     }
 
     /// Returns the timestamp that a conditional op on the key would name.
@@ -136,6 +138,9 @@ impl Replica {
     /// Reads a message. Returns false if the model does not know all of it yet, because the log
     /// reports it later.
     pub fn read(&mut self, told: &Told, oracle: &Oracle<'_>) -> bool {
+        if self.is_obsolete {
+            return true;
+        }
         let known = oracle.model.wins.len() as u64;
         let seq = match told {
             Told::Part(_, seq) | Told::Synced(seq) | Told::Change(_, seq) => Some(*seq),
@@ -158,13 +163,13 @@ impl Replica {
                 // A part may omit an entry that was replaced by an op that is not durable yet.
                 // After a crash, its seq is then not a valid resume point.
                 if oracle.is_always {
-                    self.advance(*seq, oracle);
+                    self.advance(*seq, false, oracle);
                 }
             }
             Told::Synced(seq) => {
                 self.held.retain(|_, held| !held.is_unconfirmed);
                 self.is_full = false;
-                self.advance(*seq, oracle);
+                self.advance(*seq, true, oracle);
                 self.check_state(oracle);
             }
             Told::Change(write, seq) => {
@@ -175,9 +180,10 @@ impl Replica {
                     oracle.number
                 );
                 self.merge(write);
-                self.advance(*seq, oracle);
+                self.advance(*seq, true, oracle);
             }
-            Told::Op(write) => return self.read_correction(write, oracle),
+            Told::Op(write) => return self.read_entry(write, oracle),
+            Told::Correction(write, id) => return self.read_correction(write, *id, oracle),
             Told::Refused(code, id) => self.refuse(*code, *id, oracle),
             Told::Answered(id) => {
                 let number = oracle.number;
@@ -211,7 +217,12 @@ impl Replica {
             self.seq = 0;
             return;
         }
-        let Point { since, last, .. } = asked.expect("it resumes");
+        let Point {
+            since,
+            generation,
+            is_exact,
+            last,
+        } = asked.expect("it resumes");
         let place = place_after(since).checked_sub(1);
         let found = place.map(|place| oracle.model.wins.get(place));
         assert_eq!(
@@ -219,8 +230,11 @@ impl Replica {
             place.map(|_| last.clone()),
             "client {number}: it resumes in a different history"
         );
-        self.seq = since;
-        self.keep_point(oracle);
+        self.is_obsolete = !is_exact && generation != welcome.generation;
+        if !self.is_obsolete {
+            self.seq = since;
+            self.keep_point(is_exact, oracle);
+        }
     }
 
     /// Applies an op unless the client's entry is newer.
@@ -236,32 +250,53 @@ impl Replica {
         }
     }
 
-    /// Reads the op to which one of the client's ops has lost.
-    fn read_correction(&mut self, write: &Write, oracle: &Oracle<'_>) -> bool {
+    /// Reads the entry of a key for which the workspace or the disk has no room. An error follows.
+    fn read_entry(&mut self, write: &Write, oracle: &Oracle<'_>) -> bool {
+        if oracle.model.place(&write.value).is_none() {
+            return false;
+        }
+        let mut edits = self.edits.iter();
+        assert!(
+            edits.any(|edit| edit.write.key == write.key),
+            "client {}: {write:?} answers nothing",
+            oracle.number
+        );
+        self.show(write);
+        true
+    }
+
+    /// Reads the op that the client's op with this id has lost to.
+    fn read_correction(&mut self, write: &Write, id: u64, oracle: &Oracle<'_>) -> bool {
         let number = oracle.number;
         let is_known = oracle.model.place(&write.value).is_some();
         // The key has no entry: this answers an op that expects one.
         let is_absent = write.is_delete() && !is_known;
-        if !is_known && !is_absent {
+        if !(is_known || is_absent && oracle.model.is_absent(write)) {
             return false;
         }
-        let mut edits: Vec<&mut Edit> = self.edits.iter_mut().collect();
-        edits.retain(|edit| edit.write.key == write.key);
+        let edit = self.edits.iter_mut().find(|edit| edit.id == id);
+        let edit = edit.filter(|edit| edit.write.key == write.key);
+        let edit = edit.unwrap_or_else(|| panic!("client {number}: {write:?} to message {id}"));
+        let expected = edit.if_timestamp;
+        let is_unmet = expected.is_some_and(|expected| expected != write.condition());
         assert!(
-            !edits.is_empty(),
-            "client {number}: {write:?} corrects nothing"
+            is_unmet || write.timestamp >= edit.write.timestamp,
+            "client {number}: {edit:?} did not lose to {write:?}"
         );
-        for edit in edits {
-            let Some(expected) = edit.if_timestamp else {
-                continue;
-            };
-            // If the workspace is full, the server sends the entry that stays, and then an error.
-            edit.has_lost = expected != write.condition();
-        }
+        edit.has_lost = true;
         if !is_absent || write.timestamp > 0 {
-            self.merge(write);
+            self.show(write);
         }
-        !is_absent || oracle.model.is_absent(write)
+        true
+    }
+
+    /// Applies an op that may be later than the point from which the client resumes.
+    fn show(&mut self, write: &Write) {
+        self.merge(write);
+        self.point = self.point.take().map(|point| Point {
+            is_exact: false,
+            ..point
+        });
     }
 
     fn refuse(&mut self, code: u64, id: u64, oracle: &Oracle<'_>) {
@@ -301,14 +336,19 @@ impl Replica {
         );
         self.saved = id;
         for edit in std::mem::take(&mut self.edits) {
+            let place = oracle.model.place(&edit.write.value);
             if edit.id > id {
                 self.edits.push(edit);
-            } else if oracle.model.place(&edit.write.value).is_some() {
-                self.merge(&edit.write);
+            } else if let Some(place) = place {
+                assert!(
+                    !oracle.is_always || seq.is_none_or(|seq| place < place_after(seq)),
+                    "client {number}: {edit:?} is saved, and is not before op {seq:?}"
+                );
+                self.show(&edit.write);
             }
         }
         if let Some(seq) = seq {
-            self.advance(seq, oracle);
+            self.advance(seq, true, oracle);
         }
         true
     }
@@ -324,8 +364,8 @@ impl Replica {
 
     // ---- checks ----
 
-    /// Advances the seq up to which the client has all changes, and checks that it does.
-    fn advance(&mut self, seq: u64, oracle: &Oracle<'_>) {
+    /// Moves the seq up to which the client knows all changes, and checks that it does.
+    fn advance(&mut self, seq: u64, is_exact: bool, oracle: &Oracle<'_>) {
         let number = oracle.number;
         assert!(
             seq >= self.seq,
@@ -343,14 +383,15 @@ impl Replica {
             );
         }
         self.seq = seq;
-        self.keep_point(oracle);
+        self.keep_point(is_exact, oracle);
     }
 
-    fn keep_point(&mut self, oracle: &Oracle<'_>) {
+    fn keep_point(&mut self, is_exact: bool, oracle: &Oracle<'_>) {
         let last = place_after(self.seq).checked_sub(1);
         self.point = Some(Point {
             since: self.seq,
             generation: self.generation.clone(),
+            is_exact,
             last: last.map(|place| oracle.model.wins[place].clone()),
         });
     }

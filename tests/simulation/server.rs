@@ -330,11 +330,13 @@ fn config(plan: &Plan, limits: Limits, shard: u32, shards: u32) -> ShardConfig {
         session_bytes_max: plan.session_bytes_max,
         snapshot_bytes_max: plan.snapshot_bytes_max,
         snapshot_part_bytes: plan.snapshot_part_bytes,
+        state_part_bytes: plan.state_part_bytes(),
         batch_bytes_max: plan.batch_bytes_max,
         segment_bytes_min: plan.segment_bytes_min,
         segment_bytes_max: plan.segment_bytes_max,
         log_spare_bytes: plan.log_spare_bytes(),
         limits,
+        presence: plan.presence(),
         fault_panic_key: Some(PANIC_KEY.to_owned()),
         ..testing::shard_config()
     }

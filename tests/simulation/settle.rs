@@ -43,9 +43,11 @@ impl World {
                 continue;
             }
             self.happen_well();
-            let Some(server) = self.server.as_ref().filter(|_| !self.is_busy()) else {
+            if self.server.is_none() || self.is_busy() {
                 continue;
-            };
+            }
+            self.check_prompt();
+            let server = self.server.as_ref().expect("it is idle");
             let running = server.seats.iter().filter(|seat| !seat.is_drained);
             let next_us = running
                 .filter_map(|seat| seat.shard.next_deadline_us())

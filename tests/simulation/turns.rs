@@ -387,6 +387,7 @@ impl World {
         let has_expired = model
             .expiry_us(&write.key)
             .is_some_and(|at_us| at_us <= unix_us);
+        let is_new = model.held(&write.key).is_none();
         let held = model.held(&write.key).map_or(0, |held| held.timestamp);
         let is_expiry = has_expired && is_delete && write.timestamp == held + 1;
         if let Some(expected) = self
@@ -406,8 +407,14 @@ impl World {
             .server
             .as_ref()
             .and_then(|server| server.limits.workspace_bytes);
+        // A key with an entry can always be deleted, and one without up to twice the limit.
+        let bytes_max = match (bytes_max, is_delete) {
+            (Some(bytes_max), true) if is_new => 2 * bytes_max,
+            (Some(bytes_max), false) => bytes_max,
+            _ => u64::MAX,
+        };
         assert!(
-            is_delete || after_bytes <= before_bytes.max(bytes_max.unwrap_or(u64::MAX)),
+            after_bytes <= before_bytes.max(bytes_max),
             "{value:.40} grows its workspace to {after_bytes} bytes"
         );
         let clients = &mut self.clients;
@@ -450,14 +457,17 @@ impl World {
             client.sent_bytes += bytes.len() as u64;
             client.stream.push(&bytes);
             client.moved_us = now_us;
-            let (mut frames, mut has_state) = (0, false);
+            let (mut frames, mut has_state, mut presence) = (0, false, 0);
             while let Some((end, told)) = self.clients[place].stream.next() {
                 frames += 1;
                 has_state |= matches!(told, Told::Init(_) | Told::State(_));
+                presence += usize::from(matches!(told, Told::Presence(_)));
                 self.check_send(place, &told);
                 self.clients[place].told.push_back((end, told));
                 self.plant_in_messages(place);
+                self.plant_in_presence(place);
             }
+            assert!(presence <= 1, "client {place} is sent a queue of presence");
             let is_one = frames == 1 && begins_whole && self.clients[place].stream.is_whole();
             assert!(
                 bytes.len() <= ANSWER_SEND_BYTES_MAX || is_one,
@@ -480,11 +490,12 @@ impl World {
 
     /// Checks a message that is about to leave the server.
     fn check_send(&mut self, place: usize, told: &Told) {
+        self.check_send_peer(place, told);
         let client = &self.clients[place];
         let now_us = self.clock.now_us;
         let model = &mut self.models[client.workspace];
         let may_be_lost = self.plan.durability != Durability::Always;
-        if let Told::Op(write) = told
+        if let Told::Op(write) | Told::Correction(write, _) = told
             && write.is_delete()
             && model.place(&write.value).is_none()
         {
@@ -504,7 +515,7 @@ impl World {
             );
         };
         match told {
-            Told::Op(write) => show(&write.value),
+            Told::Op(write) | Told::Correction(write, _) => show(&write.value),
             Told::Part(..) | Told::Change(..) | Told::Synced(_) | Told::Saved(..) => {
                 self.check_send_v2(place, told);
             }
@@ -611,8 +622,10 @@ impl World {
             self.journal
                 .note(|| format!("client {place} reads {}", brief(&told)));
             let is_kept = self.plan.durability == Durability::Always;
-            // An op that was shown before it was written may be lost before it reaches the log.
-            if !is_kept && self.clients[place].is_cut_off() && told.shows_state() {
+            // An op that was shown before it was written may be lost before it reaches the log, and
+            // so may the history that a welcome continues.
+            let is_of_history = told.shows_state() || matches!(told, Told::Welcome(_));
+            if !is_kept && self.clients[place].is_cut_off() && is_of_history {
                 self.clients[place].told.pop_front();
                 continue;
             }
@@ -645,8 +658,15 @@ impl World {
 
     /// Makes a client read a message. Returns false if the model does not know all of it yet.
     fn read_one(&mut self, place: usize, told: &Told) -> bool {
+        if self.read_peer(place, told) {
+            return true;
+        }
         if self.clients[place].is_v2 && told.is_of_workspace() {
-            return self.read_v2(place, told);
+            let is_read = self.read_v2(place, told);
+            if is_read {
+                self.note_peer_read(place, told);
+            }
+            return is_read;
         }
         let Self {
             clients,
@@ -705,7 +725,7 @@ impl World {
 
 fn brief(told: &Told) -> String {
     match told {
-        Told::Op(write) | Told::Change(write, _) => {
+        Told::Op(write) | Told::Correction(write, _) | Told::Change(write, _) => {
             format!("{} = {:.20} at {}", write.key, write.value, write.timestamp)
         }
         Told::Init(data) | Told::State(data) => format!("a state of {} keys", data.len()),

@@ -5,8 +5,9 @@ use etherply::log::commit::Durability;
 
 use crate::model::{Write, place_after};
 use crate::plan::Planted;
+use crate::presence::PeerSide;
 use crate::replica::{Edit, Oracle, Replica};
-use crate::server::{BEGIN_UNIX_US, token};
+use crate::server::BEGIN_UNIX_US;
 use crate::wire::{self, Told};
 use crate::world::{WORKSPACES, World};
 
@@ -36,7 +37,8 @@ impl World {
         };
         away.retain(|place| {
             let client = &self.clients[*place];
-            client.replica.is_some() && (client.is_gone() || client.is_broken)
+            let is_away = client.is_gone() || client.is_broken || again == Some(*place);
+            client.replica.is_some() && is_away
         });
         let mut replica = if away.is_empty() {
             Box::new(Replica::new(workspace, skew_us))
@@ -67,12 +69,13 @@ impl World {
     }
 
     /// Returns the request of a version 2 client.
-    pub fn join_path(replica: &Replica) -> String {
+    pub fn join_path(replica: &Replica, side: &PeerSide) -> String {
         let id = WORKSPACES[replica.workspace].replace(' ', "%20");
         let point = replica.asked.as_ref().map_or(String::new(), |point| {
             format!("&since={}&generation={}", point.since, point.generation)
         });
-        format!("/v1/sync/{id}?token={}{point}", token())
+        let (token, presence) = (side.token(), side.query());
+        format!("/v1/sync/{id}?token={token}{point}{presence}")
     }
 
     /// Makes a version 2 client write or delete a key, with or without a condition.
@@ -86,9 +89,6 @@ impl World {
         } = self;
         let client = &mut clients[place];
         let replica = client.replica.as_mut().expect("it speaks version 2");
-        if !replica.may_write(&write.key, is_conditional) {
-            return;
-        }
         let mut write = write;
         if is_delete {
             let Write {
@@ -198,13 +198,21 @@ impl World {
                     "resumed" => self.coverage.resumes += 1,
                     _ => self.coverage.resumes_elsewhere += 1,
                 }
-                if !client.is_leaving && !client.is_broken {
+                if client
+                    .replica
+                    .as_ref()
+                    .is_some_and(|replica| replica.is_obsolete)
+                {
+                    self.coverage.points_dropped += 1;
+                    self.clients[place].is_broken = true;
+                    self.connect_one(Some(place));
+                } else if !client.is_leaving && !client.is_broken {
                     self.resend(place);
                 }
             }
             Told::Part(..) => self.coverage.parts += 1,
             Told::Saved(..) => self.coverage.saved += 1,
-            Told::Op(_) => self.coverage.corrections += 1,
+            Told::Correction(..) => self.coverage.corrections += 1,
             _ => {}
         }
         true

@@ -8,6 +8,7 @@ use etherply::core::fanout::window::Span;
 use etherply::core::testing;
 
 use crate::model::Write;
+use crate::presence::{self, PeersMessage, PeersTable};
 use crate::replica::Edit;
 
 pub const TEXT: u8 = 1;
@@ -113,6 +114,9 @@ pub fn ping_frame(id: u64) -> Vec<u8> {
 /// The first message to a version 2 client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Welcome {
+    /// The id of the connection.
+    pub connection: u64,
+    pub user: Option<String>,
     pub generation: String,
     pub is_full: bool,
     pub why: String,
@@ -125,8 +129,10 @@ pub enum Told {
     /// The state, as the answer to an HTTP read with status 200.
     State(BTreeMap<String, String>),
     Init(BTreeMap<String, String>),
-    /// An op without a seq: any version 1 op, or a version 2 correction.
+    /// An op without a seq and an id: any version 1 op, or in version 2 what precedes an error.
     Op(Write),
+    /// The op that the client's op with this id has lost to.
+    Correction(Write, u64),
     Welcome(Welcome),
     /// Entries and deletes of a state, with the seq up to which the client then knows all changes.
     Part(Vec<Write>, u64),
@@ -139,6 +145,11 @@ pub enum Told {
     Refused(u64, u64),
     /// The answer to the message `ping` with this id.
     Answered(u64),
+    Presence(PeersMessage),
+    /// A cast: the connection and the user that sent it, and its value.
+    Cast(u64, Option<String>, String),
+    /// The peers of a workspace and their number, as the answer to an HTTP read.
+    Users(PeersTable, usize),
     /// A code, and the key and timestamp of the op that it concerns.
     Error(u64, Option<(String, u64)>),
     Ping,
@@ -151,7 +162,7 @@ impl Told {
     pub fn shows_state(&self) -> bool {
         matches!(
             self,
-            Self::Op(_) | Self::Init(_) | Self::Part(..) | Self::Change(..)
+            Self::Op(_) | Self::Correction(..) | Self::Init(_) | Self::Part(..) | Self::Change(..)
         ) || matches!(self, Self::Synced(_) | Self::Saved(..))
     }
 
@@ -212,6 +223,8 @@ impl Stream {
             let body = &self.bytes[head..head + body];
             let told = if body.starts_with(br#"{"data""#) {
                 Told::State(look(body))
+            } else if body.starts_with(b"[") {
+                presence::users(text, body)
             } else {
                 Told::Status(status)
             };
@@ -263,9 +276,11 @@ fn message(text: &[u8]) -> Told {
     let id = message["id"].as_u64();
     let saved_seq = || seq.expect("it has a seq");
     match message["type"].as_str() {
-        Some("op") => match seq {
-            Some(seq) => Told::Change(op(payload), seq),
-            None => Told::Op(op(payload)),
+        Some("op") => match (seq, id) {
+            (Some(seq), None) => Told::Change(op(payload), seq),
+            (None, Some(id)) => Told::Correction(op(payload), id),
+            (None, None) => Told::Op(op(payload)),
+            (Some(_), Some(_)) => panic!("a correction has no seq: {message}"),
         },
         Some("error") => {
             let code = payload["code"].as_u64().expect("a code");
@@ -280,6 +295,8 @@ fn message(text: &[u8]) -> Told {
             Told::Init(data)
         }
         Some("welcome") => Told::Welcome(Welcome {
+            connection: presence::id(payload["connection"].as_str().expect("an id")),
+            user: payload["user"].as_str().map(str::to_owned),
             generation: payload["generation"].as_str().expect("a generation").into(),
             is_full: payload["state"] == "full",
             why: payload["why"].as_str().expect("a reason").to_owned(),
@@ -287,6 +304,12 @@ fn message(text: &[u8]) -> Told {
         Some("state") => Told::Part(part(payload), saved_seq()),
         Some("synced") => Told::Synced(saved_seq()),
         Some("saved") => Told::Saved(payload["id"].as_u64().expect("an id"), seq),
+        Some("presence") => Told::Presence(presence::peers_message(payload)),
+        Some("cast") => Told::Cast(
+            presence::id(payload["from"].as_str().expect("an id")),
+            payload["user"].as_str().map(str::to_owned),
+            payload["value"].to_string(),
+        ),
         Some("pong") => Told::Answered(id.expect("the ping had an id")),
         other => panic!("no such message is sent: {other:?}"),
     }

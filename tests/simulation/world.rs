@@ -13,6 +13,7 @@ use crate::disk::{Rates, SimDisk};
 use crate::journal::Journal;
 use crate::model::{Model, Write};
 use crate::plan::{Coverage, Plan, faults};
+use crate::presence::PresenceModel;
 use crate::server::{BEGIN_UNIX_US, PANIC_KEY, Server, token};
 use crate::wire;
 
@@ -47,6 +48,7 @@ pub struct World {
     pub senders: BTreeMap<String, Vec<usize>>,
     /// The timestamp that the entry must have for a conditional op to win, by the op's value.
     pub conditions: BTreeMap<(usize, String), u64>,
+    pub presence: PresenceModel,
     pub count: u64,
     pub shards: u32,
     pub doing: Doing,
@@ -85,6 +87,7 @@ impl World {
             models: (0..plan.workspaces).map(|_| Model::new(may_grow)).collect(),
             senders: BTreeMap::new(),
             conditions: BTreeMap::new(),
+            presence: PresenceModel::new(&plan),
             count: 0,
             shards: 1,
             doing: Doing::Nothing,
@@ -115,6 +118,7 @@ impl World {
             self.try_inside(Self::happen);
             self.bury();
         }
+        self.presence_step();
         if self
             .server
             .as_ref()
@@ -183,7 +187,8 @@ impl World {
                 self.look_at_log();
                 self.compact();
             }
-            88..91 => self.misbehave(),
+            88..90 => self.misbehave(),
+            90 => self.copy_directory(),
             91..93 => self.jump(),
             93..95 if self.plan.may(faults::TRIALS) => self.try_crash(),
             95 if self.plan.may(faults::TRIALS) => self.try_second_server(),
@@ -306,16 +311,35 @@ impl World {
         let is_join = path.starts_with("/v1/sync/") && status != 401;
         let replica = is_join.then(|| self.choose_replica(again, workspace, skew_us));
         client.replica = replica.flatten();
-        let head = match &client.replica {
+        let head = match &mut client.replica {
             Some(replica) => {
                 (client.workspace, client.is_v2) = (replica.workspace, true);
                 client.skew_us = replica.skew_us;
-                wire::head_v2(&Self::join_path(replica))
+                client.peer = self.ask_for_presence(replica);
+                wire::head_v2(&Self::join_path(replica, &client.peer))
             }
             None => wire::head(&path),
         };
-        let server = self.server.as_mut().expect("it runs");
         client.status_wanted = status;
+        self.arrive(client, &head, shard, is_over_limit);
+        if let Some(again) = again
+            && !self.clients[number].is_v2
+            && status == 101
+        {
+            self.resend_last(again, number);
+        }
+    }
+
+    /// Brings a client with its request to a shard. Returns its index.
+    pub fn arrive(
+        &mut self,
+        mut client: Client,
+        head: &[u8],
+        shard: usize,
+        is_over_limit: bool,
+    ) -> usize {
+        let number = client.number;
+        let server = self.server.as_mut().expect("it runs");
         client.limits = server.limits;
         client.has_little_room = self.plan.disk_percent.is_some();
         client.came_early = !server.is_serving();
@@ -338,28 +362,32 @@ impl World {
                 WORKSPACES[client.workspace]
             )
         });
-        if let Some(again) = again
-            && !client.is_v2
-            && let Some(write) = self.clients[again].sent.last().cloned()
-            && status == 101
-        {
-            // The client does not know the outcome of its last op.
-            self.senders
-                .get_mut(&write.value)
-                .expect("the op was sent")
-                .push(number);
-            client.write(write);
-            (client.judged, client.has_resent) = (1, true);
-        }
         self.clients.push(client);
         self.live.push(number);
+        number
+    }
+
+    /// Sends the last op of an earlier connection again, whose outcome the client does not know.
+    fn resend_last(&mut self, again: usize, number: usize) {
+        let Some(write) = self.clients[again].sent.last().cloned() else {
+            return;
+        };
+        self.senders
+            .get_mut(&write.value)
+            .expect("the op was sent")
+            .push(number);
+        let client = &mut self.clients[number];
+        client.write(write);
+        (client.judged, client.has_resent) = (1, true);
     }
 
     pub fn write(&mut self) {
         let burst = if self.dice.one_in(20) { 30 } else { 3 };
-        let Some(place) =
-            self.any_client(|client| client.is_open() && client.reading != Reading::HalfOpen)
-        else {
+        let can = |client: &Client| {
+            let has_copy = !client.is_v2 || client.replica.is_some();
+            client.is_open() && client.reading != Reading::HalfOpen && has_copy
+        };
+        let Some(place) = self.any_client(can) else {
             return;
         };
         for _ in 0..=self.dice.below(burst) {
@@ -557,7 +585,7 @@ impl World {
         }
     }
 
-    fn leave(&mut self, place: usize, code: u16, last: &[u8]) {
+    pub fn leave(&mut self, place: usize, code: u16, last: &[u8]) {
         let client = &mut self.clients[place];
         client.codes.insert(code);
         client.outgoing.extend(last);
@@ -619,6 +647,7 @@ impl World {
     /// Turns faults off and makes all clients behave well from now on.
     pub fn calm_down(&mut self) {
         self.is_calm = true;
+        self.presence.calm_down();
         self.set_rates();
         self.disk.set_full(false);
         self.disk.state().dies_at = None;

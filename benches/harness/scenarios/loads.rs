@@ -9,7 +9,7 @@ use etherply_bench::load::run;
 
 pub use etherply_bench::load::figures::{
     CORES_PER_DELIVERY, CPU_PER_DELIVERY, CPU_PER_OP, DELIVERIES, MAX, OPS, OPS_PER_CPU, OWN_SHARE,
-    P50, P99, RESIDENT, SAVED, numbers_of,
+    P50, P99, RESIDENT, SAVED, SWITCHES_PER_OP, WORKERS_PER_OP, numbers_of,
 };
 
 /// The share of the server's and the load's cores that other processes used, as a percentage of one
@@ -51,13 +51,13 @@ pub fn measure_server(
     let mut busy_s = Vec::new();
     let outcome = run::run(&server.endpoint, &plan, &mut || {
         busy_s.push((all.busy_s(), cores.busy_s()));
-        server.cpu_s()
+        server.usage()
     });
     let outcome = outcome.map_err(|failure| server.with_log(failure))?;
     let mut numbers = numbers_of(&outcome);
-    if let (Some(server_s), [begin, .., end]) = (outcome.server_cpu_s, &busy_s[..]) {
+    if let (Some(used), [begin, .., end]) = (outcome.server, &busy_s[..]) {
         let own_s = outcome.own_share * outcome.seconds;
-        let others_s = (end.0 - begin.0 - server_s - own_s).max(0.0);
+        let others_s = (end.0 - begin.0 - used.cpu_s - own_s).max(0.0);
         numbers.insert(OTHERS_PERCENT, others_s * 100.0 / outcome.seconds);
         if !config.cores.overlap() {
             let (cores_s, deliveries) = (end.1 - begin.1, outcome.deliveries as f64);

@@ -8,6 +8,7 @@ pub mod crowds;
 pub mod durable;
 pub mod fanout;
 pub mod idle;
+pub mod light;
 pub mod loads;
 pub mod presence;
 pub mod recovery;
@@ -17,8 +18,9 @@ pub mod slow;
 pub mod soak;
 
 /// All scenarios, in the order in which they run.
-pub const ALL: [&dyn Scenario; 12] = [
+pub const ALL: [&dyn Scenario; 13] = [
     &fanout::Fanout,
+    &light::Light,
     &rooms::Rooms,
     &rooms::Shards,
     &durable::Durable,
@@ -86,26 +88,25 @@ pub struct Case {
 
 impl Case {
     /// Creates a case that compares each contestant with each peer that speaks its protocol or only
-    /// version 1, and the protocols of a server with each other.
+    /// version 1, and the protocols and durability modes of a server with each other.
     pub fn against_peers(index: usize, title: &str, contestants: Vec<Contestant>) -> Self {
-        let places = 0..contestants.len();
-        let (peers, others): (Vec<usize>, Vec<usize>) =
-            places.partition(|place| contestants[*place].is_peer());
-        let is_pair = |of: usize, to: usize| {
-            let (of, to) = (&contestants[of], &contestants[to]);
+        let is_pair = |of: &Contestant, to: &Contestant| {
             let is_later = of.kind == to.kind && of.protocol > to.protocol;
-            let is_like = matches!(to.kind, Kind::Peer(_)) || of.protocol == to.protocol;
-            is_later || to.is_peer() && is_like
+            let is_like = match &to.kind {
+                Kind::Peer(_) => true,
+                _ => {
+                    to.is_peer() && of.protocol == to.protocol && of.durability() == to.durability()
+                }
+            };
+            of.is_safer_than(to) || !of.is_peer() && (is_later || is_like)
         };
-        let tos: Vec<usize> = others.iter().chain(&peers).copied().collect();
-        let of_each = |of: &usize| {
-            let tos = tos.iter().filter(|to| is_pair(*of, **to));
-            tos.map(|to| (*of, *to)).collect::<Vec<_>>()
-        };
+        let places = || 0..contestants.len();
+        let pairs = places().flat_map(|of| places().map(move |to| (of, to)));
+        let pairs = pairs.filter(|(of, to)| is_pair(&contestants[*of], &contestants[*to]));
         Self {
             index,
             title: title.to_owned(),
-            pairs: others.iter().flat_map(of_each).collect(),
+            pairs: pairs.collect(),
             contestants,
         }
     }

@@ -1,16 +1,11 @@
 //! Many small rooms, with one shard and with two.
 
-use std::fs::File;
-use std::io::{self, Write};
-use std::path::Path;
-use std::time::Instant;
-
 use super::loads::{
     self, CPU_PER_OP, LoadShape, MAX, OPS, OPS_PER_CPU, OWN_SHARE, P50, P99, RESIDENT, SAVED,
 };
 use super::{Case, Scenario, Target};
 use crate::config::HarnessConfig;
-use crate::contestant::{self, Contestant, Kind};
+use crate::contestant::{self, Contestant};
 use crate::cores::{Cores, Halves};
 use clap::ValueEnum as _;
 use etherply_bench::figures::Bound::{AtLeast, AtMost};
@@ -21,30 +16,11 @@ use etherply_bench::load::protocol::ClientProtocol;
 pub struct Rooms;
 pub struct Shards;
 
-const SATURATED: usize = 0;
-const LIGHT: usize = 1;
-
-const SHAPES: [LoadShape; 2] = [
-    LoadShape {
-        title: "1,000 rooms of 2, saturated, 1 in flight in each",
-        rooms: 1000,
-        receivers: 1,
-        pace: Pace::Closed { in_flight: 1 },
-    },
-    LoadShape {
-        title: "100 rooms of 10, 500 ops/s in all",
-        rooms: 100,
-        receivers: 9,
-        pace: Pace::Open { ops_per_s: 500 },
-    },
-];
-
-/// p50 relative to its target: the p50 of fdatasync on this disk plus 0.4 ms.
-const P50_OF_DISK: Figure = Figure {
-    id: "p50_over_disk_and_400_us",
-    name: "p50 / (fdatasync p50 + 400 µs)",
-    unit: "",
-    decimals: 2,
+const SHAPE: LoadShape = LoadShape {
+    title: "1,000 rooms of 2, saturated, 1 in flight in each",
+    rooms: 1000,
+    receivers: 1,
+    pace: Pace::Closed { in_flight: 1 },
 };
 
 fn contestants(config: &HarnessConfig) -> Vec<Contestant> {
@@ -58,45 +34,24 @@ impl Scenario for Rooms {
     }
 
     fn about(&self) -> &'static str {
-        "1,000 rooms of 2, saturated; 100 rooms of 10 at 500 ops/s in all"
+        "1,000 rooms of 2, saturated"
     }
 
     fn figures(&self) -> &'static [Figure] {
-        &[
-            CPU_PER_OP,
-            OPS,
-            P50,
-            P99,
-            MAX,
-            P50_OF_DISK,
-            SAVED,
-            RESIDENT,
-            OWN_SHARE,
-        ]
+        &[CPU_PER_OP, OPS, P50, P99, MAX, SAVED, RESIDENT, OWN_SHARE]
     }
 
     fn cases(&self, config: &HarnessConfig) -> Vec<Case> {
-        let shapes = SHAPES.iter().enumerate();
-        let cases = shapes
-            .map(|(index, shape)| Case::against_peers(index, shape.title, contestants(config)));
-        cases.collect()
+        vec![Case::against_peers(0, SHAPE.title, contestants(config))]
     }
 
     fn measure(
         &self,
-        case: &Case,
+        _: &Case,
         contestant: &Contestant,
         config: &HarnessConfig,
     ) -> Result<Numbers, String> {
-        let mut numbers = loads::measure(&SHAPES[case.index], contestant, config)?;
-        let waits_for_disk =
-            matches!(&contestant.kind, Kind::Etherply { durability, .. } if durability == "always");
-        if case.index == LIGHT && waits_for_disk {
-            let disk_us = fdatasync_p50_us(&config.folder).map_err(|error| error.to_string())?;
-            numbers.insert(P50_OF_DISK.id, numbers[P50.id] / (disk_us + 400.0));
-            numbers.insert("fdatasync_p50_us", disk_us);
-        }
-        Ok(numbers)
+        loads::measure(&SHAPE, contestant, config)
     }
 
     fn targets(&self) -> Vec<Target> {
@@ -107,45 +62,20 @@ impl Scenario for Rooms {
             "etherply always, v2 without ids",
         );
         [
-            (SATURATED, CPU_PER_OP.id, none, Some("axum"), AtMost(0.35)),
-            (SATURATED, CPU_PER_OP.id, always, Some("axum"), AtMost(0.45)),
-            (LIGHT, P50.id, none, Some("floor"), AtMost(1.2)),
-            (LIGHT, P50_OF_DISK.id, always, None, AtMost(1.0)),
-            (
-                SATURATED,
-                CPU_PER_OP.id,
-                none_unsaved,
-                Some(none),
-                AtMost(1.05),
-            ),
-            (
-                SATURATED,
-                CPU_PER_OP.id,
-                always_unsaved,
-                Some(always),
-                AtMost(1.05),
-            ),
-            (
-                SATURATED,
-                CPU_PER_OP.id,
-                none_v2,
-                Some(none_unsaved),
-                AtMost(1.1),
-            ),
-            (
-                SATURATED,
-                CPU_PER_OP.id,
-                always_v2,
-                Some(always_unsaved),
-                AtMost(1.1),
-            ),
+            (none, "axum", 0.35),
+            (always, "axum", 0.45),
+            (always, none, 1.3),
+            (none_unsaved, none, 1.05),
+            (always_unsaved, always, 1.05),
+            (none_v2, none_unsaved, 1.1),
+            (always_v2, always_unsaved, 1.1),
         ]
-        .map(|(case, figure, of, to, bound)| Target {
-            case,
-            figure,
+        .map(|(of, to, bound)| Target {
+            case: 0,
+            figure: CPU_PER_OP.id,
             of,
-            to,
-            bound,
+            to: Some(to),
+            bound: AtMost(bound),
         })
         .into()
     }
@@ -175,7 +105,7 @@ impl Scenario for Shards {
         let both = (0..contestants.len()).step_by(2);
         vec![Case {
             index: 0,
-            title: SHAPES[SATURATED].title.to_owned(),
+            title: SHAPE.title.to_owned(),
             pairs: both.map(|one| (one + 1, one)).collect(),
             contestants,
         }]
@@ -207,7 +137,7 @@ impl Scenario for Shards {
             cores: cores(config),
             ..config.clone()
         };
-        loads::measure(&SHAPES[SATURATED], contestant, &config)
+        loads::measure(&SHAPE, contestant, &config)
     }
 
     fn targets(&self) -> Vec<Target> {
@@ -243,19 +173,4 @@ fn cores(config: &HarnessConfig) -> Halves {
         server: Cores(server),
         load: load.clone(),
     }
-}
-
-/// Measures the median time of a 200-byte write to a file in this folder, including its fdatasync.
-fn fdatasync_p50_us(folder: &Path) -> io::Result<f64> {
-    let folder = tempfile::tempdir_in(folder)?;
-    let mut file = File::create(folder.path().join("file"))?;
-    let mut times_us = Vec::new();
-    for _ in 0..200 {
-        let begun = Instant::now();
-        file.write_all(&[7; 200])?;
-        file.sync_data()?;
-        times_us.push(begun.elapsed().as_secs_f64() * 1e6);
-    }
-    times_us.sort_by(f64::total_cmp);
-    Ok(times_us[times_us.len() / 2])
 }

@@ -141,7 +141,7 @@ impl Scenario for Soak {
             let visits = scope.spawn(|| visit_rooms(&server.endpoint, &is_over));
             let outcomes = run::run_in_parts(&server.endpoint, &plan, PARTS, &mut || {
                 resident_bytes.extend(server.resident_bytes());
-                server.cpu_s()
+                server.usage()
             });
             is_over.store(true, Ordering::Relaxed);
             (outcomes, visits.join().expect("the thread does not panic"))

@@ -48,6 +48,21 @@ pub const OPS_PER_CPU: Figure = Figure {
     unit: "",
     decimals: 0,
 };
+/// Context switches of the server's threads, voluntary and involuntary.
+pub const SWITCHES_PER_OP: Figure = Figure {
+    id: "context_switches_per_op",
+    name: "context switches/op",
+    unit: "",
+    decimals: 2,
+};
+/// The CPU time of the kernel's workers for the server's rings (`iou-wrk-*`), which is part of that
+/// of the server.
+pub const WORKERS_PER_OP: Figure = Figure {
+    id: "kernel_workers_us_per_op",
+    name: "of it kernel workers",
+    unit: "µs/op",
+    decimals: 2,
+};
 pub const P50: Figure = Figure {
     id: "p50_us",
     name: "p50",
@@ -81,7 +96,7 @@ pub const OWN_SHARE: Figure = Figure {
 };
 
 /// All figures above, in the order of a table.
-pub const ALL: [Figure; 12] = [
+pub const ALL: [Figure; 14] = [
     DELIVERIES,
     OPS,
     P50,
@@ -91,6 +106,8 @@ pub const ALL: [Figure; 12] = [
     CORES_PER_DELIVERY,
     CPU_PER_OP,
     OPS_PER_CPU,
+    SWITCHES_PER_OP,
+    WORKERS_PER_OP,
     SAVED,
     RESIDENT,
     OWN_SHARE,
@@ -125,10 +142,13 @@ pub fn numbers_of(outcome: &Outcome) -> Numbers {
         numbers.insert(P99.id, us(latencies.value_at_quantile(0.99)));
         numbers.insert(MAX.id, us(latencies.max()));
     }
-    if let Some(cpu_s) = outcome.server_cpu_s {
+    if let Some(server) = &outcome.server {
+        let cpu_s = server.cpu_s;
         numbers.insert(CPU_PER_DELIVERY.id, cpu_s * 1e6 / deliveries);
         numbers.insert(CPU_PER_OP.id, cpu_s * 1e6 / ops);
         numbers.insert(OPS_PER_CPU.id, ops / cpu_s);
+        numbers.insert(SWITCHES_PER_OP.id, server.context_switches as f64 / ops);
+        numbers.insert(WORKERS_PER_OP.id, server.kernel_workers_s * 1e6 / ops);
     }
     numbers
 }

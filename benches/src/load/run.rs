@@ -11,6 +11,7 @@ use super::plan::{LATENESS_CHECK, Plan};
 use super::ring::{Event, Ring};
 use super::tracker::{Clock, Tracker};
 use crate::process::thread_cpu_ns;
+use crate::process::usage::{Reading, Usage};
 
 /// The outcome of a measured period.
 #[derive(Debug, Clone)]
@@ -21,8 +22,8 @@ pub struct Outcome {
     pub ops: u64,
     /// The number of `saved` messages that the senders have received.
     pub saved_messages: u64,
-    /// CPU time of the server; `None` if it cannot be read.
-    pub server_cpu_s: Option<f64>,
+    /// What the server used; `None` if it cannot be read.
+    pub server: Option<Usage>,
     /// The share of its core that the load generator used.
     pub own_share: f64,
     pub latencies_ns: Histogram<u64>,
@@ -34,7 +35,7 @@ struct Mark {
     deliveries: u64,
     ops: u64,
     saved_messages: u64,
-    server_cpu_s: Option<f64>,
+    server: Option<Reading>,
     own_cpu_ns: u64,
 }
 
@@ -53,13 +54,13 @@ pub struct Load {
 /// The time after the last delivery during which nothing may arrive.
 const QUIET: Duration = Duration::from_millis(20);
 
-/// Runs a load. `server_cpu_s` reads the CPU time that the server has used so far.
+/// Runs a load. `read_server` reads what the server has used so far.
 pub fn run(
     endpoint: &Endpoint,
     plan: &Plan,
-    server_cpu_s: &mut dyn FnMut() -> Option<f64>,
+    read_server: &mut dyn FnMut() -> Option<Reading>,
 ) -> Result<Outcome, Failure> {
-    let mut outcomes = run_in_parts(endpoint, plan, 1, server_cpu_s)?;
+    let mut outcomes = run_in_parts(endpoint, plan, 1, read_server)?;
     Ok(outcomes.remove(0))
 }
 
@@ -69,10 +70,10 @@ pub fn run_in_parts(
     endpoint: &Endpoint,
     plan: &Plan,
     parts: u32,
-    server_cpu_s: &mut dyn FnMut() -> Option<f64>,
+    read_server: &mut dyn FnMut() -> Option<Reading>,
 ) -> Result<Vec<Outcome>, Failure> {
     let mut load = Load::join(endpoint, plan)?;
-    let outcomes = load.measure(parts, server_cpu_s)?;
+    let outcomes = load.measure(parts, read_server)?;
     load.finish()?;
     Ok(outcomes)
 }
@@ -80,8 +81,8 @@ pub fn run_in_parts(
 impl Outcome {
     /// Adds the outcome of another period.
     pub fn add(&mut self, other: &Self) {
-        let cpu = self.server_cpu_s.zip(other.server_cpu_s);
-        self.server_cpu_s = cpu.map(|(one, other)| one + other);
+        let both = self.server.zip(other.server);
+        self.server = both.map(|(one, other)| one.plus(other));
         let own_s = self.own_share * self.seconds + other.own_share * other.seconds;
         self.seconds += other.seconds;
         self.own_share = own_s / self.seconds;
@@ -94,14 +95,14 @@ impl Outcome {
 
     fn between(begin: &Mark, end: &Mark, latencies_ns: Histogram<u64>) -> Self {
         let seconds = Duration::from_nanos(end.at_ns - begin.at_ns).as_secs_f64();
-        let cpu = begin.server_cpu_s.zip(end.server_cpu_s);
+        let server = begin.server.as_ref().zip(end.server.as_ref());
         let own_cpu = Duration::from_nanos(end.own_cpu_ns - begin.own_cpu_ns);
         Self {
             seconds,
             deliveries: end.deliveries - begin.deliveries,
             ops: end.ops - begin.ops,
             saved_messages: end.saved_messages - begin.saved_messages,
-            server_cpu_s: cpu.map(|(begin, end)| end - begin),
+            server: server.map(|(begin, end)| end.since(begin)),
             own_share: own_cpu.as_secs_f64() / seconds,
             latencies_ns,
         }
@@ -142,7 +143,7 @@ impl Load {
     fn measure(
         &mut self,
         parts: u32,
-        server_cpu_s: &mut dyn FnMut() -> Option<f64>,
+        read_server: &mut dyn FnMut() -> Option<Reading>,
     ) -> Result<Vec<Outcome>, Failure> {
         let start_ns = self.clock.now_ns();
         let begin_ns = start_ns + whole_ns(self.plan.warm_up);
@@ -161,12 +162,12 @@ impl Load {
         };
         self.tracker.time_only(begin_ns..begin_ns + part_ns);
         self.keep_pace(schedule, begin_ns)?;
-        let mut begin = self.mark(server_cpu_s);
+        let mut begin = self.mark(read_server);
         let mut outcomes = Vec::new();
         for part in 1..=u64::from(parts) {
             let end_ns = begin_ns + part * part_ns;
             self.keep_pace(schedule, end_ns)?;
-            let end = self.mark(server_cpu_s);
+            let end = self.mark(read_server);
             let latencies_ns = self.tracker.time_only(end_ns..end_ns + part_ns);
             outcomes.push(Outcome::between(&begin, &end, latencies_ns));
             begin = end;
@@ -174,13 +175,13 @@ impl Load {
         Ok(outcomes)
     }
 
-    fn mark(&self, server_cpu_s: &mut dyn FnMut() -> Option<f64>) -> Mark {
+    fn mark(&self, read_server: &mut dyn FnMut() -> Option<Reading>) -> Mark {
         Mark {
             at_ns: self.clock.now_ns(),
             deliveries: self.tracker.deliveries(),
             ops: self.tracker.ops(),
             saved_messages: self.tracker.saved_messages(),
-            server_cpu_s: server_cpu_s(),
+            server: read_server(),
             own_cpu_ns: thread_cpu_ns(),
         }
     }

@@ -9,6 +9,7 @@ pub mod presence_queue;
 pub mod window;
 pub mod window_offset;
 
+pub(in crate::core) mod behind_members;
 pub(in crate::core) mod free_lists;
 pub(in crate::core) mod pacer;
 pub(in crate::core) mod presence;

@@ -22,13 +22,14 @@
 //! workspace when the socket drains.
 
 use std::collections::VecDeque;
-use std::ops::{AddAssign, Range, SubAssign};
+use std::ops::Range;
 
 use smallvec::SmallVec;
 
 use crate::core::fanout::chunk_pool::{Chunk, Span, Spans, spans_bytes};
 use crate::core::fanout::encoded_state::EncodedState;
 use crate::core::fanout::free_lists::FreeLists;
+use crate::core::fanout::outbox::answer_cost::{AnswerCost, InFlight};
 use crate::core::fanout::window::{Window, WindowPool};
 use crate::core::fanout::window_offset::WindowOffset;
 use crate::limits::{
@@ -37,6 +38,8 @@ use crate::limits::{
 };
 use crate::log::position::LogPosition;
 use crate::seq::Seq;
+
+mod answer_cost;
 
 /// The maximum capacity of `Extras::own` that a session keeps when it falls behind, since it will
 /// soon need that memory again.
@@ -84,27 +87,6 @@ pub struct Due {
     /// This state is ready. An HTTP response consists of a head, fields and timestamps. They are
     /// queued as separate answers, of which either all or none must be sent.
     pub awaits: Option<EncodedState>,
-}
-
-/// The memory held by an answer.
-#[derive(Debug, Clone, Copy, Default)]
-#[expect(clippy::struct_field_names, reason = "a unit comes last in a name")]
-struct AnswerCost {
-    /// Memory that only this session holds.
-    own_bytes: usize,
-    /// Memory that other sessions may hold too: corrections and lists of users, which count towards
-    /// the budget in `core::shard::session_budget`.
-    shared_bytes: usize,
-    /// Memory of encoded states, which have a separate budget.
-    state_bytes: usize,
-}
-
-/// The memory of the answers that the send in flight completes. The kernel owns it until the send
-/// ends.
-#[derive(Debug, Clone, Copy, Default)]
-struct InFlight {
-    own_bytes: u32,
-    shared_bytes: u32,
 }
 
 /// The progress of a session that fell out of the window.
@@ -301,10 +283,12 @@ impl Outbox {
     }
 
     /// Returns the memory of the queued and in-flight answers. A state in flight does not count,
-    /// because a client may keep sending ops while it receives one.
+    /// nor does a part of a state, because a client may keep sending ops while it receives one.
     #[must_use]
     pub fn answer_bytes(&self) -> usize {
-        self.own_answer_bytes() + self.shared_answer_bytes() + self.cost().state_bytes
+        let part_bytes = self.cost().part_bytes + self.in_flight.part_bytes as usize;
+        let bytes = self.own_answer_bytes() + self.shared_answer_bytes();
+        bytes - part_bytes + self.cost().state_bytes
     }
 
     /// Returns the memory of the queued and in-flight answers, excluding memory that other sessions
@@ -401,10 +385,64 @@ impl Outbox {
             let cost = AnswerCost {
                 own_bytes: size_of::<QueuedAnswer>(),
                 shared_bytes: end,
-                state_bytes: 0,
+                ..AnswerCost::default()
             };
             self.push_answer(EncodedState::Ready(chunk), 0..end, due, cost, pool);
         }
+    }
+
+    /// Queues a frame that several sessions share from `rest` on, and whose start is `start`.
+    pub fn push_started(
+        &mut self,
+        start: Chunk,
+        frame: Chunk,
+        rest: usize,
+        due: Due,
+        pool: &mut OutboxPool,
+    ) {
+        self.push_due(start, due.clone(), pool);
+        let end = frame.len();
+        let cost = AnswerCost {
+            own_bytes: size_of::<QueuedAnswer>(),
+            shared_bytes: end,
+            ..AnswerCost::default()
+        };
+        self.push_answer(EncodedState::Ready(frame), rest..end, due, cost, pool);
+        // Once the start has been sent, the rest must follow.
+        let extras = self.extras(pool);
+        let answer = extras.answers.back_mut().expect("it was just queued");
+        answer.is_begun = true;
+    }
+
+    /// Queues a part of a state for a client of version 2, which several sessions may share if
+    /// `is_shared`. It is memory of the session, but no answer ([`Outbox::answer_bytes`]). Does
+    /// nothing if `chunk` is empty.
+    pub fn push_part(&mut self, chunk: Chunk, is_shared: bool, due: Due, pool: &mut OutboxPool) {
+        let end = chunk.len();
+        if end == 0 {
+            return;
+        }
+        let (own_bytes, shared_bytes) = if is_shared {
+            (size_of::<QueuedAnswer>(), end)
+        } else {
+            (own_cost(end), 0)
+        };
+        let cost = AnswerCost {
+            own_bytes,
+            shared_bytes,
+            part_bytes: own_bytes + shared_bytes,
+            state_bytes: 0,
+        };
+        // A part that was encoded for another session may be visible although the one in front of
+        // it is not. If that one is dropped because the connection is closed, this one must be,
+        // too, or the client would pass the other's entries.
+        let last = self.extras(pool).answers.back();
+        let last_visible_from = last.map_or(LogPosition::NONE, |last| last.due.visible_from);
+        let due = Due {
+            visible_from: due.visible_from.max(last_visible_from),
+            ..due
+        };
+        self.push_answer(EncodedState::Ready(chunk), 0..end, due, cost, pool);
     }
 
     /// Queues a range of an encoded state. Does nothing if the range is empty.
@@ -418,8 +456,8 @@ impl Outbox {
         if !range.is_empty() {
             let cost = AnswerCost {
                 own_bytes: size_of::<QueuedAnswer>(),
-                shared_bytes: 0,
                 state_bytes: range.len(),
+                ..AnswerCost::default()
             };
             self.push_answer(state, range, due, cost, pool);
         }
@@ -730,38 +768,6 @@ impl QueuedAnswer {
     fn is_ready(&self) -> bool {
         let mut states = self.due.awaits.iter().chain([&self.bytes]);
         states.all(|state| state.chunk().is_some())
-    }
-}
-
-impl InFlight {
-    fn add(&mut self, cost: AnswerCost) {
-        // No answer is longer than the largest frame, and a send carries little more than one
-        // answer.
-        let narrow = |bytes: usize| u32::try_from(bytes).expect("a send is smaller than 4 GiB");
-        self.own_bytes += narrow(cost.own_bytes);
-        self.shared_bytes += narrow(cost.shared_bytes);
-    }
-}
-
-impl AnswerCost {
-    fn bytes(self) -> usize {
-        self.own_bytes + self.shared_bytes + self.state_bytes
-    }
-}
-
-impl AddAssign for AnswerCost {
-    fn add_assign(&mut self, other: Self) {
-        self.own_bytes += other.own_bytes;
-        self.shared_bytes += other.shared_bytes;
-        self.state_bytes += other.state_bytes;
-    }
-}
-
-impl SubAssign for AnswerCost {
-    fn sub_assign(&mut self, other: Self) {
-        self.own_bytes -= other.own_bytes;
-        self.shared_bytes -= other.shared_bytes;
-        self.state_bytes -= other.state_bytes;
     }
 }
 

@@ -28,10 +28,11 @@
 //!
 //! # Limit
 //!
-//! The encoded entries of all peers have a total size limit. An entry is *listed*, that is, sent to
-//! others, if it fits when its peer joins. A value that does not fit is refused, and the peer keeps
-//! its previous value. Peers that are not listed are counted, and are listed in the order of their
-//! connections as soon as they fit.
+//! The encoded entries of all peers have a total size limit, and so do the values of all peers of
+//! a shard. An entry is *listed*, which means that others are sent it, if it fits when its peer
+//! joins. A value that does not fit is refused, and the peer keeps the one that it had. Peers that
+//! are not listed are counted, and are listed as soon as they fit: the shortest entry first, so
+//! that a long one keeps nobody else from being listed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -52,6 +53,8 @@ pub struct PresenceSettings {
     pub interval_us: u64,
     /// The maximum total length of the encoded entries of a room's peers.
     pub bytes_max: usize,
+    /// The maximum total length of the values of all peers of a shard.
+    pub shard_bytes_max: usize,
 }
 
 /// A connection that becomes a peer.
@@ -78,21 +81,30 @@ pub struct PresenceMessage {
 
 /// The reason why a peer's value was not set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the presence of the workspace is at its size limit, so the value was not set")]
-pub struct PresenceFull;
+pub enum PresenceFull {
+    /// The entries of the workspace's peers are at their limit.
+    #[error("the presence of the workspace is at its size limit, so the value was not set")]
+    Workspace,
+    /// The values of all peers of the shard are at their limit.
+    #[error("the server has no memory left for presence, so the value was not set")]
+    Shard,
+}
 
 /// The peers of a room.
 ///
-/// Invariant: `listed_bytes` is the sum over all listed entries, and at most the limit; the first
-/// unlisted peer does not fit; `owed_count` peers have not received the latest message, and while
-/// there are any, the chunks that they need are held or can be encoded.
+/// Invariant: `listed_bytes` is the sum over all listed entries, and at most the limit; no peer
+/// that is not listed fits; `value_bytes` is the sum over all peers; `owed_count` peers have not
+/// received the latest message, and while there are any, the chunks that they need are held or can
+/// be encoded.
 #[derive(Debug)]
 pub struct Peers {
     settings: PresenceSettings,
     table: BTreeMap<u64, Peer>,
     listed_bytes: usize,
-    /// The peers that are not listed.
-    unlisted: BTreeSet<u64>,
+    /// The total length of the values of all peers.
+    value_bytes: usize,
+    /// The peers that are not listed, by the length of their entries.
+    unlisted: BTreeSet<(usize, u64)>,
     changes: Changes,
     /// The number of messages so far, which is also the number of the latest one.
     version: u64,
@@ -228,6 +240,7 @@ impl Peers {
             settings,
             table: BTreeMap::new(),
             listed_bytes: 0,
+            value_bytes: 0,
             unlisted: BTreeSet::new(),
             changes: Changes::default(),
             version: 0,
@@ -278,6 +291,12 @@ impl Peers {
         })
     }
 
+    /// Returns the total length of the values of all peers.
+    #[must_use]
+    pub fn value_bytes(&self) -> usize {
+        self.value_bytes
+    }
+
     /// Returns the slots of the sessions of all peers.
     pub fn slots(&self) -> impl Iterator<Item = u32> {
         self.table.values().map(|peer| peer.slot)
@@ -314,9 +333,10 @@ impl Peers {
             },
         };
         peer.set(connection, None);
+        self.value_bytes += peer.value_bytes;
+        self.unlisted.insert((peer.entry.len(), connection));
         let before = self.table.insert(connection, peer);
         assert!(before.is_none(), "a connection joins once");
-        self.unlisted.insert(connection);
         self.changes.joined_count += 1;
         self.edition += 1;
         self.list_what_fits();
@@ -324,11 +344,18 @@ impl Peers {
     }
 
     /// Sets the value of a peer, which is JSON text. Does nothing if the connection is not a peer:
-    /// a value that arrives late does not bring back a peer that was replaced.
+    /// a value that arrives late does not bring back a peer that was replaced. `shard_bytes` is the
+    /// total length of the values of all peers of the shard.
     ///
     /// # Errors
-    /// If the value does not fit within the limit, in which case the peer keeps its previous value.
-    pub fn set(&mut self, connection: u64, value: &str, now_us: u64) -> Result<(), PresenceFull> {
+    /// If the value does not fit a limit, in which case the peer keeps the one that it had.
+    pub fn set(
+        &mut self,
+        connection: u64,
+        value: &str,
+        shard_bytes: usize,
+        now_us: u64,
+    ) -> Result<(), PresenceFull> {
         let Some(peer) = self.table.get_mut(&connection) else {
             return Ok(());
         };
@@ -336,13 +363,19 @@ impl Peers {
             return Ok(());
         }
         if !peer.is_listed {
-            return Err(PresenceFull);
+            return Err(PresenceFull::Workspace);
+        }
+        let is_growing = value.len() > peer.value_bytes;
+        let shard_bytes = shard_bytes - peer.value_bytes + value.len();
+        if is_growing && shard_bytes > self.settings.shard_bytes_max {
+            return Err(PresenceFull::Shard);
         }
         let listed_bytes = self.listed_bytes - peer.value_bytes + value.len();
         if listed_bytes > self.settings.bytes_max {
-            return Err(PresenceFull);
+            return Err(PresenceFull::Workspace);
         }
         self.listed_bytes = listed_bytes;
+        self.value_bytes = self.value_bytes - peer.value_bytes + value.len();
         peer.set(connection, Some(value));
         if !std::mem::replace(&mut peer.is_changed, true) {
             self.changes.changed.push(connection);
@@ -383,8 +416,9 @@ impl Peers {
         if self.owed_count == 0 {
             (self.latest, self.all) = (Encoded::No, Encoded::No);
         }
+        self.value_bytes -= peer.value_bytes;
         if !peer.is_listed {
-            self.unlisted.remove(&connection);
+            self.unlisted.remove(&(peer.entry.len(), connection));
             return;
         }
         self.listed_bytes -= peer.entry.len();
@@ -394,16 +428,16 @@ impl Peers {
         }
     }
 
-    /// Lists the peers that now fit within the limit, up to the first that does not.
+    /// Lists the peers that fit the limit now, the shortest entry first.
     fn list_what_fits(&mut self) {
-        while let Some(connection) = self.unlisted.first() {
-            let peer = self.table.get_mut(connection);
-            let peer = peer.expect("an unlisted connection is in the table");
-            let listed_bytes = self.listed_bytes + peer.entry.len();
+        while let Some((entry_bytes, connection)) = self.unlisted.first() {
+            let listed_bytes = self.listed_bytes + entry_bytes;
             if listed_bytes > self.settings.bytes_max {
                 break;
             }
             self.listed_bytes = listed_bytes;
+            let peer = self.table.get_mut(connection);
+            let peer = peer.expect("what is not listed is in the table");
             (peer.is_listed, peer.is_changed) = (true, true);
             self.changes.changed.push(*connection);
             self.unlisted.pop_first();
@@ -479,8 +513,16 @@ impl Peers {
         }
     }
 
-    /// Returns the peer's pending message, which counts as received from now on. Returns `None` if
-    /// there is none, or if the peer must wait for the next one.
+    /// Returns whether the message that the peer is owed, if there is one, is not encoded yet.
+    #[must_use]
+    pub fn must_encode(&self, connection: u64) -> bool {
+        let peer = self.table.get(&connection);
+        let owed = peer.and_then(|peer| peer.position.owed(self.version));
+        owed == Some(Owed::All) && matches!(self.all, Encoded::No)
+    }
+
+    /// Returns the message that the peer is owed, which counts as received from now on. Returns
+    /// `None` if it is owed none, or must wait for the next one.
     pub fn take_message(
         &mut self,
         connection: u64,
@@ -529,18 +571,20 @@ impl Peers {
         assert_eq!(self.listed_bytes, bytes, "the sum over the listed entries");
         assert!(bytes <= self.settings.bytes_max, "the limit holds");
         let unlisted = self.table.iter().filter(|(_, peer)| !peer.is_listed);
-        assert!(
-            unlisted
-                .map(|(connection, _)| connection)
-                .eq(&self.unlisted)
+        let unlisted = unlisted.map(|(connection, peer)| (peer.entry.len(), *connection));
+        assert_eq!(
+            self.unlisted,
+            unlisted.collect::<BTreeSet<_>>(),
+            "the peers that wait"
         );
-        if let Some(first) = self.unlisted.first() {
-            let needed_bytes = bytes + self.table[first].entry.len();
+        if let Some((entry_bytes, _)) = self.unlisted.first() {
             assert!(
-                needed_bytes > self.settings.bytes_max,
-                "an entry that fits is listed"
+                bytes + entry_bytes > self.settings.bytes_max,
+                "what fits is listed"
             );
         }
+        let value_bytes: usize = self.table.values().map(|peer| peer.value_bytes).sum();
+        assert_eq!(self.value_bytes, value_bytes, "the sum over the values");
         let owed = |owed: Option<Owed>| {
             let peers = self.table.values();
             let is_owed = |peer: &&Peer| peer.position.owed(self.version) == owed;

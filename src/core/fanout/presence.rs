@@ -50,7 +50,12 @@ impl Presence {
         }
     }
 
-    /// Returns the peers, if there ever were any.
+    /// Returns the peers, if there have been any.
+    pub fn peers(&self) -> Option<&Peers> {
+        self.peers.as_ref()
+    }
+
+    /// Returns the peers, if there have been any.
     pub fn peers_mut(&mut self) -> Option<&mut Peers> {
         self.peers.as_mut()
     }
@@ -100,6 +105,7 @@ mod tests {
     const SETTINGS: PresenceSettings = PresenceSettings {
         interval_us: 50_000,
         bytes_max: 1 << 20,
+        shard_bytes_max: 1 << 20,
     };
 
     fn text(presence: &mut Presence) -> Chunk {
@@ -167,7 +173,7 @@ mod tests {
         );
         // A new value is listed from the next message on, so that the list is shared until then.
         let peers = presence.peers_mut().unwrap();
-        peers.set(7, "1", 0).unwrap();
+        peers.set(7, "1", 4, 0).unwrap();
         assert!(Rc::ptr_eq(&text(&mut presence), &both));
         let peers = presence.peers_mut().unwrap();
         peers.announce(&mut PresenceFrame::new(), &mut OutboxPool::default());

@@ -69,6 +69,7 @@ mod tests {
         Peers::new(PresenceSettings {
             interval_us: INTERVAL_US,
             bytes_max: 1024,
+            shard_bytes_max: 1024,
         })
     }
 

@@ -3,6 +3,7 @@
 
 use std::rc::Rc;
 
+use crate::core::fanout::behind_members::BehindMembers;
 use crate::core::fanout::outbox::View;
 use crate::core::fanout::presence::Presence;
 use crate::core::fanout::window::{Window, WindowPool};
@@ -12,7 +13,8 @@ use crate::core::state::write_allowance::WriteAllowance;
 use crate::log::position::LogPosition;
 use crate::seq::Seq;
 use crate::wire::ProtocolVersion;
-use crate::wire::message::{self, v2};
+use crate::wire::message;
+use crate::wire::message::v2::{self, OpEnvelope};
 
 /// The slot of a room in its shard's table. The slot may be reused once the room is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -46,17 +48,18 @@ pub(crate) struct ShownOp<'a> {
 
 impl<'a> ShownOp<'a> {
     /// Returns the op that produced an entry.
-    pub fn of(entry: &'a Entry) -> Self {
+    pub fn of(entry: Entry<'a>) -> Self {
+        let (key, value) = entry.key_and_value();
         Self {
-            key: entry.key(),
-            value: (!entry.is_deleted()).then(|| entry.value()),
+            key,
+            value: (!entry.is_deleted()).then_some(value),
             timestamp: entry.timestamp(),
         }
     }
 
-    /// Returns the length of the op's frame in a version of the protocol. With `seq`, the frame
-    /// advances the resume point of a version 2 client.
-    pub fn frame_bytes(&self, version: ProtocolVersion, seq: Option<Seq>) -> usize {
+    /// Returns the length of the op's frame in a version of the protocol. Version 1 has no
+    /// `envelope`.
+    pub fn frame_bytes(&self, version: ProtocolVersion, envelope: OpEnvelope) -> usize {
         let Self {
             key,
             value,
@@ -64,12 +67,12 @@ impl<'a> ShownOp<'a> {
         } = *self;
         match version {
             ProtocolVersion::V1 => message::op_frame_bytes(key, value.unwrap_or(NULL), timestamp),
-            ProtocolVersion::V2 => v2::op_frame_bytes(key, value, timestamp, seq),
+            ProtocolVersion::V2 => v2::op_frame_bytes(key, value, timestamp, envelope),
         }
     }
 
     /// Appends the op's frame in a version of the protocol.
-    pub fn put(&self, out: &mut Vec<u8>, version: ProtocolVersion, seq: Option<Seq>) {
+    pub fn put(&self, out: &mut Vec<u8>, version: ProtocolVersion, envelope: OpEnvelope) {
         let Self {
             key,
             value,
@@ -77,7 +80,7 @@ impl<'a> ShownOp<'a> {
         } = *self;
         match version {
             ProtocolVersion::V1 => message::put_op(out, key, value.unwrap_or(NULL), timestamp),
-            ProtocolVersion::V2 => v2::put_op(out, key, value, timestamp, seq),
+            ProtocolVersion::V2 => v2::put_op(out, key, value, timestamp, envelope),
         }
     }
 }
@@ -90,6 +93,8 @@ pub(crate) struct Feed {
     pub window: Window,
     /// The slots of the sessions.
     pub members: Vec<u32>,
+    /// The members that are behind.
+    pub behind: BehindMembers,
     /// The window offset up to which the members have been queued for sending.
     pub announced_end: WindowOffset,
     /// The log position that must be visible before all ops up to the start of the window are
@@ -97,7 +102,22 @@ pub(crate) struct Feed {
     begun_from: LogPosition,
 }
 
-/// The position of a room in the expiry queue, and its share of the queue's totals.
+impl Feed {
+    /// Returns the seq after which a member still has to be sent the tombstones. If one of them
+    /// were dropped before that, the member would keep a deleted key.
+    ///
+    /// A member that follows the window may still fall behind, so it needs the tombstones of all
+    /// frames that it was not sent. Those of all members begin where the window does.
+    pub fn tombstones_needed_after(&self) -> Option<Seq> {
+        let start = self.window.start();
+        let has_unsent = !self.members.is_empty() && start < self.window.end();
+        let unsent = has_unsent.then(|| self.window.seq_at(start));
+        unsent.into_iter().chain(self.behind.first()).min()
+    }
+}
+
+/// The place of a room in the queue of rooms that become due as time passes, and its part of the
+/// queue's totals.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct RoomDeadline {
     /// The Unix time in microseconds at which the room is due.
@@ -189,6 +209,7 @@ impl Room {
             Box::new(Feed {
                 window: Window::default(),
                 members: Vec::new(),
+                behind: BehindMembers::default(),
                 announced_end: WindowOffset::START,
                 begun_from: LogPosition::NONE,
             })
@@ -269,6 +290,19 @@ impl Room {
         is_known.then(|| feed.window.seq_at(known_end))
     }
 
+    /// Returns the log position up to which a member whose cursor is at `cursor` has been sent all
+    /// visible ops of others.
+    pub fn sent_position(
+        &self,
+        version: ProtocolVersion,
+        cursor: WindowOffset,
+        visible_position: LogPosition,
+    ) -> LogPosition {
+        let next = self.feed(version).window.position_after(cursor);
+        let next = next.filter(|next| *next <= visible_position);
+        next.map_or(visible_position, LogPosition::before)
+    }
+
     /// Encodes the op that just won, once for each version that has members.
     pub fn broadcast(&mut self, op: ShownOp<'_>, position: LogPosition, pool: &mut WindowPool) {
         self.position = position;
@@ -278,9 +312,13 @@ impl Room {
             let Some(feed) = feed.filter(|feed| !feed.members.is_empty()) else {
                 continue;
             };
-            let bytes = op.frame_bytes(version, Some(seq));
+            let envelope = OpEnvelope {
+                seq: Some(seq),
+                ..OpEnvelope::default()
+            };
+            let bytes = op.frame_bytes(version, envelope);
             feed.window.push(pool, seq, position, bytes, |out| {
-                op.put(out, version, Some(seq));
+                op.put(out, version, envelope);
             });
         }
     }

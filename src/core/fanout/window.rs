@@ -291,6 +291,14 @@ impl Window {
             .map_or(self.start_seq, |last| self.frames[last].seq)
     }
 
+    /// Returns the log position of the first frame after `offset`, which must be the end of a
+    /// frame.
+    #[must_use]
+    pub fn position_after(&self, offset: WindowOffset) -> Option<LogPosition> {
+        let before = self.frames.partition_point(|frame| frame.end <= offset);
+        self.frames.get(before).map(|frame| frame.position)
+    }
+
     /// Returns the end of the last frame that ends within `bytes` bytes after `from`. The range
     /// includes at least one frame, and ends at `until` at the latest.
     #[must_use]

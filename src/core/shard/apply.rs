@@ -18,7 +18,8 @@ use crate::log::position::LogPosition;
 use crate::log::record::{Change, LoggedOp};
 use crate::seq::Seq;
 use crate::wire::ProtocolVersion;
-use crate::wire::message::{self, Op, v2};
+use crate::wire::message::v2::{self, OpEnvelope};
+use crate::wire::message::{self, Op};
 
 /// The code of the error for a malformed message.
 pub(super) const BAD_MESSAGE: u16 = 400;
@@ -75,6 +76,13 @@ impl<'a> Refused<'a> {
 enum Correction {
     Own(Chunk),
     Shared(Chunk),
+    /// A start with the id of the op's message, and the shared frame, of which the rest begins at
+    /// `rest`.
+    Started {
+        start: Chunk,
+        frame: Chunk,
+        rest: usize,
+    },
 }
 
 /// An op that has won and is in the state, but neither in the log nor shown yet.
@@ -129,14 +137,15 @@ impl Shard {
             Verdict::Lost(winner) => {
                 self.counters.ops_lost += 1;
                 let (budget, pool) = (&mut self.budget, &mut self.pool);
-                let correction = correction(room_id, winner, version, budget, pool);
+                let correction = correction(room_id, winner, version, message_id, budget, pool);
                 self.correct(id, correction);
             }
-            Verdict::Absent(floor) => self.correct_absent(id, edit, floor),
+            Verdict::Absent(floor) => self.correct_absent(id, edit, message_id, floor),
             Verdict::TooLarge(held) => {
                 if let Some(held) = held {
                     let (budget, pool) = (&mut self.budget, &mut self.pool);
-                    let correction = correction(room_id, held, version, budget, pool);
+                    // The answer to the message is the error.
+                    let correction = correction(room_id, held, version, None, budget, pool);
                     self.correct(id, correction);
                 }
                 self.refuse_too_large(id, bytes_max, edit, message_id);
@@ -241,6 +250,10 @@ impl Shard {
         match correction {
             Correction::Own(chunk) => session.outbox.push_due(chunk, due, &mut self.pool),
             Correction::Shared(chunk) => session.outbox.push_shared(chunk, due, &mut self.pool),
+            Correction::Started { start, frame, rest } => {
+                let outbox = &mut session.outbox;
+                outbox.push_started(start, frame, rest, due, &mut self.pool);
+            }
         }
         self.update_memory(id);
         self.enqueue(id);
@@ -248,7 +261,13 @@ impl Shard {
 
     /// Answers an op that lost although its key has no entry: its timestamp is not above the floor,
     /// or its condition requires an entry.
-    fn correct_absent(&mut self, id: SessionId, edit: &Edit<'_>, floor: u64) {
+    fn correct_absent(
+        &mut self,
+        id: SessionId,
+        edit: &Edit<'_>,
+        message_id: Option<u64>,
+        floor: u64,
+    ) {
         if edit.timestamp <= floor {
             self.counters.refused_floor += 1;
         } else {
@@ -260,8 +279,11 @@ impl Shard {
             value: None,
             timestamp: floor,
         };
-        let bytes = absent.frame_bytes(version, None);
-        let frame = self.pool.fill(bytes, |out| absent.put(out, version, None));
+        let envelope = answer_to(message_id);
+        let bytes = absent.frame_bytes(version, envelope);
+        let frame = self
+            .pool
+            .fill(bytes, |out| absent.put(out, version, envelope));
         self.correct(id, Correction::Own(frame));
     }
 
@@ -311,7 +333,7 @@ impl Shard {
         self.counters.refused_disk_full += 1;
         if let Some(held) = room.workspace.get(edit.key) {
             let (budget, pool) = (&mut self.budget, &mut self.pool);
-            let correction = correction(room_id, held, version, budget, pool);
+            let correction = correction(room_id, held, version, None, budget, pool);
             self.correct(id, correction);
         }
         self.refuse(id, NO_ROOM, DISK_FULL_TEXT, Refused::op(edit, message_id));
@@ -378,36 +400,56 @@ impl Shard {
     }
 }
 
+/// Returns what a correction that answers the message with this id has next to its `type`.
+fn answer_to(message_id: Option<u64>) -> OpEnvelope {
+    OpEnvelope {
+        id: message_id,
+        ..OpEnvelope::default()
+    }
+}
+
 /// Encodes the entry that an op lost to, for the op's sender. A long frame is encoded only once for
-/// all clients whose ops lose to the same op.
+/// all clients whose ops lose to the same op, except for its start, which has the id.
 fn correction(
     room_id: RoomId,
-    entry: &Entry,
+    entry: Entry<'_>,
     version: ProtocolVersion,
+    message_id: Option<u64>,
     budget: &mut SessionBudget,
     pool: &mut OutboxPool,
 ) -> Correction {
     let shown = ShownOp::of(entry);
-    let bytes = shown.frame_bytes(version, None);
-    if bytes >= SHARED_FRAME_BYTES_MIN {
-        return Correction::Shared(shared_frame(room_id, entry, version, budget));
+    let plain_bytes = shown.frame_bytes(version, OpEnvelope::default());
+    if plain_bytes < SHARED_FRAME_BYTES_MIN {
+        let envelope = answer_to(message_id);
+        let bytes = shown.frame_bytes(version, envelope);
+        return Correction::Own(pool.fill(bytes, |out| shown.put(out, version, envelope)));
     }
-    Correction::Own(pool.fill(bytes, |out| shown.put(out, version, None)))
+    let frame = shared_frame(room_id, entry, version, budget);
+    let Some(message_id) = message_id else {
+        return Correction::Shared(frame);
+    };
+    let mut rest = 0;
+    let start = pool.fill(v2::SHORT_FRAME_BYTES_MAX, |out| {
+        rest = v2::put_op_start(out, message_id, frame.len());
+    });
+    Correction::Started { start, frame, rest }
 }
 
 /// Returns the frame of a key's winning op, encoding it only if it is not already being sent to
 /// some session.
 pub(super) fn shared_frame(
     room_id: RoomId,
-    entry: &Entry,
+    entry: Entry<'_>,
     version: ProtocolVersion,
     budget: &mut SessionBudget,
 ) -> Chunk {
     let key = (room_id, entry.seq(), version);
     budget.frame(key).unwrap_or_else(|| {
         let shown = ShownOp::of(entry);
-        let mut frame = Vec::with_capacity(shown.frame_bytes(version, None));
-        shown.put(&mut frame, version, None);
+        let envelope = OpEnvelope::default();
+        let mut frame = Vec::with_capacity(shown.frame_bytes(version, envelope));
+        shown.put(&mut frame, version, envelope);
         let frame = Rc::new(frame);
         budget.add_frame(key, &frame);
         frame

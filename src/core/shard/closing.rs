@@ -136,6 +136,9 @@ impl Shard {
             return;
         };
         let version = session.version;
+        let needed_after = session.tombstones_needed_after();
+        let feed = self.rooms[room_id].feed_mut(version);
+        feed.behind.update(id.slot, needed_after, None);
         let peer = session.v2.take().filter(|v2| v2.is_peer);
         let peer = peer.map(|v2| v2.connection);
         self.sessions.enter(id, State::Closing);

@@ -1,6 +1,7 @@
 //! Conflation: a session that reads too slowly receives only the latest op for each changed key
 //! instead of every op.
 
+use crate::core::fanout::behind_members::BehindMembers;
 use crate::core::fanout::outbox::{Behind, Due, OutboxPool};
 use crate::core::fanout::room::{RoomId, ShownOp};
 use crate::core::fanout::window::{Chunk, Window};
@@ -10,8 +11,9 @@ use crate::core::shard::closing::TRY_AGAIN_LATER;
 use crate::core::shard::contract::Clock;
 use crate::core::shard::session::{Session, SessionId};
 use crate::core::shard::state_sync::{MISSED_DELETES_TEXT, misses_deletes};
-use crate::limits::{CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, SESSION_BYTES_SPARED};
+use crate::limits::CONFLATED_STEPS_MAX;
 use crate::wire::ProtocolVersion;
+use crate::wire::message::v2::OpEnvelope;
 
 impl Shard {
     /// Queues the next part of a conflated session's backlog, like [`Shard::encode_conflated`], or
@@ -50,11 +52,7 @@ impl Shard {
         }
         let room_id = session.room().expect("only a member can be behind");
         let room = &self.rooms[room_id];
-        let bytes_max = if self.budget.is_tight() {
-            SESSION_BYTES_SPARED
-        } else {
-            CONFLATED_BYTES_MAX
-        };
+        let bytes_max = self.budget.part_bytes_max();
         let (mut more, mut steps, mut long) = (false, 0, None);
         let chunk = self.pool.fill(bytes_max, |out| {
             for (slot, entry) in room.workspace.changed_since(since, hint) {
@@ -63,9 +61,9 @@ impl Shard {
                 if more {
                     break;
                 }
-                if entry.writer() != number {
+                if !entry.is_by(number) {
                     let shown = ShownOp::of(entry);
-                    let bytes = shown.frame_bytes(ProtocolVersion::V1, None);
+                    let bytes = shown.frame_bytes(ProtocolVersion::V1, OpEnvelope::default());
                     more = !out.is_empty() && out.len() + bytes > bytes_max;
                     if more {
                         break;
@@ -82,7 +80,7 @@ impl Shard {
                         ));
                         more = true;
                     } else {
-                        shown.put(out, ProtocolVersion::V1, None);
+                        shown.put(out, ProtocolVersion::V1, OpEnvelope::default());
                     }
                 }
                 (since, hint) = (entry.seq(), Some(slot));
@@ -91,13 +89,16 @@ impl Shard {
                 }
             }
         });
-        if more {
-            session
-                .outbox
-                .fall_behind(Behind { since, hint }, &mut self.pool);
-        } else {
-            session.outbox.follow(room.window_end(session.version));
-        }
+        let encoded_bytes = long.as_ref().map_or(chunk.len(), |long| long.len());
+        self.encodings.spend(encoded_bytes, steps);
+        let end = room.window_end(session.version);
+        self.change_progress(id, room_id, |session, pool| {
+            if more {
+                session.outbox.fall_behind(Behind { since, hint }, pool);
+            } else {
+                session.outbox.follow(end);
+            }
+        });
         if chunk.is_empty() && long.is_none() && more {
             self.enqueue(id);
         }
@@ -130,13 +131,35 @@ impl Shard {
         self.update_memory(id);
     }
 
+    /// Changes how much of the state a member has been sent, and lets its feed know.
+    pub(super) fn change_progress<R>(
+        &mut self,
+        id: SessionId,
+        room_id: RoomId,
+        change: impl FnOnce(&mut Session, &mut OutboxPool) -> R,
+    ) -> R {
+        let session = &mut self.sessions[id];
+        let before = session.tombstones_needed_after();
+        let outcome = change(session, &mut self.pool);
+        let after = session.tombstones_needed_after();
+        let feed = self.rooms[room_id].feed_mut(session.version);
+        feed.behind.update(id.slot, before, after);
+        outcome
+    }
+
     /// Conflates a session whose backlog of frames exceeds the limit. It receives the latest op for
     /// each key instead.
     pub(super) fn conflate(&mut self, id: SessionId) {
         let session = &mut self.sessions[id];
         let room_id = session.room().expect("only a member falls behind");
-        let feed = self.rooms[room_id].feed(session.version);
-        fall_behind(session, &feed.window, &mut self.pool);
+        let feed = self.rooms[room_id].feed_mut(session.version);
+        fall_behind(
+            id.slot,
+            session,
+            &feed.window,
+            &mut feed.behind,
+            &mut self.pool,
+        );
         self.counters.conflations += 1;
         self.sends.queue(id, session);
     }
@@ -144,9 +167,17 @@ impl Shard {
 
 /// Makes a session fall out of its room's window. It then receives only the latest op for each key,
 /// starting with the op after its cursor.
-pub(super) fn fall_behind(session: &mut Session, window: &Window, pool: &mut OutboxPool) {
+pub(super) fn fall_behind(
+    slot: u32,
+    session: &mut Session,
+    window: &Window,
+    behind: &mut BehindMembers,
+    pool: &mut OutboxPool,
+) {
     let since = window.seq_at(session.outbox.cursor());
+    let before = session.tombstones_needed_after();
     session
         .outbox
         .fall_behind(Behind { since, hint: None }, pool);
+    behind.update(slot, before, session.tombstones_needed_after());
 }

@@ -50,6 +50,8 @@ pub struct ShardConfig {
     /// The number of bytes of states that may be encoded per turn. A state no longer than this is
     /// encoded in one step.
     pub snapshot_part_bytes: usize,
+    /// The length of a part of a state for a client of version 2, unless a single entry is longer.
+    pub state_part_bytes: usize,
     /// The size of a batch of ops at which the shard stops reading messages until the batch is
     /// written.
     pub batch_bytes_max: usize,

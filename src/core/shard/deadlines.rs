@@ -21,6 +21,13 @@ impl Shard {
         }
     }
 
+    /// Schedules a check of a session for its next deadline, unless it is checked before that
+    /// anyway. So a client that changes its deadlines again and again does not fill the wheel.
+    pub(super) fn reschedule_earlier(&mut self, id: SessionId, clock: Clock) {
+        let at_us = next_deadline_us(&self.sessions[id], self.config.ping_interval_us, clock);
+        self.sessions.schedule_by(id, at_us);
+    }
+
     pub(super) fn expire_timers(&mut self, clock: Clock) {
         while let Some(id) = self.sessions.next_due(clock.now_us) {
             self.check_deadlines(id, clock);

@@ -32,11 +32,12 @@ impl Shard {
     /// the log.
     pub(super) fn show_committed(&mut self) {
         if self.log.show() {
-            self.sends.wake(&mut self.sessions);
+            self.sends.wake_after_ops();
         }
     }
 
-    /// Queues the members of all rooms in which ops became visible since the last turn.
+    /// Queues the members of all rooms in which ops became visible since the last turn, and then
+    /// the sessions that wait for the log or are owed `saved`.
     pub(super) fn announce(&mut self) {
         self.rooms
             .announce(self.log.visible_position(), |slot, visible_end| {
@@ -48,6 +49,7 @@ impl Shard {
                     self.sends.queue(id, session);
                 }
             });
+        self.sends.queue_answered(&mut self.sessions);
     }
 
     /// Serves a slice of the queue, unless a commit is in flight or the shard pauses.
@@ -153,7 +155,8 @@ impl Shard {
         let session = &mut self.sessions[id];
         let outbox = &session.outbox;
         if spans.is_empty() && outbox.behind().is_some() && !outbox.has_answers() {
-            // The parts of the state that were queued so far are empty. The next one follows.
+            // The parts of the state that were queued so far are empty, or none was queued because
+            // this turn has encoded enough. The next one follows.
             self.sends.queue(id, session);
         }
         if !spans.is_empty() {
@@ -170,8 +173,12 @@ impl Shard {
         bytes
     }
 
-    /// Queues the next part of the state for a session that is behind.
+    /// Queues the next part of the state for a session that is behind, unless this turn has encoded
+    /// enough.
     fn queue_next_part(&mut self, id: SessionId, clock: Clock) {
+        if !self.encodings.has_room() && !self.has_shared_part(id) {
+            return;
+        }
         match self.sessions[id].version {
             ProtocolVersion::V1 => self.send_conflated(id, clock),
             ProtocolVersion::V2 => self.send_state_parts(id, clock),
@@ -294,7 +301,10 @@ impl Shard {
         self.rooms.retain_touched(|room| {
             let mut has_hidden_frames = false;
             for Feed {
-                window, members, ..
+                window,
+                members,
+                behind,
+                ..
             } in room.feeds_mut()
             {
                 let visible_end = window.visible_end(visible_position);
@@ -312,7 +322,7 @@ impl Shard {
                         continue;
                     }
                     if session.outbox.cursor() < overflow_end {
-                        fall_behind(session, window, &mut self.pool);
+                        fall_behind(id.slot, session, window, behind, &mut self.pool);
                         self.counters.conflations += 1;
                         self.sends.queue(id, session);
                     } else {

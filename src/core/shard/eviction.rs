@@ -11,6 +11,7 @@ use std::rc::Rc;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
+use crate::core::fanout::peers::Peers;
 use crate::core::fanout::room::RoomId;
 use crate::core::fanout::window::Chunk;
 use crate::core::shard::Shard;
@@ -92,10 +93,11 @@ impl Shard {
 
     fn evict(&mut self, id: SessionId, clock: Clock) {
         self.counters.given_up_sessions += 1;
-        let session = &mut self.sessions[id];
-        if session.is_open() {
-            let is_mid_frame = session.outbox.drop_all(&mut self.pool);
-            let in_flight_bytes = session.outbox.in_flight_bytes();
+        let session = &self.sessions[id];
+        if let Some(room_id) = session.room() {
+            let is_mid_frame =
+                self.change_progress(id, room_id, |session, pool| session.outbox.drop_all(pool));
+            let in_flight_bytes = self.sessions[id].outbox.in_flight_bytes();
             if is_mid_frame || in_flight_bytes > SESSION_BYTES_SPARED {
                 self.abort(id);
             } else {
@@ -201,6 +203,13 @@ impl Shard {
         );
         assert_eq!(self.pool.answer_bytes(), answer_bytes, "answers");
         assert_eq!(self.budget.charged_bytes(), charged_bytes, "charged bytes");
+        let rooms = self
+            .rooms
+            .iter()
+            .filter_map(|(_, room)| room.presence.as_ref());
+        let peers = rooms.filter_map(|presence| presence.peers());
+        let value_bytes: usize = peers.map(Peers::value_bytes).sum();
+        assert_eq!(self.presence_bytes, value_bytes, "the values of all peers");
         assert!(
             !self.budget.is_over() || self.budget.next_to_evict().is_none(),
             "{} bytes are held",

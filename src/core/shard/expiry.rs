@@ -10,17 +10,15 @@
 //! grow (a full disk, or a log that waits for compaction): that may last a long time, and a state
 //! with an expired key in it is more useful than none.
 
-use crate::core::fanout::outbox::Behind;
 use crate::core::fanout::room::RoomId;
 use crate::core::shard::apply::WonOp;
 use crate::core::shard::contract::{Clock, Handoff};
-use crate::core::shard::session::{SessionId, State};
+use crate::core::shard::session::SessionId;
 use crate::core::shard::shard_log::Append;
 use crate::core::shard::{Drain, Shard};
 use crate::core::state::workspace::{Edit, Source, Verdict};
 use crate::limits::{EXPIRIES_PER_TURN_MAX, TOMBSTONES_RETRY_US};
 use crate::log::record::{Change, LoggedOp};
-use crate::seq::Seq;
 
 impl Shard {
     /// Deletes expired keys and drops tombstones, at most [`EXPIRIES_PER_TURN_MAX`] in total. The
@@ -134,8 +132,11 @@ impl Shard {
         if drop_us.is_none_or(|drop_us| drop_us > clock.unix_us) {
             return 0;
         }
-        let needed_after = self.tombstones_needed_after(room_id);
         let room = &mut self.rooms[room_id];
+        let feeds = room.feeds();
+        let needed_after = feeds
+            .filter_map(|(_, feed)| feed.tombstones_needed_after())
+            .min();
         let live_bytes_before = room.workspace.log_bytes();
         let dropped = room.workspace.drop_tombstones(
             (clock.unix_us, retention_us),
@@ -168,26 +169,6 @@ impl Shard {
         usize::try_from(dropped.count).expect("at most `most`")
     }
 
-    /// Returns the seq after which a member still has to be sent the tombstones. If one of them
-    /// were dropped before that, the member would keep a deleted key. A member that follows the
-    /// window may still fall behind, so it needs the tombstones of all frames that it was not sent.
-    fn tombstones_needed_after(&self, room_id: RoomId) -> Option<Seq> {
-        let feeds = self.rooms[room_id].feeds();
-        let members = feeds.flat_map(|(_, feed)| feed.members.iter().map(move |slot| (slot, feed)));
-        let needed = members.filter_map(|(slot, feed)| {
-            let session = &self.sessions[self.sessions.id_at(*slot)?];
-            let Some(Behind { since, .. }) = session.outbox.behind() else {
-                let cursor = session.outbox.cursor();
-                let window = &feed.window;
-                return (cursor < window.end()).then(|| window.seq_at(cursor));
-            };
-            // A full state does not list the tombstones that are older than it.
-            let cutoff = session.v2.as_ref().map_or(Seq::NONE, |v2| v2.cutoff);
-            Some(since.max(cutoff))
-        });
-        needed.min()
-    }
-
     // ---- requests that wait ----
 
     /// Returns whether a request for a workspace must wait until its expired keys are deleted.
@@ -198,8 +179,8 @@ impl Shard {
     }
 
     /// Makes a request wait until the expired keys of its workspace are deleted.
-    pub(super) fn let_wait_for_expiry(&mut self, id: SessionId, handoff: Handoff) {
-        self.sessions.enter(id, State::Waiting);
+    pub(super) fn let_wait_for_expiry(&mut self, id: SessionId, mut handoff: Handoff) {
+        self.begin_waiting(id, &mut handoff);
         self.admission
             .wait_for_expiry(id, &self.sessions[id], handoff);
         self.reads.receive(id);

@@ -63,6 +63,7 @@ impl Shard {
         self.budget.reset();
         self.kept_presence = None;
         self.presence_queue.reset();
+        self.presence_bytes = 0;
         self.presence_frame = PresenceFrame::new();
         self.scratch = Rc::default();
         for slot in self.sessions.slots() {

@@ -8,6 +8,7 @@ use crate::core::shard::apply::{BAD_MESSAGE, Refused};
 use crate::core::shard::contract::Clock;
 use crate::core::shard::rate::Pace;
 use crate::core::shard::session::SessionId;
+use crate::core::shard::version2::user_of;
 use crate::core::state::workspace::Edit;
 use crate::log::position::LogPosition;
 use crate::log::record::Change;
@@ -77,7 +78,7 @@ impl Shard {
         let session = &mut self.sessions[id];
         match self.config.verifier.verify(Some(token), clock.unix_us) {
             Err(error) => self.refuse(id, UNAUTHORIZED, &error.to_string(), refused),
-            Ok(_) if auth::subject(token).as_deref() != session.v2().user.as_deref() => {
+            Ok(_) if user_of(auth::subject(token).as_deref()) != session.v2().user.as_deref() => {
                 let text = "the new token must have the same sub as the previous one";
                 self.refuse(id, UNAUTHORIZED, text, refused);
             }
@@ -87,7 +88,7 @@ impl Shard {
                 self.reply(id, v2::SHORT_FRAME_BYTES_MAX, |out| {
                     v2::put_token(out, expires_s);
                 });
-                self.reschedule(id, clock);
+                self.reschedule_earlier(id, clock);
             }
         }
         self.settle(id, message_id, LogPosition::NONE);
@@ -110,11 +111,12 @@ impl Shard {
             return;
         };
         let settlement = &mut session.v2_mut().settlement;
+        let was_due = settlement.is_due(visible);
         settlement.handled(message_id, position, visible, batch_start);
-        if settlement.is_due(visible) {
-            self.sends.queue(id, session);
-        } else {
+        if !settlement.is_due(visible) {
             self.sends.wait_for_log(id, session);
+        } else if !was_due {
+            self.sends.queue_after_ops(id);
         }
     }
 
@@ -133,13 +135,21 @@ impl Shard {
         if !v2.settlement.is_due(visible) || !session.outbox.may_append(spans) {
             return;
         }
-        let settled = v2.settlement.take_settled(visible);
-        let settled = settled.expect("more is settled than was reported");
-        // A client that is behind has not been sent everything up to any seq in the window.
+        let room = &self.rooms[room_id];
         let cursor = session.outbox.cursor_after_own();
-        let seq = match session.outbox.behind() {
-            Some(_) => None,
-            None => self.rooms[room_id].visible_seq(session.version, cursor, visible),
+        // A client that is behind has not been sent everything up to any seq of the window. Any
+        // other must not be told that an own op is settled before it has been sent the ops in front
+        // of that one: its resume point would be before something that it holds, which another
+        // history may lack (P144).
+        let (sent_position, seq) = match session.outbox.behind() {
+            Some(_) => (visible, None),
+            None => (
+                room.sent_position(session.version, cursor, visible),
+                room.visible_seq(session.version, cursor, visible),
+            ),
+        };
+        let Some(settled) = v2.settlement.take_settled(sent_position) else {
+            return;
         };
         let frame = self.pool.fill(v2::SHORT_FRAME_BYTES_MAX, |out| {
             v2::put_saved(out, settled, seq);

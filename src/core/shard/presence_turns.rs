@@ -39,23 +39,30 @@ impl Shard {
             replaces: request.replaces,
         };
         let presence = self.rooms[room_id].presence.get_or_insert_default();
-        let peers = presence.peers_or_new(self.config.presence);
-        peers.join(peer, clock.now_us);
+        presence.peers_or_new(self.config.presence);
+        self.change_peers(room_id, |peers, _| peers.join(peer, clock.now_us));
+    }
+
+    /// Changes the peers of a room, if it has any. `change` receives the total length of the values
+    /// of all peers of the shard, which is kept current.
+    fn change_peers<R>(
+        &mut self,
+        room_id: RoomId,
+        change: impl FnOnce(&mut Peers, usize) -> R,
+    ) -> Option<R> {
+        let presence = self.rooms[room_id].presence.as_mut();
+        let peers = presence.and_then(|presence| presence.peers_mut())?;
+        let before_bytes = peers.value_bytes();
+        let outcome = change(peers, self.presence_bytes);
+        self.presence_bytes = self.presence_bytes - before_bytes + peers.value_bytes();
         self.presence_queue.add(room_id, peers);
+        Some(outcome)
     }
 
     /// Removes a member that leaves from the peers of its room.
     pub(super) fn leave_peers(&mut self, room_id: RoomId, connection: u64) {
         let now_us = self.turn_us;
-        let Some(peers) = self.peers_of(room_id) else {
-            return;
-        };
-        peers.leave(connection, now_us);
-        if let Some(presence) = &mut self.rooms[room_id].presence
-            && let Some(peers) = presence.peers_mut()
-        {
-            self.presence_queue.add(room_id, peers);
-        }
+        self.change_peers(room_id, |peers, _| peers.leave(connection, now_us));
         self.rooms[room_id].drop_unused_presence();
     }
 
@@ -75,16 +82,14 @@ impl Shard {
     ) {
         let session = &self.sessions[id];
         let connection = session.v2().connection;
+        let set = |peers: &mut Peers, shard_bytes: usize| {
+            peers.set(connection, value, shard_bytes, clock.now_us)
+        };
         if let Some(room_id) = session.peer_room()
-            && let Some(presence) = &mut self.rooms[room_id].presence
-            && let Some(peers) = presence.peers_mut()
+            && let Some(Err(error)) = self.change_peers(room_id, set)
         {
-            let outcome = peers.set(connection, value, clock.now_us);
-            self.presence_queue.add(room_id, peers);
-            if let Err(error) = outcome {
-                let refused = Refused::message(message_id);
-                self.refuse(id, TOO_LARGE, &error.to_string(), refused);
-            }
+            let refused = Refused::message(message_id);
+            self.refuse(id, TOO_LARGE, &error.to_string(), refused);
         }
         self.settle(id, message_id, LogPosition::NONE);
     }
@@ -164,10 +169,20 @@ impl Shard {
         let Some(peers) = peers else {
             return;
         };
+        if !self.encodings.has_room() && peers.must_encode(connection) {
+            // It follows this send, or in the next turn.
+            if spans.is_empty() {
+                self.sends.queue(id, session);
+            }
+            return;
+        }
         let frame = &mut self.presence_frame;
         let Some(message) = peers.take_message(connection, frame, &mut self.pool) else {
             return;
         };
+        if message.is_first {
+            self.encodings.spend(message.chunk.len(), 0);
+        }
         if message.is_first && message.chunk.len() > SESSION_BYTES_SPARED {
             self.budget.add_shared(&message.chunk);
         }

@@ -177,6 +177,11 @@ impl Rooms {
             let id = RoomId::new(slot);
             assert_eq!(self.find(room.workspace.id()), Some(id), "a room is found");
             for (version, feed) in room.feeds() {
+                let behind = feed.members.iter().filter_map(|slot| {
+                    let session = &sessions[sessions.id_at(*slot)?];
+                    Some((session.tombstones_needed_after()?, *slot))
+                });
+                feed.behind.invariants(behind);
                 for (member, slot) in (0..).zip(&feed.members) {
                     let session = sessions.id_at(*slot).map(|id| &sessions[id]);
                     let state = session.map(|session| (session.state(), session.version));

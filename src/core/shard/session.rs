@@ -13,7 +13,7 @@
 use smallvec::SmallVec;
 
 use crate::core::fanout::encoded_state::EncodedState;
-use crate::core::fanout::outbox::Outbox;
+use crate::core::fanout::outbox::{Behind, Outbox};
 use crate::core::fanout::pacer::{BusyPeriod, NEVER};
 use crate::core::fanout::room::RoomId;
 use crate::core::shard::version2::Version2;
@@ -21,6 +21,7 @@ use crate::limits::{
     MESSAGE_BYTES_DEFAULT, MESSAGE_TIMEOUT_US, SESSION_BYTES_SPARED, SNAPSHOT_TRANSFER_US,
 };
 use crate::log::position::LogPosition;
+use crate::seq::Seq;
 use crate::wire::ProtocolVersion;
 use crate::wire::frame::Decoder;
 
@@ -233,6 +234,14 @@ impl Session {
     pub fn v2_mut(&mut self) -> &mut Version2 {
         let v2 = self.v2.as_mut();
         v2.expect("the session speaks version 2")
+    }
+
+    /// Returns the seq after which the session has to be sent the tombstones, if it is behind. A
+    /// full state does not list the tombstones that are older than it.
+    pub fn tombstones_needed_after(&self) -> Option<Seq> {
+        let Behind { since, .. } = self.outbox.behind()?;
+        let cutoff = self.v2.as_ref().map_or(Seq::NONE, |v2| v2.cutoff);
+        Some(since.max(cutoff))
     }
 
     /// Returns the session's room if the session is a peer of it.

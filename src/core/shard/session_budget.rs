@@ -23,7 +23,7 @@ use hashbrown::HashMap;
 use crate::core::fanout::room::RoomId;
 use crate::core::fanout::shared_chunks::SharedChunks;
 use crate::core::fanout::window::Chunk;
-use crate::limits::SESSION_BYTES_SPARED;
+use crate::limits::{CONFLATED_BYTES_MAX, SESSION_BYTES_SPARED};
 use crate::seq::Seq;
 use crate::wire::ProtocolVersion;
 
@@ -318,6 +318,16 @@ impl SessionBudget {
     /// less.
     pub fn is_tight(&self) -> bool {
         self.bytes() > self.bytes_max / 2
+    }
+
+    /// Returns the number of bytes that are encoded at a time for a session that receives a state
+    /// or has fallen behind.
+    pub fn part_bytes_max(&self) -> usize {
+        if self.is_tight() {
+            SESSION_BYTES_SPARED
+        } else {
+            CONFLATED_BYTES_MAX
+        }
     }
 }
 

@@ -255,6 +255,12 @@ impl Sessions {
         self.counts = self.counted();
     }
 
+    /// Returns the number of entries in the timer wheel, stale ones included.
+    #[cfg(test)]
+    pub fn timers_count(&self) -> usize {
+        self.wheel.entries_count()
+    }
+
     /// Sets the number of the next session, as if all sessions before it had existed.
     #[cfg(test)]
     pub fn skip_numbers_to(&mut self, number: u64) {

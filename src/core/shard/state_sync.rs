@@ -16,12 +16,11 @@ use crate::core::shard::closing::TRY_AGAIN_LATER;
 use crate::core::shard::contract::{Clock, JoinRequest, ShardConfig};
 use crate::core::shard::counters::Counters;
 use crate::core::shard::session::SessionId;
-use crate::core::shard::version2::Version2;
+use crate::core::shard::version2::{Version2, user_of};
 use crate::core::snapshot::state_chunks::StatePart;
 use crate::core::state::workspace::Workspace;
 use crate::limits::{
-    ANSWER_SEND_BYTES_MAX, CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, SEND_BYTES_MAX,
-    SESSION_BYTES_SPARED, SHARED_FRAME_BYTES_MIN,
+    ANSWER_SEND_BYTES_MAX, CONFLATED_STEPS_MAX, SEND_BYTES_MAX, SHARED_FRAME_BYTES_MIN,
 };
 use crate::log::position::LogPosition;
 use crate::seq::Seq;
@@ -38,6 +37,10 @@ struct Walked {
     has_tombstones: bool,
     lacks_tombstones: bool,
     keys: u64,
+    /// The length of the entries and tombstones that were encoded.
+    bytes: usize,
+    /// The number of entries that were examined.
+    steps: usize,
 }
 
 impl Shard {
@@ -63,7 +66,7 @@ impl Shard {
         // The shards count from about the same number, but no two of them may issue the same id.
         let connection = number * u64::from(shards) + u64::from(shard);
         let session = &mut self.sessions[id];
-        let user: Option<Rc<str>> = request.subject.as_deref().map(Rc::from);
+        let user: Option<Rc<str>> = user_of(request.subject.as_deref()).map(Rc::from);
         let welcome = Welcome {
             connection,
             user: user.as_deref(),
@@ -98,9 +101,13 @@ impl Shard {
                 .push(chunk, at, LogPosition::NONE, &mut self.pool);
         }
         let behind = Behind { since, hint: None };
-        session.outbox.fall_behind(behind, &mut self.pool);
+        self.change_progress(id, room_id, |session, pool| {
+            session.outbox.fall_behind(behind, pool);
+        });
         // A small state goes out with the welcome, in one send.
-        self.send_state_parts(id, clock);
+        if self.encodings.has_room_for_join() || self.has_shared_part(id) {
+            self.send_state_parts(id, clock);
+        }
     }
 
     /// Queues the parts of the state that go out in the next send. Does nothing if the client needs
@@ -118,16 +125,17 @@ impl Shard {
 
     /// Returns whether the next part of a session's state is encoded already and fits into the send
     /// to which the parts before it were queued.
-    fn has_shared_part(&self, id: SessionId) -> bool {
+    pub(super) fn has_shared_part(&self, id: SessionId) -> bool {
         let session = &self.sessions[id];
-        let (Some(room_id), Some(behind)) = (session.room(), session.outbox.behind()) else {
+        let (Some(room_id), Some(behind), Some(v2)) =
+            (session.room(), session.outbox.behind(), &session.v2)
+        else {
             return false;
         };
         let workspace = &self.rooms[room_id].workspace;
-        let cutoff = session.v2().cutoff;
         let part = self
             .state_chunks
-            .find(room_id, workspace, behind.since, cutoff);
+            .find(room_id, workspace, behind.since, v2.cutoff);
         let bytes_max = if self.budget.is_tight() {
             SEND_BYTES_MAX
         } else {
@@ -173,14 +181,12 @@ impl Shard {
         from: Behind,
         cutoff: Seq,
     ) -> Option<StatePart> {
-        let bytes_max = if self.budget.is_tight() {
-            SESSION_BYTES_SPARED
-        } else {
-            CONFLATED_BYTES_MAX
-        };
+        let bytes_max = self.budget.part_bytes_max();
+        let bytes_max = bytes_max.min(self.config.state_part_bytes);
         let room = &self.rooms[room_id];
         let workspace = &room.workspace;
         let walked = walk(workspace, &from, cutoff, bytes_max, &mut self.state_chunk)?;
+        self.encodings.spend(walked.bytes, walked.steps);
         let mut frame = Vec::new();
         if walked.keys > 0 {
             frame.reserve_exact(self.state_chunk.frame_bytes(walked.until));
@@ -214,27 +220,31 @@ impl Shard {
             visible_from: part.visible_from,
             awaits: None,
         };
-        if is_shared(&part.chunk) {
-            session.outbox.push_shared(part.chunk, due, &mut self.pool);
-        } else if !part.chunk.is_empty() {
-            session.outbox.push_due(part.chunk, due, &mut self.pool);
-        }
+        let is_shared = is_shared(&part.chunk);
+        session
+            .outbox
+            .push_part(part.chunk, is_shared, due, &mut self.pool);
     }
 
     /// Records that everything up to `until` has been queued for a client. If nothing is left, the
     /// client follows the window from here on.
     fn advance_sync(&mut self, id: SessionId, until: Seq, hint: Option<u32>) {
-        let session = &mut self.sessions[id];
+        let session = &self.sessions[id];
         let room_id = session.room().expect("only a member is sent a state");
         let room = &self.rooms[room_id];
         let has_more = room.workspace.changed_since(until, hint).next().is_some();
-        if has_more {
-            let behind = Behind { since: until, hint };
-            session.outbox.fall_behind(behind, &mut self.pool);
-        } else {
-            let at = room.window_end(session.version);
-            session.outbox.follow(at);
-            session.v2_mut().cutoff = Seq::NONE;
+        let at = room.window_end(session.version);
+        self.change_progress(id, room_id, |session, pool| {
+            if has_more {
+                let behind = Behind { since: until, hint };
+                session.outbox.fall_behind(behind, pool);
+            } else {
+                session.outbox.follow(at);
+                session.v2_mut().cutoff = Seq::NONE;
+            }
+        });
+        if !has_more {
+            let room = &self.rooms[room_id];
             let due = Due {
                 at,
                 visible_from: room.visible_from(),
@@ -244,7 +254,8 @@ impl Shard {
             let synced = self
                 .pool
                 .fill(v2::SHORT_FRAME_BYTES_MAX, |out| v2::put_synced(out, seq));
-            session.outbox.push_due(synced, due, &mut self.pool);
+            let outbox = &mut self.sessions[id].outbox;
+            outbox.push_due(synced, due, &mut self.pool);
         }
         self.update_memory(id);
     }
@@ -289,14 +300,14 @@ fn walk(
     let mut bytes = 0;
     let entries = workspace.changed_since(from.since, from.hint);
     for (slot, entry) in entries.take(CONFLATED_STEPS_MAX) {
-        let (key, timestamp) = (entry.key(), entry.timestamp());
+        let ((key, value), timestamp) = (entry.key_and_value(), entry.timestamp());
         let is_skipped = entry.is_deleted() && entry.seq() <= cutoff;
         let entry_bytes = if is_skipped {
             0
         } else if entry.is_deleted() {
             StateChunk::deleted_bytes(key, timestamp)
         } else {
-            StateChunk::entry_bytes(key, entry.value(), timestamp)
+            StateChunk::entry_bytes(key, value, timestamp)
         };
         if bytes > 0 && bytes + entry_bytes > bytes_max {
             break;
@@ -308,6 +319,8 @@ fn walk(
             has_tombstones: false,
             lacks_tombstones: false,
             keys: 0,
+            bytes: 0,
+            steps: 0,
         });
         if is_skipped {
             walked.lacks_tombstones = true;
@@ -315,9 +328,10 @@ fn walk(
             chunk.push_deleted(key, timestamp);
             walked.has_tombstones = true;
         } else {
-            chunk.push_entry(key, entry.value(), timestamp);
+            chunk.push_entry(key, value, timestamp);
         }
         walked.keys += u64::from(!is_skipped);
+        (walked.bytes, walked.steps) = (bytes, walked.steps + 1);
         (walked.until, walked.hint) = (entry.seq(), slot);
     }
     walked

@@ -75,6 +75,13 @@ impl<T: Copy> Wheel<T> {
         self.spare.give(entries, bytes);
     }
 
+    /// Returns the number of entries.
+    #[cfg(test)]
+    #[must_use]
+    pub fn entries_count(&self) -> usize {
+        self.occupied
+    }
+
     /// Returns the time at which the next entry expires.
     #[must_use]
     pub fn next_us(&self) -> Option<u64> {

@@ -52,11 +52,19 @@ impl Shard {
     }
 
     /// Makes a request wait until the state is available.
-    pub(super) fn let_wait(&mut self, id: SessionId, handoff: Handoff) {
-        self.sessions.enter(id, State::Waiting);
+    pub(super) fn let_wait(&mut self, id: SessionId, mut handoff: Handoff) {
+        self.begin_waiting(id, &mut handoff);
         self.admission.wait(id, &self.sessions[id], handoff);
         // Arm a receive so that the end of the connection is noticed while the request waits.
         self.reads.receive(id);
+    }
+
+    /// Moves a session to the state in which its request waits. The bytes that follow the request
+    /// stay with the session meanwhile, so that they count towards the budget.
+    pub(super) fn begin_waiting(&mut self, id: SessionId, handoff: &mut Handoff) {
+        self.sessions.enter(id, State::Waiting);
+        self.sessions[id].unparsed = std::mem::take(&mut handoff.unparsed);
+        self.update_memory(id);
     }
 
     /// Answers some of the waiting requests, in order of arrival.
@@ -65,9 +73,10 @@ impl Shard {
             if !self.may_answer_waiting() {
                 break;
             }
-            let Some((id, handoff)) = self.admission.pop_waiting() else {
+            let Some((id, mut handoff)) = self.admission.pop_waiting() else {
                 break;
             };
+            handoff.unparsed = std::mem::take(&mut self.sessions[id].unparsed);
             self.guard(Some(id), clock, |shard| shard.resume(id, handoff, clock));
         }
     }
@@ -75,7 +84,8 @@ impl Shard {
     /// Answers a request that has waited for as long as it may.
     pub(super) fn give_up_waiting(&mut self, id: SessionId, clock: Clock) {
         let handoff = self.admission.take_waiting(&self.sessions[id]);
-        let handoff = handoff.expect("a session waits with its request");
+        let mut handoff = handoff.expect("a session waits with its request");
+        handoff.unparsed = std::mem::take(&mut self.sessions[id].unparsed);
         let refusal = self.refusal().or_else(|| {
             let why = "expired keys of the workspace are still being deleted, try again later";
             let is_expiring = self.awaits_expiry(&handoff.workspace, clock);
@@ -87,14 +97,17 @@ impl Shard {
     /// Stores the bytes that a client sends after a waiting request. If `bytes` is empty, the
     /// client has closed its sending side.
     pub(super) fn received_waiting(&mut self, id: SessionId, bytes: &[u8]) {
-        let handoff = self.admission.waiting(&self.sessions[id]);
-        let handoff = handoff.expect("a waiting session has a request");
+        let session = &mut self.sessions[id];
         if !bytes.is_empty() {
-            handoff.unparsed.extend_from_slice(bytes);
-            if handoff.unparsed.len() < HEAD_BYTES_MAX {
+            session.unparsed.extend_from_slice(bytes);
+            if session.unparsed.len() < HEAD_BYTES_MAX {
                 self.reads.receive(id);
             }
-        } else if matches!(handoff.intent, Intent::Join(_)) {
+            return;
+        }
+        let handoff = self.admission.waiting(session);
+        let handoff = handoff.expect("a waiting session has a request");
+        if matches!(handoff.intent, Intent::Join(_)) {
             // A client that reads over HTTP may close its sending side after the request.
             self.abort(id);
         }

@@ -6,9 +6,9 @@
 //! reading them. All encodings share a budget; once it is exhausted, requests are answered with
 //! 503.
 //!
-//! A state of at most `step_bytes` (see [`Snapshots::new`]) is encoded immediately. A larger one
-//! would hold up all sessions of the shard, so it is encoded one step per turn while its receivers
-//! wait.
+//! States of at most `step_bytes` together (see [`Snapshots::new`]) are encoded immediately in a
+//! turn. A larger one, or one more, would hold up all sessions of the shard, so it is encoded one
+//! step per turn while its receivers wait.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -37,6 +37,8 @@ pub(in crate::core) struct Snapshots {
     budget: SnapshotBudget,
     /// The total number of bytes that all encodings in progress may write per turn.
     step_bytes: usize,
+    /// The number of bytes that were encoded immediately since the last step.
+    immediate_bytes: usize,
     /// The rooms that have a snapshot, held or being encoded, and some that used to have one.
     rooms: HashMap<RoomId, RoomSnapshots, FixedState>,
     /// The rooms with encodings in progress, in the order of their turns.
@@ -81,6 +83,7 @@ impl Snapshots {
         Self {
             budget: SnapshotBudget::new(bytes_max),
             step_bytes,
+            immediate_bytes: 0,
             rooms: HashMap::with_hasher(FixedState::with_seed(0)),
             queue: VecDeque::new(),
             kept_init: None,
@@ -191,12 +194,13 @@ impl Snapshots {
     /// Encodes a snapshot that is not available yet, or starts encoding it.
     fn encode(&mut self, slot: RoomId, room: &Room, kind: SnapshotKind) -> Snapshot {
         let need = self.need(slot, room, kind);
-        let is_small = need.bytes <= self.step_bytes;
+        let is_small = need.bytes <= self.step_bytes.saturating_sub(self.immediate_bytes);
         // A room without state may be removed when its last member leaves, so it must not have an
         // encoding in progress. If the init message is pending, the rest is not encoded
         // immediately, however small it is, because timestamps must not be ready before their init
         // message.
         let snapshot = if room.workspace.is_untouched() || is_small && !need.is_pending {
+            self.immediate_bytes += need.bytes;
             self.encode_at_once(slot, room, kind)
         } else {
             self.budget.promise(need.bytes);
@@ -308,6 +312,7 @@ impl Snapshots {
     /// Continues the encodings in progress until this turn's byte limit is reached. Returns whether
     /// a part was finished, in which case the waiting sessions must be checked.
     pub fn step<'a>(&mut self, workspace_of: impl Fn(RoomId) -> &'a Workspace) -> bool {
+        self.immediate_bytes = 0;
         let mut left_bytes = self.step_bytes;
         let mut is_any_finished = false;
         while left_bytes > 0

@@ -57,7 +57,9 @@ pub(in crate::core) struct StatePart {
 #[derive(Default)]
 pub(in crate::core) struct StateChunkCache {
     parts: HashMap<PartKey, CachedPart, FixedState>,
-    /// The newest parts, which are kept even while they are not being sent to any client.
+    /// The number of parts at which those that nobody holds are removed.
+    sweep_at: usize,
+    /// The newest parts, which are kept although no client is being sent them.
     kept: VecDeque<Chunk>,
     kept_bytes: usize,
 }
@@ -108,11 +110,11 @@ impl StateChunkCache {
     /// Adds a part that was just encoded.
     pub fn add(&mut self, room_id: RoomId, since: Seq, part: &StatePart) {
         let key = (room_id, since);
-        // Dead keys are removed once they may be half of all keys, so the cost of the scan is
-        // amortized.
-        if self.parts.len() >= 2 * (self.kept.len() + 16) {
+        // The parts are scanned again only when they may have doubled, which pays for the scan.
+        if self.parts.len() >= self.sweep_at {
             self.parts
                 .retain(|_, cached| cached.chunk.strong_count() > 0);
+            self.sweep_at = 2 * (self.parts.len() + 16);
         }
         let cached = CachedPart {
             chunk: Rc::downgrade(&part.chunk),

@@ -25,7 +25,7 @@ use hashbrown::HashMap;
 
 use crate::core::fanout::encoded_state::{Chunk, EncodedState, PendingState};
 use crate::core::snapshot::shared_snapshot::{SnapshotPart, SnapshotPoint};
-use crate::core::state::workspace::{Entry, Workspace};
+use crate::core::state::workspace::{ENTRY_BYTES, Entry, Workspace};
 use crate::seq::Seq;
 use crate::wire::state;
 
@@ -112,7 +112,7 @@ impl StateEncoder {
     }
 
     /// Saves a copy of an entry that an op may overwrite, if the entry still has to be read.
-    pub fn preserve(&mut self, slot: u32, entry: &Entry) {
+    pub fn preserve(&mut self, slot: u32, entry: Entry<'_>) {
         self.frozen.preserve(slot, entry, self.point.seq);
     }
 
@@ -160,7 +160,7 @@ impl StateEncoder {
                         SnapshotPart::Timestamps => state::put_stamp_field(out, key, timestamp),
                     });
             // A slot without a live entry takes time too, although nothing is written.
-            passed_bytes += if is_live { 0 } else { size_of::<Entry>() };
+            passed_bytes += if is_live { 0 } else { ENTRY_BYTES };
         }
         let bytes = out.len() - start;
         let finished = self.frozen.is_read().then(|| self.finish_part());
@@ -244,7 +244,7 @@ impl FrozenState {
         self.has_second_pass = true;
     }
 
-    fn preserve(&mut self, slot: u32, entry: &Entry, seq: Seq) {
+    fn preserve(&mut self, slot: u32, entry: Entry<'_>, seq: Seq) {
         // Neither a tombstone nor an entry that is newer than the state is part of it.
         if entry.is_deleted() || entry.seq() > seq {
             return;
@@ -283,7 +283,8 @@ impl FrozenState {
         let entry = workspace.entry(slot);
         let entry = entry.filter(|entry| !entry.is_deleted() && entry.seq() <= seq);
         if let Some(entry) = entry {
-            read(entry.key(), entry.value(), entry.timestamp());
+            let (key, value) = entry.key_and_value();
+            read(key, value, entry.timestamp());
         }
         entry.is_some()
     }

@@ -141,7 +141,10 @@ impl Replay {
         let slot =
             u32::try_from(self.workspaces.len()).expect("there are fewer than 2^32 workspaces");
         self.workspaces.push(workspace);
-        self.index.insert(tag, slot);
+        let hasher = &self.hasher;
+        let tags = self.workspaces.iter().zip(0..);
+        let tags = tags.map(|(held, slot)| (Tag::of(hasher.hash_one(held.id())), slot));
+        self.index.insert(tag, slot, tags);
         slot
     }
 

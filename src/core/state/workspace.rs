@@ -2,7 +2,8 @@
 //!
 //! Each op that wins gets the next `seq` of its workspace. The entries are linked in the order of
 //! their last change, so that the changes since seq S are the tail of a list. That tail is exactly
-//! what must be sent to a client that has fallen behind, no matter how long ago that was.
+//! what must be sent to a client that has fallen behind, no matter how long ago that was. A sparse
+//! index finds where the tail begins.
 //!
 //! Architecture invariant: this module knows nothing about clients, sockets or the log. A workspace
 //! is plain data that may be built on another thread (during recovery) and moved to its shard.
@@ -17,6 +18,7 @@ use slab::Slab;
 
 use crate::core::state::index::{Index, Tag};
 use crate::core::state::segment_usage::{Mark, UNMARKED};
+use crate::limits::ABSENT_DELETES_FACTOR;
 use crate::log::record::{Change, EXTRA_BYTES, OP_HEADER_BYTES};
 use crate::seq::Seq;
 use crate::wire::state;
@@ -25,12 +27,17 @@ mod deadlines;
 mod entry;
 mod floor;
 mod lifetimes;
+mod sparse_index;
+mod text_slabs;
 mod texts;
 
-pub use entry::{Edit, Entry, Source, Writer};
+pub use entry::{ENTRY_BYTES, Edit, Entry, Source, Writer};
 pub use floor::{Dropped, Floor};
 
+use entry::{Lifetime, StoredEntry};
 use lifetimes::Lifetimes;
+use sparse_index::{ENTRIES_PER_MARK, SparseIndex};
+use text_slabs::TextSlabs;
 
 /// The value for "no slot", at either end of the list of changes.
 const NONE: u32 = u32::MAX;
@@ -48,24 +55,27 @@ pub enum Verdict<'a> {
     /// The state already holds the same value and timestamp, because the op was resent.
     Same,
     /// The op lost to this entry, or its condition does not hold for it.
-    Lost(&'a Entry),
+    Lost(Entry<'a>),
     /// The op lost although the key has no entry: its timestamp is at or below the floor, or its
     /// condition requires an entry. Contains the floor.
     Absent(u64),
     /// The op would have won, but would have made the workspace larger than allowed. Contains the
     /// key's current entry, if there is one.
-    TooLarge(Option<&'a Entry>),
+    TooLarge(Option<Entry<'a>>),
 }
 
 /// The state of one workspace, and the sizes of its encodings.
 pub struct Workspace {
     id: Box<str>,
     seq: Seq,
-    entries: Slab<Entry>,
+    entries: Slab<StoredEntry>,
+    texts: TextSlabs,
     index: Index,
     hasher: FixedState,
     oldest: u32,
     newest: u32,
+    /// Some of the entries, by the seq of their last change. `None` in a small workspace.
+    marks: Option<Box<SparseIndex>>,
     init_fields_bytes: usize,
     stamp_fields_bytes: usize,
     log_bytes: u64,
@@ -87,10 +97,12 @@ impl Workspace {
             id: id.into(),
             seq: Seq::NONE,
             entries: Slab::new(),
+            texts: TextSlabs::default(),
             index: Index::default(),
             hasher: FixedState::with_seed(hash_seed),
             oldest: NONE,
             newest: NONE,
+            marks: None,
             init_fields_bytes: 0,
             stamp_fields_bytes: 0,
             log_bytes: 0,
@@ -141,8 +153,8 @@ impl Workspace {
     /// Returns whether an op would win, regardless of its size.
     #[must_use]
     pub fn would_win(&self, edit: &Edit<'_>) -> bool {
-        match self.get(edit.key) {
-            Some(entry) => entry.loses_to(edit),
+        match self.find(self.tag(edit.key), edit.key) {
+            Some(slot) => self.entries[slot as usize].loses_to(edit),
             None => self.may_insert(edit),
         }
     }
@@ -153,8 +165,12 @@ impl Workspace {
         !self.floor.covers(edit.timestamp) && !expects_entry
     }
 
-    /// Applies an op that may not make the workspace larger than `log_bytes_max`, unless it is a
-    /// delete. A workspace that is already larger may still shrink.
+    /// Applies an op that may not make the workspace larger than `log_bytes_max`. A workspace that
+    /// is already larger may still shrink.
+    ///
+    /// The limit does not hold for the delete of a key that has an entry, and is twice as high for
+    /// that of a key without one. Each such delete adds a tombstone, which is kept for days, so
+    /// without a limit deletes alone could fill the memory.
     pub fn apply_within(
         &mut self,
         log_bytes_max: u64,
@@ -168,7 +184,7 @@ impl Workspace {
                 return Verdict::Absent(self.floor.timestamp);
             }
             let grown_bytes = self.log_bytes + self.record_bytes(edit.key.len(), &edit.change);
-            if grown_bytes > log_bytes_max && !is_delete(&edit.change) {
+            if grown_bytes > insert_bytes_max(log_bytes_max, &edit.change) {
                 return Verdict::TooLarge(None);
             }
             self.seq = self.seq.next();
@@ -187,23 +203,23 @@ impl Workspace {
                 replaced: UNMARKED,
             };
         };
-        let entry = &self.entries[slot as usize];
-        if entry.is(edit) {
+        if self.entry_at(slot).is(edit) {
             return Verdict::Same;
         }
-        if !entry.loses_to(edit) {
-            return Verdict::Lost(&self.entries[slot as usize]);
+        let stored = &self.entries[slot as usize];
+        if !stored.loses_to(edit) {
+            return Verdict::Lost(self.entry_at(slot));
         }
-        let held_bytes = self.entry_bytes(entry);
+        let held_bytes = self.entry_bytes(stored);
         let bytes = self.record_bytes(edit.key.len(), &edit.change);
         let is_growing = bytes > held_bytes && !is_delete(&edit.change);
         if is_growing && self.log_bytes - held_bytes + bytes > log_bytes_max {
-            return Verdict::TooLarge(Some(&self.entries[slot as usize]));
+            return Verdict::TooLarge(Some(self.entry_at(slot)));
         }
-        let replaced = entry.mark;
+        let replaced = stored.mark;
         self.seq = self.seq.next();
-        self.overwrite(slot, &edit.change, edit.timestamp, self.seq, source);
         self.unlink(slot);
+        self.overwrite(slot, &edit.change, edit.timestamp, self.seq, source);
         self.link_newest(slot);
         self.note_delete(&edit.change);
         Verdict::Won {
@@ -256,8 +272,8 @@ impl Workspace {
 
     /// Returns the first byte of the key in a slot. Reading it pulls the entry's text into the
     /// cache.
-    pub(in crate::core) fn first_byte(&self, slot: u32) -> Option<u8> {
-        self.entries[slot as usize].texts.bytes().next()
+    pub(in crate::core) fn first_byte(&self, slot: u32) -> u8 {
+        self.texts.bytes(self.entries[slot as usize].text)[0]
     }
 
     /// Merges the state of the same workspace that was read from another part of the log.
@@ -271,9 +287,10 @@ impl Workspace {
         {
             self.raise_floor(timestamp, dropped_seq);
         }
-        for (slot, entry) in &other.entries {
-            let change = other.change_of(slot_index(slot));
-            self.restore(entry.key(), &change, entry.timestamp, entry.seq);
+        for (slot, stored) in &other.entries {
+            let slot = slot_index(slot);
+            let (entry, change) = (other.entry_at(slot), other.change_of(slot));
+            self.restore(entry.key(), &change, stored.timestamp, stored.seq);
         }
     }
 
@@ -286,6 +303,7 @@ impl Workspace {
             .collect();
         slots.sort_unstable();
         (self.oldest, self.newest) = (NONE, NONE);
+        self.marks = None;
         for (_, slot) in slots {
             self.link_newest(slot);
         }
@@ -293,26 +311,30 @@ impl Workspace {
 
     /// Returns the entry of a key, which may be a tombstone.
     #[must_use]
-    pub fn get(&self, key: &str) -> Option<&Entry> {
+    pub fn get(&self, key: &str) -> Option<Entry<'_>> {
         let slot = self.find(self.tag(key), key)?;
-        Some(&self.entries[slot as usize])
+        Some(self.entry_at(slot))
+    }
+
+    fn entry_at(&self, slot: u32) -> Entry<'_> {
+        Entry::new(&self.entries[slot as usize], &self.texts)
     }
 
     /// Iterates over the live entries, in the order of their last change.
-    pub fn entries(&self) -> impl Iterator<Item = &Entry> + Clone {
+    pub fn entries(&self) -> impl Iterator<Item = Entry<'_>> + Clone {
         let entries = self.entries_from(self.oldest).map(|(_, entry)| entry);
-        entries.filter(|entry| !entry.is_deleted)
+        entries.filter(|entry| !entry.is_deleted())
     }
 
     /// Iterates over the entries whose last change came after `since`, tombstones included, in the
     /// order of that change.
-    /// `hint`, if known, is the slot of the entry with seq `since`; it avoids walking back from the
-    /// newest entry.
+    /// `hint`, if known, is the slot of the entry with seq `since`; it avoids the search for the
+    /// first of them.
     pub fn changed_since(
         &self,
         since: Seq,
         hint: Option<u32>,
-    ) -> impl Iterator<Item = (u32, &Entry)> {
+    ) -> impl Iterator<Item = (u32, Entry<'_>)> {
         let after_hint = hint
             .and_then(|slot| self.entries.get(slot as usize))
             .filter(|entry| entry.seq == since)
@@ -321,9 +343,10 @@ impl Workspace {
         self.entries_from(first)
     }
 
-    /// Returns the slot of the first entry that changed after `since`, searching from both ends.
+    /// Returns the slot of the first entry that changed after `since`, searching from both ends of
+    /// the part of the list between two marks.
     fn first_after(&self, since: Seq) -> u32 {
-        let (mut older, mut newer, mut first) = (self.oldest, self.newest, NONE);
+        let ((mut older, mut newer), mut first) = (self.ends_around(since), NONE);
         while let Some(entry) = self.entries.get(older as usize) {
             if entry.seq > since {
                 return older;
@@ -338,19 +361,31 @@ impl Workspace {
         NONE
     }
 
-    fn entries_from(&self, first: u32) -> impl Iterator<Item = (u32, &Entry)> + Clone {
+    /// Returns the slots of the ends of a short part of the list that contains the first entry
+    /// after `since`, if there is one, and the entry in front of it, if there is one.
+    fn ends_around(&self, since: Seq) -> (u32, u32) {
+        let marks = self.marks.as_ref();
+        let older = marks.and_then(|marks| marks.last_until(since));
+        let newer = marks.and_then(|marks| marks.first_after(since));
+        (older.unwrap_or(self.oldest), newer.unwrap_or(self.newest))
+    }
+
+    fn entries_from(&self, first: u32) -> impl Iterator<Item = (u32, Entry<'_>)> + Clone {
         let mut slot = first;
         std::iter::from_fn(move || {
-            let entry = self.entries.get(slot as usize)?;
+            let stored = self.entries.get(slot as usize)?;
             let current = slot;
-            slot = entry.newer;
-            Some((current, entry))
+            slot = stored.newer;
+            Some((current, Entry::new(stored, &self.texts)))
         })
     }
 
     fn find(&self, tag: Tag, key: &str) -> Option<u32> {
-        let is_it = |slot| self.entries[slot as usize].key() == key;
-        self.index.find(tag, is_it)
+        self.index.find(tag, |slot| {
+            let stored = &self.entries[slot as usize];
+            let is_likely = stored.tag == tag && usize::from(stored.key_bytes) == key.len();
+            is_likely && self.texts.bytes(stored.text)[..key.len()] == *key.as_bytes()
+        })
     }
 
     /// Returns the number of bytes that a change takes up in the log.
@@ -360,9 +395,9 @@ impl Workspace {
     }
 
     /// Returns the number of bytes that an entry takes up in the log.
-    fn entry_bytes(&self, entry: &Entry) -> u64 {
-        let extra_bytes = if entry.is_timed { EXTRA_BYTES } else { 0 };
-        (OP_HEADER_BYTES + extra_bytes + self.id.len() + entry.texts.len()) as u64
+    fn entry_bytes(&self, entry: &StoredEntry) -> u64 {
+        let extra_bytes = if entry.is_timed() { EXTRA_BYTES } else { 0 };
+        (OP_HEADER_BYTES + extra_bytes + self.id.len() + entry.text_bytes()) as u64
     }
 
     fn insert(
@@ -374,24 +409,24 @@ impl Workspace {
         seq: Seq,
         source: Source,
     ) -> u32 {
-        let value = change.value();
-        let mut texts = String::with_capacity(key.len() + value.len());
-        texts.push_str(key);
-        texts.push_str(value);
-        let entry = Entry {
-            texts,
+        let mut stored = StoredEntry {
             timestamp,
             seq,
-            writer: source.writer,
+            text: self.texts.insert(key, change.value()),
+            value_bytes: 0,
+            tag,
             mark: source.mark,
             older: NONE,
             newer: NONE,
+            writer: [0; _],
+            lifetime: Lifetime::Permanent,
             key_bytes: u16::try_from(key.len()).expect("KEY_BYTES_MAX is smaller than 64 KiB"),
-            is_deleted: is_delete(change),
-            is_timed: false,
         };
-        let slot = slot_index(self.entries.insert(entry));
-        self.index.insert(tag, slot);
+        stored.set(change, timestamp, seq, source);
+        let slot = slot_index(self.entries.insert(stored));
+        let entries = self.entries.iter();
+        let tags = entries.map(|(slot, stored)| (stored.tag, slot_index(slot)));
+        self.index.insert(tag, slot, tags);
         self.set_time(slot, change);
         self.add_bytes(slot);
         slot
@@ -407,37 +442,43 @@ impl Workspace {
     ) {
         self.subtract_bytes(slot);
         self.clear_time(slot);
-        let entry = &mut self.entries[slot as usize];
-        entry.set_value(change.value());
-        entry.is_deleted = is_delete(change);
-        (entry.timestamp, entry.seq) = (timestamp, seq);
-        (entry.writer, entry.mark) = (source.writer, source.mark);
+        let stored = &mut self.entries[slot as usize];
+        let key_bytes = usize::from(stored.key_bytes);
+        stored.text = self.texts.set_value(stored.text, key_bytes, change.value());
+        stored.set(change, timestamp, seq, source);
         self.set_time(slot, change);
         self.add_bytes(slot);
     }
 
     /// Adds an entry to the sums of bytes.
     fn add_bytes(&mut self, slot: u32) {
-        let entry = &self.entries[slot as usize];
-        self.log_bytes += self.entry_bytes(entry);
-        if !entry.is_deleted {
-            self.init_fields_bytes += state::init_field_bytes(entry.key(), entry.value());
-            self.stamp_fields_bytes += state::stamp_field_bytes(entry.key(), entry.timestamp);
+        self.log_bytes += self.entry_bytes(&self.entries[slot as usize]);
+        let entry = Entry::new(&self.entries[slot as usize], &self.texts);
+        if !entry.is_deleted() {
+            let (key, value) = entry.key_and_value();
+            self.init_fields_bytes += state::init_field_bytes(key, value);
+            self.stamp_fields_bytes += state::stamp_field_bytes(key, entry.timestamp());
         }
     }
 
     /// Subtracts an entry that changes or is removed from the sums of bytes.
     fn subtract_bytes(&mut self, slot: u32) {
-        let entry = &self.entries[slot as usize];
-        self.log_bytes -= self.entry_bytes(entry);
-        if !entry.is_deleted {
-            self.init_fields_bytes -= state::init_field_bytes(entry.key(), entry.value());
-            self.stamp_fields_bytes -= state::stamp_field_bytes(entry.key(), entry.timestamp);
+        self.log_bytes -= self.entry_bytes(&self.entries[slot as usize]);
+        let entry = Entry::new(&self.entries[slot as usize], &self.texts);
+        if !entry.is_deleted() {
+            let (key, value) = entry.key_and_value();
+            self.init_fields_bytes -= state::init_field_bytes(key, value);
+            self.stamp_fields_bytes -= state::stamp_field_bytes(key, entry.timestamp());
         }
     }
 
     fn unlink(&mut self, slot: u32) {
-        let Entry { older, newer, .. } = self.entries[slot as usize];
+        let StoredEntry {
+            older, newer, seq, ..
+        } = self.entries[slot as usize];
+        if let Some(marks) = &mut self.marks {
+            marks.remove(seq, &self.hasher);
+        }
         match older {
             NONE => self.oldest = newer,
             older => self.entries[older as usize].newer = newer,
@@ -457,6 +498,20 @@ impl Workspace {
         let entry = &mut self.entries[slot as usize];
         (entry.older, entry.newer) = (older, NONE);
         self.newest = slot;
+        if self.entries.len() > ENTRIES_PER_MARK {
+            let seq = self.entries[slot as usize].seq;
+            let marks = self.marks.get_or_insert_default();
+            marks.add(seq, slot, &self.hasher);
+        }
+    }
+}
+
+/// Returns the size up to which a change may add an entry to a workspace with this limit.
+fn insert_bytes_max(log_bytes_max: u64, change: &Change<'_>) -> u64 {
+    if is_delete(change) {
+        log_bytes_max.saturating_mul(ABSENT_DELETES_FACTOR)
+    } else {
+        log_bytes_max
     }
 }
 
@@ -472,6 +527,8 @@ fn slot_index(slot: usize) -> u32 {
 mod lifetime_tests;
 #[cfg(test)]
 mod size_tests;
+#[cfg(test)]
+mod sparse_index_tests;
 
 #[cfg(test)]
 mod tests {
@@ -532,7 +589,7 @@ mod tests {
         assert!(matches!(verdict, Verdict::Lost(entry) if entry.value() == "1"));
         let verdict = workspace.apply("k", "2", 9, 8);
         assert!(matches!(verdict, Verdict::Lost(entry) if entry.timestamp() == 10));
-        assert_eq!(workspace.get("k").map(Entry::writer), Some(7));
+        assert!(workspace.get("k").is_some_and(|entry| entry.is_by(7)));
         assert!(matches!(
             workspace.apply("k", "3", 11, 8),
             Verdict::Won { seq, .. } if seq == Seq::new(2)
@@ -540,8 +597,8 @@ mod tests {
         assert_eq!(
             workspace
                 .get("k")
-                .map(|entry| (entry.value(), entry.writer())),
-            Some(("3", 8))
+                .map(|entry| (entry.value(), entry.is_by(8))),
+            Some(("3", true))
         );
         let mut init = Vec::new();
         workspace.put_init(&mut init);
@@ -572,27 +629,18 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_releases_the_memory_of_a_large_value() {
-        for (large_bytes, small_bytes, is_kept) in [
-            (100_000, 1, false),
-            (100_000, 24_000, false),
-            // If a quarter of the memory is used, or if it is small, shrinking is not worth an
-            // allocation.
-            (100_000, 25_000, true),
-            (256, 1, true),
-            (260, 1, false),
-        ] {
-            let mut workspace = Workspace::new("w", 1);
-            workspace.apply("k", &"1".repeat(large_bytes), 1, 0);
-            workspace.apply("k", &"1".repeat(small_bytes), 2, 0);
-            let held_bytes = workspace.entries[0].value_capacity();
-            assert_eq!(
-                held_bytes == large_bytes,
-                is_kept,
-                "{large_bytes} {small_bytes}"
-            );
-            assert!(is_kept || held_bytes < small_bytes + 64);
+    fn an_entry_knows_its_writer() {
+        let mut workspace = Workspace::new("w", 1);
+        for writer in [1, 255, 256, (1 << 40) - 1, (1 << 40) + 1] {
+            workspace.apply("k", "1", writer, writer);
+            let entry = workspace.get("k").unwrap();
+            assert!(entry.is_by(writer) && !entry.is_by(writer + 1), "{writer}");
         }
+        // What was read from the log was written by nobody, not even by a session whose lower
+        // bits are 0.
+        workspace.restore("k", &Change::write("2"), u64::MAX, Seq::new(9));
+        let entry = workspace.get("k").unwrap();
+        assert!(!entry.is_by(0) && !entry.is_by(1 << 40));
     }
 
     proptest! {

@@ -16,8 +16,8 @@ pub use client::{
 };
 pub use presence::{PresenceFrame, put_peer};
 pub use server::{
-    SHORT_FRAME_BYTES_MAX, Welcome, WelcomeLimits, WelcomeReason, cast_frame_bytes,
-    error_frame_bytes, op_frame_bytes, put_cast, put_error, put_op, put_pong, put_saved,
-    put_synced, put_token,
+    OpEnvelope, SHORT_FRAME_BYTES_MAX, Welcome, WelcomeLimits, WelcomeReason, cast_frame_bytes,
+    error_frame_bytes, op_frame_bytes, put_cast, put_error, put_op, put_op_start, put_pong,
+    put_saved, put_synced, put_token,
 };
 pub use state_chunk::StateChunk;

@@ -12,7 +12,8 @@ use etherply_bench::load::figures::{
 use etherply_bench::load::plan::Plan;
 use etherply_bench::load::run;
 use etherply_bench::machine::Machine;
-use etherply_bench::process::{cpu_s, memory, raise_open_files};
+use etherply_bench::process::usage::Reading;
+use etherply_bench::process::{memory, raise_open_files};
 use etherply_bench::results::{CaseResults, ContestantResults, Results};
 use etherply_bench::selfcheck;
 use etherply_bench::tls;
@@ -92,7 +93,7 @@ fn endpoint(options: &Options, url: &Url) -> Result<Endpoint, String> {
         None
     };
     if let Some(pid) = options.pid {
-        cpu_s(pid).map_err(|_| format!("--pid {pid}: no such process on this machine"))?;
+        Reading::of(pid).map_err(|_| format!("--pid {pid}: no such process on this machine"))?;
     }
     let (address, is_local) = url
         .resolve()
@@ -129,8 +130,8 @@ fn measure(
         .unwrap_or_default();
     let prefix = format!("bench-{}-{round}-", now.as_millis());
     let endpoint = endpoint.clone().with_prefix(prefix);
-    let server_cpu_s = || cpu_s(options.pid?).ok();
-    let outcome = run::run(&endpoint, plan, &mut { server_cpu_s });
+    let mut read_server = || Reading::of(options.pid?).ok();
+    let outcome = run::run(&endpoint, plan, &mut read_server);
     let outcome = outcome.map_err(|failure| failure.to_string())?;
     let mut numbers = numbers_of(&outcome);
     if let Some(memory) = options.pid.and_then(|pid| memory(pid).ok()) {

@@ -1,5 +1,7 @@
 //! An outbox, compared with a plain list of everything that its client still has to receive.
 
+use std::rc::Rc;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -442,4 +444,82 @@ fn a_message_is_appended_to_a_send_unless_answers_are_queued() {
         !rig.outbox
             .may_append(&Spans::from_elem(short, SEND_SPANS_MAX))
     );
+}
+
+fn due_now() -> Due {
+    Due {
+        at: WindowOffset::START,
+        visible_from: LogPosition::NONE,
+        awaits: None,
+    }
+}
+
+#[test]
+fn the_rest_of_a_started_frame_must_follow_its_start() {
+    let frame: Chunk = Rc::new(vec![7; 9000]);
+    let (mut outbox, mut pool) = (Outbox::default(), OutboxPool::default());
+    // The start is the last thing that fits into a send.
+    let long: Chunk = Rc::new(vec![1; ANSWER_SEND_BYTES_MAX - 3]);
+    outbox.push_shared(long, due_now(), &mut pool);
+    let start: Chunk = Rc::new(vec![2; 3]);
+    outbox.push_started(start, Rc::clone(&frame), 8990, due_now(), &mut pool);
+    outbox.invariants(None);
+    let spans = outbox.take(None, LogPosition::NONE, &mut pool);
+    assert_eq!(spans_bytes(&spans), ANSWER_SEND_BYTES_MAX);
+    outbox.sent(&mut pool);
+    assert!(outbox.drop_all(&mut pool), "a frame is cut off");
+    // Before its start is sent, nothing is.
+    let start: Chunk = Rc::new(vec![2; 3]);
+    outbox.push_started(start, Rc::clone(&frame), 8990, due_now(), &mut pool);
+    assert!(!outbox.drop_all(&mut pool));
+    let start: Chunk = Rc::new(vec![2; 3]);
+    outbox.push_started(start, frame, 8990, due_now(), &mut pool);
+    let spans = outbox.take(None, LogPosition::NONE, &mut pool);
+    assert_eq!(bytes(&spans), [[2_u8; 3].as_slice(), &[7; 10]].concat());
+    outbox.sent(&mut pool);
+    assert_eq!((outbox.answer_bytes(), pool.answer_bytes()), (0, 0));
+}
+
+#[test]
+fn a_part_of_a_state_is_memory_but_no_answer() {
+    for is_shared in [true, false] {
+        let (mut outbox, mut pool) = (Outbox::default(), OutboxPool::default());
+        let part: Chunk = Rc::new(vec![1; 5000]);
+        outbox.push_part(part, is_shared, due_now(), &mut pool);
+        let held = |outbox: &Outbox| outbox.own_answer_bytes() + outbox.shared_answer_bytes();
+        for _ in 0..2 {
+            outbox.invariants(None);
+            assert!(held(&outbox) >= 5000, "queued, and then in flight");
+            assert_eq!(outbox.answer_bytes(), 0);
+            let taken = outbox.take(None, LogPosition::NONE, &mut pool);
+            assert!(taken.is_empty() || spans_bytes(&taken) == 5000);
+        }
+        outbox.push(
+            Rc::new(vec![2; 600]),
+            WindowOffset::START,
+            LogPosition::NONE,
+            &mut pool,
+        );
+        assert!((600..1000).contains(&outbox.answer_bytes()));
+        outbox.sent(&mut pool);
+        assert!((600..1000).contains(&held(&outbox)));
+    }
+}
+
+/// P130: the client would take the entries of the first part for known, and resume after them.
+#[test]
+fn a_part_that_follows_one_that_is_dropped_is_dropped_too() {
+    let (mut outbox, mut pool) = (Outbox::default(), OutboxPool::default());
+    let hidden = Due {
+        visible_from: LogPosition::new(9),
+        ..due_now()
+    };
+    outbox.push_part(Rc::new(vec![1; 50]), false, hidden, &mut pool);
+    // It was encoded earlier, for another session.
+    outbox.push_part(Rc::new(vec![2; 60]), false, due_now(), &mut pool);
+    // An error is about something else.
+    outbox.push_due(Rc::new(vec![3; 70]), due_now(), &mut pool);
+    outbox.leave(LogPosition::new(8), &mut pool);
+    let spans = outbox.take(None, LogPosition::new(8), &mut pool);
+    assert_eq!(bytes(&spans), [3; 70]);
 }

@@ -12,6 +12,7 @@ mod random;
 pub(super) const SETTINGS: PresenceSettings = PresenceSettings {
     interval_us: 50_000,
     bytes_max: 1 << 20,
+    shard_bytes_max: 1 << 20,
 };
 
 /// A client's copy of the table: the user and the value of each peer.
@@ -72,7 +73,8 @@ impl PeersRig {
     }
 
     pub fn set(&mut self, connection: u64, value: &str) -> Result<(), PresenceFull> {
-        let outcome = self.peers.set(connection, value, self.now_us);
+        let shard_bytes = self.peers.value_bytes();
+        let outcome = self.peers.set(connection, value, shard_bytes, self.now_us);
         self.peers.invariants();
         outcome
     }
@@ -395,11 +397,12 @@ fn the_entries_of_all_peers_are_limited() {
     let entry = |connection: u64, value: &str| (connection, value.to_owned());
     assert_eq!(room.peers.len(), 4, "all are counted");
     assert_eq!(listed(&room), [entry(1, "null"), entry(2, "null")]);
-    assert_eq!(room.set(3, "1"), Err(PresenceFull), "it is not listed");
+    let full = Err(PresenceFull::Workspace);
+    assert_eq!(room.set(3, "1"), full, "it is not listed");
     assert_eq!(room.set(1, "12345678901234"), Ok(()));
-    assert_eq!(room.set(2, "12345"), Err(PresenceFull));
+    assert_eq!(room.set(2, "12345"), full);
     assert_eq!(room.set(2, "1234"), Ok(()));
-    assert_eq!(room.set(1, "123456789012345"), Err(PresenceFull));
+    assert_eq!(room.set(1, "123456789012345"), full);
     assert_eq!(
         listed(&room),
         [entry(1, "12345678901234"), entry(2, "1234")]
@@ -420,6 +423,61 @@ fn the_entries_of_all_peers_are_limited() {
         message["peers"]["4"]["value"],
         json!(12_345_678_901_234_u64)
     );
+}
+
+/// P162: a long entry that does not fit keeps no other peer from being listed.
+#[test]
+fn a_peer_that_does_not_fit_does_not_keep_others_from_being_listed() {
+    let entry_bytes = r#""1":{"user":"a","value":null}"#.len();
+    let mut room = PeersRig::new(PresenceSettings {
+        bytes_max: 3 * entry_bytes,
+        ..SETTINGS
+    });
+    let listed = |room: &PeersRig| -> Vec<u64> {
+        let listed = room.peers.listed();
+        listed.map(|peer| peer.connection).collect()
+    };
+    let long = "x".repeat(3 * entry_bytes);
+    room.join(1, Some("a"), None);
+    room.join(2, Some(&long), None);
+    room.join(3, Some("aaaaaaaaaa"), None);
+    room.join(4, Some("a"), None);
+    assert_eq!(listed(&room), [1, 3]);
+    room.leave(3);
+    assert_eq!(listed(&room), [1, 4]);
+    room.join(5, Some("aa"), None);
+    room.join(6, Some("a"), None);
+    assert_eq!(listed(&room), [1, 4, 6]);
+    room.leave(4);
+    room.leave(1);
+    assert_eq!(listed(&room), [5, 6]);
+    assert_eq!(room.peers.len(), 3, "all are counted");
+}
+
+/// P162: the values of all peers of a shard are limited, too.
+#[test]
+fn a_value_that_does_not_fit_the_shard_is_refused() {
+    let mut room = PeersRig::new(PresenceSettings {
+        shard_bytes_max: 100,
+        ..SETTINGS
+    });
+    room.join(1, None, None);
+    let (peers, now_us) = (&mut room.peers, room.now_us);
+    for (value, shard_bytes, expected) in [
+        ("12345", 99, Ok(())),
+        ("123456", 100, Err(PresenceFull::Shard)),
+        ("54321", 110, Ok(())),
+        ("1", 110, Ok(())),
+        ("12", 110, Err(PresenceFull::Shard)),
+    ] {
+        assert_eq!(
+            peers.set(1, value, shard_bytes, now_us),
+            expected,
+            "{value}"
+        );
+        peers.invariants();
+    }
+    assert_eq!(peers.value_bytes(), 1);
 }
 
 /// P165.

@@ -328,7 +328,7 @@ impl Rig {
     }
 
     /// Ends all operations in flight that can end. Returns whether there were any.
-    fn end_operations(&mut self) -> bool {
+    pub fn end_operations(&mut self) -> bool {
         let mut moved = self.end_log();
         for place in 0..self.peers.len() {
             moved |= self.end_send(place);

@@ -20,6 +20,7 @@ mod ops;
 mod random;
 mod resuming;
 mod saved;
+mod turn_work;
 
 /// The base of the timestamps in the tests, which keeps them short: `T + 5` is shown as 5.
 const T: u64 = START_UNIX_S * SECOND_US - SECOND_US;
@@ -209,6 +210,8 @@ struct Replica {
     /// The resume point.
     seq: u64,
     generation: String,
+    /// The resume point is that of all that is held (P144).
+    is_exact: bool,
     is_synced: bool,
     /// The id of the last `saved`.
     saved: u64,
@@ -230,8 +233,19 @@ impl Replica {
         }
     }
 
+    /// Returns whether the client must begin anew after this `welcome` (P144).
+    fn must_begin_anew(&self, welcome: &Value) -> bool {
+        let payload = &welcome["payload"];
+        let is_other = payload["generation"] != *self.generation;
+        is_other && payload["state"] == "changes" && !self.is_exact
+    }
+
     fn read(&mut self, message: &Value) {
         let payload = &message["payload"];
+        let kind = message["type"].as_str().expect("a type");
+        if ["state", "synced", "op", "saved"].contains(&kind) {
+            self.is_exact = kind != "state" && message.get("seq").is_some();
+        }
         match message["type"].as_str().expect("a type") {
             "welcome" => {
                 payload["generation"]

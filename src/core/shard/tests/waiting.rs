@@ -37,6 +37,33 @@ fn handshakes(rig: &Rig) -> u64 {
     rig.shard.counters().sessions_handshake
 }
 
+/// P76: what clients send after a request that waits counts towards the budget.
+#[test]
+fn bytes_after_a_waiting_request_are_counted() {
+    let mut rig = Rig::recovering(|config| config.session_bytes_max = 100_000);
+    let bytes = op("k", &"1".repeat(10_000), 8);
+    let clients: Vec<usize> = (0..20)
+        .map(|_| {
+            let client = ask(&mut rig, &head("w", None));
+            if rig.peers[client].client.receiving {
+                rig.receive(client, &bytes);
+            }
+            client
+        })
+        .collect();
+    let held_bytes = rig.shard.counters().unfinished_bytes;
+    assert!((50_000..200_000).contains(&held_bytes), "{held_bytes}");
+    assert!(rig.shard.counters().given_up_sessions > 0);
+    let refused = clients.iter().filter(|client| {
+        let seen = rig.seen(**client);
+        seen.first().is_some_and(|first| first == "503")
+    });
+    assert!((2..10).contains(&refused.count()));
+    rig.recover(workspaces());
+    rig.run();
+    assert_eq!(rig.shard.counters().unfinished_bytes, 0);
+}
+
 /// P14.
 #[test]
 fn only_requests_that_need_the_state_wait_for_it() {
@@ -182,13 +209,7 @@ fn bytes_after_a_waiting_request_are_bounded() {
         sent += 1;
         assert!(sent < 100, "the client is still being read from");
     }
-    let id = rig.peers[client].client.id;
-    let request = rig
-        .shard
-        .admission
-        .waiting(&rig.shard.sessions[id])
-        .unwrap();
-    let held = request.unparsed.len();
+    let held = rig.session(client).unparsed.len();
     assert!((HEAD_BYTES_MAX..2 * HEAD_BYTES_MAX).contains(&held));
     rig.recover(Vec::new());
     rig.run();

@@ -87,6 +87,30 @@ fn is_same(one: &EncodedState, other: &EncodedState) -> bool {
 }
 
 #[test]
+fn states_that_are_encoded_immediately_are_limited_together() {
+    let mut rig = RoomRig::new(2 * STATE_BYTES + 500);
+    rig.write("k", &"1".repeat(STATE_BYTES));
+    let mut snapshots = Vec::new();
+    for turn in [0, 10] {
+        for (number, is_immediate) in [(0, true), (1, true), (2, false), (3, false)] {
+            let slot = RoomId::new(turn + number);
+            let snapshot = rig.snapshots.request(slot, &rig.room, SnapshotKind::Init);
+            let snapshot = snapshot.expect("the budget is large");
+            assert_eq!(snapshot.init.chunk().is_some(), is_immediate, "{slot:?}");
+            snapshots.push(snapshot);
+        }
+        let workspace = &rig.room.workspace;
+        assert!(rig.snapshots.step(|_| workspace), "the others follow");
+        rig.snapshots.invariants();
+        let all = snapshots.iter();
+        assert!(
+            all.map(|snapshot| snapshot.init.chunk())
+                .all(|chunk| chunk.is_some())
+        );
+    }
+}
+
+#[test]
 fn one_init_encoding_serves_all_joins_while_that_is_cheap() {
     let frame_fixed_bytes = message::op_frame_bytes("k", &"1".repeat(500), 3) - 500;
     // Each case: the length of the frames written since, relative to half of the init message;

@@ -72,7 +72,7 @@ impl Workspace {
     #[must_use]
     pub fn next_expired(&self, unix_us: u64) -> Option<(&str, u64)> {
         let (at_us, slot) = self.lifetimes.as_ref()?.next_expiry()?;
-        let entry = &self.entries[slot as usize];
+        let entry = self.entry_at(slot);
         (at_us <= unix_us).then(|| (entry.key(), entry.timestamp()))
     }
 
@@ -144,7 +144,8 @@ impl Workspace {
         self.clear_time(slot);
         self.unlink(slot);
         let entry = self.entries.remove(slot as usize);
-        self.index.remove(self.tag(entry.key()), slot);
+        self.index.remove(entry.tag, slot);
+        self.texts.remove(entry.text);
         self.raise_floor(entry.timestamp, entry.seq);
     }
 
@@ -160,9 +161,8 @@ impl Workspace {
 
     /// Records the time of an entry after a change, if it has one.
     pub(super) fn set_time(&mut self, slot: u32, change: &Change<'_>) {
-        let entry = &mut self.entries[slot as usize];
+        let seq = self.entries[slot as usize].seq;
         let lifetimes = &mut self.lifetimes;
-        entry.is_timed = true;
         match *change {
             Change::Write {
                 expires_at_us: Some(expires_at_us),
@@ -173,18 +173,16 @@ impl Workspace {
             Change::Delete { deleted_at_us } => {
                 lifetimes
                     .get_or_insert_default()
-                    .add_tombstone(slot, entry.seq, deleted_at_us);
+                    .add_tombstone(slot, seq, deleted_at_us);
             }
-            Change::Write { .. } | Change::Floor { .. } | Change::Generation { .. } => {
-                entry.is_timed = false;
-            }
+            Change::Write { .. } | Change::Floor { .. } | Change::Generation { .. } => {}
         }
     }
 
     /// Forgets the time of an entry before a change.
     pub(super) fn clear_time(&mut self, slot: u32) {
-        let entry = &mut self.entries[slot as usize];
-        if std::mem::take(&mut entry.is_timed) {
+        let entry = &self.entries[slot as usize];
+        if entry.is_timed() {
             let lifetimes = self.lifetimes.as_mut();
             let lifetimes = lifetimes.expect("an entry with a time is in the table of times");
             lifetimes.remove(slot, entry.seq);
@@ -194,15 +192,15 @@ impl Workspace {
     /// Returns the change that produced an entry.
     pub(super) fn change_of(&self, slot: u32) -> Change<'_> {
         let entry = &self.entries[slot as usize];
-        let lifetimes = self.lifetimes.as_ref().filter(|_| entry.is_timed);
+        let lifetimes = self.lifetimes.as_ref().filter(|_| entry.is_timed());
         let time_us = lifetimes.map(|lifetimes| lifetimes.time_us(slot));
-        if entry.is_deleted {
+        if entry.is_deleted() {
             return Change::Delete {
                 deleted_at_us: time_us.expect("a tombstone has a time"),
             };
         }
         Change::Write {
-            value: entry.value(),
+            value: self.entry_at(slot).value(),
             expires_at_us: time_us,
         }
     }

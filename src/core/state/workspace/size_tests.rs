@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::{Edit, Source, Verdict, Workspace};
 use crate::core::state::segment_usage::UNMARKED;
-use crate::log::record::{Change, OP_HEADER_BYTES};
+use crate::log::record::{Change, EXTRA_BYTES, OP_HEADER_BYTES};
 
 const SOURCE: Source = Source {
     writer: 0,
@@ -77,6 +77,50 @@ fn the_bound_is_exact_to_the_byte() {
         );
     }
     assert_eq!(workspace.seq().get(), 6, "a refused op gets no seq");
+}
+
+/// P126: tombstones of keys that never existed cannot fill the memory, and each key with an entry
+/// can be deleted however full its workspace is.
+#[test]
+fn a_key_without_an_entry_is_deleted_up_to_twice_the_bound() {
+    let mut workspace = Workspace::new("w", 1);
+    let live_bytes = (OP_HEADER_BYTES + 3) as u64;
+    let tombstone_bytes = (OP_HEADER_BYTES + EXTRA_BYTES + 2) as u64;
+    let half = (live_bytes + 6 * tombstone_bytes).div_ceil(2);
+    let most = half - 1;
+    for (bytes_max, key, value, timestamp, expected) in [
+        (most, "a", Some("1"), 1, "won"),
+        (most, "b", None, 1, "won"),
+        (most, "c", None, 1, "won"),
+        (most, "d", Some("1"), 1, "too large"),
+        (most, "d", None, 1, "won"),
+        (most, "e", None, 1, "won"),
+        (most, "f", None, 1, "won"),
+        (most, "g", None, 1, "too large"),
+        (half, "g", None, 1, "won"),
+        // A key with an entry, live or deleted, is deleted whatever the limit.
+        (0, "a", None, 2, "won"),
+        (0, "b", None, 2, "won"),
+        (0, "h", None, 2, "too large"),
+        (u64::MAX, "h", None, 2, "won"),
+    ] {
+        let change = match value {
+            Some(value) => Change::write(value),
+            None => Change::Delete { deleted_at_us: 1 },
+        };
+        let edit = Edit {
+            key,
+            change,
+            timestamp,
+            if_timestamp: None,
+        };
+        let verdict = match workspace.apply_within(bytes_max, &edit, SOURCE) {
+            Verdict::Won { .. } => "won",
+            Verdict::TooLarge(None) => "too large",
+            verdict => panic!("{key}: {verdict:?}"),
+        };
+        assert_eq!(verdict, expected, "{key} in {bytes_max}");
+    }
 }
 
 proptest! {

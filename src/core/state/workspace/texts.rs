@@ -18,8 +18,9 @@ impl Workspace {
     }
 
     /// Returns the entry in a slot, if there is one.
-    pub(crate) fn entry(&self, slot: u32) -> Option<&Entry> {
-        self.entries.get(slot as usize)
+    pub(crate) fn entry(&self, slot: u32) -> Option<Entry<'_>> {
+        let stored = self.entries.get(slot as usize)?;
+        Some(Entry::new(stored, &self.texts))
     }
 
     /// Returns the slot of a key's entry.
@@ -41,7 +42,7 @@ impl Workspace {
 
     /// Appends the init message, which contains the whole state.
     pub fn put_init(&self, out: &mut Vec<u8>) {
-        let fields = self.entries().map(|entry| (entry.key(), entry.value()));
+        let fields = self.entries().map(Entry::key_and_value);
         state::put_init(out, self.init_fields_bytes, fields);
     }
 

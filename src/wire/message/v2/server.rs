@@ -35,6 +35,15 @@ pub(super) fn write_nullable(sink: &mut dyn JsonSink, string: Option<&str>) {
     }
 }
 
+/// The members next to the `type` of an op.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OpEnvelope {
+    /// The id of the message that a correction answers (P156).
+    pub id: Option<u64>,
+    /// The resume point that a broadcast moves the client to (P130).
+    pub seq: Option<Seq>,
+}
+
 /// Writes the end of a payload and of its message, with the `seq` between them if there is one.
 fn write_end(sink: &mut dyn JsonSink, seq: Option<Seq>) {
     if let Some(seq) = seq {
@@ -48,14 +57,19 @@ fn write_end(sink: &mut dyn JsonSink, seq: Option<Seq>) {
 
 // ---- ops ----
 
+/// The start of an op, in front of its `id`, if it has one.
+const OP_START: &str = r#"{"type":"op""#;
+
 fn write_op(
     sink: &mut dyn JsonSink,
     key: &str,
     value: Option<&str>,
     timestamp: u64,
-    seq: Option<Seq>,
+    envelope: OpEnvelope,
 ) {
-    sink.text(r#"{"type":"op","payload":{"key":"#);
+    sink.text(OP_START);
+    write_id(sink, envelope.id);
+    sink.text(r#","payload":{"key":"#);
     sink.string(key);
     if let Some(value) = value {
         sink.text(r#","value":"#);
@@ -65,20 +79,44 @@ fn write_op(
     }
     sink.text(r#","timestamp":"#);
     sink.number(timestamp);
-    write_end(sink, seq);
+    write_end(sink, envelope.seq);
 }
 
 /// Returns the length of the frame that [`put_op`] appends.
 #[must_use]
-pub fn op_frame_bytes(key: &str, value: Option<&str>, timestamp: u64, seq: Option<Seq>) -> usize {
-    frame_bytes(|sink| write_op(sink, key, value, timestamp, seq))
+pub fn op_frame_bytes(
+    key: &str,
+    value: Option<&str>,
+    timestamp: u64,
+    envelope: OpEnvelope,
+) -> usize {
+    frame_bytes(|sink| write_op(sink, key, value, timestamp, envelope))
 }
 
 /// Appends an op as a text frame (P122): a write, or a delete if there is no value.
 ///
-/// A broadcast has a `seq`; a correction has none, because it does not advance the resume point.
-pub fn put_op(out: &mut Vec<u8>, key: &str, value: Option<&str>, timestamp: u64, seq: Option<Seq>) {
-    put_frame(out, |sink| write_op(sink, key, value, timestamp, seq));
+/// A broadcast has a `seq`. A correction has none, because it does not advance the resume point, but the `id`
+/// of the message that it answers.
+pub fn put_op(
+    out: &mut Vec<u8>,
+    key: &str,
+    value: Option<&str>,
+    timestamp: u64,
+    envelope: OpEnvelope,
+) {
+    put_frame(out, |sink| write_op(sink, key, value, timestamp, envelope));
+}
+
+/// Appends the start of the frame of an op with this `id`, and returns where the rest of it begins
+/// in the frame of the same op without one, whose length is `plain_frame_bytes`.
+pub fn put_op_start(out: &mut Vec<u8>, id: u64, plain_frame_bytes: usize) -> usize {
+    let mut start = ByteCount::default();
+    write_id(&mut start, Some(id));
+    let plain_bytes = plain_frame_bytes - frame::header_bytes_of(plain_frame_bytes);
+    frame::put_text_header(out, plain_bytes + start.0);
+    out.text(OP_START);
+    write_id(out, Some(id));
+    plain_frame_bytes - plain_bytes + OP_START.len()
 }
 
 // ---- joining ----

@@ -68,12 +68,12 @@ impl PeersModel {
     }
 
     fn list_what_fits(&mut self) {
-        for id in 0..self.connections.len() {
-            let peer = &self.connections[id];
-            if !peer.is_peer || peer.is_listed {
-                continue;
-            }
-            if self.listed_bytes() + Self::entry_bytes(id, peer) > self.bytes_max {
+        let waiting = self.connections.iter().enumerate();
+        let waiting = waiting.filter(|(_, peer)| peer.is_peer && !peer.is_listed);
+        let waiting = waiting.map(|(id, peer)| (Self::entry_bytes(id, peer), id));
+        // The shortest entry comes first.
+        for (entry_bytes, id) in waiting.collect::<BTreeSet<_>>() {
+            if self.listed_bytes() + entry_bytes > self.bytes_max {
                 break;
             }
             self.connections[id].is_listed = true;
@@ -96,7 +96,7 @@ impl PeersModel {
     }
 
     fn join(&mut self, user: Option<u8>, replaces: Option<usize>, room: &mut PeersRig) {
-        let user = user.map(|user| format!("user {user}"));
+        let user = user.map(|user| "x".repeat(1 + 20 * usize::from(user)));
         let old = replaces.map(|at| at % (self.connections.len() + 1));
         let is_replaced = |old: &usize| {
             let old = self.connections.get(*old);
@@ -130,7 +130,7 @@ impl PeersModel {
         let expected = if !peer.is_peer {
             Ok(())
         } else if !peer.is_listed || !fits() {
-            Err(PresenceFull)
+            Err(PresenceFull::Workspace)
         } else {
             self.changed.insert(id.to_string());
             peer.value.clone_from(&value);

@@ -97,7 +97,22 @@ fn a_new_token_replaces_the_old_one() {
     }
 }
 
-/// P182, P113: a refused token changes nothing: the `exp` of the old one still applies.
+/// P182: each new token sets a deadline, and a client may send many.
+#[test]
+fn new_tokens_do_not_fill_the_timer_wheel() {
+    let mut rig = Rig::new(|_| ());
+    let client = joined(&mut rig, "w");
+    for number in 0..200 {
+        let token = testing::token(Some(100 + number % 2));
+        let payload = format!(r#"{{"token":"{token}"}}"#);
+        let text = format!(r#"{{"type":"token","payload":{payload}}}"#);
+        rig.receive(client, &frame(1, text.as_bytes()));
+    }
+    let timers_count = rig.shard.sessions.timers_count();
+    assert!(timers_count < 10, "{timers_count}");
+}
+
+/// P182, P113: a token that is refused changes nothing: the old one's `exp` still holds.
 #[test]
 fn a_refused_token_changes_nothing() {
     let other_user = mint(&testing::secret(), "eve", START_UNIX_S, None);
@@ -260,4 +275,51 @@ fn casts_do_not_pile_up_behind_a_slow_disk() {
     let received = messages(&mut rig, writer);
     let casts = received.iter().filter(|message| message["type"] == "cast");
     assert!((1..50).contains(&casts.count()));
+}
+
+/// P162: the values of the peers of all workspaces are limited together. A peer that leaves makes
+/// room.
+#[test]
+fn the_values_of_all_workspaces_are_limited_together() {
+    let mut rig = Rig::new(|config| config.presence.shard_bytes_max = 20);
+    let one = join(&mut rig, "v", "&presence=1");
+    let other = join(&mut rig, "w", "&presence=1");
+    let mut errors = |client: Option<usize>, id: u64, value: &str| -> Vec<String> {
+        let Some(client) = client else {
+            rig.peers[one].client.broken = true;
+            rig.run();
+            return Vec::new();
+        };
+        let payload = format!(r#"{{"value":{value}}}"#);
+        let text = format!(r#"{{"type":"presence","id":{id},"payload":{payload}}}"#);
+        rig.receive(client, &frame(1, text.as_bytes()));
+        let seen = told(&mut rig, client).into_iter();
+        seen.filter(|text| text.starts_with("error")).collect()
+    };
+    // A value that was not set counts as `null`.
+    assert!(errors(Some(one), 1, "123456789012").is_empty());
+    assert_eq!(errors(Some(other), 1, "123456789"), ["error 413 id 1"]);
+    assert!(errors(Some(other), 2, "12345678").is_empty());
+    assert!(errors(None, 0, "").is_empty());
+    assert!(errors(Some(other), 3, "12345678901234567890").is_empty());
+}
+
+/// P131: a client whose `sub` is too long to be shown to everybody has no user.
+#[test]
+fn a_long_sub_is_no_user() {
+    for (bytes, is_user) in [(256, true), (257, false)] {
+        let sub = "u".repeat(bytes);
+        let token = mint(&testing::secret(), &sub, START_UNIX_S, None);
+        let mut rig = Rig::new(|_| ());
+        let client = rig.accept(false);
+        rig.receive(client, request("w", &token, "&presence=1").as_bytes());
+        rig.sleep_until(0.1);
+        let expected = is_user.then_some(sub.as_str());
+        let received = messages(&mut rig, client);
+        assert_eq!(received[0]["payload"]["user"].as_str(), expected);
+        let connection = received[0]["payload"]["connection"].as_str();
+        let peer = &received[2]["payload"]["peers"][connection.expect("an id")];
+        assert!(peer.is_object(), "{received:?}");
+        assert_eq!(peer["user"].as_str(), expected);
+    }
 }

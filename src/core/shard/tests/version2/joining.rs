@@ -10,6 +10,7 @@ use crate::core::shard::contract::ShardConfig;
 use crate::core::shard::tests::rig::Rig;
 use crate::core::state::placement::shard_of;
 use crate::core::testing::{self, START_UNIX_S};
+use crate::limits::ANSWER_BYTES_MAX;
 use crate::limits::{CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, SECOND_US};
 
 /// Returns a value of about this length.
@@ -381,4 +382,43 @@ fn empty_parts_are_skipped() {
         let expected = ["welcome", "state", "synced"].map(Some);
         assert!(kinds.eq(expected), "{received:?}");
     }
+}
+
+/// P133: a client that is being sent a long state may write meanwhile, and what it is owed for that
+/// is bounded as ever.
+#[test]
+fn a_client_writes_while_it_is_sent_a_state() {
+    let value = format!("\"{}\"", "x".repeat(300_000));
+    let changes = ["a", "b", "c"].map(|key| (key, Some(value.as_str())));
+    let mut rig = Rig::with(vec![workspace(&changes)], |_| ());
+    // It shares no part of the state with the client, so that each part is sent by itself.
+    let other = rig.join("w", None);
+    told(&mut rig, other);
+    let client = rig.accept(false);
+    rig.peers[client].reads = false;
+    rig.receive(client, request("w", &testing::token(None), "").as_bytes());
+    assert!(rig.is_behind(client), "the parts are longer than a send");
+    send(&mut rig, client, 1, &put("k", "1", 9));
+    assert_eq!(told(&mut rig, other), ["k=1@9"]);
+    // Each of these is answered.
+    let mut id = 1;
+    while rig.peers[client].client.receiving {
+        id += 1;
+        send(&mut rig, client, id, &put("k", "2", 1));
+        let outbox = &rig.session(client).outbox;
+        let answers = outbox.answer_bytes();
+        let all = outbox.own_answer_bytes() + outbox.shared_answer_bytes();
+        assert!(
+            answers <= ANSWER_BYTES_MAX + 1000 && all <= answers + 400_000,
+            "{all}"
+        );
+        assert!(id < 10_000, "it is never paused");
+    }
+    rig.peers[client].reads = true;
+    rig.run();
+    assert!(rig.peers[client].client.receiving);
+    let mut replica = Replica::default();
+    replica.read_all(&messages(&mut rig, client));
+    assert!(replica.is_synced && replica.is_exact);
+    assert_eq!((replica.live().len(), replica.saved), (4, id));
 }

@@ -115,13 +115,66 @@ fn a_condition_must_hold() {
             let seen = told(&mut rig, other);
             let seq = before.len() + usize::from(answer.is_none());
             let saved = format!("saved 3 #{seq}");
-            let all = answer.into_iter().chain([saved.as_str()]);
+            let answer_text = answer.map(|answer| format!("{answer} id 3"));
+            let all = answer_text.into_iter().chain([saved]);
             assert_eq!(seen, all.collect::<Vec<_>>(), "{before:?} {payload}");
             assert_eq!(
                 told(&mut rig, one).is_empty(),
                 answer.is_some(),
                 "{payload}"
             );
+        }
+    }
+}
+
+/// P156: the winner has the id of the op that lost to it, if that had one, also if the frame is one
+/// that others are sent, too. What is sent in front of an error has none.
+#[test]
+fn a_correction_has_the_id_of_the_op_that_lost() {
+    let long = format!("\"{}\"", "x".repeat(5000));
+    let changes = [
+        ("short", Some("1")),
+        ("long", Some(long.as_str())),
+        ("gone", None),
+    ];
+    let mut held = workspace(&changes);
+    drop_tombstones(&mut held);
+    let bytes = held.log_bytes();
+    let mut rig = Rig::with(vec![held], |config| {
+        config.limits.workspace_bytes = Some(bytes);
+    });
+    let clients = [(); 2].map(|()| joined(&mut rig, "w"));
+    let mut id = 0;
+    let conditional = |key, at| format!(r#"{},"if_timestamp":{}"#, put(key, "0", 9), T + at);
+    let larger = put("short", &format!("\"{}\"", "y".repeat(9000)), 9);
+    for (payload, answer) in [
+        (put("short", "0", 1), "short=1@1"),
+        (put("long", "0", 1), "long=_@2"),
+        (conditional("short", 5), "short=1@1"),
+        (conditional("long", 5), "long=_@2"),
+        (conditional("none", 5), "-none@3"),
+        (put("gone", "0", 3), "-gone@3"),
+        (delete("never", 2), "-never@3"),
+        (larger, "short=1@1"),
+    ] {
+        let has_error = payload.len() > 9000;
+        for (client, is_numbered) in [(clients[0], true), (clients[1], false), (clients[0], true)] {
+            id += 1;
+            send(&mut rig, client, if is_numbered { id } else { 0 }, &payload);
+            let seen = told(&mut rig, client).into_iter();
+            let seen = seen.map(|text| text.replace(&long, "_"));
+            let seen: Vec<String> = seen.filter(|text| !text.starts_with("saved")).collect();
+            let mark = if is_numbered {
+                format!(" id {id}")
+            } else {
+                String::new()
+            };
+            let expected = if has_error {
+                vec![answer.to_owned(), format!("error 413 key short{mark}")]
+            } else {
+                vec![format!("{answer}{mark}")]
+            };
+            assert_eq!(seen, expected, "{payload:.40}");
         }
     }
 }
@@ -202,7 +255,7 @@ fn an_op_at_or_below_the_floor_loses() {
 
 /// P126, P49: an error about the size comes after the key's current entry.
 #[test]
-fn a_delete_is_never_refused_for_the_size() {
+fn a_delete_of_an_entry_is_never_refused_for_the_size() {
     let mut rig = Rig::new(|config| config.limits.workspace_bytes = Some(150));
     let writer = joined(&mut rig, "w");
     send(&mut rig, writer, 1, &put("k", "1", 1));
@@ -231,6 +284,18 @@ fn a_delete_is_never_refused_for_the_size() {
         told(&mut rig, writer),
         ["error 413 key d id 8", "saved 8 #5"]
     );
+    // Up to twice the limit, also keys without an entry can be deleted.
+    for (id, key) in (9..).zip('m'..='z') {
+        send(&mut rig, writer, id, &delete(&key.to_string(), 12));
+    }
+    let workspace_bytes = rig.shard.rooms[RoomId::new(0)].workspace.log_bytes();
+    assert!(workspace_bytes <= 300, "{workspace_bytes}");
+    let seen = told(&mut rig, writer);
+    assert_eq!(seen.last().map(String::as_str), Some("saved 22 #8"));
+    let refused = "error 413 key z id 22".to_owned();
+    assert!(seen.contains(&refused), "{seen:?}");
+    send(&mut rig, writer, 23, &delete("k", 13));
+    assert_eq!(told(&mut rig, writer), ["saved 23 #9"]);
 }
 
 /// P120, P143.

@@ -6,6 +6,7 @@ use super::{
 };
 use crate::core::shard::tests::rig::{Rig, head};
 use crate::core::testing;
+use crate::generation::Generation;
 
 /// P137: each changed key is sent once, with its latest entry, including tombstones and the
 /// client's own ops.
@@ -148,6 +149,46 @@ fn a_full_state_that_broke_off_is_resumed() {
         ["b", "c", "d", "e"]
     );
     assert_eq!((live["b"], live["e"].len()), ("2", value.len()));
+}
+
+/// P144: in another history, a client lacks more than the changes after a part of a state. The part
+/// left out what was written again later; of that, the other history has the former entry.
+#[test]
+fn a_state_that_broke_off_is_not_resumed_in_another_history() {
+    let value = format!("\"{}\"", "x".repeat(30_000));
+    let mut changes = ["a", "b", "c", "d", "e"]
+        .map(|key| (key, Some(value.as_str())))
+        .to_vec();
+    let mut older = workspace(&changes);
+    changes.push(("a", Some("2")));
+    let mut rig = Rig::with(vec![workspace(&changes)], |_| ());
+    let client = rig.accept(false);
+    rig.peers[client].reads = false;
+    rig.receive(client, request("w", &testing::token(None), "").as_bytes());
+    assert!(rig.read_once(client));
+    let mut replica = Replica::default();
+    replica.read_all(&messages(&mut rig, client));
+    let keys: Vec<&str> = replica.live().into_keys().collect();
+    assert_eq!((keys, replica.seq), (vec!["b", "c"], 3));
+    // The server goes on with a copy that was made before the last op.
+    older.begin_generation();
+    let mut rig = Rig::recovering(|_| ());
+    (rig.generation, rig.logged.previous) = (Generation::new(2), Some(Generation::new(1)));
+    rig.recover(vec![older]);
+    rig.run();
+    let client = join(&mut rig, "w", &since(replica.seq, &replica.generation));
+    let all = messages(&mut rig, client);
+    assert_eq!(all[0]["payload"]["why"], "resumed");
+    assert!(replica.must_begin_anew(&all[0]));
+    let mut mixed = replica.clone();
+    mixed.read_all(&all);
+    let keys: Vec<&str> = mixed.live().into_keys().collect();
+    assert_eq!((keys, mixed.seq), (vec!["b", "c", "d", "e"], 5));
+    let client = join(&mut rig, "w", "");
+    replica.read_all(&messages(&mut rig, client));
+    let keys: Vec<&str> = replica.live().into_keys().collect();
+    assert_eq!(keys, ["a", "b", "c", "d", "e"]);
+    assert!(replica.is_exact);
 }
 
 // ---- bugs in other systems ----

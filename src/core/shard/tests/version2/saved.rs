@@ -42,6 +42,28 @@ fn saved_skips_an_own_op_that_is_longer_than_a_send() {
     );
 }
 
+/// P153: an own op is not settled before the ops in front of it were sent, so that the resume point
+/// is never before what the client holds.
+#[test]
+fn saved_does_not_pass_an_op_that_was_not_sent() {
+    let mut rig = Rig::new(|config| config.outbox_bytes_max = 4 * SEND_BYTES_MAX);
+    let (writer, other) = (joined(&mut rig, "w"), joined(&mut rig, "w"));
+    rig.log_hangs = true;
+    send(&mut rig, other, 1, &put("a", "1", 1));
+    // These four wait for the first, and become visible with one commit. Only two fit a send.
+    let value = format!("\"{}\"", "x".repeat(SEND_BYTES_MAX * 2 / 3));
+    send(&mut rig, other, 2, &put("a", "2", 2));
+    send(&mut rig, other, 3, &put("b", &value, 3));
+    send(&mut rig, other, 4, &put("c", &value, 4));
+    send(&mut rig, writer, 1, &put("d", "1", 5));
+    rig.log_hangs = false;
+    rig.run();
+    let seen = told(&mut rig, writer).into_iter();
+    let seen: Vec<String> = seen.map(|text| text.replace(&value, "_")).collect();
+    let expected = ["a=1@1 #1", "a=2@2 #2", "b=_@3 #3", "c=_@4 #4", "saved 1 #5"];
+    assert_eq!(seen, expected);
+}
+
 /// P150, P61: in the other modes an op is saved once it is visible, which is immediately.
 #[test]
 fn saved_does_not_wait_for_the_disk_in_the_other_modes() {
@@ -52,6 +74,21 @@ fn saved_does_not_wait_for_the_disk_in_the_other_modes() {
         send(&mut rig, writer, 1, &put("a", "1", 1));
         assert_eq!(told(&mut rig, writer), ["saved 1 #1"], "{durability:?}");
     }
+}
+
+/// P150: the others wait for an op, so it is sent to them before its sender learns that it is saved.
+#[test]
+fn saved_is_queued_after_the_op() {
+    let mut rig = Rig::new(|config| config.durability = Durability::None);
+    let (writer, other) = (joined(&mut rig, "w"), joined(&mut rig, "w"));
+    let ids = [writer, other].map(|client| rig.peers[client].client.id);
+    let ops = [op(1, &put("a", "1", 1)), op(2, &put("a", "2", 2))];
+    rig.receive_only(writer, &ops.concat());
+    assert!(rig.shard.sends.queued().is_empty());
+    rig.shard.announce();
+    assert_eq!(*rig.shard.sends.queued(), [ids[1], ids[0]]);
+    rig.run();
+    assert_eq!(told(&mut rig, writer), ["saved 2 #2"]);
 }
 
 /// P152: regardless of the order of the messages, answers come first, then the `saved` that covers

@@ -54,12 +54,29 @@ fn ops() {
             r#"{"type":"op","payload":{"key":"k","deleted":true,"timestamp":7}}"#,
         ),
     ] {
-        let seq = seq.map(Seq::new);
-        let frame_bytes = op_frame_bytes(key, value, timestamp, seq);
+        let envelope = OpEnvelope {
+            seq: seq.map(Seq::new),
+            id: None,
+        };
+        let frame_bytes = op_frame_bytes(key, value, timestamp, envelope);
         check(expected, Some(frame_bytes), |out| {
-            put_op(out, key, value, timestamp, seq);
+            put_op(out, key, value, timestamp, envelope);
         });
     }
+}
+
+/// P156.
+#[test]
+fn a_correction_has_the_id_of_the_message_that_it_answers() {
+    let expected = r#"{"type":"op","id":7,"payload":{"key":"k","value":1,"timestamp":5}}"#;
+    let envelope = OpEnvelope {
+        id: Some(7),
+        seq: None,
+    };
+    let frame_bytes = op_frame_bytes("k", Some("1"), 5, envelope);
+    check(expected, Some(frame_bytes), |out| {
+        put_op(out, "k", Some("1"), 5, envelope);
+    });
 }
 
 /// P131.
@@ -239,16 +256,28 @@ proptest! {
         is_write: bool,
         timestamp: u64,
         seq: Option<u64>,
+        id: Option<u64>,
     ) {
         let value = format!("\"{}\"", "x".repeat(length));
         let (value, seq) = (is_write.then_some(&*value), seq.map(Seq::new));
+        let envelope = OpEnvelope { id, seq };
         let mut out = Vec::new();
-        put_op(&mut out, &key, value, timestamp, seq);
-        prop_assert_eq!(out.len(), op_frame_bytes(&key, value, timestamp, seq));
+        put_op(&mut out, &key, value, timestamp, envelope);
+        prop_assert_eq!(out.len(), op_frame_bytes(&key, value, timestamp, envelope));
+        // The same frame, of which the end is that of the op without an id.
+        if let Some(id) = id {
+            let (mut plain, mut joined) = (Vec::new(), Vec::new());
+            let envelope = OpEnvelope { id: None, seq };
+            put_op(&mut plain, &key, value, timestamp, envelope);
+            let rest = put_op_start(&mut joined, id, plain.len());
+            joined.extend_from_slice(&plain[rest..]);
+            prop_assert_eq!(&joined, &out);
+        }
         let message: serde_json::Value = serde_json::from_str(payload(&out)).unwrap();
         prop_assert_eq!(message["payload"]["key"].as_str(), Some(&*key));
         prop_assert_eq!(message["payload"]["deleted"].as_bool(), (!is_write).then_some(true));
         prop_assert_eq!(message["payload"]["timestamp"].as_u64(), Some(timestamp));
         prop_assert_eq!(message["seq"].as_u64(), seq.map(Seq::get));
+        prop_assert_eq!(message["id"].as_u64(), id);
     }
 }
