@@ -257,7 +257,7 @@ impl Plan {
                 crash_one_in: 400,
                 ..plan
             },
-            // Deletes that are soon forgotten, and short segments that are rewritten a few at a time.
+            // Deletes that are soon forgotten, and short segments that are rewritten one by one.
             5 => Self {
                 steps: 1000,
                 faults: faults::COMPACTION
