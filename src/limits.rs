@@ -564,6 +564,10 @@ const _: () = assert!(
     "the sends of one turn must fit in the submission queue"
 );
 const _: () = assert!(RING_ENTRIES < COMPLETION_ENTRIES);
+const _: () = assert!(
+    RECEIVE_BUFFERS.is_power_of_two(),
+    "the kernel requires it of a ring of buffers"
+);
 const _: () =
     assert!(SEGMENT_BYTES_MIN <= SEGMENT_BYTES_MAX && COMPACTION_BATCH_BYTES <= BATCH_BYTES_MAX);
 const _: () = assert!(
