@@ -186,9 +186,9 @@ impl<T: Tokens> Native<T> {
         match self.enter(wait) {
             Ok(()) => {}
             Err(error) => match error.raw_os_error() {
-                // Nothing was queued, or everything would have been counted.
-                Some(libc::ETIME | libc::EINTR) => return Ok(false),
-                Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM) => {}
+                Some(libc::ETIME | libc::EINTR) if self.queued == 0 => return Ok(false),
+                // The kernel reports the end of a wait only if it has accepted nothing.
+                Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY | libc::ENOMEM) => {}
                 _ => return Err(error),
             },
         }
