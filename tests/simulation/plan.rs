@@ -258,7 +258,8 @@ impl Plan {
                 crash_one_in: 400,
                 ..plan
             },
-            // Deletes that are soon forgotten, and short segments of which few are rewritten at once.
+            // Deletes that are soon forgotten, and short segments of which few are rewritten at a
+            // time.
             5 => Self {
                 steps: 1000,
                 faults: faults::COMPACTION

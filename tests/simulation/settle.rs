@@ -29,6 +29,7 @@ impl World {
         self.calm_down();
         let mut until_us = self.clock.now_us + quiet_us;
         let (mut rounds_at_once, mut moves) = (0, 0);
+        let mut closed_count = self.closed_count();
         loop {
             assert!(
                 rounds_at_once < ROUNDS_AT_ONCE_MAX,
@@ -47,6 +48,11 @@ impl World {
                 continue;
             }
             self.check_prompt();
+            if self.closed_count() != closed_count {
+                // The peers learn with the next presence message who was closed just now.
+                closed_count = self.closed_count();
+                until_us = until_us.max(self.clock.now_us + 2 * self.plan.presence().interval_us);
+            }
             let server = self.server.as_ref().expect("it is idle");
             let running = server.seats.iter().filter(|seat| !seat.is_drained);
             let next_us = running
@@ -89,6 +95,11 @@ impl World {
             self.clock.now_us += us;
             self.clock.unix_us += us;
         }
+    }
+
+    fn closed_count(&self) -> usize {
+        let clients = self.clients.iter();
+        clients.filter(|client| client.code.is_some()).count()
     }
 
     /// Returns whether something is in progress that does not wait for the clock.

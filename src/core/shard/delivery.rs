@@ -32,12 +32,11 @@ impl Shard {
     /// the log.
     pub(super) fn show_committed(&mut self) {
         if self.log.show() {
-            self.sends.wake_after_ops();
+            self.sends.wake(&mut self.sessions);
         }
     }
 
-    /// Queues the members of all rooms in which ops became visible since the last turn, and then
-    /// the sessions that wait for the log or are owed `saved`.
+    /// Queues the members of all rooms in which ops became visible since the last turn.
     pub(super) fn announce(&mut self) {
         self.rooms
             .announce(self.log.visible_position(), |slot, visible_end| {
@@ -49,7 +48,6 @@ impl Shard {
                     self.sends.queue(id, session);
                 }
             });
-        self.sends.queue_answered(&mut self.sessions);
     }
 
     /// Serves a slice of the queue, unless a commit is in flight or the shard pauses.

@@ -111,12 +111,11 @@ impl Shard {
             return;
         };
         let settlement = &mut session.v2_mut().settlement;
-        let was_due = settlement.is_due(visible);
         settlement.handled(message_id, position, visible, batch_start);
-        if !settlement.is_due(visible) {
+        if settlement.is_due(visible) {
+            self.sends.queue(id, session);
+        } else {
             self.sends.wait_for_log(id, session);
-        } else if !was_due {
-            self.sends.queue_after_ops(id);
         }
     }
 

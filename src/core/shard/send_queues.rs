@@ -20,10 +20,6 @@ pub(super) struct SendQueues {
     bulk: VecDeque<SessionId>,
     /// Sessions whose first answer waits for the log, or for a state that is being encoded.
     waiting_for_log: Vec<SessionId>,
-    /// Whether those sessions are to be queued in this turn.
-    is_waking: bool,
-    /// Sessions to be queued in this turn, after those that its ops are sent to.
-    answered: Vec<SessionId>,
     pacer: Pacer,
     /// The number of sessions taken from `short` since the start.
     served_count: u64,
@@ -76,31 +72,7 @@ impl SendQueues {
         self.short.is_empty() && self.bulk.is_empty()
     }
 
-    // ---- answers ----
-
-    /// Makes [`SendQueues::queue_answered`] queue a session.
-    pub fn queue_after_ops(&mut self, id: SessionId) {
-        self.answered.push(id);
-    }
-
-    /// Makes [`SendQueues::queue_answered`] queue all sessions that wait for the log.
-    pub fn wake_after_ops(&mut self) {
-        self.is_waking = true;
-    }
-
-    /// Queues the sessions that are owed answers. To be called once a turn has queued the sessions
-    /// to which its ops are sent: they come first, because others wait for them, and because a
-    /// `saved` that is sent later may cover more.
-    pub fn queue_answered(&mut self, sessions: &mut Sessions) {
-        if std::mem::take(&mut self.is_waking) {
-            self.wake(sessions);
-        }
-        for id in self.answered.drain(..) {
-            if let Some(session) = sessions.get_mut(id) {
-                push(&mut self.short, id, session);
-            }
-        }
-    }
+    // ---- answers that wait for the log ----
 
     /// Makes a session wait for progress on the log or on a state that is being encoded.
     pub fn wait_for_log(&mut self, id: SessionId, session: &mut Session) {

@@ -95,8 +95,8 @@ pub fn op_frame_bytes(
 
 /// Appends an op as a text frame (P122): a write, or a delete if there is no value.
 ///
-/// A broadcast has a `seq`. A correction has none, because it does not advance the resume point, but the `id`
-/// of the message that it answers.
+/// A broadcast has a `seq`. A correction has none, because it does not advance the resume point,
+/// but has the `id` of the message that it answers.
 pub fn put_op(
     out: &mut Vec<u8>,
     key: &str,

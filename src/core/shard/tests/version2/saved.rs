@@ -76,21 +76,6 @@ fn saved_does_not_wait_for_the_disk_in_the_other_modes() {
     }
 }
 
-/// P150: the others wait for an op, so it is sent to them before its sender learns that it is saved.
-#[test]
-fn saved_is_queued_after_the_op() {
-    let mut rig = Rig::new(|config| config.durability = Durability::None);
-    let (writer, other) = (joined(&mut rig, "w"), joined(&mut rig, "w"));
-    let ids = [writer, other].map(|client| rig.peers[client].client.id);
-    let ops = [op(1, &put("a", "1", 1)), op(2, &put("a", "2", 2))];
-    rig.receive_only(writer, &ops.concat());
-    assert!(rig.shard.sends.queued().is_empty());
-    rig.shard.announce();
-    assert_eq!(*rig.shard.sends.queued(), [ids[1], ids[0]]);
-    rig.run();
-    assert_eq!(told(&mut rig, writer), ["saved 2 #2"]);
-}
-
 /// P152: regardless of the order of the messages, answers come first, then the `saved` that covers
 /// them.
 #[test]
