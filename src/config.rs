@@ -107,6 +107,17 @@ pub struct ServeArgs {
     )]
     pub no_pin: bool,
 
+    /// The ring that each event loop runs on
+    #[arg(
+        long,
+        value_name = "KIND",
+        env = "ETHERPLY_RING",
+        hide_env_values = true,
+        value_enum,
+        default_value = "auto"
+    )]
+    pub ring: RingChoice,
+
     /// The folder for the log; created if missing
     #[arg(
         long,
@@ -371,6 +382,17 @@ pub enum DurabilityMode {
     Interval,
     /// Other clients receive ops at once; the kernel decides when to write them to disk.
     None,
+}
+
+/// The ring that an event loop runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RingChoice {
+    /// The native ring if the kernel supports it.
+    Auto,
+    /// The ring that takes the least CPU time; needs Linux 6.1.
+    Native,
+    /// The ring for older kernels.
+    Compat,
 }
 
 /// The level of the messages on stderr.

@@ -193,6 +193,10 @@ pub const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const COMMIT_AGE_MIN_US: u64 = 250;
 /// The maximum to which this age is raised when commits take long.
 pub const COMMIT_AGE_MAX_US: u64 = 10_000;
+/// The age of a batch's oldest op at which the batch is written in the modes in which no op waits
+/// for the disk. A write is handed to another thread of the kernel, and at a light load each op
+/// would have its own.
+pub const RELAXED_COMMIT_AGE_US: u64 = 20_000;
 /// The free disk space that a server needs to start: room for a segment and the zeros that are
 /// written in advance.
 pub const SEGMENT_RESERVE_BYTES: u64 = 1024 * 1024;
@@ -564,6 +568,10 @@ const _: () = assert!(
     "the sends of one turn must fit in the submission queue"
 );
 const _: () = assert!(RING_ENTRIES < COMPLETION_ENTRIES);
+const _: () = assert!(
+    RECEIVE_BUFFERS.is_power_of_two(),
+    "the kernel requires it of a ring of buffers"
+);
 const _: () =
     assert!(SEGMENT_BYTES_MIN <= SEGMENT_BYTES_MAX && COMPACTION_BATCH_BYTES <= BATCH_BYTES_MAX);
 const _: () = assert!(

@@ -29,7 +29,7 @@ const MAIN_LINES: usize = 100;
 /// The maximum number of columns in a line, including comments and literals.
 const COLUMNS: usize = 100;
 /// The only files in which `unsafe` may appear.
-const UNSAFE_FILES: [&str; 2] = ["io/ring.rs", "io/buffers.rs"];
+const UNSAFE_FILES: [&str; 3] = ["io/ring.rs", "io/ring/calls.rs", "io/buffers.rs"];
 
 /// Paths that give access to a clock, randomness, files, sockets, threads or an executor. In a pure
 /// layer, time is an argument.
@@ -269,7 +269,7 @@ fn purity(sources: &[Source]) -> Vec<Fault> {
     faults
 }
 
-/// Checks that `unsafe` appears in only two files, and that each block and impl says why it is
+/// Checks that `unsafe` appears in only three files, and that each block and impl says why it is
 /// sound.
 fn unsafety(sources: &[Source]) -> Vec<Fault> {
     let mut faults = Vec::new();
@@ -452,7 +452,7 @@ fn pure_layers_name_nothing_impure() {
 }
 
 #[test]
-fn unsafe_is_in_two_files_and_is_justified() {
+fn unsafe_is_in_three_files_and_is_justified() {
     hold(unsafety);
 }
 

@@ -342,7 +342,8 @@ impl Shard {
             && !self.log.holds_sends()
             && self.sends.pause_until_us().is_none();
         // The round may have ended in this turn, after the step in which a commit starts.
-        let may_commit = self.sends.is_empty() && self.log.is_ready();
+        let is_unhurried = self.config.durability != Durability::Always && self.drain == Drain::No;
+        let may_commit = self.sends.is_empty() && self.log.is_ready() && !is_unhurried;
         let may_encode = self.snapshots.is_encoding();
         let may_read = !self.log.is_full() && self.reads.unread_count() > 0;
         let may_read = may_read || self.has_due_room();
@@ -369,6 +370,7 @@ impl Shard {
         [
             self.sessions.next_due_us(),
             self.log.sync_due_us(),
+            self.unhurried_commit_us(),
             retry_us,
             drain_us,
             self.sends.pause_until_us(),
@@ -379,6 +381,12 @@ impl Shard {
         .into_iter()
         .flatten()
         .min()
+    }
+
+    /// Returns the time at which the batch is written if no client waits for it.
+    fn unhurried_commit_us(&self) -> Option<u64> {
+        let is_unhurried = self.config.durability != Durability::Always && self.log.is_ready();
+        is_unhurried.then(|| self.log.batch_due_us()).flatten()
     }
 
     /// Returns the size that the log would have without superseded ops.
@@ -504,8 +512,13 @@ impl Shard {
     fn start_commit(&mut self, clock: Clock) {
         let due_us = self.log.batch_due_us();
         let is_old = due_us.is_some_and(|due_us| due_us <= clock.now_us);
-        let takes_turns = self.config.durability == Durability::Always;
-        let is_due = self.sends.is_empty() || !takes_turns || is_old || self.log.is_full();
+        let is_due = if self.config.durability == Durability::Always {
+            self.sends.is_empty() || is_old || self.log.is_full()
+        } else {
+            let sync_us = self.log.sync_due_us();
+            let is_sync_due = sync_us.is_some_and(|sync_us| sync_us <= clock.now_us);
+            is_old || is_sync_due || self.log.is_full() || self.drain != Drain::No
+        };
         if let Some(step) = is_due.then(|| self.log.start(clock.now_us)).flatten() {
             self.push_step(step);
         }

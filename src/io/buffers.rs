@@ -1,8 +1,9 @@
 //! The provided receive buffers of a ring: one block of memory, lent to the kernel piece by piece.
 //!
 //! A connection that is waiting for data holds no buffer. When data arrives, the kernel picks a
-//! buffer (`IORING_OP_PROVIDE_BUFFERS`, `io_uring_enter(2)`), fills it, and names it in the
-//! completion. From then on the buffer is ours until it is provided again.
+//! buffer, fills it, and names it in the completion. From then on the buffer is ours until it is
+//! provided again: through memory shared with the kernel (`IORING_REGISTER_PBUF_RING`), or by an
+//! operation (`IORING_OP_PROVIDE_BUFFERS`) on kernels before 6.1.
 //!
 //! ```text
 //!   provided (the kernel's) ──completion──► Filled (ours) ──give_back──► to provide ──► provided
@@ -16,6 +17,9 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use io_uring::types::BufRingEntry;
 
 use crate::limits::{RECEIVE_BUFFERS, RECEIVE_BYTES_MAX};
 
@@ -56,6 +60,17 @@ pub(super) struct ReceiveBuffers {
     /// Whether the kernel holds each buffer. A buffer that it does not hold is in `returned` or is
     /// a [`Filled`].
     lent: [bool; RECEIVE_BUFFERS as usize],
+    lent_count: usize,
+    /// The memory through which buffers are lent, unless each is lent by an operation.
+    lending: Option<LendingRing>,
+}
+
+/// A ring of buffers in memory that is shared with the kernel (`IORING_REGISTER_PBUF_RING`,
+/// `io_uring_register(2)`). The kernel takes them from its head, which it does not publish.
+struct LendingRing {
+    entries: NonNull<BufRingEntry>,
+    /// The number of buffers that were ever lent; wraps around.
+    tail: u16,
 }
 
 const BYTES: usize = RECEIVE_BUFFERS as usize * RECEIVE_BYTES_MAX;
@@ -91,13 +106,74 @@ impl Memory {
     }
 }
 
+impl LendingRing {
+    fn layout() -> Layout {
+        // The kernel requires that it starts at a page.
+        Layout::from_size_align(
+            usize::from(RECEIVE_BUFFERS) * size_of::<BufRingEntry>(),
+            4096,
+        )
+        .expect("the constant fits")
+    }
+
+    fn new() -> Self {
+        // SAFETY:
+        // - the layout has a nonzero size
+        let entries = unsafe { alloc_zeroed(Self::layout()) };
+        let Some(entries) = NonNull::new(entries) else {
+            handle_alloc_error(Self::layout())
+        };
+        Self {
+            entries: entries.cast(),
+            tail: 0,
+        }
+    }
+
+    /// Adds a buffer, which the kernel sees once it is published.
+    fn push(&mut self, index: u16, address: *mut u8) {
+        let place = usize::from(self.tail % RECEIVE_BUFFERS);
+        // SAFETY:
+        // - the place lies in the allocation, which was zeroed, and any bytes are a valid entry
+        // - no other reference to it exists, and the kernel reads it only once the tail is after it
+        // - it is not before the head: there are as many places as buffers, and this buffer is not
+        //   in the ring
+        let entry = unsafe { self.entries.add(place).as_mut() };
+        entry.set_addr(address.expose_provenance() as u64);
+        entry.set_len(u32::try_from(RECEIVE_BYTES_MAX).expect("the length fits in 32 bits"));
+        entry.set_bid(index);
+        self.tail = self.tail.wrapping_add(1);
+    }
+
+    /// Lends the buffers that were added to the kernel.
+    fn publish(&mut self) {
+        // SAFETY:
+        // - the tail is a field of the first entry, which `entries` points to; it is aligned, and
+        //   it is not one of those that `push` writes
+        // - the kernel reads it at any time, so it is written as an atomic
+        unsafe {
+            let tail = BufRingEntry::tail(self.entries.as_ptr()).cast_mut();
+            AtomicU16::from_ptr(tail).store(self.tail, Ordering::Release);
+        }
+    }
+}
+
+impl Drop for LendingRing {
+    fn drop(&mut self) {
+        // SAFETY:
+        // - `entries` came from alloc_zeroed with this same layout, and is freed only here
+        // - the kernel does not read it: its ring is dropped before the buffers, and no receive is
+        //   in flight by then
+        unsafe { dealloc(self.entries.as_ptr().cast(), Self::layout()) }
+    }
+}
+
 impl Drop for Memory {
     fn drop(&mut self) {
         sanitizer::show(self.base.as_ptr(), BYTES);
         // SAFETY:
         // - `base` came from alloc_zeroed with this same layout, and is freed only here
-        // - the kernel no longer writes to it: the ring holds it, and ring::run drops the ring
-        //   after the runtime, which has waited for all receives to end
+        // - the kernel no longer writes to it: a ring holds it, and drops it after it has waited
+        //   for all receives to end
         unsafe { dealloc(self.base.as_ptr(), Self::layout()) }
     }
 }
@@ -125,7 +201,51 @@ impl ReceiveBuffers {
             memory: Rc::new(Memory::new()),
             returned: (0..RECEIVE_BUFFERS).collect(),
             lent: [false; RECEIVE_BUFFERS as usize],
+            lent_count: 0,
+            lending: None,
         }
+    }
+
+    /// Allocates buffers that are lent through shared memory.
+    pub fn with_lending_ring() -> Self {
+        Self {
+            lending: Some(LendingRing::new()),
+            ..Self::new()
+        }
+    }
+
+    /// Returns the address of the shared memory, which has room for [`RECEIVE_BUFFERS`].
+    ///
+    /// # Panics
+    /// If each buffer is lent by an operation.
+    pub fn lending_address(&self) -> u64 {
+        let lending = self.lending.as_ref();
+        let lending = lending.expect("the buffers are lent through shared memory");
+        lending.entries.as_ptr().expose_provenance() as u64
+    }
+
+    /// Leaks the memory, which the kernel may still use.
+    pub fn leak(&mut self) {
+        std::mem::forget(Rc::clone(&self.memory));
+        std::mem::forget(self.lending.take());
+    }
+
+    /// Lends all returned buffers to the kernel through the shared memory.
+    ///
+    /// # Panics
+    /// If each buffer is lent by an operation.
+    pub fn lend_all(&mut self) {
+        if self.returned.is_empty() {
+            return;
+        }
+        let mut lending = self.lending.take();
+        let ring = lending.as_mut();
+        let ring = ring.expect("the buffers are lent through shared memory");
+        while let Some((index, address)) = self.lend_next() {
+            ring.push(index, address);
+        }
+        ring.publish();
+        self.lending = lending;
     }
 
     /// Takes ownership of the buffer that a completion names, which holds `bytes` bytes. Called
@@ -171,12 +291,13 @@ impl ReceiveBuffers {
             was_lent,
             "the kernel returned a buffer that it does not have"
         );
+        self.lent_count -= 1;
     }
 
     /// Returns the number of buffers that the kernel holds, including those it has filled but whose
     /// completions the ring has not seen yet.
     pub fn lent_count(&self) -> usize {
-        self.lent.iter().filter(|is_lent| **is_lent).count()
+        self.lent_count
     }
 
     /// Returns the index and the address of the next buffer to provide, and marks it as lent.
@@ -184,6 +305,7 @@ impl ReceiveBuffers {
         let index = self.returned.pop()?;
         let was_lent = std::mem::replace(&mut self.lent[usize::from(index)], true);
         assert!(!was_lent, "the buffer is already lent");
+        self.lent_count += 1;
         Some((index, self.memory.address(index)))
     }
 }

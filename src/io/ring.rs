@@ -1,49 +1,24 @@
-//! A completion queue on top of tokio-uring: operations go in and completions come out, without a
-//! task per operation.
+//! A completion queue: operations go in and completions come out, without a task per operation.
 //!
-//! Every operation is a [`tokio_uring::UnsubmittedOneshot`]. Its in-flight future is kept in a slab
-//! and polled once, with a waker that holds nothing but the slab index. Waking it puts the index on
-//! this thread's list and wakes the thread's only future. That future, created by [`run`], lets the
-//! owner drain the completions, run its turn and queue new operations. It then returns to tokio,
-//! which parks, and parking is what makes tokio-uring submit. A future that woke itself would never
-//! park, and nothing would be submitted; to get another turn right away, the owner submits a no-op
-//! ([`Ring::again`]).
+//! Two rings implement it. Both submit everything that a turn has queued with one system call.
 //!
-//! tokio polls the future once more before it takes the completions. That poll runs no turn,
-//! because it would have nothing to do.
+//! - `native`, for kernels from 6.1 on. One system call submits, waits, and completes.
+//! - `compat`, on top of tokio-uring, for kernels from 5.10 on.
+//!
+//! What operations are made of, and what becomes of their results, is the same for both and is in
+//! this file. The interface knows nothing of sessions or logs.
 //!
 //! # How memory is kept alive while the kernel uses it
 //!
 //! Everything that an operation points to (bytes, a message header, a time) moves into its flight
-//! and comes back with its completion. A flight leaves the slab only with its single completion, or
-//! when the ring is dropped. [`run`] drops the ring after the runtime, even on a panic, and the end
-//! of the runtime cancels all operations and waits for them. That order is necessary. An in-flight
-//! future that is dropped earlier hands its memory to tokio-uring, which keeps it until the
-//! completion while the runtime lives, but frees it *before* it cancels the operation when the
-//! runtime ends. Receives point to no memory: the kernel picks one of the ring's buffers.
-//!
-//! A completion is always matched to its own operation: tokio-uring identifies an operation by a
-//! slot that it frees with the completion, the slab here does the same, and no operation completes
-//! more than once (no multishot, no zero-copy send).
+//! and comes back with its completion. A flight ends only with its single completion, or when the
+//! ring is dropped, which cancels all operations and waits for them. Receives point to no memory:
+//! the kernel picks one of the ring's buffers. A completion is always matched to its own operation,
+//! because no operation completes more than once (no multishot, no zero-copy send).
 //!
 //! The ring does not own descriptors. Their owner keeps them open until the completion; otherwise,
 //! an operation that has not been submitted yet could act on another file that has since received
 //! the same number.
-//!
-//! # Why no completion is lost
-//!
-//! Since every idle client has a pending receive, more operations may be in flight than the
-//! completion queue has entries, and the queue may be full when an operation completes. The kernel
-//! then keeps the completion in its own memory (`IORING_FEAT_NODROP` in `io_uring_setup(2)`, since
-//! Linux 5.5; [`probe`] fails without it) and sets `IORING_SQ_CQ_OVERFLOW`. tokio-uring submits
-//! whenever tokio parks, and if that flag is set it also asks for events
-//! (`IORING_ENTER_GETEVENTS`): the kernel moves the completions it has kept into the queue, as far
-//! as they fit, and wakes the thread. Older kernels, including 5.10, refuse new operations with
-//! EBUSY in the meantime, and these stay in the submission queue (see `submissions`). One case
-//! cannot be ruled out here: if the kernel has no memory left to keep a completion, it drops it. A
-//! test overflows the queue and counts the completions.
-//!
-//! The interface knows nothing of sessions or logs, so another ring could implement it.
 
 #![allow(
     unsafe_code,
@@ -53,60 +28,114 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
-use std::marker::PhantomData;
 use std::ops::ControlFlow;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::pin::Pin;
-use std::task::{Context, Poll, RawWaker, RawWakerVTable, Waker};
+use std::task::Poll;
+use std::time::Duration;
 
 use io_uring::{cqueue, opcode, squeue, types};
-use slab::Slab;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
-use tokio_uring::UnsubmittedOneshot;
 
 use crate::core::fanout::chunk_pool::Spans;
 use crate::io::buffers::sanitizer::Pointed;
 use crate::io::buffers::{Filled, KERNEL_LENDS_LATE, ReceiveBuffers, kernel};
-use crate::limits::{RECEIVE_BYTES_MAX, RING_ENTRIES, SEND_SPANS_MAX};
+use crate::limits::{RECEIVE_BYTES_MAX, SEND_SPANS_MAX};
 use crate::log::blocks::BlockWrite;
 
 mod advice;
+mod calls;
+mod compat;
 mod flight;
+mod native;
 mod ready;
 mod setup;
 mod submissions;
 
-use flight::{Flight, Operation, PendingOperation, RawOutcome, Spare, Vectored, keep};
+use calls::{BUFFER_GROUP, enable, enter_of, poll_first, watch};
+use compat::Compat;
+use flight::{Operation, Outcome, PendingOperation, Spare, Vectored, keep};
+use native::Native;
 use ready::{READY, Ready};
-use submissions::{EndingRuntime, Enter, Guard, Submissions};
+use submissions::{EndingRuntime, Guard};
 
 pub use advice::advice;
 pub use flight::{Completion, Tokens};
-pub use setup::{locked_bytes, probe, try_all};
-
-/// The buffer group of the provided buffers; a ring has one.
-const BUFFER_GROUP: u16 = 0;
+pub use setup::{RingKind, locked_bytes, probe, try_all};
 
 /// The ring of one thread.
 pub struct Ring<T: Tokens> {
-    flights: Slab<Flight<T>>,
+    /// Declared before the buffers, which the kernel may use until it is dropped.
+    engine: Engine<T>,
     buffers: ReceiveBuffers,
     /// Receives to arm at the end of a turn, after the returned buffers are provided. Oldest first.
     unarmed: VecDeque<(T::Receive, i32)>,
     /// Whether a receive is submitted only once data is available, as on kernels before 5.19.
     waits_before_receive: bool,
     spare: Spare,
-    submissions: Submissions,
-    /// Operations that did not fit into the submission queue. Oldest first.
-    pending: VecDeque<PendingOperation<T>>,
+}
+
+/// What submits the operations and takes their completions.
+enum Engine<T: Tokens> {
+    Native(Box<Native<T>>),
+    Compat(Compat<T>),
+}
+
+impl<T: Tokens> Engine<T> {
+    fn next_outcome(&mut self) -> Option<Outcome<T>> {
+        match self {
+            Self::Native(native) => native.next_outcome(),
+            Self::Compat(compat) => compat.next_outcome(),
+        }
+    }
+
+    fn native(&mut self) -> &mut Native<T> {
+        match self {
+            Self::Native(native) => native,
+            Self::Compat(_) => unreachable!("the ring is not on top of tokio-uring"),
+        }
+    }
+
+    fn compat(&mut self) -> &mut Compat<T> {
+        match self {
+            Self::Compat(compat) => compat,
+            Self::Native(_) => unreachable!("the ring is on top of tokio-uring"),
+        }
+    }
 }
 
 /// Runs `turn` on a ring of this thread, once at the beginning and then whenever an operation has
 /// completed, until it returns `Break`. `is_set_up` is called before that, as soon as the ring
-/// exists; if it returns `Break`, no turn is run. `waits_before_receive` selects the receive method
-/// for kernels before 5.19, which such kernels always use.
+/// exists; if it returns `Break`, no turn is run.
 pub fn run<T: Tokens>(
+    kind: RingKind,
+    is_set_up: impl FnOnce() -> ControlFlow<()>,
+    turn: impl FnMut(&mut Ring<T>) -> ControlFlow<()>,
+) -> io::Result<()> {
+    match kind {
+        RingKind::Native => run_native(is_set_up, turn),
+        RingKind::Compat {
+            waits_before_receive,
+        } => run_compat(waits_before_receive, is_set_up, turn),
+    }
+}
+
+fn run_native<T: Tokens>(
+    is_set_up: impl FnOnce() -> ControlFlow<()>,
+    mut turn: impl FnMut(&mut Ring<T>) -> ControlFlow<()>,
+) -> io::Result<()> {
+    let (ring, buffers) = setup::native_with_buffers()?;
+    let mut ring = Ring::native(Native::new(ring), buffers);
+    if is_set_up().is_break() {
+        return Ok(());
+    }
+    while turn(&mut ring).is_continue() {
+        ring.engine.native().wait()?;
+    }
+    Ok(())
+}
+
+/// `waits_before_receive` selects the receive method for kernels before 5.19, which such kernels
+/// always use.
+fn run_compat<T: Tokens>(
     waits_before_receive: bool,
     is_set_up: impl FnOnce() -> ControlFlow<()>,
     mut turn: impl FnMut(&mut Ring<T>) -> ControlFlow<()>,
@@ -114,7 +143,7 @@ pub fn run<T: Tokens>(
     // A previous ring on this thread may have left entries behind if a panic ended it.
     READY.set(Ready::EMPTY);
     let (runtime, descriptor) = setup::runtime(enable)?;
-    let mut ring = Ring::new(waits_before_receive, descriptor);
+    let mut ring = Ring::compat(waits_before_receive, descriptor);
     // Declared after the ring so that it is dropped first, even on a panic: until the runtime has
     // waited for the kernel, the flights must hold the memory that the kernel is using.
     let runtime = EndingRuntime::new(runtime, enter_of(descriptor));
@@ -132,14 +161,14 @@ pub fn run<T: Tokens>(
             !ready.indices.is_empty()
         });
         // If operations were left over, the owner gets a turn so that it can report them.
-        let is_left = guard.is_due(context) && ring.submit_again();
+        let is_left = guard.is_due(context) && ring.engine.compat().submit_again();
         let is_turn = is_news || is_left || !std::mem::replace(&mut is_begun, true);
         let flow = if is_turn {
             turn(&mut ring)
         } else {
             ControlFlow::Continue(())
         };
-        if ring.may_have_unsubmitted() {
+        if ring.engine.compat().may_have_unsubmitted() {
             guard.arm(context);
         }
         match flow {
@@ -154,72 +183,24 @@ pub fn run<T: Tokens>(
     Ok(())
 }
 
-/// Enables a ring that was set up disabled. Returns false for any other ring or file.
-fn enable(descriptor: RawFd) -> bool {
-    /// `io_uring_register(2)`.
-    const IORING_REGISTER_ENABLE_RINGS: libc::c_uint = 12;
-    let none = std::ptr::null::<libc::c_void>();
-    // SAFETY:
-    // - no argument of the call is a pointer to memory
-    // - it has no effect on a descriptor that is not a disabled ring, and only `setup::runtime`
-    //   sets up such a ring, one at a time
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_io_uring_register,
-            descriptor,
-            IORING_REGISTER_ENABLE_RINGS,
-            none,
-            0,
-        )
-    };
-    result == 0
-}
-
-/// Registers a timer with this thread's runtime.
-fn watch(timer: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY:
-    // - an OwnedFd owns one descriptor, which stays open for as long as the OwnedFd lives
-    let watched = unsafe { AsyncFd::register_with_interest(timer, Interest::READABLE) };
-    Ok(watched?)
-}
-
-/// Returns a function that submits everything in the submission queue of a ring on this thread and
-/// returns the number of entries that the kernel accepted.
-fn enter_of(descriptor: RawFd) -> Enter {
-    let none = std::ptr::null::<libc::c_void>();
-    Box::new(move || {
-        // SAFETY:
-        // - no argument points anywhere: the call does not wait, so it has no signal mask
-        // - tokio-uring has written all entries up to the queue's tail, as for its own calls, and
-        //   reads the head that the kernel moves before it writes the next entry
-        // - the memory that the entries point to is owned by their flights, as for its own calls
-        // - the closure is dropped before the runtime that holds the descriptor, or with its ring,
-        //   which no longer enters the kernel by then
-        let taken = unsafe {
-            libc::syscall(
-                libc::SYS_io_uring_enter,
-                descriptor,
-                RING_ENTRIES,
-                0,
-                0,
-                none,
-                0,
-            )
-        };
-        u32::try_from(taken).map_err(|_| io::Error::last_os_error())
-    })
-}
-
 impl<T: Tokens> Ring<T> {
-    fn new(waits_before_receive: bool, descriptor: RawFd) -> Self {
+    fn native(engine: Native<T>, buffers: ReceiveBuffers) -> Self {
+        Self::new(Engine::Native(Box::new(engine)), buffers, false)
+    }
+
+    fn compat(waits_before_receive: bool, descriptor: RawFd) -> Self {
+        let engine = Engine::Compat(Compat::new(enter_of(descriptor)));
+        let waits = waits_before_receive || kernel() < KERNEL_LENDS_LATE;
+        Self::new(engine, ReceiveBuffers::new(), waits)
+    }
+
+    fn new(engine: Engine<T>, buffers: ReceiveBuffers, waits_before_receive: bool) -> Self {
         Self {
-            flights: Slab::new(),
-            buffers: ReceiveBuffers::new(),
+            engine,
+            buffers,
             unarmed: VecDeque::new(),
-            waits_before_receive: waits_before_receive || kernel() < KERNEL_LENDS_LATE,
+            waits_before_receive,
             spare: Spare::default(),
-            submissions: Submissions::new(enter_of(descriptor)),
-            pending: VecDeque::new(),
         }
     }
 
@@ -227,56 +208,25 @@ impl<T: Tokens> Ring<T> {
     /// submitted again.
     #[must_use]
     pub fn retries(&self) -> u64 {
-        self.submissions.retries()
-    }
-
-    /// Submits the operations that the last park left unsubmitted. Returns whether there were any.
-    fn submit_again(&mut self) -> bool {
-        let is_left = self.submissions.retry();
-        self.let_go();
-        is_left
-    }
-
-    fn may_have_unsubmitted(&self) -> bool {
-        !self.submissions.is_known_empty() || !self.pending.is_empty()
-    }
-
-    /// Moves as many pending operations into the submission queue as fit.
-    fn let_go(&mut self) {
-        while !self.pending.is_empty() && self.submissions.has_room() {
-            let pending = self.pending.pop_front().expect("an operation is pending");
-            self.launch(pending);
+        match &self.engine {
+            Engine::Native(native) => native.retries(),
+            Engine::Compat(compat) => compat.retries(),
         }
     }
 
-    /// Appends all completions that have arrived to `completions`.
+    /// Appends all completions that have arrived to `completions`. Their number is bounded by the
+    /// length of the completion queue.
     pub fn drain(&mut self, completions: &mut Vec<Completion<T>>) {
-        self.let_go();
-        let mut indices = READY.with_borrow_mut(|ready| std::mem::take(&mut ready.indices));
-        for index in indices.drain(..) {
-            let flight = self
-                .flights
-                .get_mut(index)
-                .expect("the flight exists until it completes");
-            let mut context = Context::from_waker(Waker::noop());
-            let Poll::Ready(outcome) = Pin::new(&mut flight.operation).poll(&mut context) else {
-                unreachable!("the flight is still pending after its completion");
-            };
-            self.flights.remove(index);
+        match &mut self.engine {
+            Engine::Native(native) => native.begin_drain(),
+            Engine::Compat(compat) => compat.begin_drain(),
+        }
+        while let Some(outcome) = self.engine.next_outcome() {
             completions.extend(self.complete(outcome));
         }
-        // Put the list back so that its memory is reused.
-        READY.with_borrow_mut(|ready| {
-            if ready.indices.is_empty() {
-                ready.indices = indices;
-            }
-        });
     }
 
-    fn complete(
-        &mut self,
-        (operation, result, flags): (Operation<T>, i32, u32),
-    ) -> Option<Completion<T>> {
+    fn complete(&mut self, (operation, result, flags): Outcome<T>) -> Option<Completion<T>> {
         let count = usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result));
         Some(match operation {
             Operation::Provide { index } if count.is_err() => {
@@ -351,16 +301,9 @@ impl<T: Tokens> Ring<T> {
     /// Ends a turn: provides the returned buffers to the kernel again, and arms receives, oldest
     /// first.
     pub fn finish_turn(&mut self) {
-        // One buffer at a time: if a kernel that is short of memory is offered several at once, it
-        // accepts only some of them, and newer kernels then report 0 as if they had accepted them
-        // all.
-        while let Some((index, address)) = self.buffers.lend_next() {
-            let length =
-                i32::try_from(RECEIVE_BYTES_MAX).expect("the buffer length fits in 32 bits");
-            // The ring holds the memory until the kernel is done with it, and nothing reads or
-            // writes a buffer that was given back until a completion names it.
-            let entry = opcode::ProvideBuffers::new(address, length, 1, BUFFER_GROUP, index);
-            self.submit(Operation::Provide { index }, entry.build());
+        match &self.engine {
+            Engine::Native(_) => self.buffers.lend_all(),
+            Engine::Compat(_) => self.provide_buffers(),
         }
         // Arm no more receives than there can be buffers for: a receive that finds none costs
         // another operation and ends up behind later receives.
@@ -372,15 +315,35 @@ impl<T: Tokens> Ring<T> {
                 .expect("at least this many are waiting");
             self.submit_receive(fd, token);
         }
-        // The armed receives may wait for a long time, so a no-op triggers the next turn.
+        // The armed receives may wait for a long time, so the next turn must not.
         if count > 0 && !self.unarmed.is_empty() {
-            self.submit(Operation::Arm, opcode::Nop::new().build());
+            match &mut self.engine {
+                Engine::Native(native) => native.turn_again(),
+                Engine::Compat(_) => self.submit(Operation::Arm, opcode::Nop::new().build()),
+            }
+        }
+    }
+
+    fn provide_buffers(&mut self) {
+        // One buffer at a time: if a kernel that is short of memory is offered several at once, it
+        // accepts only some of them, and newer kernels then report 0 as if they had accepted them
+        // all.
+        while let Some((index, address)) = self.buffers.lend_next() {
+            let length =
+                i32::try_from(RECEIVE_BYTES_MAX).expect("the buffer length fits in 32 bits");
+            // The ring holds the memory until the kernel is done with it, and nothing reads or
+            // writes a buffer that was given back until a completion names it.
+            let entry = opcode::ProvideBuffers::new(address, length, 1, BUFFER_GROUP, index);
+            self.submit(Operation::Provide { index }, entry.build());
         }
     }
 
     /// Requests another turn right away.
     pub fn again(&mut self, token: T::Signal) {
-        self.submit(Operation::Signal(token), opcode::Nop::new().build());
+        match &mut self.engine {
+            Engine::Native(native) => native.again(token),
+            Engine::Compat(_) => self.submit(Operation::Signal(token), opcode::Nop::new().build()),
+        }
     }
 
     /// Receives into a provided buffer. The receive is armed at the end of this turn, or of a later
@@ -398,10 +361,15 @@ impl<T: Tokens> Ring<T> {
 
     fn submit_receive(&mut self, fd: i32, token: T::Receive) {
         let length = u32::try_from(RECEIVE_BYTES_MAX).expect("the buffer length fits in 32 bits");
-        let entry = opcode::Recv::new(types::Fd(fd), std::ptr::null_mut(), length)
+        let mut entry = opcode::Recv::new(types::Fd(fd), std::ptr::null_mut(), length)
             .buf_group(BUFFER_GROUP)
             .build()
             .flags(squeue::Flags::BUFFER_SELECT);
+        if let Engine::Native(native) = &self.engine
+            && native.polls_first(fd)
+        {
+            poll_first(&mut entry);
+        }
         self.submit(Operation::Receive { fd, token }, entry);
     }
 
@@ -502,6 +470,9 @@ impl<T: Tokens> Ring<T> {
 
     /// Starts a timer, which completes after `after_us` microseconds with the error ETIME.
     pub fn timer(&mut self, after_us: u64, token: T::Signal) {
+        if let Engine::Native(native) = &mut self.engine {
+            return native.timer(Duration::from_micros(after_us), token);
+        }
         let nanoseconds = u32::try_from(after_us % 1_000_000 * 1000).expect("below a second");
         let mut time = self.spare.times.pop().unwrap_or_default();
         *time = types::Timespec::new()
@@ -533,32 +504,22 @@ impl<T: Tokens> Ring<T> {
             operation,
             entry,
         };
-        // Preserve the order: a receive may need a buffer that an earlier operation provides.
-        if self.pending.is_empty() && self.submissions.has_room() {
-            self.launch(pending);
-        } else {
-            self.pending.push_back(pending);
+        match &mut self.engine {
+            Engine::Native(native) => native.submit(pending),
+            Engine::Compat(compat) => compat.submit(pending),
         }
     }
+}
 
-    fn launch(&mut self, pending: PendingOperation<T>) {
-        let PendingOperation {
-            pointed,
-            operation,
-            entry,
-        } = pending;
-        self.submissions.push();
-        let outcome = RawOutcome(PhantomData);
-        let mut operation = UnsubmittedOneshot::new(operation, outcome, entry).submit();
-        let slot = self.flights.vacant_entry();
-        let waker = waker(slot.key());
-        let first_poll = Pin::new(&mut operation).poll(&mut Context::from_waker(&waker));
-        // Completions are processed only when tokio polls the ring.
-        assert!(first_poll.is_pending(), "the operation was submitted");
-        slot.insert(Flight {
-            _pointed: pointed,
-            operation,
-        });
+impl<T: Tokens> Drop for Ring<T> {
+    fn drop(&mut self) {
+        // The other ring ends with its runtime, before this.
+        if let Engine::Native(native) = &mut self.engine
+            && native.end().is_err()
+        {
+            native.leak();
+            self.buffers.leak();
+        }
     }
 }
 
@@ -590,21 +551,6 @@ fn vectored(spans: Spans, spare: Option<Box<Vectored>>) -> Box<Vectored> {
     message.header.msg_iovlen = spans.len();
     message.spans = spans;
     message
-}
-
-/// Returns a waker whose data is a slab index, never a pointer.
-fn waker(index: usize) -> Waker {
-    const TABLE: RawWakerVTable = RawWakerVTable::new(
-        |data| RawWaker::new(data, &TABLE),
-        |data| Ready::push(data.addr()),
-        |data| Ready::push(data.addr()),
-        |_| (),
-    );
-    // SAFETY:
-    // - the data is a number that is never dereferenced, so clone and drop have nothing to do
-    // - all four functions may be called on any thread: on another thread, waking only puts a
-    //   number on that thread's list (tokio-uring wakes on the thread of its ring)
-    unsafe { Waker::from_raw(RawWaker::new(std::ptr::without_provenance(index), &TABLE)) }
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ use crate::io::listener::{AddressNames, ListenError, Listener};
 use crate::io::mailbox::{RecoveredShard, ShardMessage, ShardSender, mailbox};
 use crate::io::random::random_u64;
 use crate::io::recovery::{self, Display};
-use crate::io::ring;
+use crate::io::ring::{self, RingKind};
 use crate::io::secrets::SecretStore;
 use crate::io::shard_thread::{self, RingReport, Start};
 use crate::io::threads::{self, ThreadError};
@@ -56,6 +56,12 @@ pub enum ServeError {
     /// The kernel or the container does not let this process use `io_uring`.
     #[error("io_uring is not available: {0}")]
     Ring(String),
+    /// The kernel does not support the ring that `--ring native` demands.
+    #[error(
+        "--ring native needs operations that this kernel or container does not support: use Linux \
+         6.1 or later, or --ring auto"
+    )]
+    NoNativeRing,
     /// The system could not start a thread.
     #[error(transparent)]
     Thread(#[from] ThreadError),
@@ -119,7 +125,7 @@ pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
     let admin_address = settings.admin_address().map_err(ListenError::from)?;
     let cores = thread::available_parallelism().ok();
     let shards = settings.shards(cores);
-    ring::probe().map_err(|error| ServeError::Ring(ring::advice(&error, shards)))?;
+    let ring = ring_kind(settings, shards)?;
     // The port comes first: if another server is using it, this one must not touch anything else.
     let listener = Arc::new(Listener::open(settings)?);
     let admin_listener = admin_address.map(|address| {
@@ -152,6 +158,7 @@ pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
         status: Arc::clone(&status),
         listener: Arc::clone(&listener),
         admin_listener: admin_listener.clone(),
+        ring,
         started: Instant::now(),
     };
     let senders = spawn_shards(&common, &compactor.events(), &events)?;
@@ -169,7 +176,7 @@ pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
     begin_to_serve(&senders, &directory, &report, partitions, fill_bytes)?;
     warn_of_shards(shards, cores);
     let (address, inherited) = (listener.address(), listener.is_inherited());
-    tracing::info!(%address, inherited, shards, connections_max, "listening");
+    tracing::info!(%address, inherited, shards, %ring, connections_max, "listening");
     let admin_address = admin_listener.map(|listener| listener.address());
     let has_console = settings.console || settings.dev;
     if let Err(error) = announce(token.as_deref(), address, admin_address, has_console) {
@@ -181,6 +188,12 @@ pub fn serve(settings: &ServeArgs) -> Result<(), ServeError> {
     compactor.stop();
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Returns the ring that the shards run on.
+fn ring_kind(settings: &ServeArgs, shards: u32) -> Result<RingKind, ServeError> {
+    ring::probe().map_err(|error| ServeError::Ring(ring::advice(&error, shards)))?;
+    RingKind::choose(settings.ring).ok_or(ServeError::NoNativeRing)
 }
 
 /// Sends each shard its log and its recovered state, and waits until all of them serve.
@@ -392,6 +405,7 @@ struct Common<'a> {
     status: Arc<Status>,
     listener: Arc<Listener>,
     admin_listener: Option<Arc<Listener>>,
+    ring: RingKind,
     started: Instant,
 }
 
@@ -426,6 +440,7 @@ fn spawn_shards(
             },
             started: common.started,
             is_pinned: !common.settings.no_pin,
+            ring_kind: common.ring,
             ring: RingReport::new(rings.clone()),
             go: receiver,
         };

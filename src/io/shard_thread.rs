@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use crate::core::shard::Shard;
 use crate::core::shard::contract::ShardConfig;
-use crate::io::ring;
+use crate::io::ring::{self, RingKind};
 use crate::io::threads::{self, ThreadError};
 use crate::io::worker::{Worker, WorkerContext, clock};
 
@@ -21,6 +21,8 @@ pub struct Start {
     pub started: Instant,
     /// Whether the thread is pinned to one core.
     pub is_pinned: bool,
+    /// The ring that the shard runs on.
+    pub ring_kind: RingKind,
     /// The channel on which the shard reports that its ring is set up.
     pub ring: RingReport,
     /// The signal to begin. If the sender is dropped, the shard must not begin.
@@ -86,6 +88,7 @@ fn run(start: Start, report: &mut RingReport) -> io::Result<()> {
         context,
         started,
         is_pinned,
+        ring_kind,
         ring: _,
         go,
     } = start;
@@ -97,8 +100,14 @@ fn run(start: Start, report: &mut RingReport) -> io::Result<()> {
     let mut worker = Worker::new(shard, number, context, started);
     let mut is_started = false;
     // Lets tests simulate a kernel before 5.19.
-    let waits_before_receive =
-        cfg!(debug_assertions) && std::env::var_os("ETHERPLY_FAULT_OLD_KERNEL").is_some();
+    let is_old = cfg!(debug_assertions) && std::env::var_os("ETHERPLY_FAULT_OLD_KERNEL").is_some();
+    let kind = if is_old {
+        RingKind::Compat {
+            waits_before_receive: true,
+        }
+    } else {
+        ring_kind
+    };
     let is_set_up = || {
         report.send(Ok(()));
         match go.recv() {
@@ -106,7 +115,7 @@ fn run(start: Start, report: &mut RingReport) -> io::Result<()> {
             Err(_) => ControlFlow::Break(()),
         }
     };
-    ring::run(waits_before_receive, is_set_up, |ring| {
+    ring::run(kind, is_set_up, |ring| {
         if !is_started {
             is_started = true;
             worker.start(ring);

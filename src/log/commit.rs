@@ -32,7 +32,9 @@
 
 use std::io;
 
-use crate::limits::{BATCH_BYTES_MAX, COMMIT_AGE_MAX_US, COMMIT_AGE_MIN_US, SEGMENT_BYTES_MAX};
+use crate::limits::{
+    BATCH_BYTES_MAX, COMMIT_AGE_MAX_US, COMMIT_AGE_MIN_US, RELAXED_COMMIT_AGE_US, SEGMENT_BYTES_MAX,
+};
 use crate::log::position::LogPosition;
 use crate::log::record::{self, BATCH_HEADER_BYTES, SEGMENT_HEADER_BYTES};
 
@@ -298,8 +300,14 @@ impl Commit {
     /// No send starts during a commit. A batch therefore waits for a quarter of the time that the
     /// previous commit took, up to [`COMMIT_AGE_MAX_US`]. So even a shard whose rounds never finish
     /// has a fifth of its time for sends, as long as that limit is not reached.
+    ///
+    /// In the other modes no client waits for the batch, and it is written once its oldest op is
+    /// [`RELAXED_COMMIT_AGE_US`] old.
     #[must_use]
     pub fn batch_due_us(&self) -> Option<u64> {
+        if self.durability != Durability::Always {
+            return Some(self.oldest_us()? + RELAXED_COMMIT_AGE_US);
+        }
         let took_us = self.idle_since_us.saturating_sub(self.begun_us);
         let age_us = (took_us / 4).clamp(COMMIT_AGE_MIN_US, COMMIT_AGE_MAX_US);
         self.has_ops()

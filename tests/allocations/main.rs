@@ -13,6 +13,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use driver::{Driver, put_frame, put_op};
+use etherply::config::RingChoice;
+use etherply::io::ring::RingKind;
 use etherply::limits::SECOND_US;
 use etherply::log::commit::Durability;
 
@@ -322,10 +324,13 @@ fn slow_clients_are_conflated() {
 /// allocations.
 #[test]
 fn a_worker_on_its_ring() {
-    for durability in DURABILITIES {
-        let counts = worker::allocations_by_window(durability, || COUNT.get());
-        assert_eq!(counts.len() as u64, worker::WINDOWS);
-        assert!(counts.contains(&0), "{durability:?}: {counts:?}");
+    let rings = RingKind::choose(RingChoice::Auto);
+    for ring in rings.into_iter().chain([RingKind::COMPAT]) {
+        for durability in DURABILITIES {
+            let counts = worker::allocations_by_window(ring, durability, || COUNT.get());
+            assert_eq!(counts.len() as u64, worker::WINDOWS);
+            assert!(counts.contains(&0), "{ring} {durability:?}: {counts:?}");
+        }
     }
 }
 

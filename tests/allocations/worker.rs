@@ -15,7 +15,7 @@ use etherply::core::shard::contract::LoggedGenerations;
 use etherply::generation::Generation;
 use etherply::io::listener::{AddressNames, Listener};
 use etherply::io::mailbox::{RecoveredShard, ShardMessage, ShardSender, mailbox};
-use etherply::io::ring;
+use etherply::io::ring::{self, RingKind};
 use etherply::io::worker::{Worker, WorkerContext, clock};
 use etherply::limits::{SECOND_US, SEGMENT_FILL_BYTES};
 use etherply::log::commit::Durability;
@@ -38,7 +38,11 @@ const KEYS: u64 = 20;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Runs the load and returns how much `count` rose on the worker's thread in each window.
-pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) -> Vec<u64> {
+pub fn allocations_by_window(
+    kind: RingKind,
+    durability: Durability,
+    count: impl Fn() -> u64,
+) -> Vec<u64> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let directory = Arc::new(DataDirectory::open(folder.path()).expect("a data directory"));
     let fill_bytes = (durability == Durability::Always).then_some(SEGMENT_FILL_BYTES);
@@ -92,7 +96,7 @@ pub fn allocations_by_window(durability: Durability, count: impl Fn() -> u64) ->
     let mut counts = Vec::with_capacity(usize::try_from(WINDOWS).expect("the value is small"));
     let (mut seen, mut before, mut is_started) = (0, 0, false);
     let go = || ControlFlow::Continue(());
-    ring::run(false, go, |ring| {
+    ring::run(kind, go, |ring| {
         if !is_started {
             is_started = true;
             worker.start(ring);

@@ -54,6 +54,8 @@ pub struct RingSupport {
     pub is_cooperative: bool,
     /// `IORING_SETUP_SINGLE_ISSUER`, Linux 6.0.
     pub has_single_issuer: bool,
+    /// Whether the native ring works (`--ring native`), Linux 6.1.
+    pub is_native: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

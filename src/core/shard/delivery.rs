@@ -122,8 +122,8 @@ impl Shard {
         let since_us = if self.config.durability == Durability::Always {
             self.sends.take_shown_since_us()
         } else {
-            let oldest_us = self.log.oldest_us();
-            oldest_us.filter(|oldest_us| *oldest_us == clock.now_us)
+            let appended_us = self.log.appended_us();
+            appended_us.filter(|appended_us| *appended_us == clock.now_us)
         };
         if let Some(since_us) = since_us {
             self.sends.watch(since_us);

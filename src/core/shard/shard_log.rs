@@ -58,6 +58,8 @@ pub(super) struct ShardLog {
     /// written, then those in the batch that is being filled.
     senders: Vec<SessionId>,
     written_senders: usize,
+    /// The time of the last append.
+    appended_us: Option<u64>,
     /// The size of all workspaces in a log without superseded ops.
     live_bytes: u64,
     segment_bytes_min: u64,
@@ -80,6 +82,7 @@ impl ShardLog {
             unrecorded: None,
             senders: Vec::new(),
             written_senders: 0,
+            appended_us: None,
             live_bytes: 0,
             segment_bytes_min: config.segment_bytes_min,
             segment_bytes_max: config.segment_bytes_max,
@@ -215,6 +218,7 @@ impl ShardLog {
         let (before, after) = op.live_bytes;
         self.live_bytes -= before;
         self.live_bytes += after;
+        self.appended_us = Some(now_us);
         let position = self.commit.push(&op.record, now_us);
         self.space.wrote(allowance, &op.record, now_us);
         // The senders in the batch that is being written do not count, because they are removed
@@ -254,9 +258,9 @@ impl ShardLog {
         self.commit.batch_due_us()
     }
 
-    /// Returns the arrival time of the oldest op in the batch that is being filled.
-    pub fn oldest_us(&self) -> Option<u64> {
-        self.commit.oldest_us()
+    /// Returns the time of the last append.
+    pub fn appended_us(&self) -> Option<u64> {
+        self.appended_us
     }
 
     /// Returns whether a batch can be written now.

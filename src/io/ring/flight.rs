@@ -3,11 +3,9 @@
 
 use std::fmt::Debug;
 use std::io;
-use std::marker::PhantomData;
 use std::os::fd::OwnedFd;
 
-use io_uring::{cqueue, squeue, types};
-use tokio_uring::{InFlightOneshot, OneshotOutputTransform};
+use io_uring::{squeue, types};
 
 use crate::core::fanout::chunk_pool::{Span, Spans};
 use crate::io::buffers::Filled;
@@ -114,28 +112,8 @@ pub(super) struct PendingOperation<T: Tokens> {
     pub entry: squeue::Entry,
 }
 
-/// An operation that the kernel has accepted, or will be given with the next submission.
-pub(super) struct Flight<T: Tokens> {
-    /// Declared before the operation, since fields are dropped in declaration order.
-    pub _pointed: Pointed,
-    pub operation: InFlightOneshot<Operation<T>, RawOutcome<T>>,
-}
-
-/// Converts an entry of the completion queue into the operation, its result and its flags.
-pub(super) struct RawOutcome<T>(pub PhantomData<fn() -> T>);
-
-impl<T: Tokens> OneshotOutputTransform for RawOutcome<T> {
-    type Output = (Operation<T>, i32, u32);
-    type StoredData = Operation<T>;
-
-    fn transform_oneshot_output(
-        self,
-        operation: Operation<T>,
-        entry: cqueue::Entry,
-    ) -> Self::Output {
-        (operation, entry.result(), entry.flags())
-    }
-}
+/// A completed operation with its result and its flags.
+pub(super) type Outcome<T> = (Operation<T>, i32, u32);
 
 /// Memory of completed operations, kept for reuse.
 #[derive(Default)]

@@ -14,7 +14,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use super::setup::first_known;
 use super::*;
 use crate::core::fanout::window::{Chunk, Span};
-use crate::limits::{COMPLETION_ENTRIES, RECEIVE_BUFFERS};
+use crate::limits::{COMPLETION_ENTRIES, RECEIVE_BUFFERS, RING_ENTRIES};
 use crate::log::blocks::{BLOCK_BYTES, Blocks};
 
 /// Tokens that are plain numbers.
@@ -29,12 +29,19 @@ impl Tokens for Numbers {
     type Signal = usize;
 }
 
+const COMPAT: RingKind = RingKind::COMPAT;
+const OLD: RingKind = RingKind::Compat {
+    waits_before_receive: true,
+};
+const RECENT: [RingKind; 2] = [RingKind::Native, COMPAT];
+const ALL: [RingKind; 3] = [RingKind::Native, COMPAT, OLD];
+
 type Turns<'a> = &'a mut dyn FnMut(&mut Ring<Numbers>, Vec<Completion<Numbers>>) -> ControlFlow<()>;
 
 /// Runs turns that start with all available completions. The first turn has none.
-fn run_turns(waits_before_receive: bool, turn: Turns<'_>) {
+fn run_turns(kind: RingKind, turn: Turns<'_>) {
     let go = || ControlFlow::Continue(());
-    run(waits_before_receive, go, |ring| {
+    run(kind, go, |ring| {
         let mut completions = Vec::new();
         ring.drain(&mut completions);
         let flow = turn(ring, completions);
@@ -42,6 +49,20 @@ fn run_turns(waits_before_receive: bool, turn: Turns<'_>) {
         flow
     })
     .unwrap();
+}
+
+/// Submits an operation that does nothing.
+fn no_op(ring: &mut Ring<Numbers>, token: usize) {
+    ring.submit(Operation::Signal(token), opcode::Nop::new().build());
+}
+
+/// Returns the number of operations that have been queued or submitted, and of those that wait for
+/// a place in the queue.
+fn counts(ring: &Ring<Numbers>) -> (usize, usize) {
+    match &ring.engine {
+        Engine::Native(native) => (native.flights.len(), native.pending.len()),
+        Engine::Compat(compat) => (compat.flights.len(), compat.pending.len()),
+    }
 }
 
 fn chunk(bytes: &[u8]) -> Chunk {
@@ -86,7 +107,7 @@ fn outcome(ring: &mut Ring<Numbers>, completion: Completion<Numbers>) -> (usize,
     }
 }
 
-fn every_operation(waits_before_receive: bool) -> BTreeMap<usize, String> {
+fn every_operation(kind: RingKind) -> BTreeMap<usize, String> {
     let file = tempfile::tempfile().unwrap();
     let bell = eventfd(1, EventfdFlags::empty()).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -97,7 +118,7 @@ fn every_operation(waits_before_receive: bool) -> BTreeMap<usize, String> {
     let mut outcomes = BTreeMap::new();
     let mut is_started = false;
     let blocks_file = tempfile::tempfile().unwrap();
-    run_turns(waits_before_receive, &mut |ring, completions| {
+    run_turns(kind, &mut |ring, completions| {
         if !is_started {
             is_started = true;
             let mut blocks = Blocks::new(BLOCK_BYTES);
@@ -160,16 +181,20 @@ fn an_operation_returns_what_it_held_with_its_outcome() {
         "ended true",
         "bbbbb… 8192",
     ];
-    for waits_before_receive in [false, true] {
-        let outcomes = every_operation(waits_before_receive);
-        assert_eq!(outcomes.into_values().collect::<Vec<_>>(), expected);
+    for kind in ALL {
+        let outcomes = every_operation(kind);
+        assert_eq!(
+            outcomes.into_values().collect::<Vec<_>>(),
+            expected,
+            "{kind:?}"
+        );
     }
 }
 
 #[test]
 fn more_receives_than_buffers_each_get_their_own_bytes() {
     const COUNT: usize = RECEIVE_BUFFERS as usize + 70;
-    for waits_before_receive in [false, true] {
+    for kind in ALL {
         let text = |number: usize| format!("peer {number} ").repeat(100);
         let pairs: Vec<_> = (0..COUNT).map(|_| UnixStream::pair().unwrap()).collect();
         for (number, (_, peer)) in pairs.iter().enumerate() {
@@ -179,7 +204,7 @@ fn more_receives_than_buffers_each_get_their_own_bytes() {
         let mut pending = Vec::new();
         let mut received = BTreeMap::new();
         let mut is_started = false;
-        run_turns(waits_before_receive, &mut |ring, completions| {
+        run_turns(kind, &mut |ring, completions| {
             if !is_started {
                 is_started = true;
                 for (number, (socket, _)) in pairs.iter().enumerate() {
@@ -213,138 +238,146 @@ fn more_receives_than_buffers_each_get_their_own_bytes() {
 
 #[test]
 fn receives_without_a_buffer_get_one_in_order() {
-    let count = 4 * usize::from(RECEIVE_BUFFERS);
-    let pairs: Vec<_> = (0..count).map(|_| UnixStream::pair().unwrap()).collect();
-    for (_, peer) in &pairs {
-        (&*peer).write_all(b"x").unwrap();
-    }
-    let (mut received, mut turns) = (vec![0_u32; count], 0);
-    run_turns(false, &mut |ring, completions| {
-        if turns == 0 {
-            for (token, (socket, _)) in pairs.iter().enumerate() {
-                ring.receive(socket.as_fd(), token);
+    for kind in RECENT {
+        let count = 4 * usize::from(RECEIVE_BUFFERS);
+        let pairs: Vec<_> = (0..count).map(|_| UnixStream::pair().unwrap()).collect();
+        for (_, peer) in &pairs {
+            (&*peer).write_all(b"x").unwrap();
+        }
+        let (mut received, mut turns) = (vec![0_u32; count], 0);
+        run_turns(kind, &mut |ring, completions| {
+            if turns == 0 {
+                for (token, (socket, _)) in pairs.iter().enumerate() {
+                    ring.receive(socket.as_fd(), token);
+                }
             }
-        }
-        turns += 1;
-        for completion in completions {
-            // Each socket that was read has data again immediately, like a client that reacts to a
-            // response.
-            let (token, text) = outcome(ring, completion);
-            assert_eq!(text, "x");
-            received[token] += 1;
-            (&pairs[token].1).write_all(b"x").unwrap();
-            ring.receive(pairs[token].0.as_fd(), token);
-        }
-        let all: u32 = received.iter().sum();
-        if all >= 20 * u32::try_from(count).unwrap() {
-            return ControlFlow::Break(());
-        }
-        assert!(turns < 10_000, "no more receives complete: {all} in total");
-        ControlFlow::Continue(())
-    });
-    let (least, most) = (received.iter().min(), received.iter().max());
-    assert!(
-        least >= Some(&15) && most <= Some(&25),
-        "{least:?} to {most:?}"
-    );
+            turns += 1;
+            for completion in completions {
+                // Each socket that was read has data again immediately, like a client that reacts
+                // to a response.
+                let (token, text) = outcome(ring, completion);
+                assert_eq!(text, "x");
+                received[token] += 1;
+                (&pairs[token].1).write_all(b"x").unwrap();
+                ring.receive(pairs[token].0.as_fd(), token);
+            }
+            let all: u32 = received.iter().sum();
+            if all >= 20 * u32::try_from(count).unwrap() {
+                return ControlFlow::Break(());
+            }
+            assert!(turns < 10_000, "no more receives complete: {all} in total");
+            ControlFlow::Continue(())
+        });
+        let (least, most) = (received.iter().min(), received.iter().max());
+        assert!(
+            least >= Some(&15) && most <= Some(&25),
+            "{least:?} to {most:?}"
+        );
+    }
 }
 
 #[test]
 fn receives_beyond_the_buffers_are_armed_on_an_idle_ring() {
-    const GUARD: usize = usize::MAX - 1;
-    let count = 4 * usize::from(RECEIVE_BUFFERS);
-    let pairs: Vec<_> = (0..count).map(|_| UnixStream::pair().unwrap()).collect();
-    // All sockets but the last are silent.
-    let last = count - 1;
-    (&pairs[last].1).write_all(b"x").unwrap();
-    let mut outcomes = Vec::new();
-    let mut is_started = false;
-    run_turns(false, &mut |ring, completions| {
-        if !is_started {
-            is_started = true;
-            for (token, (socket, _)) in pairs.iter().enumerate() {
-                ring.receive(socket.as_fd(), token);
+    for kind in RECENT {
+        const GUARD: usize = usize::MAX - 1;
+        let count = 4 * usize::from(RECEIVE_BUFFERS);
+        let pairs: Vec<_> = (0..count).map(|_| UnixStream::pair().unwrap()).collect();
+        // All sockets but the last are silent.
+        let last = count - 1;
+        (&pairs[last].1).write_all(b"x").unwrap();
+        let mut outcomes = Vec::new();
+        let mut is_started = false;
+        run_turns(kind, &mut |ring, completions| {
+            if !is_started {
+                is_started = true;
+                for (token, (socket, _)) in pairs.iter().enumerate() {
+                    ring.receive(socket.as_fd(), token);
+                }
+                ring.timer(10_000_000, GUARD);
             }
-            ring.timer(10_000_000, GUARD);
-        }
-        for completion in completions {
-            outcomes.push(outcome(ring, completion));
-        }
-        if outcomes.is_empty() {
-            ControlFlow::Continue(())
-        } else {
-            ControlFlow::Break(())
-        }
-    });
-    assert_eq!(outcomes, [(last, "x".to_owned())]);
+            for completion in completions {
+                outcomes.push(outcome(ring, completion));
+            }
+            if outcomes.is_empty() {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        });
+        assert_eq!(outcomes, [(last, "x".to_owned())]);
+    }
 }
 
 #[test]
 fn a_turn_runs_only_when_something_has_completed() {
-    let (mut turns, mut is_started) = (0_usize, false);
-    run_turns(false, &mut |ring, completions| {
-        if is_started {
-            assert_eq!(completions.len(), 1, "turn {turns}");
-            turns += 1;
-        }
-        is_started = true;
-        ring.again(turns);
-        if turns < 20 {
-            ControlFlow::Continue(())
-        } else {
-            ControlFlow::Break(())
-        }
-    });
+    for kind in RECENT {
+        let (mut turns, mut is_started) = (0_usize, false);
+        run_turns(kind, &mut |ring, completions| {
+            if is_started {
+                assert_eq!(completions.len(), 1, "turn {turns}");
+                turns += 1;
+            }
+            is_started = true;
+            ring.again(turns);
+            if turns < 20 {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        });
+    }
 }
 
 #[test]
 fn a_cancel_ends_only_the_operations_on_its_descriptor() {
-    let bell = eventfd(0, EventfdFlags::empty()).unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut outcomes = Vec::new();
-    let mut is_started = false;
-    run_turns(false, &mut |ring, completions| {
-        if !is_started {
-            is_started = true;
-            ring.accept(listener.as_fd(), 0);
-            ring.accept(listener.as_fd(), 1);
-            ring.wait(bell.as_fd(), 2);
-            assert!(ring.cancel(listener.as_fd(), 3));
-        }
-        outcomes.extend(
-            completions
-                .into_iter()
-                .map(|completion| outcome(ring, completion)),
+    for kind in RECENT {
+        let bell = eventfd(0, EventfdFlags::empty()).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut outcomes = Vec::new();
+        let mut is_started = false;
+        run_turns(kind, &mut |ring, completions| {
+            if !is_started {
+                is_started = true;
+                ring.accept(listener.as_fd(), 0);
+                ring.accept(listener.as_fd(), 1);
+                ring.wait(bell.as_fd(), 2);
+                assert!(ring.cancel(listener.as_fd(), 3));
+            }
+            outcomes.extend(
+                completions
+                    .into_iter()
+                    .map(|completion| outcome(ring, completion)),
+            );
+            if outcomes.len() == 3 {
+                rustix::io::write(&bell, &1_u64.to_ne_bytes()).unwrap();
+            }
+            if outcomes.len() < 4 {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        });
+        let bell_last = outcomes.pop();
+        assert_eq!(bell_last, Some((2, "done None".to_owned())));
+        outcomes.sort();
+        let cancelled = "accepted false";
+        let expected = [(0, cancelled), (1, cancelled), (3, "done None")];
+        assert_eq!(
+            outcomes,
+            expected.map(|(token, text)| (token, text.to_owned()))
         );
-        if outcomes.len() == 3 {
-            rustix::io::write(&bell, &1_u64.to_ne_bytes()).unwrap();
-        }
-        if outcomes.len() < 4 {
-            ControlFlow::Continue(())
-        } else {
-            ControlFlow::Break(())
-        }
-    });
-    let bell_last = outcomes.pop();
-    assert_eq!(bell_last, Some((2, "done None".to_owned())));
-    outcomes.sort();
-    let cancelled = "accepted false";
-    let expected = [(0, cancelled), (1, cancelled), (3, "done None")];
-    assert_eq!(
-        outcomes,
-        expected.map(|(token, text)| (token, text.to_owned()))
-    );
-    let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    assert!(listener.accept().is_ok(), "the listener was closed");
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert!(listener.accept().is_ok(), "the listener was closed");
+    }
 }
 
 #[test]
 fn no_cancel_is_submitted_if_the_kernel_does_not_support_it() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    run_turns(true, &mut |ring, _| {
-        let before = ring.flights.len();
+    run_turns(OLD, &mut |ring, _| {
+        let before = counts(ring);
         assert!(!ring.cancel(listener.as_fd(), 0));
-        assert_eq!(ring.flights.len(), before);
+        assert_eq!(counts(ring), before);
         ControlFlow::Break(())
     });
 }
@@ -360,7 +393,7 @@ fn full_socket() -> (UnixStream, UnixStream) {
 
 /// Ends a ring in which every kind of operation is in flight, by a panic or normally. Returns a
 /// weak reference to the chunk that the sends hold.
-fn end_with_all_in_flight(by_panic: bool) -> Weak<Vec<u8>> {
+fn end_with_all_in_flight(kind: RingKind, by_panic: bool) -> Weak<Vec<u8>> {
     let bell = eventfd(0, EventfdFlags::empty()).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let (silent, _silent_peer) = UnixStream::pair().unwrap();
@@ -371,12 +404,8 @@ fn end_with_all_in_flight(by_panic: bool) -> Weak<Vec<u8>> {
     let mut lent = Some(lent);
     let ended = catch_unwind(AssertUnwindSafe(|| {
         let go = || ControlFlow::Continue(());
-        run(false, go, |ring: &mut Ring<Numbers>| {
+        run(kind, go, |ring: &mut Ring<Numbers>| {
             let Some(lent) = lent.take() else {
-                // Wait for the no-op to complete, although no turn consumes its completion.
-                if READY.with_borrow(|ready| ready.indices.is_empty()) {
-                    return ControlFlow::Continue(());
-                }
                 assert!(!by_panic, "a planted fault");
                 return ControlFlow::Break(());
             };
@@ -406,26 +435,30 @@ fn end_with_all_in_flight(by_panic: bool) -> Weak<Vec<u8>> {
 
 #[test]
 fn a_dropped_ring_releases_everything_in_flight() {
-    assert_eq!(end_with_all_in_flight(false).strong_count(), 0);
+    for kind in ALL {
+        let held = end_with_all_in_flight(kind, false);
+        assert_eq!(held.strong_count(), 0, "{kind:?}");
+    }
 }
 
 #[test]
 fn a_panic_in_a_turn_releases_everything_in_flight_and_leaves_nothing_for_the_next_ring() {
-    assert_eq!(end_with_all_in_flight(true).strong_count(), 0);
-    let mut outcomes = Vec::new();
-    run_turns(false, &mut |ring, completions| {
-        outcomes.extend(
-            completions
-                .into_iter()
-                .map(|completion| outcome(ring, completion)),
-        );
-        if outcomes.is_empty() {
-            ring.again(8);
-            return ControlFlow::Continue(());
-        }
-        ControlFlow::Break(())
-    });
-    assert_eq!(outcomes, [(8, "done None".to_owned())]);
+    for kind in ALL {
+        let held = end_with_all_in_flight(kind, true);
+        assert_eq!(held.strong_count(), 0, "{kind:?}");
+        let mut outcomes = Vec::new();
+        run_turns(kind, &mut |ring, completions| {
+            for completion in completions {
+                outcomes.push(outcome(ring, completion));
+            }
+            if outcomes.is_empty() {
+                ring.again(8);
+                return ControlFlow::Continue(());
+            }
+            ControlFlow::Break(())
+        });
+        assert_eq!(outcomes, [(8, "done None".to_owned())], "{kind:?}");
+    }
 }
 
 /// Accepts buffers as a kernel does: as many of a run as it has memory for. Some kernels return
@@ -444,7 +477,7 @@ fn take_buffers(run: u16, memory: &mut u16, says_count: bool) -> (u16, i32) {
 #[test]
 fn buffers_that_the_kernel_did_not_accept_are_not_lost() {
     for (memory, says_count) in [(0, true), (0, false), (5, true), (5, false), (128, false)] {
-        let mut ring: Ring<Numbers> = Ring::new(false, -1);
+        let mut ring: Ring<Numbers> = Ring::compat(false, -1);
         let (mut left, mut with_kernel) = (memory, 0);
         let indices: Vec<u16> = std::iter::from_fn(|| ring.buffers.lend_next())
             .map(|(index, _)| index)
@@ -462,84 +495,92 @@ fn buffers_that_the_kernel_did_not_accept_are_not_lost() {
     }
 }
 
-#[test]
-fn a_turn_with_more_operations_than_the_queue_holds_loses_none_if_the_kernel_refuses() {
-    const COUNT: usize = 20_000;
-    const REFUSALS: usize = 5;
-    let pair = UnixStream::pair().unwrap();
-    (&pair.1).write_all(b"x").unwrap();
-    let mut seen = vec![0_u32; COUNT];
-    let mut is_started = false;
-    // Each receive waits for the one readable socket, as on old kernels, where a turn may arm any
-    // number.
-    run_turns(true, &mut |ring, _| {
-        if !is_started {
-            is_started = true;
-            let mut real = std::mem::replace(&mut ring.submissions.enter, Box::new(|| Ok(0)));
+/// Lets the kernel refuse the next submissions, with EAGAIN.
+fn refuse(ring: &mut Ring<Numbers>, count: u32) {
+    match &mut ring.engine {
+        Engine::Native(native) => native.refusals = count,
+        Engine::Compat(compat) => {
+            let enter = &mut compat.submissions.enter;
+            let mut real = std::mem::replace(enter, Box::new(|| Ok(0)));
             let mut refusals = 0;
-            ring.submissions.enter = Box::new(move || {
+            *enter = Box::new(move || {
                 refusals += 1;
-                if refusals > REFUSALS {
+                if refusals > count {
                     return real();
                 }
                 Err(io::Error::from_raw_os_error(libc::EAGAIN))
             });
-            for token in 0..COUNT {
-                ring.receive(pair.0.as_fd(), token);
+        }
+    }
+}
+
+#[test]
+fn a_turn_with_more_operations_than_the_queue_holds_loses_none_if_the_kernel_refuses() {
+    const COUNT: usize = 20_000;
+    for kind in RECENT {
+        let mut seen = vec![0_u32; COUNT];
+        let mut is_started = false;
+        run_turns(kind, &mut |ring, completions| {
+            if !is_started {
+                is_started = true;
+                refuse(ring, 5);
+                for token in 0..COUNT {
+                    no_op(ring, token);
+                }
+                let (queued, pending) = counts(ring);
+                assert_eq!(queued, RING_ENTRIES as usize, "more were queued than fit");
+                assert_eq!(queued + pending, COUNT);
             }
-            let in_queue = ring.flights.len();
-            assert_eq!(
-                in_queue, RING_ENTRIES as usize,
-                "the other receives are not pending"
-            );
-            assert_eq!(in_queue + ring.pending.len(), COUNT);
-        }
-        for (token, _) in std::mem::take(&mut ring.unarmed) {
-            seen[token] += 1;
-        }
-        if seen.iter().all(|count| *count > 0) {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
-    });
-    assert!(
-        seen.iter().all(|count| *count == 1),
-        "an operation ended more than once"
-    );
+            for completion in completions {
+                seen[outcome(ring, completion).0] += 1;
+            }
+            if seen.iter().all(|count| *count > 0) {
+                assert!(ring.retries() > 0, "{kind:?}");
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        });
+        assert!(
+            seen.iter().all(|count| *count == 1),
+            "an operation ended more than once"
+        );
+    }
 }
 
 #[test]
 fn an_overflowing_completion_queue_loses_nothing() {
-    const COUNT: usize = 3 * COMPLETION_ENTRIES as usize + 100;
-    let mut seen = vec![0_u32; COUNT];
-    let mut is_started = false;
-    run_turns(false, &mut |ring, completions| {
-        if !is_started {
-            is_started = true;
-            // A no-op completes when it is submitted, and no completion is consumed before the turn
-            // ends.
-            for token in 0..COUNT {
-                ring.again(token);
+    for kind in RECENT {
+        const COUNT: usize = 3 * COMPLETION_ENTRIES as usize + 100;
+        let mut seen = vec![0_u32; COUNT];
+        let mut is_started = false;
+        run_turns(kind, &mut |ring, completions| {
+            if !is_started {
+                is_started = true;
+                // A no-op completes when it is submitted, and no completion is consumed before the
+                // turn ends.
+                for token in 0..COUNT {
+                    no_op(ring, token);
+                }
+                let (submitted, _) = counts(ring);
+                assert!(submitted > COMPLETION_ENTRIES as usize, "{submitted}");
             }
-            let submitted = ring.flights.len();
-            assert!(submitted > COMPLETION_ENTRIES as usize, "{submitted}");
-        }
-        for completion in completions {
-            let (token, text) = outcome(ring, completion);
-            assert_eq!(text, "done None");
-            seen[token] += 1;
-        }
-        if seen.iter().all(|count| *count > 0) {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
-    });
-    assert!(
-        seen.iter().all(|count| *count == 1),
-        "an operation ended more than once"
-    );
+            for completion in completions {
+                let (token, text) = outcome(ring, completion);
+                assert_eq!(text, "done None");
+                seen[token] += 1;
+            }
+            if seen.iter().all(|count| *count > 0) {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        });
+        assert!(
+            seen.iter().all(|count| *count == 1),
+            "an operation ended more than once"
+        );
+    }
 }
 
 #[test]

@@ -54,7 +54,7 @@ fn ring_kib() -> Option<u32> {
     if version < (Some(5), Some(12)) {
         Some(320)
     } else {
-        (version >= (Some(6), Some(14))).then_some(200)
+        (version >= (Some(6), Some(14))).then_some(204)
     }
 }
 

@@ -11,7 +11,7 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-const FLAGS: [&str; 24] = [
+const FLAGS: [&str; 25] = [
     "--admin-host",
     "--admin-port",
     "--metrics-public",
@@ -31,6 +31,7 @@ const FLAGS: [&str; 24] = [
     "--tombstone-retention",
     "--drain-ms",
     "--no-pin",
+    "--ring",
     "--log-level",
     "--log-format",
     "--jwt-secret-file",

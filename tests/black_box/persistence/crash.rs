@@ -226,10 +226,10 @@ fn kill_during_start(setup: &Setup, segments_made: u64) {
 }
 
 /// Runs a load and kills the server in the middle of it, `rounds_count` times.
-async fn kill_under_load(mode: &str, rounds_count: u64) {
+async fn kill_under_load(setup: Setup, mode: &str, rounds_count: u64) {
     let ledger = Ledger::new(mode == "always");
     let mut dice = Dice::new(7);
-    let setup = Setup::new().args(&["--durability", mode]);
+    let setup = setup.args(&["--durability", mode]);
     let mut server = setup.clone().shards(SHARDS[0]).start().await;
     let mut rooms_hit = 0;
     for (round, shards) in (1..=rounds_count).zip(SHARDS.into_iter().cycle().skip(1)) {
@@ -263,15 +263,20 @@ async fn kill_under_load(mode: &str, rounds_count: u64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kill_9_under_load_loses_no_delivered_op_with_any_number_of_shards() {
-    kill_under_load("always", 20).await;
+    kill_under_load(Setup::new(), "always", 20).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_9_under_load_loses_no_delivered_op_on_the_ring_for_older_kernels() {
+    kill_under_load(Setup::new().args(&["--ring", "compat"]), "always", 7).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kill_9_under_load_in_interval_mode_loses_no_op_delivered_after_a_restart() {
-    kill_under_load("interval", 7).await;
+    kill_under_load(Setup::new(), "interval", 7).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kill_9_under_load_in_none_mode_loses_no_op_delivered_after_a_restart() {
-    kill_under_load("none", 7).await;
+    kill_under_load(Setup::new(), "none", 7).await;
 }

@@ -66,6 +66,12 @@ impl Log {
         };
         let setup = Setup::new().shards(1).args(&["--durability", mode]);
         let mut server = setup.start().await;
+        // The generation's batch is written before an op can join it.
+        eventually("the generation is in the file", async || {
+            let layout = Layout::of(&segment(&server, SEGMENT_1)?);
+            (layout.batches_count == FIRST_OPS).then_some(())
+        })
+        .await;
         let mut ops = Vec::new();
         for (batch, ops_count) in [1, 3, 1].into_iter().enumerate() {
             let new = (0..ops_count).map(|_| ops.len());

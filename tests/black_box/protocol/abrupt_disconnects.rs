@@ -168,8 +168,13 @@ async fn crowds_that_disconnect_and_return_disturb_nobody_and_leave_nothing_behi
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn crowds_that_disconnect_and_return_disturb_nobody_on_old_kernels() {
-    let setup = Setup::new().env("ETHERPLY_FAULT_OLD_KERNEL", "1");
-    check_remaining_clients_receive_every_op(setup).await;
+    for variable in [
+        ("ETHERPLY_RING", "compat"),
+        ("ETHERPLY_FAULT_OLD_KERNEL", "1"),
+    ] {
+        let setup = Setup::new().env(variable.0, variable.1);
+        check_remaining_clients_receive_every_op(setup).await;
+    }
 }
 
 /// Repeatedly sends an op that is shown, then makes its shard fail. Each time, the sends to a whole

@@ -125,6 +125,13 @@ fn working_ring(kernel: &Kernel, ring: &RingSupport, wanted: &WantedServer) -> F
              to make it permanent, see tuning/sysctl.conf",
         );
     }
+    let rings = match wanted.shards {
+        1 => "a ring works".to_owned(),
+        shards => format!("{shards} rings work at the same time"),
+    };
+    if ring.is_native {
+        return Finding::ok("io_uring", format!("{rings}, of the native kind"));
+    }
     let mut flags = Vec::new();
     if ring.has_single_issuer {
         flags.push("SINGLE_ISSUER");
@@ -141,11 +148,8 @@ fn working_ring(kernel: &Kernel, ring: &RingSupport, wanted: &WantedServer) -> F
     } else {
         ""
     };
-    let rings = match wanted.shards {
-        1 => "a ring works".to_owned(),
-        shards => format!("{shards} rings work at the same time"),
-    };
-    Finding::ok("io_uring", format!("{rings}, {flags}{way}"))
+    let found = format!("{rings}, of the kind for kernels before 6.1 (compat), {flags}{way}");
+    Finding::ok("io_uring", found)
 }
 
 pub fn locked_memory(

@@ -38,6 +38,7 @@ fn good() -> Facts {
             set_up: 4,
             is_cooperative: true,
             has_single_issuer: true,
+            is_native: true,
         },
         limits: ProcessLimits {
             open_files: Some(524_288),

@@ -10,8 +10,9 @@ use rustix::system::uname;
 
 use super::host::HostFiles;
 use crate::command::doctor::facts::{Kernel, Network, Port, ProcessLimits, RingFault, RingSupport};
+use crate::config::RingChoice;
 use crate::io::listener::bound_socket;
-use crate::io::ring::{probe, try_all};
+use crate::io::ring::{RingKind, probe, try_all};
 
 /// The bits of `CAP_IPC_LOCK` and `CAP_SYS_ADMIN` (capabilities(7)).
 const MAY_LOCK_MEMORY: u32 = 14;
@@ -60,6 +61,7 @@ pub fn ring(shards: u32) -> RingSupport {
     cooperative.setup_coop_taskrun().setup_taskrun_flag();
     let mut single_issuer = cooperative.clone();
     single_issuer.setup_single_issuer();
+    let kind = RingKind::choose(RingChoice::Auto).unwrap_or(RingKind::COMPAT);
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
@@ -68,12 +70,13 @@ pub fn ring(shards: u32) -> RingSupport {
     // The server does this too. If it is not allowed, the limit stays as it is.
     let _ = setrlimit(Resource::Nofile, raised);
     let fault = probe().map_err(|error| (0, error));
-    let fault = fault.and_then(|()| try_all(shards)).err();
+    let fault = fault.and_then(|()| try_all(kind, shards)).err();
     RingSupport {
         set_up: fault.as_ref().map_or(shards, |(number, _)| *number),
         fault: fault.map(|(_, error)| ring_fault(&error)),
         is_cooperative: knows(&cooperative),
         has_single_issuer: knows(&single_issuer),
+        is_native: kind == RingKind::Native,
     }
 }
 

@@ -52,8 +52,10 @@ fn a_timed_fdatasync_is_measured_from_the_oldest_op_since_the_previous_one() {
     let (writer, _reader) = (rig.join("w", None), rig.join("w", None));
     let (groups, _) = totals(&rig);
     rig.op(writer, "k", "1", 1);
+    rig.write_batch();
     pass(&mut rig, 100 * MS_US);
     rig.op(writer, "k", "2", 2);
+    rig.write_batch();
     assert_eq!(totals(&rig), ((groups.0 + 2, groups.1 + 2), (0, 0)));
     let counters = rig.shard.counters();
     assert_eq!((counters.sent.count, counters.sent.sum), (2, 0), "at once");

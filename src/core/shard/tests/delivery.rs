@@ -7,7 +7,7 @@ use crate::core::shard::contract::Output;
 use crate::core::shard::session::Session;
 use crate::limits::{
     COMMIT_AGE_MIN_US, CONFLATED_BYTES_MAX, CONFLATED_STEPS_MAX, PACE_AFTER_US, PACE_SHARE,
-    SENDS_PER_TURN_MAX,
+    RELAXED_COMMIT_AGE_US, SENDS_PER_TURN_MAX,
 };
 use crate::log::commit::Durability;
 use crate::wire::ProtocolVersion;
@@ -84,8 +84,11 @@ fn a_commit_waits_briefly_for_the_round_of_sends() {
         (Durability::Always, 0, false),
         (Durability::Always, COMMIT_AGE_MIN_US - 1, false),
         (Durability::Always, COMMIT_AGE_MIN_US, true),
-        (Durability::Interval, 0, true),
-        (Durability::None, 0, true),
+        // No client waits for the batch.
+        (Durability::Interval, RELAXED_COMMIT_AGE_US - 1, false),
+        (Durability::Interval, RELAXED_COMMIT_AGE_US, true),
+        (Durability::None, RELAXED_COMMIT_AGE_US - 1, false),
+        (Durability::None, RELAXED_COMMIT_AGE_US, true),
     ] {
         let mut rig = Rig::new(|config| config.durability = durability);
         let (writer, reader) = (rig.join("w", None), rig.join("w", None));

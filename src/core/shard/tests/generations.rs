@@ -75,6 +75,7 @@ fn a_generation_is_recorded_before_the_first_op_after_a_start_and_after_each_reb
         // The op that fails is lost.
         rig.log_fails = true;
         rig.op(writer, "k", "2", 2);
+        rig.write_batch();
         rig.log_fails = false;
         rig.sleep_until(4.0);
         let writer = rig.join("w", None);
@@ -205,8 +206,10 @@ fn a_rebuild_begins_a_generation_at_the_ops_that_were_kept() {
     let mut rig = Rig::new(|config| config.durability = Durability::None);
     let writer = rig.join("w", None);
     rig.op(writer, "k", "1", 1);
+    rig.write_batch();
     rig.log_hangs = true;
     rig.op(writer, "k", "2", 2);
+    rig.write_batch();
     assert_eq!(reason(&rig, "w", resume(1, 2)), Resumed);
     rig.log_hangs = false;
     assert!(matches!(rig.log, Some(Output::Log(LogStep::Write { .. }))));

@@ -251,6 +251,7 @@ fn an_entity_tag_from_before_a_rebuild_is_never_reused() {
         (rig.log_hangs, rig.log_fails) = (true, true);
         rig.op(writer, "k", &format!("\"shown in round {round}\""), round);
         assert!(tags.insert(tag_of_state(&mut rig)), "{tags:?}");
+        rig.write_batch();
         rig.log_hangs = false;
         rig.run();
         rig.log_fails = false;

@@ -14,7 +14,7 @@ use crate::core::shard::session::{Session, SessionId};
 use crate::core::state::workspace::Workspace;
 use crate::core::testing::{self, START_UNIX_S};
 use crate::generation::Generation;
-use crate::limits::SECOND_US;
+use crate::limits::{RELAXED_COMMIT_AGE_US, SECOND_US};
 use crate::log::commit::{End, LogStep, OpenSegment};
 
 /// The monotonic time at which every rig starts. It falls on a timer tick, so that deadlines on
@@ -220,6 +220,12 @@ impl Rig {
             }
         }
         panic!("the shard loops without end at {} µs", self.clock.now_us);
+    }
+
+    /// Lets the time pass after which a batch is written although no client waits for it.
+    pub fn write_batch(&mut self) {
+        self.advance(self.clock.now_us + RELAXED_COMMIT_AGE_US);
+        self.run();
     }
 
     /// Runs one turn. Operations that it starts stay in flight.

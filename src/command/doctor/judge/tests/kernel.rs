@@ -48,10 +48,16 @@ fn a_working_ring() {
     check_rows(
         "io_uring",
         &[
-            (|_| {}, Severity::Ok, &["SINGLE_ISSUER", "COOP_TASKRUN"]),
+            (|_| {}, Severity::Ok, &["native"]),
+            (
+                |f| f.ring.is_native = false,
+                Severity::Ok,
+                &["compat", "SINGLE_ISSUER", "COOP_TASKRUN"],
+            ),
             (
                 |f| {
                     f.kernel.release = "5.15.0".into();
+                    f.ring.is_native = false;
                     f.ring.is_cooperative = false;
                     f.ring.has_single_issuer = false;
                 },
@@ -72,6 +78,7 @@ fn receives_poll_first_before_linux_5_19() {
     for (release, polls) in [("5.18.19", true), ("5.19.0", false), ("5.10.0", true)] {
         let mut facts = good();
         facts.kernel.release = release.into();
+        facts.ring.is_native = false;
         let found = finding(&facts, "io_uring").found;
         assert_eq!(found.contains("poll first"), polls, "{release}: {found}");
     }
@@ -206,7 +213,7 @@ fn locked_memory_matters_on_kernels_where_rings_count() {
             (
                 |f| f.kernel.release = "6.14.0".into(),
                 Severity::Fail,
-                &["64.00 KiB", "4 shards", "800.00 KiB", "ulimit -l"],
+                &["64.00 KiB", "4 shards", "816.00 KiB", "ulimit -l"],
             ),
             (
                 |f| {
@@ -214,7 +221,7 @@ fn locked_memory_matters_on_kernels_where_rings_count() {
                     f.limits.locked_memory_bytes = locked_bytes((6, 18), 4);
                 },
                 Severity::Ok,
-                &["800.00 KiB"],
+                &["816.00 KiB"],
             ),
             (
                 |f| {
