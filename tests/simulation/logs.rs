@@ -332,7 +332,7 @@ impl World {
 fn a_rebuild_keeps_everything_that_its_sync_has_written() {
     crate::turns::count_panics();
     let mut met = 0;
-    for seed in 0..1000 {
+    for seed in 0..2000 {
         let plan = Plan {
             faults: faults::ALL & !(faults::KILL | faults::TRIALS | faults::COPIES),
             ..Plan::new(seed)

@@ -40,7 +40,7 @@ use plan::{Coverage, Plan, Planted, faults};
 use world::World;
 
 /// The number of seeds that each of the fixed tests runs.
-const SEEDS_PER_TEST: u64 = 130;
+const SEEDS_PER_TEST: u64 = 150;
 
 /// Runs a world to its end; panics if an invariant does not hold.
 fn live(plan: Plan, journal: Journal) -> Coverage {
@@ -175,7 +175,7 @@ fn planted_bugs_are_found() {
             };
             run(plan, Journal::default()).is_err()
         };
-        let seed = (0..SEEDS_PER_TEST).find(finds);
+        let seed = (0..4 * SEEDS_PER_TEST).find(finds);
         assert!(seed.is_some(), "nothing finds {planted:?}");
         println!("{planted:?} is found by seed {seed:?}");
     }
