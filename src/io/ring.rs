@@ -2,8 +2,8 @@
 //!
 //! Two rings implement it. Both submit everything that a turn has queued with one system call.
 //!
-//! - `native`, for kernels from 6.1 on. One system call submits, waits, and completes.
-//! - `compat`, on top of tokio-uring, for kernels from 5.10 on.
+//! - `native`, for Linux 6.1 and later. One system call submits, waits, and completes.
+//! - `compat`, on top of tokio-uring, for Linux 5.10 and later.
 //!
 //! What operations are made of, and what becomes of their results, is the same for both and is in
 //! this file. The interface knows nothing of sessions or logs.

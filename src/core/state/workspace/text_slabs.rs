@@ -104,7 +104,7 @@ struct TextSlab {
 
 const _: () = assert!(
     size_of::<TextSlab>() == 32,
-    "two of them should fit a cache line, and none should be in two"
+    "two of them should fit in a cache line, and none should straddle two"
 );
 
 /// Returns the size of the slot for a text.
