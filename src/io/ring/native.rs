@@ -8,10 +8,10 @@
 //! - Timers are the wait's timeout (`IORING_ENTER_EXT_ARG`), and another turn right away is a wait
 //!   that does not wait. Neither is an operation.
 //! - Buffers are provided through shared memory (`IORING_REGISTER_PBUF_RING`).
-//! - A receive is tried first, and waits for the socket if there is nothing to read. If the socket's
-//!   last receive had to wait, the next one is not tried first (`IORING_RECVSEND_POLL_FIRST`).
-//! - Receives are not multishot: a multishot receive continues while the shard does not want to read
-//!   from the client, and can fill all buffers with the bytes of a single one.
+//! - A receive is tried first, and waits for the socket if there is nothing to read. If the last
+//!   receive had to wait, the next one is not tried first (`IORING_RECVSEND_POLL_FIRST`).
+//! - Receives are not multishot: a multishot receive continues while the shard does not want to
+//!   read from the client, and can fill all buffers with the bytes of a single one.
 //!
 //! # How memory is kept alive while the kernel uses it
 //!
