@@ -9,8 +9,9 @@ use etherply::limits::{
 };
 use etherply::seq::Seq;
 use etherply::wire::message::v2::{
-    ClientChange, ClientMessage, ClientMessageError as E, ClientOp, PresenceFrame, StateChunk,
-    cast_frame_bytes, error_frame_bytes, op_frame_bytes, put_cast, put_error, put_op, put_peer,
+    ClientChange, ClientMessage, ClientMessageError as E, ClientOp, OpEnvelope, PresenceFrame,
+    StateChunk, cast_frame_bytes, error_frame_bytes, op_frame_bytes, put_cast, put_error, put_op,
+    put_peer,
 };
 use etherply::wire::message::{MessageError, Parser};
 use etherply_fuzz::json::{
@@ -296,9 +297,16 @@ fn check_op(op: &ClientOp<'_>) {
         ClientChange::Write { value, .. } => Some(value),
         ClientChange::Delete => None,
     };
-    let (mut out, seq) = (Vec::new(), Some(Seq::new(op.timestamp >> 7)));
-    put_op(&mut out, op.key, value, op.timestamp, seq);
-    assert_eq!(out.len(), op_frame_bytes(op.key, value, op.timestamp, seq));
+    let mut out = Vec::new();
+    let number = op.timestamp >> 10;
+    // A broadcast has a seq, a correction an id.
+    let sent = OpEnvelope {
+        id: (op.timestamp % 2 == 0 && number > 0).then_some(number),
+        seq: (op.timestamp % 2 == 1).then(|| Seq::new(number)),
+    };
+    put_op(&mut out, op.key, value, op.timestamp, sent);
+    let frame_bytes = op_frame_bytes(op.key, value, op.timestamp, sent);
+    assert_eq!(out.len(), frame_bytes);
     // A client may also send the server's op.
     let plain = ClientOp {
         change: match op.change {
@@ -313,6 +321,7 @@ fn check_op(op: &ClientOp<'_>) {
     };
     let mut parser = Parser::new();
     let envelope = parser.parse_v2(payload(&out));
+    assert_eq!(envelope.id, sent.id);
     assert_eq!(envelope.content, Ok(ClientMessage::Op(plain)));
 
     out.clear();
