@@ -274,8 +274,8 @@ export class Replica {
   /** Makes the next connection start with the complete state. */
   forgetPosition() { this.#seq = undefined; }
 
-  /** Ends this connection, so that the next one begins with the complete state. */
-  #beginAnew(message) {
+  /** Ends this connection, so that the next one starts with the complete state. */
+  #startOver(message) {
     this.forgetPosition();
     [this.#is_open, this.#is_done] = [false, true];
     this.#outputs.push({ close: RESYNC, message });
@@ -328,7 +328,7 @@ export class Replica {
     // If the new history lacks what the old one had after the position, then it has something else
     // in its place, which may be from before the position and is not among the changes.
     const is_useless = state === "changes" && is_other && !this.#is_exact;
-    if (is_useless) return this.#beginAnew("the server goes on with another history");
+    if (is_useless) return this.#startOver("the server continues a different history");
     this.#message_bytes_max = limits?.message_bytes ?? Infinity;
     // If the last connection broke inside a full state, `changes` continue where that stopped.
     if (state === "full") {
@@ -589,7 +589,7 @@ export class Replica {
       } });
     }
     // The server's entry for this key may be an op that this client has forgotten.
-    if (this.#version === 2 && own.is_hiding) this.#beginAnew(message);
+    if (this.#version === 2 && own.is_hiding) this.#startOver(message);
     this.#outputs.push({ error: { code, message, key }, ...(is_newest && { refused: number }) });
   }
 

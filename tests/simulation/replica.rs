@@ -62,7 +62,7 @@ pub struct Replica {
     last_id: u64,
     saved: u64,
     pub identity: PeerIdentity,
-    /// It must begin anew, on another connection.
+    /// It must start over on another connection.
     pub is_obsolete: bool,
     /// The number of each kind of welcome, by its reason.
     pub welcomes: BTreeMap<String, u64>,

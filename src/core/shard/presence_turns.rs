@@ -96,9 +96,8 @@ impl Shard {
 
     /// Sends a value to all other members that speak version 2.
     ///
-    /// Casts do not fill a batch of the log. So while an op in the window waits for a slow disk,
-    /// nothing would stop clients from piling up casts behind it in the window: excess casts are
-    /// dropped.
+    /// Casts do not count towards a batch of the log. While an op in the window waits for a slow
+    /// disk, clients could therefore fill memory with casts behind it, so excess casts are dropped.
     pub(super) fn cast(&mut self, id: SessionId, value: &str, message_id: Option<u64>) {
         let session = &mut self.sessions[id];
         let room_id = session.room().expect("only a member casts");

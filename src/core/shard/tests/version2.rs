@@ -233,7 +233,7 @@ impl Replica {
         }
     }
 
-    /// Returns whether the client must begin anew after this `welcome` (P144).
+    /// Returns whether the client must start over after this `welcome` (P144).
     fn must_begin_anew(&self, welcome: &Value) -> bool {
         let payload = &welcome["payload"];
         let is_other = payload["generation"] != *self.generation;
